@@ -1,0 +1,144 @@
+"""How a model is spread over ranks: the layout, and the one map from a rank to its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of parallelism and the choices that go with them.
+
+    ranks = pp * dp * ep * etp; `dp` counts replicas of an expert. Everything that is not an expert is replicated
+    over `dense_dp` = ranks / (pp * tp * cp) ranks. `micro_batch` is in sequences per rank.
+    """
+
+    pp: int = 1
+    vpp: int = 1
+    ep: int = 1
+    etp: int = 1
+    tp: int = 1
+    cp: int = 1
+    dp: int = 1
+    zero: int = 0
+    schedule: str = "1f1b"
+    micro_batch: int = 1
+    recompute: str = "none"
+    all_to_all: str = "flat"
+    placement: str = "linear"
+
+    @property
+    def ranks(self) -> int:
+        """Ranks in the job."""
+        return self.pp * self.dp * self.ep * self.etp
+
+    @property
+    def dense_dp(self) -> int:
+        """Data-parallel size of attention, router, norms, embedding and head."""
+        return self.ranks // (self.pp * self.tp * self.cp)
+
+    def micro_batches(self, global_batch: int) -> int:
+        """Micro-batches M of one step for `global_batch` sequences (global_batch = micro_batch * M * dense_dp)."""
+        return global_batch // (self.micro_batch * self.dense_dp)
+
+    def stage_layers(self, layers: int) -> tuple[range, ...]:
+        """Global layer indices of each stage, contiguous; the first `layers % pp` stages hold one more."""
+        small, extra = divmod(layers, self.pp)
+        bounds = [0]
+        for stage in range(self.pp):
+            bounds.append(bounds[-1] + small + (stage < extra))
+        return tuple(range(low, high) for low, high in pairwise(bounds))
+
+    def name(self) -> str:
+        """A short name for tables, for example `pp2-ep2-dp1-mb4-1f1b`."""
+        return f"pp{self.pp}-ep{self.ep}-dp{self.dp}-mb{self.micro_batch}-{self.schedule}"
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Where one rank stands: in the layout (stage, replica, expert shard) and in the cluster (node, rack)."""
+
+    rank: int
+    stage: int
+    replica: int
+    shard: int
+    node: int
+    rack: int
+
+
+@dataclass(frozen=True)
+class RankMap:
+    """Rank -> place, for every rank. Expert shards are adjacent ranks, then replicas, then stages.
+
+    `node_of_rank` and `rack_of_node` are indices from 0; the order of expert shards first keeps an expert group
+    inside the smallest domain that holds it.
+    """
+
+    layout: Layout
+    node_of_rank: tuple[int, ...]
+    rack_of_node: tuple[int, ...]
+
+    @staticmethod
+    def block(layout: Layout, ranks_per_node: int, rack_of_node: Sequence[int]) -> RankMap:
+        """Fill nodes one after the other, as `srun --distribution=block` does."""
+        nodes = tuple(rank // ranks_per_node for rank in range(layout.ranks))
+        return RankMap(layout, nodes, tuple(rack_of_node))
+
+    @cached_property
+    def places(self) -> tuple[RankPlace, ...]:
+        """The place of every rank, in rank order."""
+        shards = self.layout.ep * self.layout.etp
+        return tuple(
+            RankPlace(
+                rank=rank,
+                stage=rank // (shards * self.layout.dp),
+                replica=rank // shards % self.layout.dp,
+                shard=rank % shards,
+                node=self.node_of_rank[rank],
+                rack=self.rack_of_node[self.node_of_rank[rank]],
+            )
+            for rank in range(self.layout.ranks)
+        )
+
+    def ranks_where(
+        self, *, stage: int | None = None, replica: int | None = None, shard: int | None = None
+    ) -> list[int]:
+        """Ranks at the given coordinates; a coordinate left out is free."""
+        return [
+            place.rank
+            for place in self.places
+            if (stage is None or place.stage == stage)
+            and (replica is None or place.replica == replica)
+            and (shard is None or place.shard == shard)
+        ]
+
+    def expert_group(self, rank: int) -> list[int]:
+        """The ranks that share one copy of a stage's experts with `rank`."""
+        place = self.places[rank]
+        return self.ranks_where(stage=place.stage, replica=place.replica)
+
+    def replica_group(self, rank: int) -> list[int]:
+        """The ranks that hold the same experts as `rank`."""
+        place = self.places[rank]
+        return self.ranks_where(stage=place.stage, shard=place.shard)
+
+    def stage_group(self, rank: int) -> list[int]:
+        """All ranks of the stage of `rank`: the data-parallel group of its dense parameters."""
+        return self.ranks_where(stage=self.places[rank].stage)
+
+    def pipeline_group(self, rank: int) -> list[int]:
+        """The ranks that pass activations to one another, first stage first."""
+        place = self.places[rank]
+        return self.ranks_where(replica=place.replica, shard=place.shard)
+
+    def tier(self, source: int, target: int) -> str:
+        """The widest link between two ranks: `self`, `node`, `rack` (other node, same rack) or `system`."""
+        a, b = self.places[source], self.places[target]
+        if a.rank == b.rank:
+            return "self"
+        if a.node == b.node:
+            return "node"
+        return "rack" if a.rack == b.rack else "system"

@@ -1,0 +1,66 @@
+"""What is predicted of a workload, in the units and names that the record of a run uses too."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+TERMS = (
+    "attention_s",
+    "router_s",
+    "expert_s",
+    "dispatch_s",
+    "combine_s",
+    "head_s",
+    "p2p_s",
+    "bubble_s",
+    "grad_reduce_s",
+    "optimizer_s",
+    "host_s",
+    "other_s",
+)
+"""Exposed seconds of one step on the critical stage; they add up to `step_time_s`.
+
+attention: norm, projections, scores; router: norm, gate, auxiliary loss; dispatch and combine: permutation and
+exchange; head: embedding, final norm, output projection and loss; host: batch preparation and the launch of work.
+"""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One optimizer step: sequences, their length, and the bytes of one value."""
+
+    global_batch: int
+    sequence: int
+    bytes_per_value: int = 4
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return self.global_batch * self.sequence
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The contract of `prediction.json`: see the field names; seconds, bytes, tokens per second."""
+
+    layout: dict[str, Any]
+    step_time_s: float
+    tokens_per_s: float
+    mfu: float
+    peak_memory_bytes: list[int]
+    bubble_fraction: float | None
+    terms: dict[str, float]
+    hidden: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    memory: dict[str, list[int]]
+    model: dict[str, Any]
+    calibration: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+    def document(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
