@@ -1,0 +1,50 @@
+"""The record survives kills, keeps its rows in order, and stays private."""
+
+import json
+import stat
+
+from piper_hpc.runs import Failure, RunFolder, Status, find, new_run_id
+
+
+def test_ids_sort_by_time_and_do_not_collide():
+    ids = [new_run_id() for _ in range(50)]
+    assert len(set(ids)) == 50
+    assert all(len(name) == len(ids[0]) for name in ids)
+
+
+def test_a_folder_is_private_and_found_by_its_manifest(tmp_path):
+    run = RunFolder.create(tmp_path)
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+    assert find(tmp_path) == []
+    run.write_manifest({"user": "ada"})
+    assert [found.run_id for found in find(tmp_path)] == [run.run_id]
+
+
+def test_rows_carry_schema_and_attempt_and_a_torn_last_line_is_left_out(tmp_path):
+    run = RunFolder.create(tmp_path)
+    run.append_metrics({"step": 1, "loss": 5.5})
+    run.append_metrics({"step": 2, "loss": 5.0}, attempt=1)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert run.metrics() == [
+        {"schema_version": 1, "attempt": 0, "step": 1, "loss": 5.5},
+        {"schema_version": 1, "attempt": 1, "step": 2, "loss": 5.0},
+    ]
+
+
+def test_status_round_trip_and_default(tmp_path):
+    run = RunFolder.create(tmp_path)
+    assert run.status().state == "pending"
+    run.write_status(Status("failed", attempt=1, failure_class="oom", reason="rank 3"))
+    status = run.status()
+    assert (status.state, status.failure_class, status.attempt, status.ended) == ("failed", "oom", 1, True)
+    assert status.updated.endswith("Z")
+    assert json.loads((run.path / "status.json").read_text())["schema_version"] == 1
+
+
+def test_the_first_failure_comes_first(tmp_path):
+    run = RunFolder.create(tmp_path)
+    run.write_failure(Failure(3, "comm", "peer closed", "", time_s=20.0), attempt=0)
+    run.write_failure(Failure(1, "oom", "no memory", "", time_s=10.0), attempt=0)
+    assert [failure.rank for failure in run.failures(0)] == [1, 3]
+    assert run.failures(1) == []
