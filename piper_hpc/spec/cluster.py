@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+DATA_SHEET = "data sheet"
+"""`Calibration.source` of a cluster on which nothing was measured."""
+
 
 class Tier(str, Enum):
     """Links between two ranks, from near to far."""
@@ -19,7 +22,7 @@ class Curve:
     """Measured time of one operator over the work it does, for example a GEMM over its FLOPs.
 
     work: ascending, in the operator's unit (FLOPs, bytes or operations); seconds: median time at each point;
-    spread: half the 5-95 % range over the median at each point, dimensionless.
+    spread: half the 5-95 % range over the median at each point, dimensionless; empty where unknown (data sheets).
     """
 
     operator: str
@@ -42,6 +45,11 @@ class Calibration:
     peak_flops: float
     curves: dict[str, Curve] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it rests on measurements, and not on data sheets."""
+        return self.source != DATA_SHEET
 
 
 @dataclass(frozen=True)

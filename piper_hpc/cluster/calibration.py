@@ -1,0 +1,178 @@
+"""Measurement rows to curves, kept in one versioned JSON file that serves every model and layout of a cluster."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from piper_hpc.spec import Calibration, Curve
+
+SCHEMA_VERSION = 1
+
+SAME_WORK = 1.1
+"""Points whose work differs by less than this factor become one point of the curve."""
+
+MAX_AGE_DAYS = 180
+
+Row = Mapping[str, Any]
+
+
+class CalibrationError(ValueError):
+    """A calibration cannot be made or read; the message names the file or row and what to do."""
+
+
+def fit(
+    rows: Iterable[Row], *, cluster: str, provenance: Mapping[str, str], source: str = "", measured_at: str = ""
+) -> Calibration:
+    """Turn rows of `measurements.jsonl` into curves.
+
+    Repeats and shapes of nearly equal work become one point, their median; a curve never falls (more work never takes
+    less time: noise that says so is levelled). `peak_flops` is the best rate of any `gemm` row. source: where the rows
+    are kept; measured_at: ISO time, now if empty. Raises CalibrationError for rows that delivered wrong values, that
+    mix types or versions of the benchmark, or that have no `gemm`.
+    """
+    rows = list(rows)
+    _check(rows, cluster)
+    by_operator: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_operator[row["operator"]].append(row)
+    first = rows[0]
+    return Calibration(
+        source=source or f"measurements of {cluster}",
+        measured_at=measured_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        peak_flops=max(row["work"] / row["median_s"] for row in by_operator["gemm"]),
+        curves={operator: _curve(operator, by_operator[operator]) for operator in sorted(by_operator)},
+        provenance={
+            "cluster": cluster,
+            "dtype": str(first["dtype"]),
+            "benchmark_version": str(first["benchmark_version"]),
+            **provenance,
+        },
+    )
+
+
+def _check(rows: list[Row], cluster: str) -> None:
+    again = f"measure again with `python -m piper_hpc.launch task=microbench cluster={cluster}`"
+    if not any(row["operator"] == "gemm" for row in rows):
+        raise CalibrationError(
+            f"cluster '{cluster}': no gemm among {len(rows)} measurement rows, so no peak rate; {again}"
+        )
+    for row in rows:
+        if not row["correct"]:
+            shape = row.get("shape", {})
+            raise CalibrationError(f"cluster '{cluster}': {row['operator']} {shape} gave wrong values; {again}")
+        if not (row["work"] > 0 and row["median_s"] > 0):
+            raise CalibrationError(
+                f"cluster '{cluster}': {row['operator']} has work={row['work']} and median_s={row['median_s']}, "
+                f"both must be above 0; {again}"
+            )
+    for key in ("dtype", "benchmark_version"):
+        values = sorted({str(row[key]) for row in rows})
+        if len(values) > 1:
+            raise CalibrationError(f"cluster '{cluster}': rows mix {key} {' and '.join(values)}; fit one of them alone")
+
+
+def _curve(operator: str, rows: list[Row]) -> Curve:
+    points: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: float(row["work"])):
+        if points and row["work"] < points[-1][0]["work"] * SAME_WORK:
+            points[-1].append(row)
+        else:
+            points.append([row])
+    seconds = np.array([np.median([row["median_s"] for row in point]) for point in points])
+    # The mean of the rising and of the falling envelope: the least change that makes noise monotone on both sides.
+    rising = np.maximum.accumulate(seconds)
+    falling = np.minimum.accumulate(seconds[::-1])[::-1]
+    return Curve(
+        operator=operator,
+        unit=str(rows[0]["unit"]),
+        work=tuple(float(np.median([row["work"] for row in point])) for point in points),
+        seconds=tuple(((rising + falling) / 2).tolist()),
+        spread=tuple(_spread(point, float(median)) for point, median in zip(points, seconds, strict=True)),
+    )
+
+
+def _spread(point: list[Row], median_s: float) -> float:
+    """Half the 5-95 % range over the median: of the repeats in a row, and of the rows of a point."""
+    low = min(row["p5_s"] for row in point)
+    high = max(row["p95_s"] for row in point)
+    return float((high - low) / 2 / median_s)
+
+
+def save(calibration: Calibration, path: Path) -> None:
+    """Write the calibration's file; a reader never sees half of it."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "cluster": calibration.provenance.get("cluster", ""),
+        "measured_at": calibration.measured_at,
+        "source": calibration.source,
+        "peak_flops": calibration.peak_flops,
+        "provenance": calibration.provenance,
+        "curves": {name: asdict(curve) for name, curve in sorted(calibration.curves.items())},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def load(path: Path) -> Calibration:
+    """Read what `save` wrote; CalibrationError where the file is missing, broken, or of another version."""
+    again = "measure the cluster with `python -m piper_hpc.launch task=microbench cluster=...`"
+    if not path.is_file():
+        raise CalibrationError(f"no calibration at {path}: {again}")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        version = document["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise CalibrationError(
+                f"{path}: schema_version={version}, this version of piper_hpc reads {SCHEMA_VERSION}: {again}"
+            )
+        return Calibration(
+            source=document["source"],
+            measured_at=document["measured_at"],
+            peak_flops=float(document["peak_flops"]),
+            curves={
+                name: Curve(
+                    operator=curve["operator"],
+                    unit=curve["unit"],
+                    work=tuple(curve["work"]),
+                    seconds=tuple(curve["seconds"]),
+                    spread=tuple(curve["spread"]),
+                )
+                for name, curve in document["curves"].items()
+            },
+            provenance=dict(document["provenance"]),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CalibrationError(f"{path} is no calibration file ({type(error).__name__}: {error}): {again}") from error
+
+
+def staleness(
+    calibration: Calibration,
+    provenance: Mapping[str, str],
+    *,
+    now: datetime | None = None,
+    max_age_days: float = MAX_AGE_DAYS,
+) -> list[str]:
+    """Why the calibration no longer describes the cluster as `provenance` does; empty while it does.
+
+    provenance: what is true now, for example torch version and device; keys the calibration does not know are skipped.
+    """
+    reasons = [
+        f"{key} was {calibration.provenance[key]!r} when it was measured and is {value!r} now"
+        for key, value in provenance.items()
+        if key in calibration.provenance and calibration.provenance[key] != value
+    ]
+    if calibration.measured_at:
+        age = (now or datetime.now(timezone.utc)) - datetime.fromisoformat(calibration.measured_at)
+        if age.days > max_age_days:
+            reasons.append(f"it was measured {age.days} days ago, more than {max_age_days:g}")
+    return reasons

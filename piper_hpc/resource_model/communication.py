@@ -1,0 +1,98 @@
+"""Bytes and seconds of what ranks send: all-to-all, stage-to-stage messages, gradient reduction (Eq 6)."""
+
+from __future__ import annotations
+
+import math
+
+from piper_hpc.resource_model.cost import Cost, total
+from piper_hpc.resource_model.curves import Curves
+from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.groups import TIERS, Group
+from piper_hpc.spec import ModelSpec
+
+
+def paper_all_to_all_s(model: ModelSpec, batch: int, sequence: int, ep: int, nic_bytes_per_s: float) -> float:
+    """Eq 6 of arXiv 2605.05049: the lower bound of one layer's dispatch and combine, forward, in seconds.
+
+    4 b s k d / (EP B_NIC), 2 B per value; tight only where the NICs are saturated.
+    """
+    return 4 * batch * sequence * model.top_k * model.hidden / (ep * nic_bytes_per_s)
+
+
+def paper_migration_bytes(model: ModelSpec, ep: int) -> int:
+    """Bytes one rank sends when every expert of a layer moves: 16 n_mat (E/EP) d f (48 for n_mat = 3, Table IV)."""
+    return 16 * model.experts // ep * model.expert_parameters
+
+
+def deduplicated_share(experts: int, top_k: int, nodes: int) -> float:
+    """Share of inter-node rows left when a token crosses to a node once, for uniform routing over `nodes`.
+
+    N (1 - C(E - E/N, k) / C(E, k)) / k.
+    """
+    elsewhere = experts - experts // nodes
+    return nodes * (1 - math.comb(elsewhere, top_k) / math.comb(experts, top_k)) / top_k
+
+
+def all_to_all_bytes(tokens: int, model: ModelSpec, bytes_per_value: int) -> int:
+    """The whole send buffer of one rank in one dispatch: tokens k d values; (EP-1)/EP of it leaves the rank."""
+    return tokens * model.top_k * model.hidden * bytes_per_value
+
+
+def p2p(curves: Curves, tier: str, message_bytes: float) -> Cost:
+    """Seconds of one message of `message_bytes` over a link of `tier`, one way."""
+    chosen = _nearest_tier(curves, "p2p", tier)
+    if chosen is None:
+        raise ResourceModelError(
+            f"cluster '{curves.cluster.name}': its calibration ({curves.calibration.source}) has no p2p/{tier} curve "
+            "and nothing near it, so messages between ranks cannot be timed. Measure the links with "
+            f"`python -m piper_hpc.launch task=microbench cluster={curves.cluster.name}`"
+        )
+    return curves.measured(f"p2p/{chosen}", message_bytes)
+
+
+def all_to_all(curves: Curves, group: Group, send_bytes: float) -> Cost:
+    """Seconds of one all-to-all in `group`; `send_bytes` is the whole send buffer of one rank."""
+    measured = _collective(curves, "all_to_all", group, send_bytes)
+    if measured is not None:
+        return measured
+    curves.note(f"all_to_all/{group.tier}/{group.size}: not measured; one p2p message to every peer in turn stands in")
+    pair_bytes = send_bytes / group.size
+    return total(p2p(curves, tier, pair_bytes) * count for tier, count in zip(TIERS, group.peers, strict=True) if count)
+
+
+def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
+    """Seconds of one all-reduce of `buffer_bytes` in `group`."""
+    measured = _collective(curves, "all_reduce", group, buffer_bytes)
+    if measured is not None:
+        return measured
+    curves.note(f"all_reduce/{group.tier}/{group.size}: not measured; a ring of p2p messages stands in")
+    return p2p(curves, group.tier, buffer_bytes / group.size) * (2 * (group.size - 1))
+
+
+def _collective(curves: Curves, operator: str, group: Group, buffer_bytes: float) -> Cost | None:
+    """Seconds from the curve of this group, or of the group of nearest size on the same tier; None without one.
+
+    Another size is scaled at equal bytes per pair: (n-1)/(n'-1) times as many messages of B/n bytes.
+    """
+    if group.size == 1 or buffer_bytes <= 0:
+        return Cost()
+    prefix = f"{operator}/{group.tier}/"
+    sizes = [int(name.removeprefix(prefix)) for name in curves.calibration.curves if name.startswith(prefix)]
+    if not sizes:
+        return None
+    size = min(sizes, key=lambda n: (abs(math.log(n / group.size)), n))
+    if size == group.size:
+        return curves.measured(f"{prefix}{size}", buffer_bytes)
+    curves.note(f"{prefix}{group.size}: not measured; {prefix}{size} stands in, scaled at equal bytes per pair")
+    return curves.measured(f"{prefix}{size}", buffer_bytes * size / group.size) * ((group.size - 1) / (size - 1))
+
+
+def _nearest_tier(curves: Curves, operator: str, tier: str) -> str | None:
+    """`tier` if it was measured, else the next wider one, else the next narrower; None if none was."""
+    place = TIERS.index(tier)
+    for candidate in (*TIERS[place:], *reversed(TIERS[:place])):
+        if f"{operator}/{candidate}" in curves:
+            if candidate != tier:
+                curves.note(f"{operator}/{tier}: not measured; {operator}/{candidate} stands in")
+            return candidate
+    return None

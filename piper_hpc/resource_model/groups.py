@@ -1,0 +1,93 @@
+"""Which links the communicating groups of a layout cross, when ranks fill the nodes in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from piper_hpc.spec import ClusterSpec, Layout, Tier
+
+TIERS = tuple(tier.value for tier in Tier)
+"""Links from near to far: node, rack, system."""
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A communicating group, as its member with the farthest peers sees it: peers by link tier, near to far."""
+
+    peers: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def size(self) -> int:
+        """Members of the group."""
+        return 1 + sum(self.peers)
+
+    @property
+    def tier(self) -> str:
+        """The widest link in the group; `node` for a group of one."""
+        return next((tier for tier, count in zip(TIERS[::-1], self.peers[::-1], strict=True) if count), TIERS[0])
+
+
+@dataclass(frozen=True)
+class StageGroups:
+    """The groups of one stage: its expert shards, the replicas of an expert, and all its ranks."""
+
+    experts: Group
+    replicas: Group
+    stage: Group
+
+
+@dataclass(frozen=True)
+class LayoutGroups:
+    """All groups of a layout: by stage, between neighbouring stages (tier of boundary i, i+1), and the whole job."""
+
+    stages: tuple[StageGroups, ...]
+    boundaries: tuple[str, ...]
+    world: Group
+
+
+def _farthest(nodes: Ids, racks: Ids) -> Group:
+    """The worst view of any group; nodes and racks are [groups, members].
+
+    Ranks are placed in blocks, so the nodes that hold the fewest members of a group are those of its ends.
+    """
+    views = []
+    for end in (slice(0, 1), slice(-1, None)):
+        same_node = (nodes == nodes[:, end]).sum(axis=1) - 1
+        same_rack = (racks == racks[:, end]).sum(axis=1) - 1 - same_node
+        beyond = nodes.shape[1] - 1 - same_node - same_rack
+        views.append(np.stack([beyond, same_rack, same_node], axis=1))
+    beyond, same_rack, same_node = max(map(tuple, np.concatenate(views).tolist()))
+    return Group((same_node, same_rack, beyond))
+
+
+def layout_groups(layout: Layout, cluster: ClusterSpec) -> LayoutGroups:
+    """The groups of `layout` on `cluster`, with ranks in `RankMap.block` order: shards, then replicas, then stages."""
+    nodes: Ids = np.arange(layout.ranks) // cluster.ranks_per_node
+    racks: Ids = np.asarray(cluster.rack_of_node, dtype=np.int64)[nodes]
+    shape = (layout.pp, layout.dp, layout.ep * layout.etp)
+    node_of, rack_of = nodes.reshape(shape), racks.reshape(shape)
+    stages = tuple(
+        StageGroups(
+            experts=_farthest(node, rack),
+            replicas=_farthest(node.T, rack.T),
+            stage=_farthest(node.reshape(1, -1), rack.reshape(1, -1)),
+        )
+        for node, rack in zip(node_of, rack_of, strict=True)
+    )
+    boundaries = tuple(
+        _boundary(node_of[stage : stage + 2].reshape(2, -1), rack_of[stage : stage + 2].reshape(2, -1))
+        for stage in range(layout.pp - 1)
+    )
+    return LayoutGroups(stages, boundaries, _farthest(nodes.reshape(1, -1), racks.reshape(1, -1)))
+
+
+def _boundary(nodes: Ids, racks: Ids) -> str:
+    """The widest link between the partners of two neighbouring stages; nodes and racks are [2, partners]."""
+    if (racks[0] != racks[1]).any():
+        return Tier.SYSTEM.value
+    return Tier.RACK.value if (nodes[0] != nodes[1]).any() else Tier.NODE.value

@@ -1,0 +1,166 @@
+"""From a model, a layout and a measured cluster to the time of a step by term, memory and MFU (Eq 12)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from piper_hpc.resource_model.cost import Cost, total
+from piper_hpc.resource_model.curves import Curves
+from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
+from piper_hpc.resource_model.memory import memory_by_stage
+from piper_hpc.resource_model.schedule import simulate_1f1b
+from piper_hpc.resource_model.step import StepCost, step_cost
+from piper_hpc.spec import TERMS, ClusterSpec, Layout, ModelSpec, Prediction, Workload
+
+CORES_ARE_SHARED = "bubble_fraction: not applicable: ranks share cores, a waiting stage lends its core to the others"
+
+
+def paper_mfu(
+    model_flops: float, peak_flops: float, gpus: int, compute_s: float, exchange_s: float, bubble: float
+) -> float:
+    """Eq 12 of arXiv 2605.05049: F_model / (pi G t_compute) times t_compute / t_step, no credit for overlap.
+
+    model_flops: of the whole step; peak_flops: of one GPU; compute_s: attention and experts; exchange_s: all-to-all
+    and p2p; bubble: the idle fraction of the step, so t_step = (t_compute + t_comm) / (1 - bubble).
+    """
+    step_s = (compute_s + exchange_s) / (1 - bubble)
+    return model_flops / (peak_flops * gpus * compute_s) * (compute_s / step_s)
+
+
+def predict(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
+    """Time by term, memory by stage and MFU of one step of `workload` under `layout` on `cluster`.
+
+    Routing is taken as balanced. Intervals (90 %) carry the spread of the curves alone: what the model leaves out is
+    not in them. Raises ResourceModelError for a layout that has no such step, and for a cluster without a peak rate
+    or without any link where the layout needs one.
+    """
+    return finish(step_cost(model, cluster, layout, workload), model, cluster, layout, workload)
+
+
+def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
+    """The prediction of a layout whose step was costed already."""
+    curves = cost.curves
+    terms = _shared_cores(cost, cluster, layout) if cluster.devices_share_cores else _timeline(cost)
+    if cluster.devices_share_cores:
+        curves.note(CORES_ARE_SHARED)
+    step_time_s = sum(term.seconds for term in terms.values())
+    flops = flops_per_token(model, workload.sequence)
+    step_flops = flops * workload.tokens
+    memory = memory_by_stage(model, layout, workload)
+    ranks_per_stage = layout.ranks // layout.pp
+    stage_bytes = [sum(kinds) for kinds in zip(*memory.values(), strict=True)]
+    return Prediction(
+        layout=asdict(layout),
+        step_time_s=step_time_s,
+        tokens_per_s=workload.tokens / step_time_s,
+        mfu=step_flops / (curves.peak_flops * layout.ranks * step_time_s),
+        peak_memory_bytes=[size for size in stage_bytes for _ in range(ranks_per_stage)],
+        bubble_fraction=None if cluster.devices_share_cores else terms["bubble_s"].seconds / step_time_s,
+        terms={term: terms[term].seconds for term in TERMS},
+        hidden={},
+        intervals=_intervals(terms, step_time_s, workload, step_flops / (curves.peak_flops * layout.ranks), curves),
+        memory=memory,
+        model={
+            "name": model.name,
+            "parameters": model.parameters,
+            "active_parameters": model.active_parameters,
+            "flops_per_token": flops,
+            "flop_convention": FLOP_CONVENTION,
+        },
+        calibration=_evidence(curves, terms),
+        notes=list(curves.notes),
+    )
+
+
+def shortest_step_s(cost: StepCost, cluster: ClusterSpec) -> float:
+    """Seconds that no step of this cost can be shorter than: the work of its busiest stage."""
+    return cost.busy_s / _contention(cluster)
+
+
+def _contention(cluster: ClusterSpec) -> float:
+    """How many times slower the curves are than one rank alone: they were measured on all ranks at once."""
+    return max(1.0, cluster.ranks / cluster.cores) if cluster.devices_share_cores else 1.0
+
+
+def _timeline(cost: StepCost) -> dict[str, Cost]:
+    """Terms of the critical stage when every rank is a device of its own: its work, its waits, and nothing else."""
+    messages = [message.seconds for message in cost.messages]
+    pipeline = simulate_1f1b(
+        [stage.forward_s for stage in cost.stages],
+        [stage.backward_s for stage in cost.stages],
+        cost.micro_batches,
+        messages,
+        messages,
+    )
+    # After its last backward a stage reduces its gradients; the norm over all ranks then waits for the last stage.
+    step_time_s = max(
+        end + sum(once.seconds for once in stage.once.values())
+        for end, stage in zip(pipeline.end_s, cost.stages, strict=True)
+    )
+    critical = cost.critical_stage
+    terms = _all_terms(cost.stages[critical].terms(cost.micro_batches))
+    busy = total(terms.values())
+    p2p_s = pipeline.p2p_s[critical]
+    bubble_s = step_time_s - busy.seconds - p2p_s
+    terms["p2p_s"] = _like(total(cost.messages), p2p_s)
+    terms["bubble_s"] = _like(busy + terms["p2p_s"], bubble_s)
+    return terms
+
+
+def _shared_cores(cost: StepCost, cluster: ClusterSpec, layout: Layout) -> dict[str, Cost]:
+    """Terms of the critical stage when ranks compete for `cluster.cores`.
+
+    The work of all ranks, each timed as if alone, over the cores bounds the step; so does the pipeline with a core for
+    every rank. A critical stage that never waits is then slowed down as a whole.
+    """
+    contention = _contention(cluster)
+    ranks_per_stage = layout.ranks // layout.pp
+    work_s = sum(stage.busy_s(cost.micro_batches) for stage in cost.stages) * ranks_per_stage / contention
+    alone = total(_timeline(cost).values()).seconds / contention
+    step_time_s = max(work_s / cluster.cores, alone)
+    terms = _all_terms(cost.stages[cost.critical_stage].terms(cost.micro_batches))
+    scale = step_time_s / total(terms.values()).seconds
+    return {term: cost * scale for term, cost in terms.items()}
+
+
+def _all_terms(known: dict[str, Cost]) -> dict[str, Cost]:
+    return {term: known.get(term, Cost()) for term in TERMS}
+
+
+def _like(cost: Cost, seconds: float) -> Cost:
+    """`seconds` that are as uncertain, relatively, as `cost` is."""
+    return (
+        Cost(seconds, {curve: 0.0 for curve in cost.half_widths})
+        if not cost.seconds
+        else cost * (seconds / cost.seconds)
+    )
+
+
+def _intervals(
+    terms: dict[str, Cost], step_time_s: float, workload: Workload, mfu_seconds: float, curves: Curves
+) -> dict[str, tuple[float, float]]:
+    """90 % intervals of the step, its terms, tokens/s and MFU; empty on data sheets, which state no spread."""
+    if not curves.calibration.measured:
+        curves.note("intervals: none, the cluster is described by data sheets, which state no spread")
+        return {}
+    low, high = total(terms.values()).interval
+    intervals = {term: cost.interval for term, cost in terms.items()}
+    intervals["step_time_s"] = (low, high)
+    for name, seconds in (("tokens_per_s", workload.tokens), ("mfu", mfu_seconds)):
+        intervals[name] = (seconds / high, seconds / low)
+    return intervals
+
+
+def _evidence(curves: Curves, terms: dict[str, Cost]) -> dict[str, Any]:
+    """What the prediction rests on."""
+    calibration = curves.calibration
+    return {
+        "source": calibration.source,
+        "measured": calibration.measured,
+        "measured_at": calibration.measured_at,
+        "peak_flops": calibration.peak_flops,
+        "provenance": dict(calibration.provenance),
+        "rests_on": {term: cost.curves for term, cost in terms.items() if cost.curves},
+        "extrapolated": {name: list(asked) for name, asked in sorted(curves.extrapolated.items())},
+    }
