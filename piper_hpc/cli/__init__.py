@@ -1,0 +1,1 @@
+"""What a person at a terminal sees: progress, tables, errors. Records and JSON stay free of it."""

@@ -1,0 +1,52 @@
+"""Bad input ends here: a message on stderr, exit code 2, no traceback unless HYDRA_FULL_ERROR=1 asks for one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from piper_hpc.config.errors import ConfigError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command and turn bad input, Hydra's complaints included, into a message and exit code 2."""
+    asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # With this set Hydra hands its exceptions on, instead of printing them its own way and leaving with code 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        return command()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        if asked_for_traceback:
+            raise
+        print(_message(error), file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        if not asked_for_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return "\n".join(f"error: {problem}" for problem in error.problems)
+    # Hydra wraps what OmegaConf found; the cause says which key, which value and which type.
+    root: BaseException = error
+    while isinstance(root.__cause__, (HydraException, OmegaConfBaseException)):
+        root = root.__cause__
+    lines = [f"error: {str(error).splitlines()[0]}"]
+    for detail in [*str(error).splitlines()[1:], *(str(root).splitlines() if root is not error else [])]:
+        line = detail.strip()
+        if line and not line.startswith(("reference_type", "object_type")) and f"  {line}" not in lines:
+            lines.append(f"  {line}")
+    key = getattr(root, "full_key", None)
+    hint = f"see the keys of {key.split('.')[0]} with" if key else "see every key with"
+    lines.append(f"  {hint}: python -m piper_hpc.launch --cfg job")
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""Follow a run to its end: a live progress bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from piper_hpc.runs import RunFolder, Status
+from piper_hpc.submit.outcome import observe
+
+POLL_S = 0.3
+LINES = 12
+"""How many lines a whole run gets where there is no terminal."""
+
+
+def follow(run: RunFolder, steps: int, console: Console) -> Status:
+    """Show a run's steps as they come until it ends; returns how it ended."""
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    every = max(1, steps // LINES)
+    shown = 0
+    with progress:
+        bar = progress.add_task("waiting", total=steps, figures="")
+        while True:
+            # The state first: rows written before the end are then surely read.
+            status = observe(run)
+            rows, measured = run.metrics(), len(run.measurements())
+            if rows:
+                progress.update(bar, description="training", completed=rows[-1]["step"], figures=figures(rows[-1]))
+            elif measured:
+                progress.update(bar, description=f"measuring operators ({measured} points)")
+            else:
+                progress.update(bar, description=status.state)
+            if not console.is_terminal:
+                for row in rows[shown:]:
+                    if row["step"] % every == 0 or row["step"] == 1:
+                        console.print(f"step {row['step']}/{steps}  {figures(row)}", highlight=False)
+                shown = len(rows)
+            if status.ended:
+                return status
+            time.sleep(POLL_S)
+
+
+def figures(row: dict[str, Any]) -> str:
+    """Loss, rate and MFU of a step, for one line."""
+    return f"loss {row['loss']:.3f}  {row['tokens_per_s']:,.0f} tokens/s  MFU {100 * row['mfu']:.1f} %"

@@ -1,0 +1,178 @@
+"""The rules of a configuration. Each check yields what it finds wrong, with a value that works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from piper_hpc.config.errors import Problem
+from piper_hpc.config.schema import Config, TrainConfig
+from piper_hpc.paths import data_folder
+from piper_hpc.spec import ModelSpec
+
+# What the executor has today; the planner may reason about more.
+CHOICES = {
+    "task.name": ("train", "microbench", "profile", "plan"),
+    "task.rank_by": ("mfu", "tokens_per_s", "memory"),
+    "parallelism.schedule": ("1f1b",),
+    "parallelism.recompute": ("none",),
+    "parallelism.all_to_all": ("flat",),
+    "parallelism.placement": ("linear",),
+    "parallelism.vpp": (1,),
+    "parallelism.etp": (1,),
+    "parallelism.tp": (1,),
+    "parallelism.cp": (1,),
+    "parallelism.zero": (0,),
+    "cluster.scheduler": ("local", "slurm"),
+    "cluster.device": ("auto", "cpu", "cuda"),
+    "cluster.quota": ("auto", "off"),
+    "model.matrices_per_expert": (2, 3),
+    "train.dtype": ("float32", "float64", "bfloat16"),
+    "tracking.name": ("none", "wandb_offline", "wandb"),
+    "format": ("text", "json"),
+}
+
+_MODEL_COUNTS = ("layers", "hidden", "heads", "kv_heads", "experts", "top_k", "expert_ffn", "vocab")
+POSITIVE = (
+    *(f"model.{key}" for key in _MODEL_COUNTS),
+    *(f"parallelism.{key}" for key in ("pp", "ep", "micro_batch")),
+    *(f"cluster.{key}" for key in ("nodes", "ranks_per_node", "time_min", "cpus_per_task", "comm_timeout_s")),
+    *(f"train.{key}" for key in ("steps", "global_batch", "sequence", "learning_rate", "grad_clip")),
+    *(f"task.{key}" for key in ("budget_s", "candidates", "profile_steps")),
+)
+
+_EXAMPLES = {"data.path": "data.path=/path/to/text"}
+
+
+def example_of(key: str) -> str:
+    """An override that sets a key which must be given."""
+    return _EXAMPLES.get(key, f"{key}=1")
+
+
+def _value(config: Config, key: str) -> object:
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def choices(config: Config) -> Iterator[Problem]:
+    """Values that must be one of a few."""
+    for key, allowed in CHOICES.items():
+        value = _value(config, key)
+        if value not in allowed:
+            listed = ", ".join(str(choice) for choice in allowed)
+            yield Problem(key, value, f"must be one of {listed}", f"{_override(key)}={allowed[0]}")
+
+
+def _override(key: str) -> str:
+    # task and tracking are groups whose option carries the name.
+    return key.removesuffix(".name") if key in ("task.name", "tracking.name") else key
+
+
+def positive(config: Config) -> Iterator[Problem]:
+    """Counts and limits that make sense only above zero."""
+    for key in POSITIVE:
+        value = _value(config, key)
+        if not isinstance(value, (int, float)) or value <= 0:
+            yield Problem(key, value, "must be greater than 0", f"{key}=1")
+    dp = config.parallelism.dp
+    if dp is not None and dp <= 0:
+        yield Problem("parallelism.dp", dp, "must be greater than 0", "parallelism.dp=1")
+
+
+def paths(config: Config) -> Iterator[Problem]:
+    """Files and folders that must exist before anything is submitted."""
+    data, cluster, train = config.data, config.cluster, config.train
+    if data.path is not None and not Path(data.path).expanduser().exists():
+        yield Problem("data.path", data.path, "does not exist on this machine", "data=stdlib")
+    if cluster.calibration not in ("auto", "off") and not Path(cluster.calibration).expanduser().is_file():
+        yield Problem("cluster.calibration", cluster.calibration, "is no file", "cluster.calibration=auto")
+    if train.resume_from is not None and not Path(train.resume_from).expanduser().is_dir():
+        yield Problem("train.resume_from", train.resume_from, "is no checkpoint folder", "train.resume_from=null")
+    if cluster.scheduler == "slurm" and (
+        cluster.template is None or not (data_folder("sbatch_templates") / cluster.template).is_file()
+    ):
+        found = ", ".join(sorted(path.name for path in data_folder("sbatch_templates").glob("*.sbatch")))
+        rule = f"must name a file of sbatch_templates/ ({found})"
+        yield Problem("cluster.template", cluster.template, rule, "cluster.template=testbed.sbatch")
+
+
+def model(spec: ModelSpec, dtype: str) -> Iterator[Problem]:
+    """Shapes that the modules can compute with."""
+    if spec.heads % spec.kv_heads:
+        rule = f"must divide model.heads = {spec.heads}"
+        yield Problem("model.kv_heads", spec.kv_heads, rule, f"model.kv_heads={spec.heads}")
+    if spec.head_dim % 2:
+        even = spec.head_dim + 1
+        yield Problem("model.head_dim", spec.head_dim, "must be even for RoPE", f"model.head_dim={even}")
+    if spec.top_k > spec.experts:
+        rule = f"a token cannot go to more than model.experts = {spec.experts} experts"
+        yield Problem("model.top_k", spec.top_k, rule, f"model.top_k={spec.experts}")
+    # F.grouped_mm wants rows of whole 16-byte words; float64 takes a plain loop.
+    multiple = {"float32": 4, "bfloat16": 8, "float64": 1}[dtype]
+    for key, value in (("hidden", spec.hidden), ("expert_ffn", spec.expert_ffn)):
+        if value % multiple:
+            rule = f"must be a multiple of {multiple} for {dtype} (16-byte rows of the grouped GEMM)"
+            yield Problem(f"model.{key}", value, rule, f"model.{key}={-(-value // multiple) * multiple}")
+
+
+def train(config: TrainConfig) -> Iterator[Problem]:
+    """Optimizer settings in their domain."""
+    if config.sequence < 2:
+        yield Problem("train.sequence", config.sequence, "must be at least 2 tokens", "train.sequence=128")
+    for key in ("warmup_steps", "checkpoint_every", "weight_decay", "seed"):
+        if getattr(config, key) < 0:
+            yield Problem(f"train.{key}", getattr(config, key), "must not be negative", f"train.{key}=0")
+    for key, works in (("beta1", 0.9), ("beta2", 0.95)):
+        if not 0 <= getattr(config, key) < 1:
+            yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")
+
+
+def replicas(config: Config) -> int:
+    """`parallelism.dp`, or what pp and ep leave of the ranks."""
+    if config.parallelism.dp is not None:
+        return config.parallelism.dp
+    ranks = config.cluster.nodes * config.cluster.ranks_per_node
+    return max(1, ranks // (config.parallelism.pp * config.parallelism.ep * config.parallelism.etp))
+
+
+def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
+    """Eq 7-9 of arXiv 2605.05049, the batch, the racks, and the pipeline's own rules."""
+    p, cluster, batch = config.parallelism, config.cluster, config.train.global_batch
+    ranks = cluster.nodes * cluster.ranks_per_node
+    dp = replicas(config)
+    product = p.pp * dp * p.ep * p.etp
+    if product != ranks:
+        rule = (
+            f"pp * dp * ep * etp = {p.pp} * {dp} * {p.ep} * {p.etp} = {product} must equal the ranks, "
+            f"cluster.nodes * cluster.ranks_per_node = {cluster.nodes} * {cluster.ranks_per_node} = {ranks}"
+        )
+        per_node, left = divmod(product, cluster.nodes)
+        works = (
+            f"cluster.ranks_per_node={per_node}" if not left else f"cluster.nodes=1 cluster.ranks_per_node={product}"
+        )
+        yield Problem("parallelism", f"pp={p.pp} ep={p.ep} dp={dp}", rule, works)
+        return
+    if spec.experts % p.ep:
+        divisor = max(d for d in range(1, p.ep + 1) if spec.experts % d == 0)
+        rule = f"must divide model.experts = {spec.experts}"
+        yield Problem("parallelism.ep", p.ep, rule, f"parallelism.ep={divisor} parallelism.dp=null")
+    if p.pp > spec.layers:
+        rule = f"a stage needs a layer: at most model.layers = {spec.layers}"
+        yield Problem("parallelism.pp", p.pp, rule, f"model.layers={p.pp}")
+    if cluster.racks is not None and len(cluster.racks) != cluster.nodes:
+        rule = f"must name the rack of each of the {cluster.nodes} nodes"
+        yield Problem("cluster.racks", list(cluster.racks), rule, f"cluster.racks={[0] * cluster.nodes}")
+    yield from _batch(batch, p.micro_batch, ranks // p.pp, p.pp)
+
+
+def _batch(global_batch: int, micro_batch: int, dense_dp: int, pp: int) -> Iterator[Problem]:
+    share = micro_batch * dense_dp
+    if global_batch % share:
+        rule = f"must be a multiple of micro_batch * data-parallel ranks = {micro_batch} * {dense_dp} = {share}"
+        works = f"train.global_batch={-(-global_batch // share) * share}"
+        yield Problem("train.global_batch", global_batch, rule, works)
+    elif global_batch // share < pp:
+        rule = f"gives {global_batch // share} micro-batches a step, schedule 1f1b needs at least pp = {pp}"
+        yield Problem("train.global_batch", global_batch, rule, f"train.global_batch={share * pp}")

@@ -1,0 +1,164 @@
+"""The typed schema behind conf/: one dataclass a group. A key that is not here is an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class TaskConfig:
+    """What to do: `train`, `microbench`, `profile` or `plan`."""
+
+    name: str = MISSING
+    budget_s: float = 8.0  # microbench, and the measuring before a first training run
+    rank_by: str = "mfu"  # plan: mfu, tokens_per_s or memory
+    candidates: int = 20  # plan: how many to print
+    profile_steps: int = 3  # profile: traced steps, after two that warm up
+
+
+@dataclass
+class ModelConfig:
+    """See piper_hpc.spec.ModelSpec."""
+
+    name: str = MISSING
+    layers: int = MISSING
+    hidden: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    head_dim: int | None = None  # hidden / heads where not given
+    experts: int = MISSING
+    top_k: int = MISSING
+    expert_ffn: int = MISSING
+    vocab: int = 256
+    matrices_per_expert: int = 3
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    router_aux_coef: float = 0.01
+
+
+@dataclass
+class ParallelismConfig:
+    """See piper_hpc.spec.Layout. `dp` not given means what is left of the ranks. `auto` plans first."""
+
+    auto: bool = False
+    pp: int = 1
+    vpp: int = 1
+    ep: int = 1
+    etp: int = 1
+    tp: int = 1
+    cp: int = 1
+    dp: int | None = None
+    zero: int = 0
+    schedule: str = "1f1b"
+    micro_batch: int = 1
+    recompute: str = "none"
+    all_to_all: str = "flat"
+    placement: str = "linear"
+
+
+@dataclass
+class LinkConfig:
+    """A data sheet's link: latency in seconds, bandwidth of one rank in bytes per second."""
+
+    latency_s: float = MISSING
+    bytes_per_s: float = MISSING
+
+
+@dataclass
+class DataSheetConfig:
+    """What to predict with where nothing was measured; every value with its source in the file."""
+
+    peak_flops: float = MISSING
+    gemm_efficiency: float = MISSING
+    memory_bytes_per_s: float = MISSING
+    host_op_s: float = MISSING
+    links: dict[str, LinkConfig] = field(default_factory=dict)
+
+
+@dataclass
+class ClusterConfig:
+    """Where to run. `scheduler` is `local` (this machine) or `slurm`."""
+
+    name: str = MISSING
+    scheduler: str = "local"
+    nodes: int = 1
+    ranks_per_node: int = 1
+    racks: list[int] | None = None  # rack of each node; all in one where not given
+    device: str = "auto"  # auto, cpu or cuda
+    memory_gib_per_rank: float = 0.0  # 0: this machine's memory over its ranks
+    quota: str = "auto"  # local: auto gives each rank a CPU quota where cgroups are writable; off
+    template: str | None = None  # slurm: a file of sbatch_templates/
+    partition: str | None = None
+    account: str | None = None
+    time_min: int = 30
+    cpus_per_task: int = 1
+    gpus_per_task: int = 0
+    calibration: str = "auto"  # auto: cached, else measured in the job; a path; off: data sheet or no prediction
+    data_sheet: DataSheetConfig | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    comm_timeout_s: float = 120.0
+
+
+@dataclass
+class DataConfig:
+    """Text, read as bytes. `path` is a file or folder; not given: the Python standard library's sources."""
+
+    name: str = MISSING
+    path: str | None = None
+    pattern: str = "**/*.py"
+    cache: str = "${oc.env:XDG_CACHE_HOME,${oc.env:HOME,/tmp}/.cache}/piper_hpc"
+
+
+@dataclass
+class TrainConfig:
+    """See piper_hpc.train.settings.TrainSettings. `global_batch` and `sequence` never depend on the layout."""
+
+    steps: int = MISSING
+    seed: int = 0
+    global_batch: int = MISSING
+    sequence: int = MISSING
+    learning_rate: float = 3e-3
+    warmup_steps: int = 10
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0
+    dtype: str = "float32"
+    checkpoint_every: int = 0
+    checkpoint_last: bool = False
+    resume_from: str | None = None
+
+
+@dataclass
+class TrackingConfig:
+    """Views of the record beside it: none, wandb_offline or wandb."""
+
+    name: str = MISSING
+    project: str = "piper_hpc"
+    entity: str | None = None
+
+
+@dataclass
+class Config:
+    """The whole configuration."""
+
+    task: TaskConfig = MISSING
+    model: ModelConfig = MISSING
+    parallelism: ParallelismConfig = MISSING
+    cluster: ClusterConfig = MISSING
+    data: DataConfig = MISSING
+    train: TrainConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    runs: str = "runs"  # where runs are kept
+    dry_run: bool = False  # print what would be submitted, submit nothing
+    submit: bool = True  # false: prepare the run's folder, print its path (batch scripts run by hand)
+    wait: bool = True  # false: return the run id at once
+    format: str = "text"  # text or json
+
+
+def register() -> None:
+    """Make the schema known to Hydra as `schema`, the base that conf/config.yaml fills."""
+    ConfigStore.instance().store(name="schema", node=Config)

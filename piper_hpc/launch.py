@@ -1,0 +1,151 @@
+"""`python -m piper_hpc.launch [task=...] [group=option] [key=value]`: compose, check, plan, predict, submit, follow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from piper_hpc.cli import show
+from piper_hpc.cli.errors import INTERRUPTED, run_command
+from piper_hpc.cli.follow import follow
+from piper_hpc.cluster.machine import Machine, check_submission, describe
+from piper_hpc.config import ConfigError, Experiment, Problem, experiment, register
+from piper_hpc.forecast import calibration_of, forecast
+from piper_hpc.paths import data_folder
+from piper_hpc.planner.search import Plan, plan
+from piper_hpc.runs import RunFolder, Status, new_run_id
+from piper_hpc.runs.folder import utc_now
+from piper_hpc.runs.manifest import provenance
+from piper_hpc.spec import Prediction
+from piper_hpc.submit.executors import preview, submit
+from piper_hpc.submit.outcome import cancel
+
+
+def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]:
+    """Do what one composed configuration asks for. Returns its JSON document and an exit code."""
+    asked = experiment(composed)
+    machine = describe(asked.cluster)
+    if asked.task.name == "plan":
+        found = _plan(asked, machine)
+        show.plan(found, asked, console)
+        return found.document(), 0
+    if asked.layout is None:
+        composed = _with_best_layout(composed, _plan(asked, machine))
+        asked = experiment(composed)
+    prediction = _predict(asked, machine)
+    run = RunFolder(asked.runs / new_run_id())
+    if asked.dry_run:
+        text = preview(run.path, asked.cluster)
+        show.preview(text, prediction, asked, console)
+        return {"script": text, "prediction": prediction.document() if prediction else None}, 0
+
+    if asked.submit:
+        check_submission(asked.cluster, machine)
+    run = _prepare(run, composed, machine, prediction)
+    if not asked.submit:
+        if asked.format == "text":
+            print(run.path)
+        return {"run_id": run.run_id, "path": str(run.path)}, 0
+    try:
+        submit(run, asked.cluster, machine.environment, machine.cpu_share, asked.wait)
+    except Exception:
+        shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
+        raise
+    if not asked.wait:
+        console.print(f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}")
+        return {"run_id": run.run_id, "path": str(run.path)}, 0
+    return _wait(run, asked, console)
+
+
+def _plan(asked: Experiment, machine: Machine) -> Plan:
+    calibration = calibration_of(asked, machine)
+    if calibration is None:
+        measure = f"measure it first: python -m piper_hpc.launch task=microbench cluster={asked.cluster.name}"
+        rule = f"planning needs measurements or a data sheet, and there is neither; {measure}"
+        raise ConfigError(Problem("cluster", asked.cluster.name, rule, "cluster=frontier"))
+    return plan(
+        asked.model,
+        machine.spec(asked.cluster, calibration),
+        asked.workload,
+        rank_by=asked.task.rank_by,
+        keep=asked.task.candidates,
+    )
+
+
+def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
+    if not found.candidates:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in found.rejected.items())
+        rule = f"no layout of {found.searched} fits ({reasons})"
+        raise ConfigError(Problem("parallelism", "auto", rule, "more cluster.nodes, or a smaller model"))
+    chosen = OmegaConf.create({"parallelism": found.candidates[0].layout | {"auto": False}})
+    merged = OmegaConf.merge(composed, chosen)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _predict(asked: Experiment, machine: Machine) -> Prediction | None:
+    if asked.task.name == "microbench":
+        return None
+    calibration = calibration_of(asked, machine)
+    return forecast(asked, machine, calibration) if calibration else None
+
+
+def _prepare(run: RunFolder, composed: DictConfig, machine: Machine, prediction: Prediction | None) -> RunFolder:
+    run = RunFolder.create(run.path.parent, run.run_id)
+    run.write_config(OmegaConf.to_yaml(composed, resolve=True))
+    run.write_manifest({"run_id": run.run_id, "created": utc_now(), **provenance(), "machine": asdict(machine)})
+    if prediction is not None:
+        run.write_prediction(prediction.document())
+    run.write_status(Status("pending"))
+    return run
+
+
+def _wait(run: RunFolder, asked: Experiment, console: Console) -> tuple[dict[str, Any], int]:
+    steps = asked.task.profile_steps if asked.task.name == "profile" else asked.train.steps
+    console.print(f"run {run.run_id} on {asked.cluster.name}", highlight=False)
+    try:
+        status = follow(run, steps, console)
+    except KeyboardInterrupt:
+        status = cancel(run)
+        console.print(f"run {run.run_id} {status.state}")
+        return {"run_id": run.run_id, "path": str(run.path), "status": asdict(status)}, INTERRUPTED
+    document = show.outcome(run, status, asked, console)
+    return document, 0 if status.state == "completed" else 1
+
+
+def main() -> int:
+    """The command."""
+    register()
+    sweep = any(word in ("-m", "--multirun") for word in sys.argv[1:])
+    documents: list[dict[str, Any]] = []
+    codes: list[int] = []
+    as_json: list[bool] = []
+
+    def one(composed: DictConfig) -> None:
+        as_json.append(composed.format == "json")
+        # Standard output belongs to the document, or to the path that a batch script reads.
+        console = Console(stderr=as_json[-1] or not composed.submit)
+        document, code = launch(composed, console)
+        documents.append(document)
+        codes.append(code)
+
+    def command() -> int:
+        decorated = hydra.main(version_base="1.3", config_path=str(Path(data_folder("conf"))), config_name="config")
+        decorated(one)()
+        if as_json and all(as_json):
+            print(json.dumps(documents if sweep else documents[0], indent=2))
+        return max(codes, default=0)
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

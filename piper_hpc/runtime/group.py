@@ -1,0 +1,85 @@
+"""The device of a rank, and the process group of a job: found through the run's folder, closed in good order."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from piper_hpc.runtime.rank import RankEnvironment
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+
+class RendezvousError(RuntimeError):
+    """The ranks did not find one another in time."""
+
+
+def device_of(kind: str, local_rank: int) -> torch.device:
+    """This rank's device; `kind` is auto, cpu or cuda.
+
+    A scheduler may show each task one device or all of them, so the index follows from what is visible.
+    """
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if visible == 0:
+        raise RuntimeError("cluster.device=cuda, but this rank sees no CUDA or ROCm device")
+    device = torch.device("cuda", 0 if visible == 1 else local_rank % visible)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def process_group(place: RankEnvironment, meeting: Path, device: torch.device, timeout_s: float) -> Iterator[None]:
+    """The default group of the job, for the length of a `with`.
+
+    Rank 0 takes any free port and leaves its address in the folder `meeting`, which all nodes share: two jobs can
+    never meet in one store, as they do on a fixed port. Keys carry the attempt, so that a requeued job does not read
+    the addresses of dead peers. Raises RendezvousError after `timeout_s`.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.PrefixStore(f"attempt{place.attempt}", _store(place, meeting, timeout))
+    try:
+        dist.init_process_group(
+            BACKENDS[device.type],
+            store=store,
+            rank=place.rank,
+            world_size=place.ranks,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except dist.DistStoreError as error:
+        raise RendezvousError(f"{place.ranks} ranks did not meet within {timeout_s:.0f} s: {error}") from error
+    yield
+    # Without the barrier a rank that leaves early can abort the others' clean exit.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _store(place: RankEnvironment, meeting: Path, timeout: timedelta) -> dist.TCPStore:
+    meeting.mkdir(parents=True, exist_ok=True)
+    note = meeting / f"attempt-{place.attempt}.json"
+    if place.rank == 0:
+        store = dist.TCPStore("0.0.0.0", 0, place.ranks, is_master=True, wait_for_workers=False, timeout=timeout)
+        draft = note.with_suffix(".draft")
+        draft.write_text(json.dumps({"host": place.master_address, "port": store.port}))
+        os.replace(draft, note)
+        return store
+    deadline = time.monotonic() + timeout.total_seconds()
+    while not note.exists():
+        if time.monotonic() > deadline:
+            raise RendezvousError(f"rank 0 left no address in {note} within {timeout.total_seconds():.0f} s")
+        time.sleep(0.02)
+    address = json.loads(note.read_text())
+    try:
+        return dist.TCPStore(address["host"], address["port"], place.ranks, is_master=False, timeout=timeout)
+    except dist.DistError as error:
+        raise RendezvousError(f"rank {place.rank} could not reach {address['host']}:{address['port']}: {error}") from error

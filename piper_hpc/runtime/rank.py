@@ -1,0 +1,59 @@
+"""Which rank this process is: read from the scheduler's environment, never from the host's name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """This process's place in the job. `attempt` counts requeues; `rack` is the switch above the node, if known."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    node: str
+    rack: str
+    job_id: str
+    attempt: int
+    master_address: str
+
+    @staticmethod
+    def read(environ: Mapping[str, str] = os.environ) -> RankEnvironment:
+        """From the variables of a Slurm step, or of submitit's local executor.
+
+        Raises RuntimeError where neither is set: a silent world of one would train the wrong thing.
+        """
+        if "SLURM_PROCID" in environ and environ.get("SUBMITIT_EXECUTOR") != "local":
+            node = environ["SLURMD_NODENAME"]
+            address = environ.get("SLURM_TOPOLOGY_ADDR", "")  # for example spine.sw1.n1
+            return RankEnvironment(
+                rank=int(environ["SLURM_PROCID"]),
+                ranks=int(environ["SLURM_NTASKS"]),
+                local_rank=int(environ["SLURM_LOCALID"]),
+                node=node,
+                rack=address.split(".")[-2] if address.count(".") else "",
+                job_id=environ["SLURM_JOB_ID"],
+                attempt=int(environ.get("SLURM_RESTART_COUNT", "0")),
+                master_address=_required(environ, "MASTER_ADDR"),
+            )
+        if "SUBMITIT_LOCAL_GLOBALID" in environ:
+            return RankEnvironment(
+                rank=int(environ["SUBMITIT_LOCAL_GLOBALID"]),
+                ranks=int(environ["SUBMITIT_LOCAL_NTASKS"]),
+                local_rank=int(environ["SUBMITIT_LOCAL_LOCALID"]),
+                node="localhost",
+                rack="",
+                job_id=environ["SUBMITIT_LOCAL_JOB_ID"],
+                attempt=0,
+                master_address="127.0.0.1",
+            )
+        raise RuntimeError("no rank in the environment: start workers with srun or through piper_hpc.launch")
+
+
+def _required(environ: Mapping[str, str], key: str) -> str:
+    if not environ.get(key):
+        raise RuntimeError(f"{key} is not set: the batch script exports it (see sbatch_templates/)")
+    return environ[key]

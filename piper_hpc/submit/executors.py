@@ -1,0 +1,97 @@
+"""Submit a prepared run through submitit: to Slurm with our own script, or to this machine under our supervisor."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.helpers import clean_env
+from submitit.local.local import LocalExecutor, LocalJob
+
+from piper_hpc.config.schema import ClusterConfig
+from piper_hpc.runs import RunFolder
+from piper_hpc.submit.script import script
+
+
+class TemplateSlurmExecutor(submitit.SlurmExecutor):
+    """submitit's Slurm executor, with the batch script rendered from the site's template."""
+
+    def __init__(self, run: RunFolder, cluster: ClusterConfig) -> None:
+        super().__init__(folder=run.logs / "submitit", max_num_timeout=3)
+        self._run, self._cluster = run, cluster
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return script(self._cluster, self._run, sys.executable, command)
+
+    def preview(self) -> str:
+        """The batch script, without submitting it."""
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+class SupervisedLocalExecutor(LocalExecutor):
+    """submitit's local executor, with a supervisor that ends all ranks when one dies and records why."""
+
+    def __init__(self, run: RunFolder, cpu_share: float | None, dies_with_launcher: bool) -> None:
+        super().__init__(folder=run.logs / "submitit", max_num_timeout=0)
+        self._run, self._cpu_share, self._dies_with_launcher = run, cpu_share, dies_with_launcher
+
+    def _submit_command(self, command: str) -> LocalJob[Any]:
+        tasks = self.parameters["tasks_per_node"]
+        options = ["--ranks", str(tasks)]
+        if self._cpu_share is not None:
+            options += ["--cpu-share", str(self._cpu_share)]
+        if self._dies_with_launcher:
+            options.append("--dies-with-launcher")
+        with (self._run.logs / "supervisor.log").open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "piper_hpc.submit.supervisor",
+                    str(self._run.path),
+                    *options,
+                    "--",
+                    *shlex.split(command),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return LocalJob(self.folder, str(process.pid), list(range(tasks)), process)
+
+
+def submit(
+    run: RunFolder, cluster: ClusterConfig, environment: dict[str, str], cpu_share: float | None, wait: bool
+) -> None:
+    """Submit `run` and write its `job.json`. `environment` is what the scheduler's commands need."""
+    from piper_hpc.worker import work
+
+    run.logs.mkdir(exist_ok=True)
+    executor: submitit.SlurmExecutor | LocalExecutor
+    if cluster.scheduler == "slurm":
+        executor = TemplateSlurmExecutor(run, cluster)
+        executor.update_parameters(nodes=cluster.nodes, ntasks_per_node=cluster.ranks_per_node, time=cluster.time_min)
+    else:
+        executor = SupervisedLocalExecutor(run, cpu_share, dies_with_launcher=wait)
+        executor.update_parameters(tasks_per_node=cluster.nodes * cluster.ranks_per_node)
+    # An outer job's SLURM_* variables would change the binding of this one.
+    with clean_env():
+        os.environ.update(environment)
+        job = executor.submit(work, str(run.path))
+    run.write_job({"scheduler": cluster.scheduler, "id": job.job_id, "environment": environment})
+
+
+def preview(run_path: Path, cluster: ClusterConfig) -> str:
+    """What would be submitted: the batch script, or the command of the local supervisor."""
+    run = RunFolder(run_path)
+    if cluster.scheduler == "slurm":
+        command = f"{sys.executable} -u -m submitit.core._submit {run.logs / 'submitit'}"
+        return script(cluster, run, sys.executable, command)
+    ranks = cluster.nodes * cluster.ranks_per_node
+    return f"{sys.executable} -m piper_hpc.submit.supervisor {run.path} --ranks {ranks}\n"

@@ -1,0 +1,119 @@
+"""What became of a run: the record's own word, the ranks' last words, and the scheduler's, held against one another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+from piper_hpc.runs import RunFolder, Status
+from piper_hpc.submit.process import alive
+
+_SLURM_STATES = {
+    "PENDING": "pending",
+    "CONFIGURING": "pending",
+    "REQUEUED": "pending",
+    "RUNNING": "running",
+    "COMPLETING": "running",
+    "SUSPENDED": "running",
+    "COMPLETED": "completed",
+    "CANCELLED": "cancelled",
+}
+_SLURM_FAILURES = {
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "node_fail",
+    "BOOT_FAIL": "node_fail",
+    "OUT_OF_MEMORY": "oom",
+}
+
+
+def cause(run: RunFolder, status: Status, codes: dict[int, int] | None = None) -> Status:
+    """The status of a run whose processes have all ended, without a status of their own making.
+
+    `codes` are exit codes by rank, where a parent saw them (negative: the signal that killed the rank).
+    """
+    failures = run.failures(status.attempt)
+    killed = sorted(rank for rank, code in (codes or {}).items() if code < 0)
+    own = [failure for failure in failures if failure.failure_class != "comm"]
+    if own and not killed:
+        first = own[0]
+        failure_class, reason = first.failure_class, f"rank {first.rank}: {first.reason}"
+    elif killed and codes is not None:
+        name = signal.Signals(-codes[killed[0]]).name
+        failure_class, reason = "killed", f"rank {', '.join(map(str, killed))} was killed by {name}"
+    elif failures:
+        # Only lost peers spoke: who was lost ended without a word.
+        failure_class, reason = "killed", f"rank {failures[0].rank} lost a peer: {failures[0].reason}"
+    else:
+        failure_class, reason = "lost", f"the job ended without a word; see {run.logs}"
+    return Status("failed", status.attempt, failure_class, reason, status.step)
+
+
+def observe(run: RunFolder) -> Status:
+    """The status as the scheduler sees it now; a run that ended unseen is recorded as what it became."""
+    status, job = run.status(), run.job()
+    if status.ended or not job:
+        return status
+    seen = _slurm(run, status, job) if job["scheduler"] == "slurm" else _local(run, status, job)
+    if seen.ended or seen.state != status.state:
+        latest = run.status()  # the job may have spoken for itself meanwhile
+        if latest.ended:
+            return latest
+        run.write_status(seen)
+    return seen
+
+
+def _local(run: RunFolder, status: Status, job: dict[str, str]) -> Status:
+    return status if alive(int(job["id"])) else cause(run, status)
+
+
+def _slurm(run: RunFolder, status: Status, job: dict[str, str]) -> Status:
+    word = slurm_state(job["id"], job["environment"])
+    if word is None:
+        return status
+    state = _SLURM_STATES.get(word)
+    if state in ("pending", "running"):
+        return status if status.state == state else Status(state, status.attempt, step=status.step)
+    if state == "cancelled":
+        return Status("cancelled", status.attempt, None, "cancelled in Slurm", status.step)
+    if word in _SLURM_FAILURES:
+        return Status("failed", status.attempt, _SLURM_FAILURES[word], f"Slurm says {word}", status.step)
+    return cause(run, status)
+
+
+def slurm_state(job_id: str, environment: dict[str, str]) -> str | None:
+    """Slurm's word for a job, from the queue, else from accounting, else from the controller; None if unknown."""
+    for command in (
+        ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"],
+        ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job_id, "--format", "State"],
+        ["scontrol", "--oneliner", "show", "job", job_id],
+    ):
+        answer = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        text = answer.stdout.strip()
+        if answer.returncode or not text:
+            continue
+        if command[0] == "scontrol":
+            text = next((word for word in text.split() if word.startswith("JobState=")), "").removeprefix("JobState=")
+        if text:
+            return text.split()[0].rstrip("+")  # "CANCELLED by 0"
+    return None
+
+
+def cancel(run: RunFolder) -> Status:
+    """End a run that is pending or running."""
+    status, job = observe(run), run.job()
+    if status.ended or not job:
+        return status
+    if job["scheduler"] == "slurm":
+        subprocess.run(["scancel", job["id"]], env=os.environ | job["environment"], check=True)
+    else:
+        os.kill(int(job["id"]), signal.SIGINT)
+    for _ in range(100):
+        status = observe(run)
+        if status.ended:
+            break
+        time.sleep(0.1)
+    return status

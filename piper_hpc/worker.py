@@ -1,0 +1,74 @@
+"""What every rank runs: `work(run)` reads the run's configuration, sets the rank up, and calls the task.
+
+By hand: `srun python -m piper_hpc.worker RUN`, see sbatch_templates/.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from piper_hpc.runs import Failure, RunFolder, Status
+from piper_hpc.runtime.rank import RankEnvironment
+
+
+def work(run_path: str) -> None:
+    """Run the task of the run in `run_path` as the rank that the environment names.
+
+    An exception leaves a classified reason in the run's logs, then ends the rank with exit code 1.
+    """
+    run = RunFolder(run_path)
+    place = RankEnvironment.read()
+    _log_to(run.log(place.attempt, place.rank))
+    try:
+        _task(run, place)
+    except Exception as error:
+        from piper_hpc.runtime.failures import classify
+
+        message = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {message[0] if message else ''}"
+        trace = traceback.format_exc()
+        run.write_failure(Failure(place.rank, classify(error), reason, trace, time.time()), place.attempt)
+        print(trace, file=sys.stderr, flush=True)
+        # Threads of a broken process group may never join.
+        os._exit(1)
+
+
+def _task(run: RunFolder, place: RankEnvironment) -> None:
+    from piper_hpc.config import experiment
+    from piper_hpc.runtime.group import device_of, process_group
+    from piper_hpc.tasks import TASKS
+    from piper_hpc.tasks.context import Context
+
+    configured = experiment(run.config())
+    device = device_of(configured.cluster.device, place.local_rank)
+    meeting = run.path / "rendezvous"
+    with process_group(place, meeting, device, configured.cluster.comm_timeout_s):
+        context = Context.gather(configured, run, place, device)
+        if context.is_first:
+            run.write_status(Status("running", place.attempt))
+        TASKS[configured.task.name](context)
+        if context.is_first:
+            run.write_status(Status("completed", place.attempt, step=run.status().step))
+
+
+def _log_to(path: Path) -> None:
+    """Send everything this process prints to its own log, also what libraries print from C."""
+    with path.open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m piper_hpc.worker RUN_FOLDER")
+    # A run started by hand has a job of its own: record it, so that `jobs status` can ask the scheduler.
+    if RankEnvironment.read().rank == 0 and not RunFolder(sys.argv[1]).job():
+        environment = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
+        job = {"scheduler": "slurm", "id": RankEnvironment.read().job_id, "environment": environment}
+        RunFolder(sys.argv[1]).write_job(job)
+    work(sys.argv[1])
