@@ -76,7 +76,7 @@ def _plan(asked: Experiment, machine: Machine) -> Plan:
         machine.spec(asked.cluster, calibration),
         asked.workload,
         rank_by=asked.task.rank_by,
-        keep=asked.task.candidates,
+        candidates=asked.task.candidates,
     )
 
 

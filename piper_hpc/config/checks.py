@@ -41,12 +41,10 @@ POSITIVE = (
     *(f"task.{key}" for key in ("budget_s", "candidates", "profile_steps")),
 )
 
-_EXAMPLES = {"data.path": "data.path=/path/to/text"}
-
 
 def example_of(key: str) -> str:
     """An override that sets a key which must be given."""
-    return _EXAMPLES.get(key, f"{key}=1")
+    return f"{key}=1"
 
 
 def _value(config: Config, key: str) -> object:
@@ -84,6 +82,8 @@ def positive(config: Config) -> Iterator[Problem]:
 def paths(config: Config) -> Iterator[Problem]:
     """Files and folders that must exist before anything is submitted."""
     data, cluster, train = config.data, config.cluster, config.train
+    if data.name == "text" and data.path is None:
+        yield Problem("data.path", None, "must be given with data=text", "data.path=README.md")
     if data.path is not None and not Path(data.path).expanduser().exists():
         yield Problem("data.path", data.path, "does not exist on this machine", "data=stdlib")
     if cluster.calibration not in ("auto", "off") and not Path(cluster.calibration).expanduser().is_file():

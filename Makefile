@@ -1,0 +1,48 @@
+# `make run` and `make test` are all that a newcomer needs: each sets up what it uses.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
+TORCH ?= torch==2.13.0
+
+.PHONY: run test quick lint types testbed-packages clean
+
+run: $(VENV)/run.stamp
+	$(BIN)/python -m piper_hpc.launch $(ARGS)
+
+test: $(VENV)/test.stamp testbed-packages
+	$(BIN)/python -m pytest $(ARGS)
+
+# The tests that start no Slurm and few processes: under two minutes.
+quick: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m "not slurm and not processes" $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/test.stamp
+	$(BIN)/mypy
+
+# Debian's Slurm, munge, slurmdbd and MariaDB for the tests on a real Slurm. Without root they are skipped, with the reason.
+testbed-packages:
+	@sh piper_hpc/testbed/packages.sh || echo "the Slurm tests will be skipped"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { test "$$(id -u)" = 0 && apt-get update -q && \
+	    apt-get install -q -y python3-venv; } || { echo "missing: python3-venv (apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[report]"
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --editable ".[report,test,wandb]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,93 @@
+"""Tables for the terminal: a plan, what would be submitted, how a run went against its prediction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from analysis import report, table
+from piper_hpc.config import Experiment
+from piper_hpc.planner.search import Plan
+from piper_hpc.runs import RunFolder, Status
+from piper_hpc.spec import Prediction
+
+GIB = 2**30
+
+
+def plan(found: Plan, asked: Experiment, console: Console) -> None:
+    """Ranked layouts, and why the others were left out."""
+    columns = Table(box=None, header_style="bold")
+    for name in ("", "pp", "ep", "dp", "micro-batch", "step", "tokens/s", "MFU", "bubble", "peak memory"):
+        columns.add_column(name, justify="right")
+    for rank, candidate in enumerate(found.candidates, start=1):
+        layout = candidate.layout
+        bubble = "-" if candidate.bubble_fraction is None else f"{100 * candidate.bubble_fraction:.1f} %"
+        columns.add_row(
+            str(rank),
+            *(str(layout[key]) for key in ("pp", "ep", "dp", "micro_batch")),
+            f"{candidate.step_time_s:.4g} s",
+            f"{candidate.tokens_per_s:,.0f}",
+            f"{100 * candidate.mfu:.1f} %",
+            bubble,
+            f"{max(candidate.peak_memory_bytes) / GIB:.3g} GiB",
+        )
+    ranks = asked.cluster.nodes * asked.cluster.ranks_per_node
+    console.print(f"[bold]{asked.model.name}[/] on {asked.cluster.name}, {ranks} ranks", highlight=False)
+    console.print(columns)
+    console.print(
+        f"{found.searched} layouts evaluated, {found.feasible} feasible, in {found.seconds:.2f} s", highlight=False
+    )
+    for reason, count in sorted(found.rejected.items()):
+        console.print(f"rejected {count}: {reason}", highlight=False)
+    if found.candidates:
+        console.print(f"rests on: {found.candidates[0].calibration['source']}", highlight=False)
+
+
+def preview(text: str, prediction: Prediction | None, asked: Experiment, console: Console) -> None:
+    """What would be submitted, and what it would cost."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    hours = asked.cluster.nodes * asked.cluster.time_min / 60
+    console.print(f"nothing submitted; at most {hours:.4g} node-hours", highlight=False)
+    if prediction is None:
+        console.print("no prediction: this cluster has neither measurements nor a data sheet", highlight=False)
+    else:
+        training_s = prediction.step_time_s * asked.train.steps
+        source = prediction.calibration["source"]
+        console.print(f"predicted: {training_s:.4g} s for {asked.train.steps} steps, from {source}", highlight=False)
+
+
+def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console) -> dict[str, Any]:
+    """How a run ended: its table, its report, its folder; or why it failed. Returns the same as a document."""
+    document: dict[str, Any] = {"run_id": run.run_id, "path": str(run.path), "status": asdict(status)}
+    if status.state != "completed":
+        console.print(
+            f"[bold red]{status.state}[/] {run.run_id}: {status.failure_class}: {status.reason}", highlight=False
+        )
+        console.print(f"logs: {run.logs}", highlight=False)
+        return document
+    if asked.task.name == "microbench":
+        rows = run.measurements()
+        console.print(measurements(rows))
+        return document | {"measurements": rows}
+    rows = table.predicted_against_measured(run)
+    console.print(table.render(rows))
+    written = report.write(run)
+    for path in (run.path, *written, *sorted(run.path.glob("trace*.json"))):
+        console.print(str(path), highlight=False, soft_wrap=True)
+    return document | {"table": [asdict(row) for row in rows], "metrics": run.metrics()[-1]}
+
+
+def measurements(rows: list[dict[str, Any]]) -> Table:
+    """Measured points, with nccl-tests' bandwidths where they apply."""
+    columns = Table(box=None, header_style="bold")
+    for name in ("operator", "work", "unit", "median", "p5", "p95", "rate", "busbw", "correct"):
+        columns.add_column(name, justify="left" if name == "operator" else "right")
+    for row in rows:
+        busbw = f"{row['busbw_bytes_per_s'] / 1e9:.3g} GB/s" if "busbw_bytes_per_s" in row else ""
+        times = (f"{1e6 * row[key]:,.1f} us" for key in ("median_s", "p5_s", "p95_s"))
+        rate = f"{row['work'] / row['median_s']:.3g}/s"
+        columns.add_row(row["operator"], f"{row['work']:.3g}", row["unit"], *times, rate, busbw, str(row["correct"]))
+    return columns

@@ -1,0 +1,62 @@
+"""Which ranks measure an exchange together: one pair for each tier of links, one family of groups for each size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from piper_hpc.spec import RankMap, Tier
+
+_WIDTH = {"self": 0, Tier.NODE.value: 1, Tier.RACK.value: 2, Tier.SYSTEM.value: 3}
+
+
+@dataclass(frozen=True)
+class GroupFamily:
+    """Disjoint groups of `size` ranks that exchange at the same time; the widest link in each is of tier `tier`."""
+
+    size: int
+    tier: str
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def ranks(self) -> list[int]:
+        """All ranks that take part."""
+        return sorted(rank for group in self.groups for rank in group)
+
+
+def widest_tier(ranks: RankMap, group: Sequence[int]) -> str:
+    """The widest tier of links between any two ranks of a group."""
+    return max((ranks.tier(a, b) for a, b in combinations(group, 2)), key=_WIDTH.__getitem__, default="self")
+
+
+def pairs(ranks: RankMap) -> dict[str, tuple[int, int]]:
+    """The first pair of ranks of each tier that the placement has, near tiers first."""
+    found: dict[str, tuple[int, int]] = {}
+    for a, b in combinations(range(len(ranks.places)), 2):
+        found.setdefault(ranks.tier(a, b), (a, b))
+    return dict(sorted(found.items(), key=lambda item: _WIDTH[item[0]]))
+
+
+def group_families(ranks: RankMap) -> list[GroupFamily]:
+    """One family for each (size, tier) that training can form, smallest first.
+
+    Sizes are the divisors of the number of ranks. Contiguous ranks come first, as expert groups are formed; ranks a
+    stride apart, as replicas are, add the wider tiers. All groups of a family run at once, because the groups of a
+    training step do: they share links as they will then.
+    """
+    world = len(ranks.places)
+    families: dict[tuple[int, str], GroupFamily] = {}
+    for size in (n for n in range(2, world + 1) if world % n == 0):
+        for stride in (s for s in range(1, world // size + 1) if world % (size * s) == 0):
+            block = size * stride
+            groups = [
+                tuple(range(start + offset, start + block, stride))
+                for start in range(0, world, block)
+                for offset in range(stride)
+            ]
+            tiers = [widest_tier(ranks, group) for group in groups]
+            tier = max(tiers, key=_WIDTH.__getitem__)
+            widest = tuple(group for group, own in zip(groups, tiers, strict=True) if own == tier)
+            families.setdefault((size, tier), GroupFamily(size, tier, widest))
+    return sorted(families.values(), key=lambda family: (family.size, _WIDTH[family.tier]))

@@ -1,0 +1,157 @@
+"""Compute operators of a training step, each at one shape: what to call, how much work it does, whether it is right.
+
+Inputs stay where they are between calls, so a working set that fits a cache is measured from that cache; outputs are
+allocated anew, as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from piper_hpc.microbench.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A call that is timed: `work` in `unit` a call, and `correct`, the result of a check made on a first call."""
+
+    unit: str
+    work: float
+    call: Callable[[], object]
+    correct: bool
+
+
+def _agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether two results are equal but for the rounding of `dtype`, relative to the largest value."""
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    error = (actual.double() - expected.double()).abs().max()
+    return bool(error <= tolerance * expected.double().abs().max())
+
+
+def _product_agrees(a: torch.Tensor, b: torch.Tensor, product: torch.Tensor) -> bool:
+    """Freivalds' check of product [m, n] = a [m, k] b [k, n]: both sides times one random vector, in float64."""
+    vector = torch.randn(b.shape[1], 1, dtype=torch.float64, device=b.device)
+    return _agree(product.double() @ vector, a.double() @ (b.double() @ vector), product.dtype)
+
+
+def gemm(device: torch.device, dtype: torch.dtype, *, m: int, n: int, k: int) -> Operator:
+    """[m, k] times [k, n], a linear layer without bias: 2 m n k FLOPs."""
+    a = torch.randn(m, k, device=device, dtype=dtype)
+    b = torch.randn(n, k, device=device, dtype=dtype).t()
+    return Operator("flops", 2.0 * m * n * k, lambda: a @ b, _product_agrees(a, b, a @ b))
+
+
+def grouped_gemm(
+    device: torch.device, dtype: torch.dtype, *, experts: int, tokens: int, hidden: int, ffn: int
+) -> Operator:
+    """`tokens` rows shared equally by `experts` weights [hidden, ffn]: 2 tokens hidden ffn FLOPs, forward."""
+    rows = torch.randn(tokens, hidden, device=device, dtype=dtype)
+    weights = torch.randn(experts, hidden, ffn, device=device, dtype=dtype)
+    ends = torch.arange(1, experts + 1, device=device, dtype=torch.int32) * (tokens // experts)
+
+    def call() -> torch.Tensor:
+        return F.grouped_mm(rows, weights, offs=ends)
+
+    groups = zip(rows.chunk(experts), weights, call().chunk(experts), strict=True)
+    correct = all(_product_agrees(row, weight, product) for row, weight, product in groups)
+    return Operator("flops", 2.0 * tokens * hidden * ffn, call, correct)
+
+
+def _attention_inputs(
+    device: torch.device, dtype: torch.dtype, batch: int, heads: int, sequence: int, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value [batch, heads, sequence, head_dim], with gradients."""
+    query, key, value = torch.randn(3, batch, heads, sequence, head_dim, device=device, dtype=dtype)
+    return query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
+
+
+def _attention_flops(batch: int, heads: int, sequence: int, head_dim: int) -> float:
+    """Scores and values of causal attention: 2 products of 2 b s^2 q_dim, half of it by causality."""
+    return 2.0 * batch * sequence**2 * heads * head_dim
+
+
+def attention_forward(
+    device: torch.device, dtype: torch.dtype, *, batch: int, heads: int, sequence: int, head_dim: int
+) -> Operator:
+    """Causal scaled-dot-product attention with autograd recording, forward."""
+    inputs = _attention_inputs(device, dtype, batch, heads, sequence, head_dim)
+
+    def call() -> torch.Tensor:
+        return F.scaled_dot_product_attention(*inputs, is_causal=True)
+
+    # The first position sees itself alone, so its output is its own value.
+    correct = _agree(call()[:, :, 0].detach(), inputs[2][:, :, 0].detach(), dtype)
+    return Operator("flops", _attention_flops(batch, heads, sequence, head_dim), call, correct)
+
+
+def attention_backward(
+    device: torch.device, dtype: torch.dtype, *, batch: int, heads: int, sequence: int, head_dim: int
+) -> Operator:
+    """The backward of `attention_forward` alone; its work is counted as that of the forward."""
+    inputs = _attention_inputs(device, dtype, batch, heads, sequence, head_dim)
+    output = F.scaled_dot_product_attention(*inputs, is_causal=True)
+    gradient = torch.randn_like(output)
+
+    def call() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(output, inputs, gradient, retain_graph=True)
+
+    # Weights of one position sum to 1, so the values' gradients sum to the outputs' gradients.
+    correct = _agree(call()[2].float().sum(dim=2), gradient.float().sum(dim=2), dtype)
+    return Operator("flops", _attention_flops(batch, heads, sequence, head_dim), call, correct)
+
+
+def elementwise(device: torch.device, dtype: torch.dtype, *, elements: int) -> Operator:
+    """The sum of two tensors into a new one: three streams of bytes."""
+    a = torch.randn(elements, device=device, dtype=dtype)
+    b = torch.ones(elements, device=device, dtype=dtype)
+    correct = _agree((a + b)[-4096:], a[-4096:].double() + 1, dtype)
+    return Operator("bytes", 3.0 * elements * a.element_size(), lambda: a + b, correct)
+
+
+def adamw(device: torch.device, dtype: torch.dtype, *, parameters: int, tensors: int) -> Operator:
+    """One step of torch's fused AdamW on `tensors` equal tensors that hold `parameters` in all."""
+    rate, decay = 0.1, 0.1
+    size = parameters // tensors
+    weights = [torch.nn.Parameter(torch.ones(size, device=device, dtype=dtype)) for _ in range(tensors)]
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 0.5)
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
+    optimizer.step()
+    # The first step of Adam moves a weight by its rate against the gradient's sign, after its decay.
+    correct = _agree(weights[-1].detach(), torch.full_like(weights[-1], 1 - rate * decay - rate), dtype)
+    return Operator("parameters", float(parameters), optimizer.step, correct)
+
+
+def host_op(device: torch.device, dtype: torch.dtype, *, operations: int) -> Operator:
+    """`operations` tiny eager operations, recorded by autograd, and their backward: the cost of launching work."""
+    start = torch.ones(8, device=device, dtype=dtype, requires_grad=True)
+    factor = torch.ones(8, device=device, dtype=dtype)
+
+    def call() -> torch.Tensor:
+        value = start
+        for _ in range(operations // 2):
+            value = value * factor + factor
+        (gradient,) = torch.autograd.grad(value, start, factor)
+        return gradient
+
+    return Operator("operations", float(operations), call, _agree(call(), factor, dtype))
+
+
+_BUILDERS: dict[str, Callable[..., Operator]] = {
+    "gemm": gemm,
+    "grouped_gemm": grouped_gemm,
+    "attention_forward": attention_forward,
+    "attention_backward": attention_backward,
+    "elementwise": elementwise,
+    "adamw": adamw,
+    "host_op": host_op,
+}
+
+
+def build(name: str, shape: Shape, device: torch.device, dtype: torch.dtype) -> Operator:
+    """The operator `name` at `shape` on `device`; its first call has been made and checked."""
+    return _BUILDERS[name](device, dtype, **shape)

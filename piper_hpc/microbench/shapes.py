@@ -1,0 +1,122 @@
+"""The shapes that are measured, as data: one grid for CPU ranks that train small models, one for accelerators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+Shape = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Shapes of each compute operator and message sizes of each exchange, in ascending order of work.
+
+    compute: operator -> shapes, the keyword arguments of its builder in `operators.py`;
+    messages: exchange -> bytes, `p2p` of one message, `all_to_all` and `all_reduce` of one rank's whole buffer.
+    """
+
+    compute: dict[str, tuple[Shape, ...]]
+    messages: dict[str, tuple[int, ...]]
+
+
+_CPU_ATTENTION: tuple[Shape, ...] = (
+    {"batch": 1, "heads": 4, "sequence": 64, "head_dim": 32},
+    {"batch": 4, "heads": 4, "sequence": 64, "head_dim": 32},
+    {"batch": 4, "heads": 4, "sequence": 128, "head_dim": 32},
+    {"batch": 4, "heads": 4, "sequence": 256, "head_dim": 32},
+    {"batch": 2, "heads": 8, "sequence": 512, "head_dim": 64},
+)
+
+_GPU_ATTENTION: tuple[Shape, ...] = (
+    {"batch": 1, "heads": 16, "sequence": 1024, "head_dim": 128},
+    {"batch": 1, "heads": 32, "sequence": 2048, "head_dim": 128},
+    {"batch": 1, "heads": 32, "sequence": 4096, "head_dim": 128},
+    {"batch": 2, "heads": 32, "sequence": 8192, "head_dim": 128},
+)
+
+CPU = Grid(
+    compute={
+        "gemm": (
+            {"m": 64, "n": 64, "k": 64},
+            {"m": 256, "n": 64, "k": 64},
+            {"m": 256, "n": 128, "k": 128},
+            {"m": 1024, "n": 128, "k": 128},
+            {"m": 1024, "n": 256, "k": 256},
+            {"m": 1024, "n": 512, "k": 512},
+        ),
+        "grouped_gemm": (
+            {"experts": 2, "tokens": 64, "hidden": 64, "ffn": 128},
+            {"experts": 4, "tokens": 256, "hidden": 64, "ffn": 128},
+            {"experts": 4, "tokens": 512, "hidden": 128, "ffn": 256},
+            {"experts": 4, "tokens": 2048, "hidden": 128, "ffn": 256},
+            {"experts": 4, "tokens": 2048, "hidden": 256, "ffn": 512},
+        ),
+        "attention_forward": _CPU_ATTENTION,
+        "attention_backward": _CPU_ATTENTION,
+        "elementwise": (
+            {"elements": 4 * KIB},
+            {"elements": 32 * KIB},
+            {"elements": 256 * KIB},
+            {"elements": MIB},
+            {"elements": 4 * MIB},
+        ),
+        "adamw": (
+            {"parameters": 16 * KIB, "tensors": 8},
+            {"parameters": 256 * KIB, "tensors": 8},
+            {"parameters": 1 * MIB, "tensors": 8},
+            {"parameters": 4 * MIB, "tensors": 8},
+        ),
+        "host_op": ({"operations": 64}, {"operations": 256}, {"operations": 1024}),
+    },
+    messages={
+        "p2p": (KIB, 16 * KIB, 128 * KIB, MIB, 4 * MIB),
+        "all_to_all": (KIB, 16 * KIB, 128 * KIB, MIB, 4 * MIB),
+        "all_reduce": (KIB, 16 * KIB, 256 * KIB, 2 * MIB, 16 * MIB),
+    },
+)
+
+GPU = Grid(
+    compute={
+        "gemm": (
+            {"m": 512, "n": 1024, "k": 1024},
+            {"m": 2048, "n": 2048, "k": 2048},
+            {"m": 4096, "n": 4096, "k": 4096},
+            {"m": 8192, "n": 4096, "k": 4096},
+            {"m": 8192, "n": 8192, "k": 8192},
+        ),
+        "grouped_gemm": (
+            {"experts": 8, "tokens": 1024, "hidden": 1024, "ffn": 1024},
+            {"experts": 8, "tokens": 4096, "hidden": 2048, "ffn": 1024},
+            {"experts": 8, "tokens": 16384, "hidden": 2048, "ffn": 1536},
+            {"experts": 16, "tokens": 32768, "hidden": 4096, "ffn": 1536},
+            {"experts": 16, "tokens": 65536, "hidden": 4096, "ffn": 2048},
+        ),
+        "attention_forward": _GPU_ATTENTION,
+        "attention_backward": _GPU_ATTENTION,
+        "elementwise": (
+            {"elements": MIB},
+            {"elements": 8 * MIB},
+            {"elements": 32 * MIB},
+            {"elements": 128 * MIB},
+        ),
+        "adamw": (
+            {"parameters": MIB, "tensors": 8},
+            {"parameters": 16 * MIB, "tensors": 16},
+            {"parameters": 128 * MIB, "tensors": 32},
+        ),
+        "host_op": ({"operations": 64}, {"operations": 256}, {"operations": 1024}),
+    },
+    messages={
+        "p2p": (64 * KIB, MIB, 8 * MIB, 64 * MIB),
+        "all_to_all": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
+        "all_reduce": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
+    },
+)
+
+
+def grid_for(device_type: str) -> Grid:
+    """The grid for a torch device type: `cpu`, or anything else for accelerators."""
+    return CPU if device_type == "cpu" else GPU

@@ -1,0 +1,216 @@
+"""All operators and exchanges within one budget of time, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, round_trip
+from piper_hpc.microbench.groups import GroupFamily, group_families, pairs
+from piper_hpc.microbench.operators import build
+from piper_hpc.microbench.shapes import Grid, grid_for
+from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
+from piper_hpc.spec import RankMap
+
+BENCHMARK_VERSION = 1
+"""Raised whenever the way of measuring changes: rows of different versions are not compared."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Row = dict[str, Any]
+OnRow = Callable[[Row], None]
+
+
+def run(
+    *,
+    ranks: RankMap,
+    device: torch.device,
+    dtype: torch.dtype,
+    budget_s: float,
+    on_row: OnRow,
+    node_names: Sequence[str] = (),
+) -> None:
+    """Measure every operator on the ranks of the default process group; every rank calls this.
+
+    ranks: where each rank stands (its layout matters only for the number of ranks); device, dtype: of every tensor;
+    budget_s: seconds to spend in all, a guide that slow links exceed: each curve keeps its smallest messages;
+    on_row: called on rank 0 with each finished row of `measurements.jsonl`, so that a killed run keeps its rows;
+    node_names: names for the rows, by node index (default: the index).
+
+    Compute operators run on all ranks at once and a row holds the statistics over all ranks; a sample of an exchange
+    is its slowest rank. Raises ValueError for a dtype without grouped GEMM or a placement of another size.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype}: F.grouped_mm takes float32, bfloat16 or float16; use torch.float32")
+    if len(ranks.places) != dist.get_world_size():
+        raise ValueError(
+            f"ranks: the placement holds {len(ranks.places)} ranks, the process group {dist.get_world_size()}; "
+            f"use a layout of {dist.get_world_size()} ranks"
+        )
+    if budget_s <= 0:
+        raise ValueError(f"budget_s={budget_s}: must be above 0 seconds, for example 7")
+    grid = grid_for(device.type)
+    families = group_families(ranks)
+    points = sum(len(shapes) for shapes in grid.compute.values()) + sum(
+        len(sizes) * (len(pairs(ranks)) if name == "p2p" else len(families)) for name, sizes in grid.messages.items()
+    )
+    _Suite(ranks, device, dtype, grid, Budget(budget_s, points), on_row, node_names).run(families)
+
+
+class _Suite:
+    """One pass over a grid: builds what is measured, times it with the others, and writes the rows on rank 0."""
+
+    def __init__(
+        self,
+        ranks: RankMap,
+        device: torch.device,
+        dtype: torch.dtype,
+        grid: Grid,
+        budget: Budget,
+        on_row: OnRow,
+        node_names: Sequence[str],
+    ) -> None:
+        self.ranks, self.device, self.dtype, self.grid, self.budget = ranks, device, dtype, grid, budget
+        self.team = Team(device)
+        self.on_row = on_row
+        self.node_names = node_names
+
+    def run(self, families: Sequence[GroupFamily]) -> None:
+        self.measure_compute()
+        for tier, pair in pairs(self.ranks).items():
+            self.measure_p2p(tier, pair)
+        for family in families:
+            with _process_group(family) as group:
+                for name in COLLECTIVES:
+                    self.measure_collective(name, family, group)
+
+    def measure_compute(self) -> None:
+        # What is loaded and allocated once, at an operator's first use, belongs to no operator's share.
+        for name, shapes in self.grid.compute.items():
+            build(name, shapes[0], self.device, self.dtype)
+        for name, shapes in self.grid.compute.items():
+            for shape in shapes:
+                operator = build(name, shape, self.device, self.dtype)
+                timing = time_compute(operator.call, self.team, self.budget.share())
+                self.budget.spend()
+                everyone = range(self.team.world)
+                self.write(name, operator.work, operator.unit, shape, timing, operator.correct, everyone)
+
+    def measure_p2p(self, tier: str, pair: tuple[int, int]) -> None:
+        def prepare(elements: int) -> Exchange:
+            return round_trip(pair, elements, self.device, self.dtype) if self.team.rank in pair else _bystander()
+
+        family = GroupFamily(2, tier, (pair,))
+        self.measure_sizes("p2p", f"p2p/{tier}", family, prepare, calls_per_message=0.5)
+
+    def measure_collective(self, name: str, family: GroupFamily, group: dist.ProcessGroup | None) -> None:
+        members = next((group for group in family.groups if self.team.rank in group), None)
+
+        def prepare(elements: int) -> Exchange:
+            if members is None:
+                return _bystander()
+            return COLLECTIVES[name](group, members, elements, self.device, self.dtype)
+
+        self.measure_sizes(name, f"{name}/{family.tier}/{family.size}", family, prepare)
+
+    def measure_sizes(
+        self,
+        name: str,
+        operator: str,
+        family: GroupFamily,
+        prepare: Callable[[int], Exchange],
+        calls_per_message: float = 1.0,
+    ) -> None:
+        """One curve over message sizes; ends early where the next size would not fit the budget's share."""
+        item = torch.empty((), dtype=self.dtype).element_size()
+        sizes = self.grid.messages[name]
+        previous_bytes, previous_s = 0, 0.0
+        for index, size in enumerate(sizes):
+            elements = -(-size // (item * family.size)) * family.size  # whole parts for all_to_all
+            call, correct = prepare(elements)
+            timing = time_exchange(call, self.team, self.budget.share())
+            self.budget.spend()
+            slowest = np.stack([timing.samples[list(group)].max(axis=0) for group in family.groups])
+            timing = Timing(slowest * calls_per_message, timing.iterations)
+            bytes_ = elements * item
+            median_s = timing.statistics()["median_s"]
+            self.write(
+                operator,
+                float(bytes_),
+                "bytes",
+                {"elements": elements},
+                timing,
+                correct,
+                family.ranks,
+                group_size=family.size,
+                tier=family.tier,
+                concurrent_groups=len(family.groups),
+                busbw_bytes_per_s=bytes_ / median_s * BUS_FACTOR[name](family.size),
+            )
+            left = sizes[index + 1 :]
+            if left and previous_bytes:
+                per_byte_s = (median_s - previous_s) / (bytes_ - previous_bytes)
+                next_s = (median_s + per_byte_s * (left[0] - bytes_)) / calls_per_message
+                if next_s > self.team.maximum(self.budget.share())[0]:
+                    self.budget.spend(len(left))
+                    return
+            previous_bytes, previous_s = bytes_, median_s
+
+    def write(
+        self,
+        operator: str,
+        work: float,
+        unit: str,
+        shape: dict[str, int],
+        timing: Timing,
+        correct: bool,
+        ranks: Sequence[int],
+        **extra: Any,
+    ) -> None:
+        """Hand one row to rank 0's caller; `correct` is that of all ranks."""
+        (wrong,) = self.team.maximum(0.0 if correct else 1.0)
+        if self.team.rank != 0:
+            return
+        nodes = dict.fromkeys(self.ranks.node_of_rank[rank] for rank in ranks)
+        self.on_row(
+            {
+                "benchmark_version": BENCHMARK_VERSION,
+                "operator": operator,
+                "work": work,
+                "unit": unit,
+                "shape": shape,
+                "dtype": str(self.dtype).removeprefix("torch."),
+                **timing.statistics(),
+                "ranks": list(ranks),
+                "nodes": [self.node_names[node] if self.node_names else str(node) for node in nodes],
+                "correct": not wrong,
+                **extra,
+            }
+        )
+
+
+def _bystander() -> tuple[Call, bool]:
+    """What a rank does in an exchange of others: nothing, and nothing wrong."""
+    return (lambda: None), True
+
+
+@contextmanager
+def _process_group(family: GroupFamily) -> Iterator[dist.ProcessGroup | None]:
+    """This rank's group of the family (None: the default group, or no part in it); ended afterwards."""
+    if family.size == dist.get_world_size():
+        yield None
+        return
+    own = None
+    for members in family.groups:
+        group = dist.new_group(list(members))
+        if dist.get_rank() in members:
+            own = group
+    yield own
+    dist.barrier()
+    if own is not None:
+        dist.destroy_process_group(own)

@@ -1,0 +1,171 @@
+"""Timing that all ranks do together, within a budget: warm-up, agreed effort, samples, and their statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+SAMPLE_S = 0.03
+"""A sample lasts at least this long where the budget allows it: several 10 ms periods of a CPU quota."""
+COMPUTE_SAMPLES = 3
+"""At least so many on each rank; a row has those of all ranks."""
+EXCHANGE_SAMPLES = 8
+"""At least so many; a row has the slowest rank of each, and waking a rank up takes a time that varies."""
+MAX_SAMPLES = 30
+WARMUP_SAMPLES = 1
+
+Call = Callable[[], object]
+
+
+class Team:
+    """The ranks of the default process group: what they agree on, and what they tell each other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+
+    def maximum(self, *values: float) -> list[float]:
+        """The largest of each value over all ranks, the same list on every rank."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return [float(value) for value in tensor.tolist()]
+
+    def table(self, values: Sequence[float]) -> np.ndarray:
+        """Every rank's values, [world, len(values)]; all ranks give equally many."""
+        mine = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        all_values = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(all_values, mine)
+        return torch.stack(all_values).cpu().numpy()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    def wait_for_device(self) -> None:
+        """Wait until this rank's device has done what it was given."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+
+class Budget:
+    """Seconds for a number of points: what is left is shared equally by the points that are left."""
+
+    def __init__(self, seconds: float, points: int) -> None:
+        self._deadline = perf_counter() + seconds
+        self._points = points
+        self._least_s = 0.5 * seconds / points
+
+    def share(self) -> float:
+        """Seconds for the next point; never less than half an equal share, so that late points are measured well."""
+        return max(self._least_s, (self._deadline - perf_counter()) / max(1, self._points))
+
+    def spend(self, points: int = 1) -> None:
+        """Count points as measured or left out."""
+        self._points -= points
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How one point is measured, the same on all ranks: samples of `iterations` calls, or of `sample_s` seconds."""
+
+    samples: int
+    iterations: int
+    sample_s: float
+
+    @staticmethod
+    def plan(iteration_s: float, share_s: float, least: int) -> Effort:
+        """Fill `share_s` seconds with warm-up and at least `least` samples of calls that take `iteration_s` each.
+
+        A third of the share is left for what surrounds the samples: building, the pilot, barriers.
+        """
+        filled_s = 0.67 * share_s
+        sample_s = min(SAMPLE_S, filled_s / (WARMUP_SAMPLES + least))
+        iterations = max(1, math.ceil(sample_s / iteration_s))
+        samples = int(filled_s / max(sample_s, iteration_s)) - WARMUP_SAMPLES
+        return Effort(min(MAX_SAMPLES, max(3, samples)), iterations, sample_s)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: `samples` [ranks, samples] and the calls that each sample averages on this rank."""
+
+    samples: np.ndarray
+    iterations: int
+
+    def statistics(self) -> dict[str, float | int]:
+        """The statistics of a measurement row, over all ranks' samples."""
+        p5, median, p95 = np.percentile(self.samples, [5, 50, 95])
+        return {
+            "n": self.samples.shape[1],
+            "warmup": WARMUP_SAMPLES,
+            "iterations_per_sample": self.iterations,
+            "median_s": float(median),
+            "mean_s": float(self.samples.mean()),
+            "p5_s": float(p5),
+            "p95_s": float(p95),
+            "min_s": float(self.samples.min()),
+            "max_s": float(self.samples.max()),
+        }
+
+
+def _seconds(call: Call, iterations: int, team: Team) -> float:
+    """Mean seconds of one call over `iterations` of them."""
+    start = perf_counter()
+    for _ in range(iterations):
+        call()
+    team.wait_for_device()
+    return (perf_counter() - start) / iterations
+
+
+def time_compute(call: Call, team: Team, share_s: float) -> Timing:
+    """Time a call that needs no other rank, on all ranks at once, as they train.
+
+    Each sample ends by the clock and not by a count, so that every rank is busy for the whole measurement and, under
+    a CPU quota, a sample spans whole periods of it. The warm-up sample spends what a quota granted while waiting.
+    """
+    pilot_s = _seconds(call, 1, team)
+    iteration_s, share_s = team.maximum(_seconds(call, max(1, int(1e-3 / pilot_s)), team), share_s)
+    effort = Effort.plan(iteration_s, share_s, COMPUTE_SAMPLES)
+    # The clock is read once in a while: often enough to end a sample in time, seldom enough to cost nothing.
+    stride = max(1, int(effort.sample_s / 20 / iteration_s))
+
+    def sample() -> tuple[float, int]:
+        start, calls = perf_counter(), 0
+        while True:
+            for _ in range(stride):
+                call()
+            team.wait_for_device()
+            calls += stride
+            elapsed = perf_counter() - start
+            if elapsed >= effort.sample_s:
+                return elapsed / calls, calls
+
+    team.barrier()
+    for _ in range(WARMUP_SAMPLES):
+        sample()
+    samples = [sample() for _ in range(effort.samples)]
+    return Timing(team.table([seconds for seconds, _ in samples]), samples[0][1])
+
+
+def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
+    """Time a call in which ranks meet: the same number of calls on every rank, after a barrier.
+
+    Ranks that do not take part give a call that does nothing; their samples are in the table and mean nothing.
+    """
+    team.barrier()
+    iteration_s, share_s = team.maximum(_seconds(call, 2, team), share_s)
+    again = max(1, min(100, int(share_s / 20 / iteration_s)))  # the first calls open connections and wake ranks up
+    (iteration_s,) = team.maximum(_seconds(call, again, team))
+    effort = Effort.plan(iteration_s, share_s, EXCHANGE_SAMPLES)
+    team.barrier()
+    for _ in range(WARMUP_SAMPLES):
+        _seconds(call, effort.iterations, team)
+    samples = [_seconds(call, effort.iterations, team) for _ in range(effort.samples)]
+    return Timing(team.table(samples), effort.iterations)

@@ -1,0 +1,141 @@
+"""Every option composes into checked facts; every broken rule is named with its key, value and a value that works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from piper_hpc.config import ConfigError, Experiment, experiment, register
+from piper_hpc.paths import data_folder
+
+CONF = data_folder("conf")
+GROUPS = ("task", "model", "parallelism", "cluster", "data", "train", "tracking", "experiment")
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+# What an option needs beside it to make a run that fits together.
+COMPANIONS = {
+    ("data", "text"): ["data.path=" + str(CONF)],
+    ("parallelism", "pp2_ep4"): ["cluster.ranks_per_node=8"],
+    ("cluster", "frontier"): ["train.global_batch=1024"],
+    ("experiment", "paper_mixtral"): ["task=plan"],
+}
+
+
+def checked(*overrides: str) -> Experiment:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return experiment(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
+def test_every_option_of_every_group_composes_into_checked_facts(group, option):
+    found = checked(f"{group}={option}", *COMPANIONS.get((group, option), []))
+    assert found.model.parameters > 0
+    if found.layout is not None:
+        assert found.layout.ranks == found.cluster.nodes * found.cluster.ranks_per_node
+
+
+def test_every_group_has_options():
+    assert {group for group, _ in OPTIONS} == set(GROUPS)
+
+
+def test_the_default_is_pp2_ep2_on_four_local_ranks():
+    found = checked()
+    assert found.layout is not None
+    assert (found.layout.pp, found.layout.ep, found.layout.dp, found.layout.ranks) == (2, 2, 1, 4)
+    assert found.layout.micro_batches(found.workload.global_batch) == 8
+
+
+def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
+    found = checked("cluster=testbed")
+    assert found.layout is not None
+    assert (found.layout.dp, found.layout.dense_dp) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value", "rule", "works"),
+    [
+        ("parallelism.ep=4", "parallelism", "ep=4", "= 8 must equal the ranks", "cluster.ranks_per_node=8"),
+        ("parallelism.ep=4 model.experts=6 parallelism.pp=1", "parallelism.ep", "4", "must divide", "parallelism.ep=3"),
+        ("model.layers=1", "parallelism.pp", "2", "at most model.layers = 1", "model.layers=2"),
+        ("train.global_batch=4", "train.global_batch", "4", "1 micro-batches", "train.global_batch=8"),
+        ("train.global_batch=30", "train.global_batch", "30", "multiple of", "train.global_batch=32"),
+        ("model.top_k=9", "model.top_k", "9", "model.experts = 8", "model.top_k=8"),
+        ("model.kv_heads=3", "model.kv_heads", "3", "must divide model.heads = 4", "model.kv_heads=4"),
+        ("model.hidden=126 model.head_dim=32", "model.hidden", "126", "multiple of 4", "model.hidden=128"),
+        ("data=text", "data.path", "None", "must be given", "data.path="),
+        ("data.path=/nowhere", "data.path", "/nowhere", "does not exist", "data=stdlib"),
+        ("parallelism.tp=2", "parallelism.tp", "2", "must be one of 1", "parallelism.tp=1"),
+        ("parallelism.schedule=zbv", "parallelism.schedule", "zbv", "must be one of 1f1b", "schedule=1f1b"),
+        ("train.steps=0", "train.steps", "0", "greater than 0", "train.steps=1"),
+        ("train.beta2=1.5", "train.beta2", "1.5", "[0, 1)", "train.beta2=0.95"),
+        (
+            "cluster=testbed cluster.template=x.sbatch",
+            "cluster.template",
+            "x.sbatch",
+            "must name a file",
+            "testbed.sbatch",
+        ),
+        ("cluster.calibration=/nowhere", "cluster.calibration", "/nowhere", "is no file", "calibration=auto"),
+        ("train.resume_from=/nowhere", "train.resume_from", "/nowhere", "no checkpoint", "resume_from=null"),
+        (
+            "cluster=testbed cluster.racks=[0]",
+            "cluster.racks",
+            "[0]",
+            "each of the 4 nodes",
+            "cluster.racks=[0, 0, 0, 0]",
+        ),
+    ],
+)
+def test_a_broken_rule_is_named_with_a_value_that_works(override, key, value, rule, works):
+    with pytest.raises(ConfigError) as caught:
+        checked(*override.split())
+    message = str(caught.value)
+    assert message.startswith(f"{key} = ")
+    assert value in message and rule in message and works in message
+
+
+def test_all_broken_rules_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        checked("train.steps=-1", "model.heads=0", "parallelism.cp=4")
+    assert {problem.key for problem in caught.value.problems} == {"train.steps", "model.heads", "parallelism.cp"}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    pp=st.integers(1, 5),
+    ep=st.integers(1, 5),
+    ranks=st.integers(1, 16),
+    batch=st.integers(1, 64),
+    micro=st.integers(1, 3),
+)
+def test_the_value_that_works_works(pp, ep, ranks, batch, micro):
+    """Following the advice leads to a configuration that passes, in a few rounds."""
+    values = {
+        "parallelism.pp": str(pp),
+        "parallelism.ep": str(ep),
+        "cluster.ranks_per_node": str(ranks),
+        "train.global_batch": str(batch),
+        "parallelism.micro_batch": str(micro),
+    }
+    for _ in range(6):
+        try:
+            checked(*(f"{key}={value}" for key, value in values.items()))
+            return
+        except ConfigError as error:
+            for problem in error.problems:
+                values |= dict(word.split("=", 1) for word in problem.works.split())
+    raise AssertionError(f"still broken after following the advice: {values}")
+
+
+def test_a_resolved_configuration_means_the_same_when_read_back(tmp_path: Path):
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", overrides=["model=small", "train.seed=7"])
+    text = OmegaConf.to_yaml(composed, resolve=True)
+    assert experiment(OmegaConf.create(text)) == experiment(composed)

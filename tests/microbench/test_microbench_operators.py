@@ -1,0 +1,71 @@
+"""Operators: their work, and checks that notice a wrong result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from piper_hpc.microbench.operators import build
+from piper_hpc.microbench.shapes import CPU
+from piper_hpc.microbench.timing import Effort
+
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", list(CPU.compute))
+def test_every_operator_is_right_on_its_first_call(name: str, dtype: torch.dtype) -> None:
+    assert build(name, CPU.compute[name][1], DEVICE, dtype).correct
+
+
+def test_work_is_counted_by_the_written_conventions() -> None:
+    def work(name: str, **shape: int) -> float:
+        return build(name, shape, DEVICE, torch.float32).work
+
+    assert work("gemm", m=8, n=16, k=32) == 2 * 8 * 16 * 32
+    assert work("grouped_gemm", experts=4, tokens=64, hidden=32, ffn=16) == 2 * 64 * 32 * 16
+    # b = 2, s = 16, q_dim = 4 * 8: scores and values, half by causality
+    for name in ("attention_forward", "attention_backward"):
+        assert work(name, batch=2, heads=4, sequence=16, head_dim=8) == 2 * 2 * 16**2 * 32
+    assert work("elementwise", elements=1000) == 3 * 1000 * 4
+    assert work("adamw", parameters=4096, tensors=4) == 4096
+    assert work("host_op", operations=64) == 64
+
+
+def test_work_ascends_along_each_grid() -> None:
+    for name, shapes in CPU.compute.items():
+        work = [build(name, shape, DEVICE, torch.float32).work for shape in shapes]
+        assert work == sorted(work), name
+
+
+def test_a_wrong_grouped_gemm_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = F.grouped_mm
+
+    def wrong(rows: torch.Tensor, weights: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+        return right(rows, weights.flip(0), offs=offs)  # every token meets another expert
+
+    monkeypatch.setattr(F, "grouped_mm", wrong)
+    assert not build("grouped_gemm", CPU.compute["grouped_gemm"][0], DEVICE, torch.float32).correct
+
+
+def test_attention_that_is_not_causal_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *inputs, is_causal: right(*inputs))
+    assert not build("attention_forward", CPU.compute["attention_forward"][0], DEVICE, torch.float32).correct
+
+
+def test_effort_fills_its_share_and_keeps_enough_samples() -> None:
+    quick = Effort.plan(iteration_s=1e-5, share_s=1.0, least=3)
+    assert quick.sample_s == pytest.approx(0.03) and quick.iterations * 1e-5 >= 0.03
+    assert 3 <= quick.samples * quick.sample_s / 0.03 <= 1.0 / 0.03
+    slow = Effort.plan(iteration_s=0.5, share_s=0.1, least=3)
+    assert (slow.samples, slow.iterations) == (3, 1)
+    small = Effort.plan(iteration_s=1e-4, share_s=0.04, least=3)
+    assert small.samples >= 3 and small.sample_s * (1 + small.samples) <= 0.04
