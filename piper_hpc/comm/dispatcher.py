@@ -1,0 +1,40 @@
+"""The seam between the model and the exchange of tokens: every all-to-all algorithm stands behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from piper_hpc.comm.plan import ExchangePlan
+from piper_hpc.spec.placement import Placement
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What `combine` needs to undo a `dispatch`: the plan, and the weights [tokens, top_k] with their gradient."""
+
+    plan: ExchangePlan
+    weights: torch.Tensor
+
+    @property
+    def offsets(self) -> torch.Tensor:
+        """Where each local expert's rows end, int32 [experts_per_rank], on the rows' device."""
+        return self.plan.offsets
+
+
+class Dispatcher(Protocol):
+    """Sends tokens to the experts they chose and brings the results back, differentiably."""
+
+    def dispatch(
+        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement
+    ) -> tuple[torch.Tensor, Handle]:
+        """Rows for this rank's experts, grouped by slot.
+
+        tokens [tokens, hidden]; expert_ids int64 [tokens, top_k], logical; weights [tokens, top_k]. Returns
+        rows [rows, hidden], as many as were sent here by all ranks of the expert group, and the handle.
+        """
+
+    def combine(self, rows: torch.Tensor, handle: Handle) -> torch.Tensor:
+        """The weighted sum of each token's expert outputs, [tokens, hidden]; rows as `dispatch` delivered them."""

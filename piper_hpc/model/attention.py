@@ -1,0 +1,58 @@
+"""Causal grouped-query attention with rotary positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from piper_hpc.spec.model import ModelSpec
+
+
+class Attention(nn.Module):
+    """Multi-head attention with `kv_heads` shared key and value heads (GQA, arXiv 2305.13245), causal.
+
+    `sequence` fixes the length of the rotary tables; shorter inputs work too.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(self, spec: ModelSpec, sequence: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head_dim = spec.head_dim
+        self.grouped = spec.kv_heads != spec.heads
+        options = {"bias": False, "device": device, "dtype": dtype}
+        self.q = nn.Linear(spec.hidden, spec.q_dim, **options)
+        self.k = nn.Linear(spec.hidden, spec.kv_dim, **options)
+        self.v = nn.Linear(spec.hidden, spec.kv_dim, **options)
+        self.o = nn.Linear(spec.q_dim, spec.hidden, **options)
+        cos, sin = rotary_tables(sequence, spec.head_dim, spec.rope_theta)
+        self.register_buffer("cos", cos.to(device, dtype), persistent=False)
+        self.register_buffer("sin", sin.to(device, dtype), persistent=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [batch, sequence, hidden] -> the same shape."""
+        batch, sequence, _ = hidden.shape
+        cos, sin = self.cos[:sequence], self.sin[:sequence]
+        query, key, value = (
+            projection(hidden).view(batch, sequence, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q, self.k, self.v)
+        )
+        attended = F.scaled_dot_product_attention(
+            rotate(query, cos, sin), rotate(key, cos, sin), value, is_causal=True, enable_gqa=self.grouped
+        )
+        return self.o(attended.transpose(1, 2).reshape(batch, sequence, -1))
+
+
+def rotary_tables(sequence: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of position * theta^(-2i/head_dim), float64 [sequence, head_dim / 2] (arXiv 2104.09864)."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.outer(torch.arange(sequence, dtype=torch.float64), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs (i, i + head_dim / 2) of heads [batch, heads, sequence, head_dim] by their position's angle."""
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

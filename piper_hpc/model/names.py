@@ -1,0 +1,54 @@
+"""Global logical names of parameters, and their first values: both free of rank, placement and layout."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+EXPERT_WEIGHTS = ".experts."
+
+
+def is_expert(name: str) -> bool:
+    """Whether a parameter of a stage belongs to its experts (stacked, and split over the expert group)."""
+    return EXPERT_WEIGHTS in name
+
+
+def logical_tensors(
+    named: Iterable[tuple[str, torch.Tensor]], experts: Sequence[int]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor under its logical name; a stack `layers.3.experts.w1` gives `layers.3.experts.5.w1`, ... as views.
+
+    named: tensors by the parameter names of a `Stage`; experts: the rank's logical experts in the order of the stack.
+    """
+    for name, tensor in named:
+        if not is_expert(name):
+            yield name, tensor
+            continue
+        prefix, weight = name.split(EXPERT_WEIGHTS)
+        for expert, part in zip(experts, tensor.unbind(), strict=True):
+            yield f"{prefix}{EXPERT_WEIGHTS}{expert}.{weight}", part
+
+
+@torch.no_grad()
+def initialise(stage: nn.Module, experts: Sequence[int], *, layers: int, seed: int) -> None:
+    """Give every parameter its first value, a function of `seed` and its logical name alone.
+
+    Normal with standard deviation 0.02, divided by sqrt(2 layers) where a matrix writes into the residual stream
+    (GPT-2); norms start at one. Drawn in float32 on the host, so that devices and types start alike.
+    """
+    for name, tensor in logical_tensors(stage.named_parameters(), experts):
+        if tensor.ndim == 1:
+            tensor.fill_(1.0)
+            continue
+        residual = name.endswith((".o.weight", ".w2"))
+        std = 0.02 / math.sqrt(2 * layers) if residual else 0.02
+        tensor.copy_(torch.empty(tensor.shape).normal_(std=std, generator=_generator(seed, name)))
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,76 @@
+"""The top-k router and its load-balancing loss, defined per sequence so that no layout changes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from piper_hpc.spec.model import ModelSpec
+
+
+class Router(nn.Module):
+    """Softmax gate, top-k experts a token, weights normalised over the chosen ones.
+
+    `aux_scale` is the factor of one sequence's balancing loss in the loss of a step: coefficient over global sequences.
+    The balancing loss is attached to the weights, so it needs no path of its own through the pipeline.
+    `tokens_per_expert` int64 [experts] and `aux_loss` add up what was routed since `reset`.
+    """
+
+    def __init__(self, spec: ModelSpec, aux_scale: float, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.top_k = spec.top_k
+        self.aux_scale = aux_scale
+        self.gate = nn.Linear(spec.hidden, spec.experts, bias=False, device=device, dtype=dtype)
+        self.tokens_per_expert = torch.zeros(spec.experts, dtype=torch.int64, device=device)
+        self.aux_loss = torch.zeros((), dtype=torch.float64, device=device)
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden [batch, sequence, hidden] -> expert_ids int64 and weights, both [batch * sequence, top_k]."""
+        logits = self.gate(hidden)
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        probabilities = logits.softmax(-1)
+        chosen, expert_ids = probabilities.topk(self.top_k, dim=-1)
+        weights = chosen / chosen.sum(-1, keepdim=True)
+        counts = count_choices(expert_ids, probabilities.shape[-1])
+        aux_loss = self.aux_scale * balancing_loss(probabilities, counts, self.top_k).sum()
+        self.tokens_per_expert += counts.sum(0)
+        self.aux_loss += aux_loss.detach()
+        weights = AttachLoss.apply(weights, aux_loss)
+        return expert_ids.view(-1, self.top_k), weights.view(-1, self.top_k).to(hidden.dtype)
+
+    def reset(self) -> None:
+        """Begin a new step's sums."""
+        self.tokens_per_expert.zero_()
+        self.aux_loss.zero_()
+
+
+def count_choices(expert_ids: torch.Tensor, experts: int) -> torch.Tensor:
+    """How often each sequence chose each expert: ids [batch, sequence, top_k] -> int64 [batch, experts]."""
+    flat = expert_ids.flatten(1)
+    counts = torch.zeros(flat.shape[0], experts, dtype=torch.int64, device=flat.device)
+    return counts.scatter_add_(1, flat, torch.ones_like(flat))
+
+
+def balancing_loss(probabilities: torch.Tensor, counts: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Sequence-wise balance loss, [batch]; 1 when a sequence spreads evenly (arXiv 2412.19437 Eq 17-20).
+
+    probabilities [batch, sequence, experts]; counts [batch, experts]: choices of each sequence, not differentiated.
+    """
+    _, sequence, experts = probabilities.shape
+    fraction = counts * (experts / (top_k * sequence))
+    return (fraction * probabilities.mean(1)).sum(-1)
+
+
+class AttachLoss(torch.autograd.Function):
+    """Identity on the first argument; the second, a scalar, joins the loss of the step with factor one."""
+
+    @staticmethod
+    def forward(ctx: Any, carrier: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        ctx.loss_dtype, ctx.loss_device = loss.dtype, loss.device
+        return carrier.view_as(carrier)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return gradient, torch.ones((), dtype=ctx.loss_dtype, device=ctx.loss_device)

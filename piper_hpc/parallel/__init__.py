@@ -1,0 +1,1 @@
+"""How one rank takes part: process groups, its pipeline stage, and the gradients it shares."""

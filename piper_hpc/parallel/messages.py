@@ -1,0 +1,94 @@
+"""Watches the messages between pipeline stages: when a sender posted one, and how long its receiver waited.
+
+torch's schedules post and wait through two module functions; while a step runs they are replaced by ones that mark the
+time around them. Nothing else of the schedule changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.distributed.pipelining import PipelineStage, schedules
+
+from piper_hpc.profiling.spans import BACKWARD, FORWARD, Message, Recorder
+
+
+class Works(list[dist.Work]):
+    """The works of one batch of operations, and the message it receives, if any."""
+
+    received: Message | None = None
+
+
+def tagged(operations: list[dist.P2POp], kind: int, micro_batch: int) -> list[dist.P2POp]:
+    """Note on each operation which message it belongs to."""
+    for operation in operations:
+        operation.message = Message(kind, micro_batch)
+    return operations
+
+
+class WatchedStage(PipelineStage):
+    """A pipeline stage whose messages are tagged and whose calls into the module and autograd are regions.
+
+    Messages travel in order between two ranks, so a kind and a micro-batch name one at both ends.
+    """
+
+    recorder: Recorder
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        return tagged(super().get_fwd_recv_ops(fwd_chunk_id), FORWARD, fwd_chunk_id)
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        return tagged(super().get_fwd_send_ops(fwd_chunk_id), FORWARD, fwd_chunk_id)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        return tagged(super().get_bwd_recv_ops(bwd_chunk_id), BACKWARD, bwd_chunk_id)
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        return tagged(super().get_bwd_send_ops(bwd_chunk_id), BACKWARD, bwd_chunk_id)
+
+    def forward_maybe_with_nosync(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        with self.recorder.region("other"):
+            return super().forward_maybe_with_nosync(*args, **kwargs)
+
+    def backward_maybe_with_nosync(self, *args: object, **kwargs: object) -> object:
+        with self.recorder.backward_pass():
+            return super().backward_maybe_with_nosync(*args, **kwargs)
+
+
+@contextmanager
+def watched(recorder: Recorder) -> Iterator[None]:
+    """Within, every post and every wait of a torch pipeline schedule in this process is marked on `recorder`.
+
+    Raises RuntimeError with a torch whose schedules do not post through these functions.
+    """
+    names = ("_batch_p2p", "_wait_batch_p2p")
+    if not all(hasattr(schedules, name) for name in names):
+        raise RuntimeError(
+            f"torch {torch.__version__} has no torch.distributed.pipelining.schedules.{names[0]}: "
+            "messages between stages cannot be timed; torch 2.13 can"
+        )
+    post, wait = (getattr(schedules, name) for name in names)
+
+    def marked_post(operations: list[dist.P2POp], desc: str | None = None) -> Works:
+        for operation in operations:
+            if operation.op is dist.isend:
+                recorder.post(operation.message)
+        works = Works(post(operations, desc))
+        works.received = next((each.message for each in operations if each.op is dist.irecv), None)
+        return works
+
+    def marked_wait(works: list[dist.Work]) -> None:
+        if works:
+            with recorder.waiting(getattr(works, "received", None)):
+                wait(works)
+
+    setattr(schedules, names[0], marked_post)
+    setattr(schedules, names[1], marked_wait)
+    try:
+        yield
+    finally:
+        setattr(schedules, names[0], post)
+        setattr(schedules, names[1], wait)

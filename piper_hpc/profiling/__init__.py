@@ -1,0 +1,1 @@
+"""When things happened on one rank: clocks, spans of named regions, memory peaks, and traces of them."""

@@ -1,0 +1,140 @@
+"""Clocks of one device, and how clocks of different nodes are brought onto one scale."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+Mark = Any
+"""A moment on a device: seconds on a CPU, an event on a GPU until it is resolved."""
+
+
+class Clock(Protocol):
+    """Marks moments cheaply during a step; turns them into seconds of this host's monotonic clock afterwards."""
+
+    def start(self) -> None:
+        """Begin a step."""
+
+    def now(self) -> Mark:
+        """Mark this moment in the device's order of work."""
+
+    def finish(self) -> None:
+        """End a step: from here on every mark can be resolved."""
+
+    def seconds(self, mark: Mark) -> float:
+        """Seconds of the host's monotonic clock at `mark`."""
+
+
+class CpuClock:
+    """Work is done when the call returns, so the host's clock is the device's clock."""
+
+    now = staticmethod(time.monotonic)
+
+    def start(self) -> None:
+        """Begin a step."""
+
+    def finish(self) -> None:
+        """End a step."""
+
+    def seconds(self, mark: Mark) -> float:
+        """A mark is already in seconds."""
+        return float(mark)
+
+
+class CudaClock:
+    """Events on the current stream, resolved after the step; it synchronises only between steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: list[torch.cuda.Event] = []
+        self._used = 0
+        self._origin = torch.cuda.Event(enable_timing=True)
+        self._origin_s = 0.0
+
+    def start(self) -> None:
+        """Tie one event to the host's clock."""
+        self._used = 0
+        self._origin.record(torch.cuda.current_stream(self._device))
+        self._origin.synchronize()
+        self._origin_s = time.monotonic()
+
+    def now(self) -> Mark:
+        """Record the next event of the pool."""
+        if self._used == len(self._pool):
+            self._pool.append(torch.cuda.Event(enable_timing=True))
+        event = self._pool[self._used]
+        self._used += 1
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def finish(self) -> None:
+        """Wait until the device has passed every event."""
+        torch.cuda.synchronize(self._device)
+
+    def seconds(self, mark: Mark) -> float:
+        """Host seconds at the event."""
+        return self._origin_s + self._origin.elapsed_time(mark) / 1e3
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock of a device."""
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+def host_identity() -> str:
+    """Names the running kernel: ranks that agree on it share one monotonic clock, whatever their host names."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def clock_offset_s(
+    device: torch.device,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    host: str | None = None,
+    rounds: int = 20,
+) -> float:
+    """Seconds to add to this rank's clock to read rank 0's clock. Collective over the default group.
+
+    Ranks on rank 0's host share its clock and need nothing. Every other rank in turn plays ping-pong with rank 0; the
+    round trip with the smallest delay wins, and rank 0's answer is taken to be from its middle (Cristian 1989).
+    `host` defaults to `host_identity()`.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    hosts: list[str] = [""] * size
+    dist.all_gather_object(hosts, host if host is not None else host_identity())
+    offset = 0.0
+    for peer in range(1, size):
+        if hosts[peer] == hosts[0]:
+            continue
+        if rank == 0:
+            _answer(peer, device, now, rounds)
+        elif rank == peer:
+            offset = _ask(device, now, rounds)
+    return offset
+
+
+def _answer(peer: int, device: torch.device, now: Callable[[], float], rounds: int) -> None:
+    message = torch.zeros(1, dtype=torch.float64, device=device)
+    for _ in range(rounds):
+        dist.recv(message, peer)
+        message.fill_(now())
+        dist.send(message, peer)
+
+
+def _ask(device: torch.device, now: Callable[[], float], rounds: int) -> float:
+    message = torch.zeros(1, dtype=torch.float64, device=device)
+    best_delay, best_offset = float("inf"), 0.0
+    for _ in range(rounds):
+        sent = now()
+        dist.send(message, 0)
+        dist.recv(message, 0)
+        theirs = float(message.item())
+        received = now()
+        if received - sent < best_delay:
+            best_delay, best_offset = received - sent, theirs - (sent + received) / 2
+    return best_offset

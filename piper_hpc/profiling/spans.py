@@ -1,0 +1,201 @@
+"""Regions of a training step, timed where they happen: forward on entry and exit, backward by gradient hooks.
+
+Every region belongs to one term. Regions nest, and a term gets only the time that no inner region claims, so that the
+terms of a step add up to its length exactly, without any of them being computed as what the others left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+from piper_hpc.profiling.clock import Clock, Mark
+
+WAIT = "wait"
+"""Name of the regions that wait for another rank; `Message` says for what."""
+
+FORWARD, BACKWARD, EVERYONE = 0, 1, 2
+"""What a message carries: activations, gradients, or a rank's arrival at a collective of the whole job."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one rank posts and another waits for: `kind` is FORWARD, BACKWARD or EVERYONE."""
+
+    kind: int
+    micro_batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One region: its term, its start and end on the host's monotonic clock, and what a wait received."""
+
+    name: str
+    start_s: float
+    end_s: float
+    backward: bool = False
+    message: Message | None = None
+
+
+class Region:
+    """Context manager of one region in forward order."""
+
+    __slots__ = ("_message", "_name", "_recorder", "_start")
+
+    def __init__(self, recorder: Recorder, name: str, message: Message | None = None) -> None:
+        self._recorder, self._name, self._message = recorder, name, message
+
+    def __enter__(self) -> None:
+        self._start = self._recorder.clock.now()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        recorder = self._recorder
+        recorder.raw.append((self._name, False, self._start, recorder.clock.now(), self._message))
+
+
+class BackwardRegion:
+    """The backward of one timed call: opens with the first gradient of an output, closes with the last of an input."""
+
+    __slots__ = ("_recorder", "end", "name", "start")
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder, self.name = recorder, name
+        self.start: Mark | None = None
+        self.end: Mark | None = None
+
+    def opened(self, gradient: torch.Tensor) -> None:
+        """Hook of an output."""
+        if self.start is None:
+            self.start = self._recorder.clock.now()
+            self._recorder.running.append(self)
+
+    def closed(self, gradient: torch.Tensor) -> None:
+        """Hook of an input."""
+        self.end = self._recorder.clock.now()
+
+
+class Recorder:
+    """Collects the regions of one step on one rank. Marks are cheap; `finish` resolves them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.raw: list[tuple[str, bool, Mark, Mark, Message | None]] = []
+        self.running: list[BackwardRegion] = []
+        self._posts: dict[Message, Mark] = {}
+
+    def start(self) -> None:
+        """Begin a step: forget the one before."""
+        self.raw.clear()
+        self.running.clear()
+        self._posts.clear()
+        self.clock.start()
+
+    def region(self, name: str) -> Region:
+        """`with recorder.region("optimizer"): ...`"""
+        return Region(self, name)
+
+    def waiting(self, message: Message | None) -> Region:
+        """A wait for `message`, or only for own sends to leave (None)."""
+        return Region(self, WAIT, message)
+
+    def post(self, message: Message) -> None:
+        """This rank posts `message` now; its receiver's wait is judged by this moment."""
+        self._posts[message] = self.clock.now()
+
+    def timed(self, name: str, function: Callable[..., Result], *inputs: torch.Tensor) -> Result:
+        """Return `function(*inputs)`; its forward and the backward of it count as `name`.
+
+        Each input is given to the function as a view, whose gradient is ready exactly when the function's backward has
+        produced it, although the tensor itself may be used elsewhere. What the function closes over is not an input:
+        its gradient leaves the region without ending it. Autograd runs nodes in the reverse of their creation, so
+        regions that follow one another in forward do so in backward.
+        """
+        clock = self.clock
+        backward = BackwardRegion(self, name)
+        views = [_hooked_view(tensor, backward.closed) for tensor in inputs]
+        start = clock.now()
+        result = function(*views)
+        self.raw.append((name, False, start, clock.now(), None))
+        for output in result if isinstance(result, tuple) else (result,):
+            if isinstance(output, torch.Tensor) and output.requires_grad:
+                output.register_hook(backward.opened)
+        return result
+
+    def backward_pass(self) -> BackwardPass:
+        """Around one call of autograd: closes the regions whose inputs need no gradient (the embedding's)."""
+        return BackwardPass(self)
+
+    def finish(self) -> list[Span]:
+        """End the step; its spans in order of their start."""
+        self.clock.finish()
+        seconds = self.clock.seconds
+        spans = [
+            Span(name, seconds(start), seconds(end), backward, message)
+            for name, backward, start, end, message in self.raw
+        ]
+        return sorted(spans, key=lambda span: (span.start_s, -span.end_s))
+
+    def posts(self) -> dict[Message, float]:
+        """When this rank posted its messages; valid after `finish`."""
+        return {message: self.clock.seconds(mark) for message, mark in self._posts.items()}
+
+
+class BackwardPass:
+    """Context manager: collects the backward regions that ran inside one call of autograd."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __enter__(self) -> None:
+        self._start = self._recorder.clock.now()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        recorder = self._recorder
+        end = recorder.clock.now()
+        recorder.raw.append(("other", True, self._start, end, None))
+        recorder.raw.extend(
+            (region.name, True, region.start, end if region.end is None else region.end, None)
+            for region in recorder.running
+        )
+        recorder.running.clear()
+
+
+def _hooked_view(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    if not tensor.requires_grad:
+        return tensor
+    view = tensor.view_as(tensor)
+    view.register_hook(hook)
+    return view
+
+
+def self_seconds(spans: Iterable[Span]) -> dict[str, float]:
+    """Seconds by name, each span without the spans inside it. Spans nest and come sorted as `finish` returns them."""
+    totals: dict[str, float] = {}
+    enclosing: list[Span] = []
+    for span in spans:
+        while enclosing and enclosing[-1].end_s <= span.start_s:
+            enclosing.pop()
+        length = span.end_s - span.start_s
+        totals[span.name] = totals.get(span.name, 0.0) + length
+        if enclosing:
+            totals[enclosing[-1].name] -= length
+        enclosing.append(span)
+    return totals
+
+
+def waited_s(start_s: float, end_s: float, posted_s: float) -> tuple[float, float]:
+    """Split one wait into (before the sender had posted, transfer after it had), both in seconds, adding up to it."""
+    before = min(max(posted_s, start_s), end_s) - start_s
+    return before, end_s - start_s - before
+
+

@@ -1,0 +1,46 @@
+"""Which rank of an expert group holds which logical expert, and where in its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A versioned map from logical experts to the ranks of one expert group.
+
+    rank_of_expert: expert -> rank within the expert group; slot_of_expert: expert -> index in that rank's stacked
+    weights. Every rank holds equally many experts, slots counted from 0. `version` grows by one with each migration.
+    """
+
+    version: int
+    rank_of_expert: tuple[int, ...]
+    slot_of_expert: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        ranks = max(self.rank_of_expert) + 1
+        per_rank = len(self.rank_of_expert) // ranks
+        every_slot = {(rank, slot) for rank in range(ranks) for slot in range(per_rank)}
+        if set(zip(self.rank_of_expert, self.slot_of_expert, strict=True)) != every_slot:
+            raise ValueError(
+                f"a placement must fill slots 0..{per_rank - 1} of each of its {ranks} ranks exactly once, "
+                f"got ranks {self.rank_of_expert} and slots {self.slot_of_expert}"
+            )
+
+    @staticmethod
+    def linear(experts: int, ranks: int) -> Placement:
+        """Experts in order, `experts / ranks` on each rank; raises ValueError where `ranks` does not divide."""
+        if experts % ranks:
+            raise ValueError(f"experts={experts} cannot be spread evenly over ep={ranks}; choose a divisor of {experts}")
+        per_rank = experts // ranks
+        return Placement(0, tuple(e // per_rank for e in range(experts)), tuple(e % per_rank for e in range(experts)))
+
+    @property
+    def experts_per_rank(self) -> int:
+        """Experts that each rank holds."""
+        return len(self.rank_of_expert) // (max(self.rank_of_expert) + 1)
+
+    def experts_of(self, rank: int) -> tuple[int, ...]:
+        """Logical experts of one rank, in the order of its slots."""
+        held = [expert for expert, owner in enumerate(self.rank_of_expert) if owner == rank]
+        return tuple(sorted(held, key=lambda expert: self.slot_of_expert[expert]))

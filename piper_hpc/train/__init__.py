@@ -1,0 +1,1 @@
+"""The training loop: data, optimizer, checkpoints and the record of every step."""

@@ -1,0 +1,206 @@
+"""Train: one object that does a step on this rank, and the loop around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from piper_hpc.comm import FlatDispatcher
+from piper_hpc.model import Stage
+from piper_hpc.model.names import initialise
+from piper_hpc.parallel.gradients import Gradients
+from piper_hpc.parallel.groups import make_groups
+from piper_hpc.parallel.pipeline import Pipeline
+from piper_hpc.profiling.clock import clock_for, clock_offset_s
+from piper_hpc.profiling.memory import cpu_peak_bytes, rss_bytes
+from piper_hpc.profiling.spans import EVERYONE, Message, Recorder, Span
+from piper_hpc.spec.layout import Layout, RankMap
+from piper_hpc.spec.model import ModelSpec
+from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.prediction import Workload
+from piper_hpc.train import checkpoint, metrics
+from piper_hpc.train.data import Dataset
+from piper_hpc.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from piper_hpc.train.settings import TrainSettings
+
+WARMUP_STEPS = 2
+"""Steps of an attempt that are not representative: connections open in the first, memory is sampled in the second."""
+
+CLIPPING = Message(EVERYONE, 0)
+CLOCK_DRIFT_STEPS = 200
+"""Clocks of different nodes are compared again after this many steps."""
+
+
+class Trainer:
+    """Model, optimizer and pipeline of one rank; `step` does one optimizer step and `record` says how it went."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        layout: Layout,
+        workload: Workload,
+        settings: TrainSettings,
+        *,
+        rank_map: RankMap,
+        device: torch.device,
+    ) -> None:
+        dtype = getattr(torch, settings.dtype)
+        groups = make_groups(rank_map, timedelta(seconds=settings.collective_timeout_s))
+        placement = Placement.linear(model.experts, layout.ep)
+        self.experts = placement.experts_of(groups.place.shard)
+        self.recorder = Recorder(clock_for(device))
+        self.stage = Stage(
+            model,
+            layout.stage_layers(model.layers)[groups.place.stage],
+            sequence=workload.sequence,
+            aux_scale=model.router_aux_coef / workload.global_batch,
+            dispatcher=FlatDispatcher(groups.expert),
+            placement=placement,
+            recorder=self.recorder,
+            device=device,
+            dtype=dtype,
+        )
+        initialise(self.stage, self.experts, layers=model.layers, seed=settings.seed)
+        self.gradients = Gradients(self.stage, groups, layout)
+        self.optimizer = make_optimizer(self.stage, settings)
+        self.pipeline = Pipeline(
+            self.stage,
+            model=model,
+            layout=layout,
+            workload=workload,
+            groups=groups,
+            recorder=self.recorder,
+            device=device,
+            dtype=dtype,
+        )
+        self._shape = metrics.Shape(layout.micro_batches(workload.global_batch), model.layers, model.experts)
+        self._settings = settings
+        self._groups = groups
+        self._device = device
+        self._offset_s = 0.0
+        self._peak_memory_bytes = 0
+        self._norm = torch.zeros((), dtype=torch.float64, device=device)
+        self.spans: list[Span] = []
+
+    def align_clock(self) -> None:
+        """Compare this rank's clock with rank 0's. Collective."""
+        if self._groups.world is not None:
+            self._offset_s = clock_offset_s(self._device)
+
+    def step(self, data: Dataset, first_sample: int, rate: float, *, sample_memory: bool) -> None:
+        """One optimizer step on the samples from `first_sample` on, all ranks starting together."""
+        if self._groups.world is not None:
+            dist.barrier()
+        if self._device.type == "cuda":
+            self._step(data, first_sample, rate)
+            self._peak_memory_bytes = torch.cuda.max_memory_allocated(self._device)
+        elif sample_memory:
+            self._peak_memory_bytes = cpu_peak_bytes(lambda: self._step(data, first_sample, rate))
+        else:
+            self._step(data, first_sample, rate)
+
+    def _step(self, data: Dataset, first_sample: int, rate: float) -> None:
+        recorder, gradients = self.recorder, self.gradients
+        recorder.start()
+        with recorder.region("other"):
+            with recorder.region("host"):
+                tokens = data.batch(first_sample).to(self._device)
+                gradients.zero()
+                for router in self.stage.routers().values():
+                    router.reset()
+                set_learning_rate(self.optimizer, rate)
+                self.pipeline.step(tokens)
+            with recorder.region("grad_reduce"):
+                gradients.reduce()
+            with recorder.region("optimizer"):
+                squared_norm = gradients.squared_norm()
+            if self._groups.world is not None:
+                recorder.post(CLIPPING)
+                with recorder.waiting(CLIPPING):
+                    dist.all_reduce(squared_norm)
+            with recorder.region("optimizer"):
+                self._norm = squared_norm.sqrt()
+                gradients.clip(self._norm, self._settings.grad_clip)
+                self.optimizer.step()
+        self.spans = recorder.finish()
+
+    def record(self) -> list[metrics.RankRecord] | None:
+        """What all ranks know of the last step, on rank 0. Collective."""
+        expert_tokens = [[0] * self._shape.experts for _ in range(self._shape.layers)]
+        aux_loss = 0.0
+        for layer, router in self.stage.routers().items():
+            expert_tokens[layer] = router.tokens_per_expert.tolist()
+            aux_loss += float(router.aux_loss)
+        mine = metrics.rank_record(
+            self.spans,
+            self.recorder.posts(),
+            self._offset_s,
+            loss=float(self.pipeline.loss.total),
+            aux_loss=aux_loss,
+            grad_norm=float(self._norm),
+            peak_memory_bytes=self._peak_memory_bytes,
+            rss_bytes=rss_bytes(),
+            expert_tokens=expert_tokens,
+        )
+        return metrics.gather(mine, self._shape, self._device)
+
+
+def train(
+    model: ModelSpec,
+    layout: Layout,
+    workload: Workload,
+    settings: TrainSettings,
+    *,
+    rank_map: RankMap,
+    device: torch.device,
+    data: Dataset,
+    checkpoint_dir: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_spans: Callable[[int, Sequence[Span]], None] | None = None,
+) -> None:
+    """Train up to `settings.steps` optimizer steps; collective over the default process group, made by the caller.
+
+    on_step gets each step's row of metrics, on rank 0 alone. on_spans gets (step, spans) on every rank, with times on
+    the rank's own clock. With a `checkpoint_dir`, checkpoints are written there, and `resume` starts from its newest.
+    Rows of an attempt's first steps say `warmup`: their times are not representative.
+    """
+    trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device)
+    newest = checkpoint.latest(checkpoint_dir) if resume and checkpoint_dir is not None else None
+    progress = checkpoint.Progress(step=0, samples=0, seed=settings.seed)
+    if newest is not None:
+        progress = checkpoint.load(newest, trainer.stage, trainer.optimizer, trainer.experts)
+    first, origin = progress.step, progress.samples
+    memory_step = min(first + WARMUP_STEPS, settings.steps) - 1
+    for step in range(first, settings.steps):
+        if (step - first) % CLOCK_DRIFT_STEPS == 0:
+            trainer.align_clock()
+        rate = learning_rate(step, settings)
+        first_sample = origin + (step - first) * workload.global_batch
+        trainer.step(data, first_sample, rate, sample_memory=step == memory_step)
+        records = trainer.record()
+        if records is not None and on_step is not None:
+            row = metrics.summarise(records, rank_map, tokens=workload.tokens)
+            on_step(
+                {"step": step, "learning_rate": rate, "warmup": step < first + WARMUP_STEPS}
+                | row
+                | _rates(row, settings, layout)
+            )
+        if on_spans is not None:
+            on_spans(step, trainer.spans)
+        done = step + 1
+        due = settings.checkpoint_every and done % settings.checkpoint_every == 0
+        if checkpoint_dir is not None and (due or done == settings.steps):
+            reached = checkpoint.Progress(done, first_sample + workload.global_batch, settings.seed)
+            checkpoint.save(checkpoint_dir, trainer.stage, trainer.optimizer, trainer.experts, reached)
+
+
+def _rates(row: dict[str, Any], settings: TrainSettings, layout: Layout) -> dict[str, float]:
+    """FLOP rates in the model's convention; MFU is 0 where no peak is known."""
+    flops = row["tokens_per_s"] * settings.flops_per_token / layout.ranks
+    return {"flops_per_rank_per_s": flops, "mfu": flops / settings.peak_flops if settings.peak_flops else 0.0}

@@ -1,0 +1,204 @@
+"""What every rank knows of a step, brought to rank 0 in one message and made into one row of metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from piper_hpc.profiling.spans import EVERYONE, FORWARD, WAIT, Message, Span, self_seconds, waited_s
+from piper_hpc.spec.layout import RankMap
+from piper_hpc.spec.prediction import TERMS
+
+MEASURED = tuple(
+    term.removesuffix("_s") for term in TERMS if term not in ("p2p_s", "bubble_s", "other_s")
+)
+"""Regions that a rank times by itself. Waits are judged once it is known when the others posted."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What fixes the length of a rank's message: micro-batches of a step, layers and experts of the model."""
+
+    micro_batches: int
+    layers: int
+    experts: int
+
+    @property
+    def waits(self) -> int:
+        """More waits than any stage of 1F1B has: two receives and two sends a micro-batch, and the clipping's."""
+        return 4 * self.micro_batches + 2
+
+    @property
+    def posts(self) -> int:
+        """Messages a rank may post: each micro-batch both ways, and its arrival at the clipping."""
+        return 2 * self.micro_batches + 1
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """One rank's view of one step. Times are on rank 0's clock.
+
+    seconds: self time of each of MEASURED; posts: when a message was posted; waits: (start, end, message or None);
+    loss, aux_loss: this rank's shares of the step's; expert_tokens: [layers][experts] choices this rank routed.
+    """
+
+    start_s: float
+    end_s: float
+    seconds: dict[str, float]
+    posts: dict[Message, float]
+    waits: list[tuple[float, float, Message | None]]
+    loss: float
+    aux_loss: float
+    grad_norm: float
+    peak_memory_bytes: float
+    rss_bytes: float
+    expert_tokens: list[list[int]]
+
+
+def rank_record(
+    spans: Sequence[Span], posts: dict[Message, float], offset_s: float, **facts: Any
+) -> RankRecord:
+    """The record of a step whose first span encloses it; `offset_s` brings this rank's clock to rank 0's."""
+    seconds = self_seconds(spans)
+    return RankRecord(
+        start_s=spans[0].start_s + offset_s,
+        end_s=spans[0].end_s + offset_s,
+        seconds={name: seconds.get(name, 0.0) for name in MEASURED},
+        posts={message: posted + offset_s for message, posted in posts.items()},
+        waits=[(s.start_s + offset_s, s.end_s + offset_s, s.message) for s in spans if s.name == WAIT],
+        **facts,
+    )
+
+
+def encode(record: RankRecord, shape: Shape) -> list[float]:
+    """As numbers, equally many on every rank: NaN where there is nothing."""
+    posts = [math.nan] * shape.posts
+    for message, posted in record.posts.items():
+        posts[message.kind * shape.micro_batches + message.micro_batch] = posted
+    waits = [math.nan] * (4 * shape.waits)
+    for index, (start, end, message) in enumerate(record.waits):
+        about = (-1, -1) if message is None else (message.kind, message.micro_batch)
+        waits[4 * index : 4 * index + 4] = [start, end, *about]
+    return [
+        record.start_s,
+        record.end_s,
+        *(record.seconds[name] for name in MEASURED),
+        record.loss,
+        record.aux_loss,
+        record.grad_norm,
+        record.peak_memory_bytes,
+        record.rss_bytes,
+        *posts,
+        *waits,
+        *(float(tokens) for layer in record.expert_tokens for tokens in layer),
+    ]
+
+
+def decode(numbers: Sequence[float], shape: Shape) -> RankRecord:
+    """The inverse of `encode`."""
+    rest = iter(numbers)
+
+    def take(count: int) -> list[float]:
+        return [next(rest) for _ in range(count)]
+
+    start_s, end_s = take(2)
+    seconds = dict(zip(MEASURED, take(len(MEASURED)), strict=True))
+    loss, aux_loss, grad_norm, peak, rss = take(5)
+    posts = {
+        Message(*divmod(index, shape.micro_batches)): posted
+        for index, posted in enumerate(take(shape.posts))
+        if not math.isnan(posted)
+    }
+    rows = (take(4) for _ in range(shape.waits))
+    waits = [
+        (start, end, None if kind < 0 else Message(int(kind), int(micro_batch)))
+        for start, end, kind, micro_batch in list(rows)
+        if not math.isnan(start)
+    ]
+    expert_tokens = [[int(tokens) for tokens in take(shape.experts)] for _ in range(shape.layers)]
+    return RankRecord(start_s, end_s, seconds, posts, waits, loss, aux_loss, grad_norm, peak, rss, expert_tokens)
+
+
+def gather(record: RankRecord, shape: Shape, device: torch.device) -> list[RankRecord] | None:
+    """The records of all ranks in rank order, on rank 0; None on the others. One message a rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [record]
+    mine = torch.tensor(encode(record, shape), dtype=torch.float64, device=device)
+    if dist.get_rank() != 0:
+        dist.gather(mine, dst=0)
+        return None
+    received = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.gather(mine, received, dst=0)
+    return [decode(numbers.tolist(), shape) for numbers in received]
+
+
+def terms_of(rank: int, records: Sequence[RankRecord], rank_map: RankMap) -> dict[str, float]:
+    """Seconds of one rank's step by term; they add up to the time between its start and its end.
+
+    A wait is split where its sender posted the message: before that it is bubble, after it is transfer. The message
+    of the clipping is posted by the last rank to arrive: the wait before belongs to the pipeline's end.
+    """
+    record = records[rank]
+    neighbours = rank_map.pipeline_group(rank)
+    stage = rank_map.places[rank].stage
+    terms = {f"{name}_s": seconds for name, seconds in record.seconds.items()} | {"p2p_s": 0.0, "bubble_s": 0.0}
+    for start, end, message in record.waits:
+        if message is None:
+            terms["p2p_s"] += end - start
+        elif message.kind == EVERYONE:
+            before, after = waited_s(start, end, max(each.posts[message] for each in records))
+            terms["bubble_s"] += before
+            terms["grad_reduce_s"] += after
+        else:
+            sender = neighbours[stage - 1 if message.kind == FORWARD else stage + 1]
+            before, after = waited_s(start, end, records[sender].posts[message])
+            terms["bubble_s"] += before
+            terms["p2p_s"] += after
+    terms["other_s"] = record.end_s - record.start_s - sum(terms.values())
+    return {term: terms[term] for term in TERMS}
+
+
+def summarise(records: Sequence[RankRecord], rank_map: RankMap, *, tokens: int) -> dict[str, Any]:
+    """The measured part of a row of metrics.
+
+    The terms are those of the critical stage, the one with the longest busy time (its step without bubble and p2p), as
+    the mean over its ranks; `stages` has them for every stage. Their `other_s` makes them add up to `step_time_s`, the
+    time from the first rank's start to the last rank's end.
+    """
+    step_time_s = max(each.end_s for each in records) - min(each.start_s for each in records)
+    by_rank = [terms_of(rank, records, rank_map) for rank in range(len(records))]
+    stages = [_mean_terms(by_rank, rank_map.ranks_where(stage=stage)) for stage in range(rank_map.layout.pp)]
+    for terms in stages:
+        terms["other_s"] += step_time_s - sum(terms.values())
+    critical = max(range(len(stages)), key=lambda stage: -stages[stage]["bubble_s"] - stages[stage]["p2p_s"])
+    return {
+        "loss": sum(each.loss for each in records),
+        "aux_loss": sum(each.aux_loss for each in records),
+        "grad_norm": records[0].grad_norm,
+        "tokens": tokens,
+        "step_time_s": step_time_s,
+        "tokens_per_s": tokens / step_time_s,
+        "peak_memory_bytes": [int(each.peak_memory_bytes) for each in records],
+        "rss_bytes": [int(each.rss_bytes) for each in records],
+        "expert_load": _expert_load(records),
+        "critical_stage": critical,
+        **stages[critical],
+        "stages": stages,
+    }
+
+
+def _mean_terms(by_rank: Sequence[dict[str, float]], ranks: Sequence[int]) -> dict[str, float]:
+    return {term: fmean(by_rank[rank][term] for rank in ranks) for term in TERMS}
+
+
+def _expert_load(records: Sequence[RankRecord]) -> list[float]:
+    """The busiest expert's tokens over the mean expert's, by layer."""
+    layers = zip(*(each.expert_tokens for each in records), strict=True)
+    totals = [[sum(tokens) for tokens in zip(*layer, strict=True)] for layer in layers]
+    return [max(tokens) * len(tokens) / sum(tokens) for tokens in totals]

@@ -1,0 +1,35 @@
+"""What the user decides about training, apart from model, layout and batch. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Optimizer, length and records of a training run.
+
+    learning_rate is reached after `warmup_steps` and then held (`constant`) or brought down to
+    `minimum_learning_rate` at the last step along half a cosine (`cosine`).
+    dtype: of parameters, activations, gradients and optimizer state alike: float32, bfloat16, or float64 for tests.
+    checkpoint_every: steps between checkpoints; 0 writes one at the end only.
+    peak_flops: FLOP/s of one rank, the denominator of MFU; flops_per_token: model FLOPs, forward and backward.
+    collective_timeout_s: how long a rank waits for its peers before it gives up.
+    """
+
+    steps: int
+    seed: int = 0
+    learning_rate: float = 3e-3
+    minimum_learning_rate: float = 3e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 10
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    grad_clip: float = 1.0
+    dtype: str = "float32"
+    checkpoint_every: int = 0
+    peak_flops: float = 0.0
+    flops_per_token: float = 0.0
+    collective_timeout_s: float = 600.0
