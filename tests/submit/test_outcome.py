@@ -1,0 +1,99 @@
+"""How a run that ended without a status of its own is classified."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from piper_hpc.runs import Failure, RunFolder, Status
+from piper_hpc.submit.outcome import cause, observe, slurm_state
+from piper_hpc.submit.process import alive
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder.create(tmp_path)
+
+
+def fail(run: RunFolder, rank: int, failure_class: str, at: float) -> None:
+    run.write_failure(Failure(rank, failure_class, "why", "", at), attempt=0)
+
+
+def test_the_first_failure_that_is_no_echo_is_the_cause(run):
+    fail(run, 0, "comm", at=1.0)
+    fail(run, 2, "oom", at=2.0)
+    fail(run, 1, "error", at=3.0)
+    status = cause(run, Status("running", step=7))
+    assert (status.state, status.failure_class, status.step) == ("failed", "oom", 7)
+    assert "rank 2" in (status.reason or "")
+
+
+def test_a_killed_rank_is_the_cause_whatever_its_peers_say(run):
+    fail(run, 0, "comm", at=1.0)
+    status = cause(run, Status("running"), codes={0: 1, 1: -9, 2: 1})
+    assert (status.failure_class, status.reason) == ("killed", "rank 1 was killed by SIGKILL")
+
+
+def test_only_echoes_mean_that_somebody_was_killed(run):
+    fail(run, 3, "comm", at=1.0)
+    assert cause(run, Status("running")).failure_class == "killed"
+
+
+def test_silence_is_lost_and_says_where_to_look(run):
+    status = cause(run, Status("running"))
+    assert status.failure_class == "lost"
+    assert str(run.logs) in (status.reason or "")
+
+
+def test_a_run_whose_supervisor_is_gone_is_seen_as_ended_and_recorded(run):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    run.write_status(Status("running"))
+    run.write_job({"scheduler": "local", "id": str(gone.pid), "environment": {}})
+    assert not alive(gone.pid)
+    assert observe(run).failure_class == "lost"
+    assert run.status().state == "failed"
+
+
+def test_a_running_supervisor_keeps_the_state_and_a_finished_record_is_final(run):
+    run.write_job({"scheduler": "local", "id": str(os.getpid()), "environment": {}})
+    run.write_status(Status("running"))
+    assert observe(run).state == "running"
+    run.write_status(Status("completed"))
+    assert observe(run).state == "completed"
+
+
+@pytest.mark.parametrize(
+    ("queue", "accounting", "word", "state", "failure_class"),
+    [
+        ("PENDING", "", "PENDING", "pending", None),
+        ("RUNNING", "", "RUNNING", "running", None),
+        ("", "CANCELLED by 0", "CANCELLED", "cancelled", None),
+        ("", "TIMEOUT", "TIMEOUT", "failed", "timeout"),
+        ("", "OUT_OF_MEMORY", "OUT_OF_MEMORY", "failed", "oom"),
+        ("", "NODE_FAIL", "NODE_FAIL", "failed", "node_fail"),
+        ("", "PREEMPTED", "PREEMPTED", "failed", "preempted"),
+        ("", "FAILED", "FAILED", "failed", "lost"),
+    ],
+)
+def test_slurms_word_becomes_a_state_and_a_class(run, tmp_path, queue, accounting, word, state, failure_class):
+    """Stand-ins for squeue and sacct say the word; the real ones speak in tests/slurm."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, answer in (("squeue", queue), ("sacct", accounting), ("scontrol", "")):
+        (commands / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+        (commands / name).chmod(0o755)
+    environment = {"PATH": f"{commands}:{os.environ['PATH']}"}
+    run.write_status(Status("pending"))
+    run.write_job({"scheduler": "slurm", "id": "42", "environment": environment})
+    original = os.environ["PATH"]
+    os.environ["PATH"] = environment["PATH"]  # how subprocess finds the command
+    try:
+        assert slurm_state("42", environment) == word
+        seen = observe(run)
+    finally:
+        os.environ["PATH"] = original
+    assert (seen.state, seen.failure_class) == (state, failure_class)

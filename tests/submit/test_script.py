@@ -1,0 +1,74 @@
+"""Batch scripts: rendered as the golden files say, valid for bash, and the template serves by hand unchanged."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from piper_hpc.config import experiment, register
+from piper_hpc.paths import data_folder
+from piper_hpc.runs import RunFolder
+from piper_hpc.submit.script import render, script, template_of
+
+GOLDEN = Path(__file__).parent / "golden"
+TEMPLATES = sorted(data_folder("sbatch_templates").glob("*.sbatch"))
+
+
+def cluster(*overrides: str):
+    register()
+    with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
+        return experiment(compose("config", overrides=["task=plan", *overrides])).cluster
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("testbed", ["cluster=testbed", "cluster.nodes=2", "cluster.time_min=5"]),
+        ("frontier", ["cluster=frontier", "cluster.nodes=16", "cluster.account=abc123"]),
+    ],
+)
+def test_a_rendered_script_is_the_golden_one(name, overrides):
+    text = script(cluster(*overrides), RunFolder("/runs/r1"), "/opt/python", "/opt/python -m work")
+    assert text == (GOLDEN / f"{name}.sbatch").read_text()
+
+
+@pytest.mark.parametrize(
+    "path", [*TEMPLATES, *sorted(GOLDEN.glob("*.sbatch"))], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_bash_accepts_the_script(path):
+    checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_every_slurm_cluster_has_its_template():
+    options = [path.stem for path in (data_folder("conf") / "cluster").glob("*.yaml")]
+    slurm = [c for c in (cluster(f"cluster={option}") for option in options) if c.scheduler == "slurm"]
+    assert len(slurm) >= 2
+    assert all(template_of(c).is_file() for c in slurm)
+
+
+def test_directives_are_replaced_in_place_added_at_the_end_and_the_body_is_kept():
+    template = "#!/bin/bash\n#SBATCH --nodes=1\n#SBATCH --time=5\nset -e\nsrun $PIPER_COMMAND\n"
+    text = render(template, {"time": "9", "account": "abc"}, "py", "py -m 'my work'")
+    assert text.splitlines() == [
+        "#!/bin/bash",
+        "#SBATCH --nodes=1",
+        "#SBATCH --time=9",
+        "#SBATCH --account=abc",
+        "export SUBMITIT_EXECUTOR=slurm PIPER_PYTHON=py",
+        "PIPER_COMMAND='py -m '\"'\"'my work'\"'\"''",
+        "set -e",
+        "srun $PIPER_COMMAND",
+    ]
+
+
+def test_what_the_scripts_must_do_for_slurm_traps():
+    for path in TEMPLATES:
+        text = path.read_text()
+        assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in text  # lost since Slurm 22.05
+        assert "--open-mode=append" in text  # a requeued job keeps its log
+        assert "--kill-on-bad-exit=1" in text  # one dead rank ends the others
+        assert "MASTER_ADDR=" in text

@@ -1,0 +1,107 @@
+"""The launch command without running anything: dry runs, plans, JSON on stdout, and bad input that leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TORCH_FREE = ("launch", "jobs", "planner.search", "resource_model.predict", "spec", "forecast", "runs", "config")
+
+
+def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "piper_hpc.launch", *overrides]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | (env or {})
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.stepz=3"], ["stepz", "--cfg job"]),
+        (["train.steps=many"], ["train.steps", "many", "Integer"]),
+        (["model=huge"], ["model", "huge", "tiny", "mixtral_8x7b"]),
+        (["parallelism=["], ["parallelism=["]),
+        (["parallelism.ep=4"], ["parallelism = ", "must equal the ranks", "cluster.ranks_per_node=8"]),
+        (["parallelism.ep=3", "cluster.ranks_per_node=6"], ["parallelism.ep = 3", "must divide", "parallelism.ep=2"]),
+        (["model.layers=1"], ["parallelism.pp = 2", "model.layers=2"]),
+        (["train.global_batch=4"], ["train.global_batch = 4", "at least pp = 2", "train.global_batch=8"]),
+        (["train.global_batch=30"], ["train.global_batch = 30", "multiple of", "train.global_batch=32"]),
+        (["model.top_k=9"], ["model.top_k = 9", "model.top_k=8"]),
+        (["data=text"], ["data.path", "must be given"]),
+        (["data.path=/nowhere"], ["data.path = '/nowhere'", "data=stdlib"]),
+        (["cluster.nodes=2", "parallelism.dp=2"], ["cluster.nodes = 2", "one machine", "cluster.nodes=1"]),
+        (["cluster=frontier", "train.global_batch=512"], ["cluster = 'frontier'", "sbatch", "dry_run=true"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_ends_with_2_a_message_that_helps_and_no_trace_of_itself(overrides, words, tmp_path):
+    # Not even an installed Slurm may answer here: the launcher sees only Python on its PATH.
+    ended = launch(*overrides, cwd=tmp_path, env={"PATH": str(Path(sys.executable).parent)})
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    assert all(word in ended.stderr for word in words), ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_full_traceback_comes_when_asked_for(tmp_path):
+    ended = launch("train.steps=0", cwd=tmp_path, env={"HYDRA_FULL_ERROR": "1"})
+    assert ended.returncode != 0
+    assert "Traceback" in ended.stderr
+
+
+def test_hydras_own_views_work(tmp_path):
+    shown = launch("--cfg", "job", "train.steps=7", cwd=tmp_path)
+    assert (shown.returncode, "steps: 7" in shown.stdout) == (0, True)
+    tree = launch("--info", "defaults-tree", cwd=tmp_path)
+    assert (tree.returncode, "parallelism: pp2_ep2" in tree.stdout) == (0, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_one_document_of_the_contract(tmp_path):
+    ended = launch("task=plan", "experiment=paper_mixtral", "format=json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    plan = json.loads(ended.stdout)
+    assert set(plan) >= {"model", "cluster", "searched", "pruned", "feasible", "seconds", "candidates", "rejected"}
+    assert plan["model"]["parameters"] > 46e9
+    best = plan["candidates"][0]
+    assert sum(best["terms"].values()) == pytest.approx(best["step_time_s"])
+    assert "data sheet" in json.dumps(best["calibration"])
+    mfus = [candidate["mfu"] for candidate in plan["candidates"]]
+    assert mfus == sorted(mfus, reverse=True)
+
+
+def test_a_plan_without_measurements_says_how_to_get_them(tmp_path):
+    ended = launch("task=plan", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "task=microbench cluster=local" in ended.stderr
+
+
+def test_a_dry_run_prints_the_script_and_submits_nothing(tmp_path):
+    ended = launch("cluster=frontier", "experiment=paper_mixtral", "cluster.account=abc", "dry_run=true", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "#SBATCH --account=abc" in ended.stdout
+    assert "node-hours" in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_with_format_json_is_one_array(tmp_path):
+    ended = launch("-m", "task=plan", "experiment=paper_mixtral", "cluster.nodes=8,16", "format=json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    plans = json.loads(ended.stdout)
+    assert len(plans) == 2
+    assert plans[0]["candidates"][0]["tokens_per_s"] < plans[1]["candidates"][0]["tokens_per_s"]
+
+
+def test_planning_and_launching_never_import_torch():
+    modules = (
+        "; ".join(f"import piper_hpc.{name}" for name in TORCH_FREE) + "; import analysis.validate, analysis.report"
+    )
+    code = f"{modules}; import sys; sys.exit('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
+    assert ended.returncode == 0
