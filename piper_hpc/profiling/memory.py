@@ -1,52 +1,74 @@
-"""Peak memory of one rank: live tensor bytes on a CPU, allocated bytes on a GPU."""
+"""Peak memory of one rank: live tensor bytes on a CPU, where no allocator counts them, and resident memory."""
 
 from __future__ import annotations
 
 import gc
-import os
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import psutil
 import torch
-from torch.autograd import profiler
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
-# Kineto announces every start and stop of a profile on stderr unless told not to before its first use.
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+class LiveBytes(TorchDispatchMode):
+    """Within, counts the bytes of every tensor storage from the call that makes it until the last reference goes.
+
+    Storages that exist on entry count too. Memory that a kernel uses inside one call is not a tensor and not seen.
+    It slows each call down several times: use it on a step whose time does not matter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __enter__(self) -> LiveBytes:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some modules warn about being looked at
+            for thing in gc.get_objects():
+                if issubclass(type(thing), torch.Tensor):
+                    self._count(thing)
+        super().__enter__()
+        return self
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in tree_iter(result):
+            if isinstance(made, torch.Tensor):
+                self._count(made)
+        return result
+
+    def _count(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+
+        def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
+            del self._storages[key]
+            self.live_bytes -= size
+
+        self._storages[key] = weakref.ref(storage, freed)
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+
+def peak_tensor_bytes(work: Callable[[], None]) -> int:
+    """Run `work`; the peak of live tensor bytes meanwhile."""
+    with LiveBytes() as memory:
+        work()
+    return memory.peak_bytes
 
 
 def rss_bytes() -> int:
     """Resident memory of this process, libraries and all."""
     return int(psutil.Process().memory_info().rss)
-
-
-def live_tensor_bytes() -> int:
-    """Bytes of every CPU tensor storage that Python can reach, each storage once."""
-    storages: dict[int, int] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for thing in gc.get_objects():
-            if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
-                storage = thing.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
-def cpu_peak_bytes(work: Callable[[], None]) -> int:
-    """Run `work` and return the peak of live tensor bytes: what lived before plus what the allocator then reported.
-
-    The allocator's events slow the work down several times: for one step in a run, and never for a step that is timed.
-    """
-    before = live_tensor_bytes()
-    with profiler.profile(use_kineto=True, profile_memory=True) as profile:
-        work()
-    changes = [
-        (event.start_ns(), event.nbytes())
-        for event in profile.kineto_results.events()
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
-    ]
-    live = peak = 0
-    for _, change in sorted(changes, key=lambda each: each[0]):
-        live += change
-        peak = max(peak, live)
-    return before + peak

@@ -17,7 +17,7 @@ from piper_hpc.parallel.gradients import Gradients
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for, clock_offset_s
-from piper_hpc.profiling.memory import cpu_peak_bytes, rss_bytes
+from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
 from piper_hpc.profiling.spans import EVERYONE, Message, Recorder, Span
 from piper_hpc.spec.layout import Layout, RankMap
 from piper_hpc.spec.model import ModelSpec
@@ -100,7 +100,7 @@ class Trainer:
             self._step(data, first_sample, rate)
             self._peak_memory_bytes = torch.cuda.max_memory_allocated(self._device)
         elif sample_memory:
-            self._peak_memory_bytes = cpu_peak_bytes(lambda: self._step(data, first_sample, rate))
+            self._peak_memory_bytes = peak_tensor_bytes(lambda: self._step(data, first_sample, rate))
         else:
             self._step(data, first_sample, rate)
 
