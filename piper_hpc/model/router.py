@@ -59,7 +59,7 @@ def balancing_loss(probabilities: torch.Tensor, counts: torch.Tensor, top_k: int
     probabilities [batch, sequence, experts]; counts [batch, experts]: choices of each sequence, not differentiated.
     """
     _, sequence, experts = probabilities.shape
-    fraction = counts * (experts / (top_k * sequence))
+    fraction = counts.to(probabilities.dtype) * (experts / (top_k * sequence))
     return (fraction * probabilities.mean(1)).sum(-1)
 
 
