@@ -1,4 +1,9 @@
-"""Seconds of every module for one micro-batch, forward and backward, counted operation by operation."""
+"""Seconds of every module for one micro-batch, forward and backward, counted operation by operation.
+
+The counts are those of the modules as torch runs them eagerly on a CPU: what a dispatch-level trace of one forward
+and backward shows. A streaming operation is charged for the numbers it reads and writes; an operation on small
+tensors or on none (a view) is charged as one `host_op`, which holds the launch of its backward too.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,18 @@ from piper_hpc.spec import ModelSpec
 
 INDEX_BYTES = 8
 """torch's indices and counts are int64."""
+
+HOST_OPERATIONS = {
+    "attention": 29,
+    "router": 29,
+    "dispatch": 13,
+    "dispatch_exchange": 14,
+    "experts": 1,
+    "combine": 5,
+    "embedding": 2,
+    "head": 12,
+}
+"""Small operations and views of each module's forward; those of `dispatch_exchange` come with a group above one."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +47,9 @@ class ModuleCost:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes at once: `tokens` = micro_batch * sequence, and the rows its experts then receive.
+    """What one rank computes at once: `sequences` of `sequence` tokens.
 
-    Routing is taken as balanced: tokens * top_k rows leave a rank, and as many arrive.
+    Routing is taken as balanced: tokens * top_k rows leave a rank, and as many arrive at its experts.
     """
 
     model: ModelSpec
@@ -48,98 +65,140 @@ class MicroBatch:
 
     @property
     def rows(self) -> int:
-        """Rows of one rank's experts."""
+        """Rows that one rank's experts compute."""
         return self.tokens * self.model.top_k
 
-    def gemm(self, flops_: float, count: float = 1) -> Cost:
-        """`count` matrix products of `flops_` each."""
-        return self.curves.operation("gemm", flops_, count)
+    @property
+    def hidden(self) -> int:
+        """Numbers in the hidden states."""
+        return self.tokens * self.model.hidden
 
-    def stream(self, values: float, count: float = 1) -> Cost:
-        """`count` operations that read and write `values` numbers in all, each."""
-        return self.curves.operation("elementwise", values * self.bytes_per_value, count)
+    def stream(self, *operations: tuple[float, int]) -> Cost:
+        """Streaming operations, each given as (numbers read and written, how many such operations)."""
+        return total(
+            self.curves.operation("elementwise", values * self.bytes_per_value, count) for values, count in operations
+        )
+
+    def linear(self, inputs: int, outputs: int) -> ModuleCost:
+        """A projection of every token; its backward has two products and adds the weight's gradient up."""
+        product = self.curves.operation("gemm", 2 * self.tokens * inputs * outputs)
+        return ModuleCost(product, product * 2 + self.accumulate(inputs * outputs))
+
+    def accumulate(self, parameters: int) -> Cost:
+        """Adding one weight's new gradient to its sum: read both, write one."""
+        return self.stream((3 * parameters, 1))
+
+    def host(self, operations: int) -> ModuleCost:
+        """Operations that cost only their launch; half of it is the backward's."""
+        half = self.curves.operation("host_op", operations) * 0.5
+        return ModuleCost(half, half)
 
 
 def norm(batch: MicroBatch) -> ModuleCost:
-    """RMSNorm: reads and writes its rows; the backward reads the rows and their gradient, and writes a gradient."""
-    values = batch.tokens * batch.model.hidden
-    return ModuleCost(batch.stream(2 * values), batch.stream(3 * values))
+    """RMSNorm, composed: square, mean, product with the inverse root, product with the weight."""
+    h = batch.hidden
+    return ModuleCost(batch.stream((2 * h, 3), (h, 1)), batch.stream((3 * h, 4), (2 * h, 5), (h, 2)))
+
+
+def rotary(batch: MicroBatch, width: int) -> ModuleCost:
+    """RoPE on heads of `width` in all: four half products, two sums, one concatenation; signs in the backward."""
+    w = batch.tokens * width
+    shared = batch.stream((w, 4), (2 * w, 1), (1.5 * w, 2))
+    return ModuleCost(shared, shared + batch.stream((w, 1)))
 
 
 def attention(batch: MicroBatch) -> ModuleCost:
     """Norm, Q, K and V, RoPE on Q and K, causal attention, output projection, residual add."""
-    model, tokens = batch.model, batch.tokens
-    q, kv, hidden = model.q_dim, model.kv_dim, tokens * model.hidden
-    projections = [2 * tokens * model.hidden * width for width in (q, kv, kv, q)]
-    scores = tokens * flops.score_flops(model, batch.sequence)
-    rope = total([batch.stream(2 * tokens * q, 2), batch.stream(2 * tokens * kv, 2)])
-    gemms = total(batch.gemm(work) for work in projections)
-    forward = gemms + rope + batch.curves.operation("attention_forward", scores) + batch.stream(3 * hidden)
-    backward = gemms * 2 + rope + batch.curves.operation("attention_backward", scores) + batch.stream(3 * hidden, 3)
-    return norm(batch) + ModuleCost(forward, backward)
+    model, h = batch.model, batch.hidden
+    q, kv = batch.tokens * model.q_dim, batch.tokens * model.kv_dim
+    scores = batch.tokens * flops.score_flops(model, batch.sequence)
+    forward = batch.curves.operation("attention_forward", scores) + batch.stream((2 * q, 1), (3 * h, 1))
+    backward = batch.curves.operation("attention_backward", scores) + batch.stream((2 * q, 1), (2 * kv, 1), (3 * h, 3))
+    return sum_modules(
+        norm(batch),
+        batch.linear(model.hidden, model.q_dim),
+        batch.linear(model.hidden, model.kv_dim) * 2,
+        batch.linear(model.q_dim, model.hidden),
+        rotary(batch, model.q_dim),
+        rotary(batch, model.kv_dim),
+        ModuleCost(forward, backward),
+        batch.host(HOST_OPERATIONS["attention"]),
+    )
 
 
 def router(batch: MicroBatch) -> ModuleCost:
-    """Norm, gate, softmax, top-k and the auxiliary loss."""
-    model, tokens = batch.model, batch.tokens
-    gate = batch.gemm(2 * tokens * model.hidden * model.experts)
-    scores = tokens * model.experts
-    return norm(batch) + ModuleCost(
-        gate + batch.stream(2 * scores, 5),
-        gate * 2 + batch.stream(3 * scores, 5) + batch.stream(3 * tokens * model.hidden),
+    """Norm, gate, softmax, top-k and the auxiliary loss; its backward joins the gradients of three branches."""
+    scores = batch.tokens * batch.model.experts
+    return sum_modules(
+        norm(batch),
+        batch.linear(batch.model.hidden, batch.model.experts),
+        ModuleCost(batch.stream((2 * scores, 2), (scores, 1)), batch.stream((3 * scores, 4), (3 * batch.hidden, 2))),
+        batch.host(HOST_OPERATIONS["router"]),
     )
 
 
 def exchange(batch: MicroBatch, group: Group) -> Cost:
-    """One all-to-all of every row."""
-    send = communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
-    return communication.all_to_all(batch.curves, group, send)
+    """One all-to-all of every row, and its rows sorted between expert order and arrival; nothing for a group of one."""
+    if group.size == 1:
+        return Cost()
+    send_bytes = communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
+    sort = batch.stream((2 * batch.rows * batch.model.hidden, 1))
+    return communication.all_to_all(batch.curves, group, send_bytes) + sort
 
 
 def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
-    """Rows gathered in expert order, counts and rows exchanged, arrived rows sorted by local expert."""
-    rows = batch.rows * batch.model.hidden
+    """Rows gathered in expert order, their counts and then the rows themselves exchanged."""
+    copies = batch.rows * batch.model.hidden
     counts = communication.all_to_all(batch.curves, group, batch.model.experts * INDEX_BYTES)
-    sort = batch.stream(2 * rows) if group.size > 1 else Cost()
-    moved = batch.stream(2 * rows) + exchange(batch, group) + sort
-    return ModuleCost(moved + counts, moved)
+    moved = exchange(batch, group)
+    operations = HOST_OPERATIONS["dispatch"] + (HOST_OPERATIONS["dispatch_exchange"] if group.size > 1 else 0)
+    return batch.host(operations) + ModuleCost(
+        batch.stream((2 * copies, 1)) + counts + moved,
+        batch.stream((2 * copies, 1), (copies + batch.hidden, 1)) + moved,
+    )
 
 
-def experts(batch: MicroBatch) -> ModuleCost:
-    """n_mat grouped GEMMs with the activation between them; the backward has two GEMMs for each of the forward's."""
+def experts(batch: MicroBatch, ep: int) -> ModuleCost:
+    """n_mat grouped GEMMs with the activation between them; the backward has two for each, and adds up E/EP experts."""
     model = batch.model
+    matrices, gated = model.matrices_per_expert, model.matrices_per_expert == 3
     grouped = batch.curves.operation("grouped_gemm", 2 * batch.rows * model.hidden * model.expert_ffn)
-    width = batch.rows * model.expert_ffn
-    activation = batch.stream(2 * width)
-    gated = model.matrices_per_expert == 3
-    product = batch.stream(3 * width) if gated else Cost()
-    return ModuleCost(
-        grouped * model.matrices_per_expert + activation + product,
-        grouped * (2 * model.matrices_per_expert) + batch.stream(3 * width) + product * (2 if gated else 0),
+    inner, rows = batch.rows * model.expert_ffn, batch.rows * model.hidden
+    activation = batch.stream((2 * inner, 1), (3 * inner, int(gated)))
+    gradients = batch.stream((3 * inner, 3 if gated else 1), (3 * rows, int(gated)))
+    weights = batch.accumulate(model.experts // ep * model.hidden * model.expert_ffn) * matrices
+    return batch.host(HOST_OPERATIONS["experts"]) + ModuleCost(
+        grouped * matrices + activation, grouped * (2 * matrices) + gradients + weights
     )
 
 
 def combine(batch: MicroBatch, group: Group) -> ModuleCost:
-    """Rows sorted back and returned, weighted, summed by token and added to the residual."""
-    rows, hidden = batch.rows * batch.model.hidden, batch.tokens * batch.model.hidden
-    sort = batch.stream(2 * rows) if group.size > 1 else Cost()
-    moved = exchange(batch, group) + sort
-    return ModuleCost(
-        moved + batch.stream(2 * rows, 2) + batch.stream(3 * hidden),
-        moved + batch.stream(2 * rows, 3),
+    """Rows returned, put in token order, weighted, summed by token and added to the residual."""
+    copies, moved = batch.rows * batch.model.hidden, exchange(batch, group)
+    weighted = copies + batch.hidden
+    return batch.host(HOST_OPERATIONS["combine"]) + ModuleCost(
+        moved + batch.stream((2 * copies, 1), (weighted, 1), (3 * batch.hidden, 1)),
+        moved + batch.stream((2 * copies, 1), (weighted, 2)),
     )
 
 
 def embedding(batch: MicroBatch) -> ModuleCost:
-    """One row of the table per token; the backward fills a gradient of the whole table."""
-    hidden = batch.tokens * batch.model.hidden
+    """One row of the table per token; the backward fills a gradient of the whole table and adds it up."""
     table = batch.model.embedding_parameters
-    return ModuleCost(batch.stream(2 * hidden), batch.stream(2 * hidden) + batch.stream(table, 2))
+    lookup = ModuleCost(
+        batch.stream((2 * batch.hidden, 1)), batch.stream((batch.hidden + table, 1)) + batch.accumulate(table)
+    )
+    return lookup + batch.host(HOST_OPERATIONS["embedding"])
 
 
 def head(batch: MicroBatch) -> ModuleCost:
     """Final norm, output projection and cross entropy."""
-    gemm = batch.gemm(batch.tokens * flops.head_flops(batch.model))
     logits = batch.tokens * batch.model.vocab
-    loss = ModuleCost(gemm + batch.stream(2 * logits, 2), gemm * 2 + batch.stream(3 * logits))
-    return norm(batch) + loss
+    loss = ModuleCost(batch.stream((2 * logits, 1), (logits, 1)), batch.stream((2 * logits, 1), (3 * logits, 1)))
+    projection = batch.linear(batch.model.hidden, batch.model.vocab)
+    return sum_modules(norm(batch), projection, loss, batch.host(HOST_OPERATIONS["head"]))
+
+
+def sum_modules(first: ModuleCost, *others: ModuleCost) -> ModuleCost:
+    """The sum of module costs."""
+    return sum(others, first)

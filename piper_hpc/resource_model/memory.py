@@ -111,48 +111,88 @@ def stage_parameter_parts(model: ModelSpec, layout: Layout) -> list[tuple[int, i
 
 
 MOMENT_VALUES = 2
-"""AdamW keeps a mean and a variance for every parameter, in its dtype."""
+"""AdamW keeps a mean and a variance for every parameter, in the parameter's dtype."""
+
+INDEX_BYTES = 8
+"""torch's indices are int64."""
 
 
-def layer_activation_values(model: ModelSpec, tokens: int) -> int:
-    """Numbers that autograd keeps of one layer for one micro-batch of `tokens` on one rank, routing balanced."""
+def layer_activation_bytes(model: ModelSpec, tokens: int, ep: int, value_bytes: int) -> int:
+    """Bytes that autograd keeps of one layer, its input included, for `tokens` of one rank; routing balanced.
+
+    Counted from the modules as torch runs them one by one: a norm keeps its input, the normalised and the scaled
+    rows; attention its heads, their output before and after it is laid out by token, and the softmax's sums; the
+    router its probabilities and choices; the experts their rows, each product and the activation; combine the copies
+    it weighs; and every permutation its indices.
+    """
     rows = tokens * model.top_k
-    attention = tokens * (2 * model.hidden + 2 * model.q_dim + 2 * model.kv_dim + model.heads)
-    router = tokens * (2 * model.hidden + 2 * model.experts + 2 * model.top_k)
-    experts = rows * (model.hidden + (4 if model.matrices_per_expert == 3 else 2) * model.expert_ffn)
-    return attention + router + experts + rows * model.hidden
+    norm = 3 * model.hidden + 1
+    attention = norm + 3 * model.q_dim + 2 * model.kv_dim + model.heads
+    router = norm + model.experts + 1 + 2 * model.top_k
+    products = 4 if model.matrices_per_expert == 3 else 2
+    values = tokens * (attention + router) + rows * (2 * model.hidden + products * model.expert_ffn)
+    indices = tokens * model.top_k + rows * (4 if ep > 1 else 2)
+    return values * value_bytes + indices * INDEX_BYTES
 
 
-def head_activation_values(model: ModelSpec, tokens: int) -> int:
-    """Numbers kept by the final norm, the output projection and the loss for one micro-batch."""
-    return tokens * (2 * model.hidden + 2 * model.vocab)
+def head_activation_bytes(model: ModelSpec, tokens: int, value_bytes: int) -> int:
+    """Bytes kept by the final norm, the output projection and the loss."""
+    return tokens * (3 * model.hidden + 1 + model.vocab) * value_bytes
+
+
+def backward_workspace_bytes(model: ModelSpec, tokens: int, ep: int, value_bytes: int, *, last: bool) -> int:
+    """Bytes that the backward of one micro-batch needs for a while, beyond what the forward kept.
+
+    Either in the loss (the gradients of the probabilities and of the logits at once), or in the experts of the last
+    layer: gradients of their inner rows beside one weight gradient not yet added up. What was freed by then is less.
+    """
+    inner = tokens * model.top_k * model.expert_ffn
+    weight = model.experts // ep * model.hidden * model.expert_ffn
+    values = max(inner + weight, (2 if model.matrices_per_expert == 3 else 1) * inner)
+    if last:
+        freed = head_activation_bytes(model, tokens, value_bytes) // value_bytes
+        values = max(2 * tokens * model.vocab, values + tokens * model.hidden - freed)
+    return values * value_bytes
 
 
 def memory_by_stage(model: ModelSpec, layout: Layout, workload: Workload) -> dict[str, list[int]]:
     """Peak bytes of one rank by kind, each a list by stage; a stage's peak is the sum over kinds.
 
     The per-rank form of Eq 4: PP - i micro-batches of `micro_batch` sequences are alive on stage i, and neither
-    attention nor expert activations are divided by EP, because each expert rank brings its own sequences.
+    attention nor expert activations are divided by EP, because each expert rank brings its own sequences. The peak is
+    at the start of a backward, when most is alive.
     """
     value = workload.bytes_per_value
     tokens = layout.micro_batch * workload.sequence
     micro_batches = layout.micro_batches(workload.global_batch)
-    kinds: dict[str, list[int]] = {
-        kind: [] for kind in ("parameters", "gradients", "optimizer", "activations", "loss", "messages")
-    }
+    message = tokens * model.hidden * value
+    logits = tokens * model.vocab * value
+    layer = layer_activation_bytes(model, tokens, layout.ep, value)
+    rotary = workload.sequence * model.head_dim * value
+    batch = micro_batches * layout.micro_batch * (workload.sequence + 1) * INDEX_BYTES
+    stages = []
     for stage, (layers, parameters) in enumerate(
         zip(layout.stage_layers(model.layers), stage_parameters(model, layout), strict=True)
     ):
+        first, last = stage == 0, stage == layout.pp - 1
         alive = in_flight(stage, layout.pp, micro_batches)
-        last = stage == layout.pp - 1
-        boundary = tokens * model.hidden * value if layout.pp > 1 else 0
-        kinds["parameters"].append(parameters * value)
-        kinds["gradients"].append(parameters * value)
-        kinds["optimizer"].append(MOMENT_VALUES * parameters * value)
-        kinds["activations"].append(alive * len(layers) * layer_activation_values(model, tokens) * value)
-        kinds["loss"].append(alive * head_activation_values(model, tokens) * value if last else 0)
-        kinds["messages"].append(2 * alive * boundary)
-    return kinds
+        head = head_activation_bytes(model, tokens, value) if last else 0
+        # A pipeline keeps what a stage returned until its backward; what it received lies in the message buffers.
+        returned = 0 if layout.pp == 1 else logits if last else message
+        received = 0 if first else message
+        stages.append(
+            {
+                "parameters": parameters * value,
+                "gradients": parameters * value,
+                "optimizer": MOMENT_VALUES * parameters * value,
+                "activations": alive * (len(layers) * layer + head + returned - received),
+                "workspace": backward_workspace_bytes(model, tokens, layout.ep, value, last=last),
+                # torch's stages hold one buffer for every micro-batch and neighbour.
+                "messages": micro_batches * message * ((not first) + (not last)),
+                "buffers": len(layers) * rotary + batch,
+            }
+        )
+    return {kind: [bytes_[kind] for bytes_ in stages] for kind in stages[0]}
 
 
 def peak_bytes(model: ModelSpec, layout: Layout, workload: Workload) -> list[int]:

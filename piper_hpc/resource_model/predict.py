@@ -93,11 +93,9 @@ def _timeline(cost: StepCost) -> dict[str, Cost]:
         messages,
         messages,
     )
-    # After its last backward a stage reduces its gradients; the norm over all ranks then waits for the last stage.
-    step_time_s = max(
-        end + sum(once.seconds for once in stage.once.values())
-        for end, stage in zip(pipeline.end_s, cost.stages, strict=True)
-    )
+    # After its last backward a stage reduces its gradients; all ranks then clip by one norm, so they wait for the last.
+    arrival_s = max(end + stage.before_s for end, stage in zip(pipeline.end_s, cost.stages, strict=True))
+    step_time_s = arrival_s + max(stage.after_s for stage in cost.stages)
     critical = cost.critical_stage
     terms = _all_terms(cost.stages[critical].terms(cost.micro_batches))
     busy = total(terms.values())

@@ -60,7 +60,8 @@ def simulate_1f1b(
     """Play one step of 1F1B; all times are of one micro-batch.
 
     forward_s, backward_s: by stage. send_forward_s[i]: a message from stage i to i+1; send_backward_s[i]: its
-    gradient from stage i+1 to i (both default to 0). A message travels while its sender works on.
+    gradient from stage i+1 to i (both default to 0). A message moves once both ends have posted it, as on gloo and
+    NCCL, and torch's schedule posts a receive only when it needs it: so every transfer is waited for.
     """
     stages = len(forward_s)
     down = list(send_forward_s) or [0.0] * (stages - 1)
@@ -92,10 +93,9 @@ def simulate_1f1b(
                 if sent is None:
                     break
                 posted, transfer = sent
-                ready = clock[stage]
-                start = max(ready, posted + transfer)
-                bubble[stage] += max(0.0, min(posted, start) - ready)
-                p2p[stage] += start - max(ready, posted) if start > ready else 0.0
+                bubble[stage] += max(0.0, posted - clock[stage])
+                p2p[stage] += transfer
+                start = max(clock[stage], posted) + transfer
                 end = start + (forward_s[stage] if kind == "F" else backward_s[stage])
                 (forward_posted if kind == "F" else backward_posted)[stage].append(end)
                 slots[stage].append(Slot(kind, index, start, end))

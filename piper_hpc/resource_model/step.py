@@ -13,22 +13,30 @@ from piper_hpc.resource_model.groups import Group, LayoutGroups, layout_groups
 from piper_hpc.resource_model.memory import stage_parameter_parts
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload
 
-HOST_OPERATIONS_PER_MICRO_BATCH = 12
-"""Eager operations outside the modules for one micro-batch: slices of the batch, the loss, and message buffers."""
+NORM_BYTES = 8
+"""The squared norm of all gradients is one float64."""
 
-HOST_OPERATIONS_PER_TENSOR = 1
-"""Dropping one parameter's gradient before the step."""
+HOST_OPERATIONS_PER_MICRO_BATCH = 40
+"""What the pipeline's own Python costs a micro-batch (schedule, messages, calls of autograd), in eager operations."""
 
-TENSORS_PER_LAYER = 10
-"""Two norms, four projections, the gate and three expert matrices."""
+HOST_OPERATIONS_PER_STEP = 20
+"""Batch preparation, zeroing of gradients, and setting the learning rate."""
+
+HOST_OPERATIONS_PER_LAYER = 2
+"""The router's sums, set to zero before a step."""
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """Seconds of one rank of a stage: `modules` for one micro-batch by term, `once` for the whole step by term."""
+    """Seconds of one rank of a stage, by term.
+
+    modules: of one micro-batch; before: once a step, until the rank arrives at the norm that all ranks clip by;
+    after: from that norm on.
+    """
 
     modules: dict[str, ModuleCost]
-    once: dict[str, Cost]
+    before: dict[str, Cost]
+    after: dict[str, Cost]
 
     @property
     def forward_s(self) -> float:
@@ -43,13 +51,24 @@ class StageCost:
     def terms(self, micro_batches: int) -> dict[str, Cost]:
         """Busy time of the step by term."""
         step = {term: (cost.forward + cost.backward) * micro_batches for term, cost in self.modules.items()}
-        for term, cost in self.once.items():
-            step[term] = step.get(term, Cost()) + cost
+        for once in (self.before, self.after):
+            for term, cost in once.items():
+                step[term] = step.get(term, Cost()) + cost
         return step
+
+    @property
+    def before_s(self) -> float:
+        """Seconds between the last backward and the arrival at the norm."""
+        return sum(cost.seconds for cost in self.before.values())
+
+    @property
+    def after_s(self) -> float:
+        """Seconds from the last rank's arrival at the norm to the end of the step."""
+        return sum(cost.seconds for cost in self.after.values())
 
     def busy_s(self, micro_batches: int) -> float:
         """Busy seconds of the step."""
-        return micro_batches * (self.forward_s + self.backward_s) + sum(cost.seconds for cost in self.once.values())
+        return micro_batches * (self.forward_s + self.backward_s) + self.before_s + self.after_s
 
 
 @dataclass(frozen=True)
@@ -80,54 +99,55 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
     curves = Curves(cluster, workload.bytes_per_value)
     batch = MicroBatch(model, curves, layout.micro_batch, workload.sequence, workload.bytes_per_value)
     groups = layout_groups(layout, cluster)
-    layers = {group: _layer(batch, group.experts) for group in set(groups.stages)}
+    layers = {experts: _layer(batch, layout, experts) for experts in {stage.experts for stage in groups.stages}}
     stages = tuple(
-        StageCost(
-            _modules(batch, layers[groups.stages[stage]], len(owned), first=stage == 0, last=stage == layout.pp - 1),
-            _once(batch, layout, groups, stage, len(owned)),
-        )
-        for stage, owned in enumerate(layout.stage_layers(model.layers))
+        _stage(batch, layout, groups, stage, layers[of_stage.experts]) for stage, of_stage in enumerate(groups.stages)
     )
     message_bytes = batch.tokens * model.hidden * workload.bytes_per_value
     messages = tuple(communication.p2p(curves, tier, message_bytes) for tier in groups.boundaries)
     return StepCost(stages, micro_batches, messages, curves)
 
 
-def _layer(batch: MicroBatch, experts: Group) -> dict[str, ModuleCost]:
+def _layer(batch: MicroBatch, layout: Layout, experts: Group) -> dict[str, ModuleCost]:
     return {
         "attention_s": compute.attention(batch),
         "router_s": compute.router(batch),
         "dispatch_s": compute.dispatch(batch, experts),
-        "expert_s": compute.experts(batch),
+        "expert_s": compute.experts(batch, layout.ep),
         "combine_s": compute.combine(batch, experts),
     }
 
 
-def _modules(
-    batch: MicroBatch, layer: dict[str, ModuleCost], layers: int, *, first: bool, last: bool
-) -> dict[str, ModuleCost]:
-    modules = {term: cost * layers for term, cost in layer.items()}
-    ends = [compute.embedding(batch)] * first + [compute.head(batch)] * last
-    if ends:
-        modules["head_s"] = sum(ends[1:], ends[0])
-    modules["host_s"] = ModuleCost(batch.curves.operation("host_op", HOST_OPERATIONS_PER_MICRO_BATCH), Cost())
-    return modules
-
-
-def _once(batch: MicroBatch, layout: Layout, groups: LayoutGroups, stage: int, layers: int) -> dict[str, Cost]:
-    """Gradient reduction, the norm for clipping, the optimizer, and dropping gradients."""
+def _stage(
+    batch: MicroBatch, layout: Layout, groups: LayoutGroups, stage: int, layer: dict[str, ModuleCost]
+) -> StageCost:
     curves, of_stage = batch.curves, groups.stages[stage]
+    layers = len(layout.stage_layers(batch.model.layers)[stage])
     dense, expert = stage_parameter_parts(batch.model, layout)[stage]
-    reduction = [
-        communication.all_reduce(curves, of_stage.stage, dense * batch.bytes_per_value),
-        communication.all_reduce(curves, of_stage.replicas, expert * batch.bytes_per_value),
-        communication.all_reduce(curves, groups.world, batch.bytes_per_value),
+    parameters = dense + expert
+    modules = {term: cost * layers for term, cost in layer.items()}
+    ends = [compute.embedding(batch)] * (stage == 0) + [compute.head(batch)] * (stage == layout.pp - 1)
+    if ends:
+        modules["head_s"] = compute.sum_modules(*ends)
+    modules["host_s"] = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH)
+    host = curves.operation("host_op", HOST_OPERATIONS_PER_STEP + HOST_OPERATIONS_PER_LAYER * layers)
+    replicas = [
+        communication.all_reduce(curves, group, count * batch.bytes_per_value)
+        for group, count in ((of_stage.stage, dense), (of_stage.replicas, expert))
     ]
-    return {
-        "grad_reduce_s": total(reduction),
-        "optimizer_s": curves.operation("adamw", dense + expert) + batch.stream(3 * (dense + expert)),
-        "host_s": curves.operation("host_op", HOST_OPERATIONS_PER_TENSOR * TENSORS_PER_LAYER * layers),
-    }
+    norm, clip = batch.stream((parameters, 1)), batch.stream((2 * parameters, 1))
+    return StageCost(
+        modules,
+        before={
+            "host_s": host + batch.stream((parameters, 1)),
+            "grad_reduce_s": total(replicas),
+            "optimizer_s": norm,
+        },
+        after={
+            "grad_reduce_s": communication.all_reduce(curves, groups.world, NORM_BYTES),
+            "optimizer_s": clip + curves.operation("adamw", parameters),
+        },
+    )
 
 
 def _check(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> None:
