@@ -82,7 +82,9 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
         print(json.dumps(document, indent=2))
         return 0
     status, job = document["status"], document["job"]
-    console.print(f"[bold]{run.run_id}[/]  {document['task']} {document['model']} on {document['cluster']}", highlight=False)
+    console.print(
+        f"[bold]{run.run_id}[/]  {document['task']} {document['model']} on {document['cluster']}", highlight=False
+    )
     console.print(f"state    {status['state']}, attempt {status['attempt']}", highlight=False)
     if status["reason"]:
         console.print(f"reason   {status['failure_class'] or ''}: {status['reason']}", highlight=False, markup=False)

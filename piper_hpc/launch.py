@@ -27,6 +27,7 @@ from piper_hpc.runs.manifest import provenance
 from piper_hpc.spec import Prediction
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
+from piper_hpc.worker import work
 
 
 def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]:
@@ -55,7 +56,13 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
             print(run.path)
         return {"run_id": run.run_id, "path": str(run.path)}, 0
     try:
-        submit(run, asked.cluster, machine.environment, machine.cpu_share, asked.wait)
+        submit(
+            work,
+            run,
+            asked.cluster,
+            environment=machine.environment,
+            wait=asked.wait,
+        )
     except Exception:
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
         raise

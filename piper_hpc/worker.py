@@ -39,6 +39,7 @@ def work(run_path: str) -> None:
 
 def _task(run: RunFolder, place: RankEnvironment) -> None:
     from piper_hpc.config import experiment
+    from piper_hpc.runtime import quota
     from piper_hpc.runtime.group import device_of, process_group
     from piper_hpc.tasks import TASKS
     from piper_hpc.tasks.context import Context
@@ -48,6 +49,9 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
     meeting = run.path / "rendezvous"
     with process_group(place, meeting, device, configured.cluster.comm_timeout_s):
         context = Context.gather(configured, run, place, device)
+        if context.machine.cpu_share is not None:
+            # From here on this rank is a device of its own; its imports were free to use any core.
+            quota.create(f"{run.run_id}/rank{place.rank}", context.machine.cpu_share).enter()
         if context.is_first:
             run.write_status(Status("running", place.attempt))
         TASKS[configured.task.name](context)

@@ -15,7 +15,7 @@ TORCH_FREE = ("launch", "jobs", "planner.search", "resource_model.predict", "spe
 
 def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "piper_hpc.launch", *overrides]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | (env or {})
+    environment = os.environ | (env or {})
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 

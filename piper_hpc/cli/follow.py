@@ -37,15 +37,16 @@ def follow(run: RunFolder, steps: int, console: Console) -> Status:
             status = observe(run)
             rows, measured = run.metrics(), len(run.measurements())
             if rows:
-                progress.update(bar, description="training", completed=rows[-1]["step"], figures=figures(rows[-1]))
+                progress.update(bar, description="training", completed=rows[-1]["step"] + 1, figures=figures(rows[-1]))
             elif measured:
                 progress.update(bar, description=f"measuring operators ({measured} points)")
             else:
                 progress.update(bar, description=status.state)
             if not console.is_terminal:
                 for row in rows[shown:]:
-                    if row["step"] % every == 0 or row["step"] == 1:
-                        console.print(f"step {row['step']}/{steps}  {figures(row)}", highlight=False)
+                    done = row["step"] + 1
+                    if done % every == 0 or done == 1:
+                        console.print(f"step {done}/{steps}  {figures(row)}", highlight=False)
                 shown = len(rows)
             if status.ended:
                 return status

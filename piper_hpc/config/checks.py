@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 from piper_hpc.config.errors import Problem
@@ -27,6 +28,7 @@ CHOICES = {
     "cluster.device": ("auto", "cpu", "cuda"),
     "cluster.quota": ("auto", "off"),
     "model.matrices_per_expert": (2, 3),
+    "train.lr_schedule": ("cosine", "constant"),
     "train.dtype": ("float32", "float64", "bfloat16"),
     "tracking.name": ("none", "wandb_offline", "wandb"),
     "format": ("text", "json"),
@@ -40,6 +42,9 @@ POSITIVE = (
     *(f"train.{key}" for key in ("steps", "global_batch", "sequence", "learning_rate", "grad_clip")),
     *(f"task.{key}" for key in ("budget_s", "candidates", "profile_steps")),
 )
+
+MINIMUM_TIME_MIN = 5
+"""Slurm sends the warning at once, and ends the job, where the limit is shorter than the warning's lead."""
 
 
 def example_of(key: str) -> str:
@@ -84,7 +89,7 @@ def paths(config: Config) -> Iterator[Problem]:
     data, cluster, train = config.data, config.cluster, config.train
     if data.name == "text" and data.path is None:
         yield Problem("data.path", None, "must be given with data=text", "data.path=README.md")
-    if data.path is not None and not Path(data.path).expanduser().exists():
+    if data.path is not None and not glob(str(Path(data.path).expanduser())):
         yield Problem("data.path", data.path, "does not exist on this machine", "data=stdlib")
     if cluster.calibration not in ("auto", "off") and not Path(cluster.calibration).expanduser().is_file():
         yield Problem("cluster.calibration", cluster.calibration, "is no file", "cluster.calibration=auto")
@@ -164,6 +169,9 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
     if cluster.racks is not None and len(cluster.racks) != cluster.nodes:
         rule = f"must name the rack of each of the {cluster.nodes} nodes"
         yield Problem("cluster.racks", list(cluster.racks), rule, f"cluster.racks={[0] * cluster.nodes}")
+    if cluster.scheduler == "slurm" and cluster.time_min < MINIMUM_TIME_MIN:
+        rule = f"must be at least {MINIMUM_TIME_MIN}: the batch scripts ask for a signal minutes before the limit"
+        yield Problem("cluster.time_min", cluster.time_min, rule, f"cluster.time_min={MINIMUM_TIME_MIN}")
     yield from _batch(batch, p.micro_batch, ranks // p.pp, p.pp)
 
 

@@ -104,11 +104,10 @@ class ClusterConfig:
 
 @dataclass
 class DataConfig:
-    """Text, read as bytes. `path` is a file or folder; not given: the Python standard library's sources."""
+    """Text, read as bytes. `path` is a file, a folder or a glob; not given: the Python standard library's sources."""
 
     name: str = MISSING
     path: str | None = None
-    pattern: str = "**/*.py"
     cache: str = "${oc.env:XDG_CACHE_HOME,${oc.env:HOME,/tmp}/.cache}/piper_hpc"
 
 
@@ -121,6 +120,8 @@ class TrainConfig:
     global_batch: int = MISSING
     sequence: int = MISSING
     learning_rate: float = 3e-3
+    minimum_learning_rate: float = 3e-4
+    lr_schedule: str = "cosine"  # cosine or constant
     warmup_steps: int = 10
     weight_decay: float = 0.1
     beta1: float = 0.9

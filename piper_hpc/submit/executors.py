@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,17 @@ class TemplateSlurmExecutor(submitit.SlurmExecutor):
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return script(self._cluster, self._run, sys.executable, command)
 
-    def preview(self) -> str:
-        """The batch script, without submitting it."""
-        return self._make_submission_file_text(self._submitit_command_str, "")
-
 
 class SupervisedLocalExecutor(LocalExecutor):
     """submitit's local executor, with a supervisor that ends all ranks when one dies and records why."""
 
-    def __init__(self, run: RunFolder, cpu_share: float | None, dies_with_launcher: bool) -> None:
+    def __init__(self, run: RunFolder, dies_with_launcher: bool) -> None:
         super().__init__(folder=run.logs / "submitit", max_num_timeout=0)
-        self._run, self._cpu_share, self._dies_with_launcher = run, cpu_share, dies_with_launcher
+        self._run, self._dies_with_launcher = run, dies_with_launcher
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
         tasks = self.parameters["tasks_per_node"]
         options = ["--ranks", str(tasks)]
-        if self._cpu_share is not None:
-            options += ["--cpu-share", str(self._cpu_share)]
         if self._dies_with_launcher:
             options.append("--dies-with-launcher")
         with (self._run.logs / "supervisor.log").open("ab") as log:
@@ -67,18 +62,25 @@ class SupervisedLocalExecutor(LocalExecutor):
 
 
 def submit(
-    run: RunFolder, cluster: ClusterConfig, environment: dict[str, str], cpu_share: float | None, wait: bool
+    work: Callable[[str], None],
+    run: RunFolder,
+    cluster: ClusterConfig,
+    *,
+    environment: dict[str, str],
+    wait: bool,
 ) -> None:
-    """Submit `run` and write its `job.json`. `environment` is what the scheduler's commands need."""
-    from piper_hpc.worker import work
+    """Have every rank of a new job call `work` with the run's path, and write the run's `job.json`.
 
+    work: an importable function, so that only its name is pickled; environment: what the scheduler's commands need;
+    wait: a local job then ends when its launcher does.
+    """
     run.logs.mkdir(exist_ok=True)
     executor: submitit.SlurmExecutor | LocalExecutor
     if cluster.scheduler == "slurm":
         executor = TemplateSlurmExecutor(run, cluster)
         executor.update_parameters(nodes=cluster.nodes, ntasks_per_node=cluster.ranks_per_node, time=cluster.time_min)
     else:
-        executor = SupervisedLocalExecutor(run, cpu_share, dies_with_launcher=wait)
+        executor = SupervisedLocalExecutor(run, dies_with_launcher=wait)
         executor.update_parameters(tasks_per_node=cluster.nodes * cluster.ranks_per_node)
     # An outer job's SLURM_* variables would change the binding of this one.
     with clean_env():

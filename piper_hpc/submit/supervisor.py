@@ -1,4 +1,4 @@
-"""The parent of a local run's ranks: starts them, gives each its quota, ends all when one dies, records the outcome.
+"""The parent of a local run's ranks: starts them, ends all when one dies, cleans up, records the outcome.
 
 It stands where submitit's own local controller would, which lets the others wait for a dead peer until the limit.
 """
@@ -79,25 +79,20 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def supervise(run: RunFolder, ranks: int, cpu_share: float | None, command: list[str]) -> int:
+def supervise(run: RunFolder, ranks: int, command: list[str]) -> int:
     """Run the ranks to their end; returns 0 when all succeeded."""
-    group = f"{run.run_id}-{os.getpid()}"
     processes: list[subprocess.Popen[bytes]] = []
     codes: dict[int, int] = {}
     stopped = None
-    quotas = [quota.create(f"{group}/rank{rank}", cpu_share, None) for rank in range(ranks)] if cpu_share else []
     try:
         processes = _start(run, ranks, command)
-        for process, limit in zip(processes, quotas, strict=False):
-            limit.enter(process.pid)
         codes = _watch(processes)
     except Stopped as reason:
         stopped = str(reason)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end(processes)
-        if quotas:
-            quota.remove_tree(group)
+        quota.remove_tree(run.run_id)  # the ranks made them, see piper_hpc.worker
     status = run.status()
     if not status.ended:
         if stopped is not None:
@@ -116,7 +111,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="piper_hpc.submit.supervisor", description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--ranks", type=int, required=True)
-    parser.add_argument("--cpu-share", type=float)
     parser.add_argument("--dies-with-launcher", action="store_true")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
@@ -124,7 +118,7 @@ def main() -> int:
         signal.signal(number, _stop)
     if arguments.dies_with_launcher:
         die_with_parent(signal.SIGTERM)
-    return supervise(RunFolder(arguments.run), arguments.ranks, arguments.cpu_share, arguments.command)
+    return supervise(RunFolder(arguments.run), arguments.ranks, arguments.command)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""task=train: measure first where nothing is measured, predict, train, and record every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from piper_hpc.config import Experiment
+from piper_hpc.forecast import calibration_of, forecast
+from piper_hpc.profiling.spans import Span
+from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
+from piper_hpc.runs.manifest import environment, versions
+from piper_hpc.spec import Calibration, Layout
+from piper_hpc.tasks.context import Context
+from piper_hpc.tasks.microbench import measure
+from piper_hpc.tracking import make
+from piper_hpc.train.data import ByteDataset, find_files, prepare_corpus, standard_library_files
+from piper_hpc.train.loop import train
+from piper_hpc.train.settings import TrainSettings
+
+
+def run(context: Context) -> None:
+    """Train for `train.steps` steps."""
+    calibration = prepare(context)
+    execute(context, calibration, context.experiment.train.steps)
+
+
+def prepare(context: Context) -> Calibration | None:
+    """The calibration of this run, measured now if there is none; rank 0 writes prediction and manifest."""
+    calibration = calibration_of(context.experiment, context.machine)
+    measurable = context.experiment.cluster.calibration == "auto" and context.experiment.train.dtype != "float64"
+    if calibration is None and measurable:
+        calibration = measure(context)
+    if context.is_first:
+        if calibration is not None and context.run.prediction() is None:
+            context.run.write_prediction(forecast(context.experiment, context.machine, calibration).document())
+        context.run.write_manifest(context.run.manifest() | {"job": facts(context, calibration)})
+    return calibration
+
+
+def facts(context: Context, calibration: Calibration | None) -> dict[str, Any]:
+    """What only the job itself knows, for the manifest."""
+    device = context.device
+    return {
+        "attempt": context.place.attempt,
+        "id": context.place.job_id,
+        "nodes": list(dict.fromkeys(context.nodes)),
+        "rank_map": [vars(place) for place in context.rank_map(layout_of(context)).places],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch_threads": torch.get_num_threads(),
+        "peak_flops": calibration.peak_flops if calibration else None,
+        "peak_flops_source": f"best GEMM rate in {calibration.source}" if calibration else "none: MFU is not known",
+        "flop_convention": FLOP_CONVENTION,
+        "versions": versions(),
+        "environment": environment(),
+    }
+
+
+def layout_of(context: Context) -> Layout:
+    """The layout of the run, which planning has settled before the job began."""
+    layout = context.experiment.layout
+    assert layout is not None
+    return layout
+
+
+def settings_of(experiment: Experiment, calibration: Calibration | None, steps: int) -> TrainSettings:
+    """The trainer's settings from the configuration."""
+    chosen = experiment.train
+    return TrainSettings(
+        steps=steps,
+        seed=chosen.seed,
+        learning_rate=chosen.learning_rate,
+        minimum_learning_rate=chosen.minimum_learning_rate,
+        schedule=chosen.lr_schedule,
+        warmup_steps=chosen.warmup_steps,
+        weight_decay=chosen.weight_decay,
+        beta1=chosen.beta1,
+        beta2=chosen.beta2,
+        grad_clip=chosen.grad_clip,
+        dtype=chosen.dtype,
+        checkpoint_every=chosen.checkpoint_every,
+        peak_flops=calibration.peak_flops if calibration else 0.0,
+        flops_per_token=flops_per_token(experiment.model, chosen.sequence),
+        collective_timeout_s=experiment.cluster.comm_timeout_s,
+    )
+
+
+def dataset(context: Context) -> ByteDataset:
+    """The bytes to learn, and which samples of a step this rank takes."""
+    chosen, workload, layout = context.experiment.data, context.experiment.workload, layout_of(context)
+    files = standard_library_files() if chosen.path is None else find_files(chosen.path)
+    return ByteDataset(
+        prepare_corpus(files, Path(chosen.cache)).path,
+        sequence=workload.sequence,
+        global_batch=workload.global_batch,
+        dense_dp=layout.dense_dp,
+        place=context.rank_map(layout).places[context.place.rank],
+        ep=layout.ep,
+        seed=context.experiment.train.seed,
+    )
+
+
+def execute(
+    context: Context, calibration: Calibration | None, steps: int, traces: list[tuple[int, Sequence[Span]]] | None = None
+) -> None:
+    """Train `steps` steps with the record and its views; spans of every step are kept in `traces` if given."""
+    experiment, layout = context.experiment, layout_of(context)
+    tracker = make(experiment.tracking.name, project=experiment.tracking.project, entity=experiment.tracking.entity)
+    if context.is_first:
+        tracker.start(context.run.config(), context.run.path)
+
+    def on_step(row: dict[str, Any]) -> None:
+        context.run.append_metrics(row, context.place.attempt)
+        status = context.run.status()
+        context.run.write_status(replace(status, step=row["step"]))
+        tracker.log(row)
+
+    keep = experiment.train.checkpoint_last or experiment.train.checkpoint_every or experiment.train.resume_from
+    train(
+        experiment.model,
+        layout,
+        experiment.workload,
+        settings_of(experiment, calibration, steps),
+        rank_map=context.rank_map(layout),
+        device=context.device,
+        data=dataset(context),
+        checkpoint_dir=context.run.checkpoints if keep else None,
+        resume=True,
+        on_step=on_step,
+        on_spans=None if traces is None else lambda step, spans: traces.append((step, spans)),
+    )
+    if context.is_first:
+        tracker.finish("completed")
