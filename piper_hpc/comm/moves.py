@@ -15,9 +15,7 @@ class Spread(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, tokens: torch.Tensor, order: torch.Tensor, place: torch.Tensor, top_k: int
-    ) -> torch.Tensor:
+    def forward(ctx: Any, tokens: torch.Tensor, order: torch.Tensor, place: torch.Tensor, top_k: int) -> torch.Tensor:
         ctx.save_for_backward(place)
         ctx.top_k = top_k
         return tokens.index_select(0, order // top_k)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,11 +24,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = spec.head_dim
         self.grouped = spec.kv_heads != spec.heads
-        options = {"bias": False, "device": device, "dtype": dtype}
-        self.q = nn.Linear(spec.hidden, spec.q_dim, **options)
-        self.k = nn.Linear(spec.hidden, spec.kv_dim, **options)
-        self.v = nn.Linear(spec.hidden, spec.kv_dim, **options)
-        self.o = nn.Linear(spec.q_dim, spec.hidden, **options)
+        linear = partial(nn.Linear, bias=False, device=device, dtype=dtype)
+        self.q = linear(spec.hidden, spec.q_dim)
+        self.k = linear(spec.hidden, spec.kv_dim)
+        self.v = linear(spec.hidden, spec.kv_dim)
+        self.o = linear(spec.q_dim, spec.hidden)
         cos, sin = rotary_tables(sequence, spec.head_dim, spec.rope_theta)
         self.register_buffer("cos", cos.to(device, dtype), persistent=False)
         self.register_buffer("sin", sin.to(device, dtype), persistent=False)

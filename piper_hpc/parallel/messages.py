@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ class Works(list[dist.Work]):
 def tagged(operations: list[dist.P2POp], kind: int, micro_batch: int) -> list[dist.P2POp]:
     """Note on each operation which message it belongs to."""
     for operation in operations:
-        operation.message = Message(kind, micro_batch)
+        operation.message = Message(kind, micro_batch)  # type: ignore[attr-defined]
     return operations
 
 
@@ -53,9 +54,11 @@ class WatchedStage(PipelineStage):
         with self.recorder.region("other"):
             return super().forward_maybe_with_nosync(*args, **kwargs)
 
-    def backward_maybe_with_nosync(self, *args: object, **kwargs: object) -> object:
+    def backward_maybe_with_nosync(
+        self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
+    ) -> tuple[tuple[torch.Tensor | None, ...], list[dict[str, Any]] | None]:
         with self.recorder.backward_pass():
-            return super().backward_maybe_with_nosync(*args, **kwargs)
+            return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
 
 
 @contextmanager
@@ -75,9 +78,10 @@ def watched(recorder: Recorder) -> Iterator[None]:
     def marked_post(operations: list[dist.P2POp], desc: str | None = None) -> Works:
         for operation in operations:
             if operation.op is dist.isend:
-                recorder.post(operation.message)
+                recorder.post(operation.message)  # type: ignore[attr-defined]
         works = Works(post(operations, desc))
-        works.received = next((each.message for each in operations if each.op is dist.irecv), None)
+        received = [operation.message for operation in operations if operation.op is dist.irecv]  # type: ignore[attr-defined]
+        works.received = received[0] if received else None
         return works
 
     def marked_wait(works: list[dist.Work]) -> None:

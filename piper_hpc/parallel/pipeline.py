@@ -18,8 +18,8 @@ from piper_hpc.spec.prediction import Workload
 class TokenLoss:
     """Cross-entropy summed over a micro-batch's tokens, over the tokens of the whole step on all ranks.
 
-    With it gradients are summed, over micro-batches and over ranks, and never averaged. `total` adds up the losses since
-    `reset`: this rank's share of the step's loss.
+    With it gradients are summed, over micro-batches and over ranks, and never averaged. `total` adds up the losses
+    since `reset`: this rank's share of the step's loss.
     """
 
     def __init__(self, global_tokens: int, recorder: Recorder, device: torch.device) -> None:

@@ -197,5 +197,3 @@ def waited_s(start_s: float, end_s: float, posted_s: float) -> tuple[float, floa
     """Split one wait into (before the sender had posted, transfer after it had), both in seconds, adding up to it."""
     before = min(max(posted_s, start_s), end_s) - start_s
     return before, end_s - start_s - before
-
-

@@ -31,7 +31,7 @@ class Placement:
     def linear(experts: int, ranks: int) -> Placement:
         """Experts in order, `experts / ranks` on each rank; raises ValueError where `ranks` does not divide."""
         if experts % ranks:
-            raise ValueError(f"experts={experts} cannot be spread evenly over ep={ranks}; choose a divisor of {experts}")
+            raise ValueError(f"experts={experts} do not divide evenly over ep={ranks}: choose a divisor of {experts}")
         per_rank = experts // ranks
         return Placement(0, tuple(e // per_rank for e in range(experts)), tuple(e % per_rank for e in range(experts)))
 

@@ -54,7 +54,9 @@ def find_files(pattern: str) -> list[Path]:
     found = root.rglob("*") if root.is_dir() else (Path(name) for name in glob.glob(str(root), recursive=True))
     files = sorted(path for path in found if path.is_file())
     if not files:
-        raise FileNotFoundError(f"data.path={pattern}: no file matches; give a folder, a file or a glob such as 'text/**/*.txt'")
+        raise FileNotFoundError(
+            f"data.path={pattern}: no file matches; give a folder, a file or a glob such as 'text/**/*.txt'"
+        )
     return files
 
 
@@ -99,7 +101,9 @@ class ByteDataset:
             )
         self._share = global_batch // dense_dp
         self._offset = self._share * (place.replica * ep + place.shard)
-        self._order = lru_cache(maxsize=2)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(self._windows))
+        self._order = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng((seed, epoch)).permutation(self._windows)
+        )
 
     def batch(self, first_sample: int) -> torch.Tensor:
         """See `Dataset.batch`."""

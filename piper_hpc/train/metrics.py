@@ -15,9 +15,7 @@ from piper_hpc.profiling.spans import EVERYONE, FORWARD, WAIT, Message, Span, se
 from piper_hpc.spec.layout import RankMap
 from piper_hpc.spec.prediction import TERMS
 
-MEASURED = tuple(
-    term.removesuffix("_s") for term in TERMS if term not in ("p2p_s", "bubble_s", "other_s")
-)
+MEASURED = tuple(term.removesuffix("_s") for term in TERMS if term not in ("p2p_s", "bubble_s", "other_s"))
 """Regions that a rank times by itself. Waits are judged once it is known when the others posted."""
 
 
@@ -61,9 +59,7 @@ class RankRecord:
     expert_tokens: list[list[int]]
 
 
-def rank_record(
-    spans: Sequence[Span], posts: dict[Message, float], offset_s: float, **facts: Any
-) -> RankRecord:
+def rank_record(spans: Sequence[Span], posts: dict[Message, float], offset_s: float, **facts: Any) -> RankRecord:
     """The record of a step whose first span encloses it; `offset_s` brings this rank's clock to rank 0's."""
     seconds = self_seconds(spans)
     return RankRecord(
@@ -82,8 +78,8 @@ def encode(record: RankRecord, shape: Shape) -> list[float]:
     for message, posted in record.posts.items():
         posts[message.kind * shape.micro_batches + message.micro_batch] = posted
     waits = [math.nan] * (4 * shape.waits)
-    for index, (start, end, message) in enumerate(record.waits):
-        about = (-1, -1) if message is None else (message.kind, message.micro_batch)
+    for index, (start, end, waited) in enumerate(record.waits):
+        about = (-1, -1) if waited is None else (waited.kind, waited.micro_batch)
         waits[4 * index : 4 * index + 4] = [start, end, *about]
     return [
         record.start_s,

@@ -45,7 +45,9 @@ class Reference:
         (loss + balance).backward()
         return loss.item(), balance.item(), {name: each.grad.clone() for name, each in self.parameters.items()}
 
-    def step(self, gradients: Parameters, *, rate: float, clip: float, decay: float, betas: tuple[float, float]) -> None:
+    def step(
+        self, gradients: Parameters, *, rate: float, clip: float, decay: float, betas: tuple[float, float]
+    ) -> None:
         """Clip by the global norm, then AdamW (arXiv 1711.05101), decay on matrices only."""
         norm = torch.sqrt(sum((gradient.double() ** 2).sum() for gradient in gradients.values()))
         scale = min(1.0, clip / (norm.item() + 1e-6))

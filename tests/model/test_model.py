@@ -1,0 +1,128 @@
+"""Model parts: grouped against looped experts, names and first values, the router's sums, alignment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from piper_hpc.comm import FlatDispatcher
+from piper_hpc.model import Stage
+from piper_hpc.model.experts import Experts, grouped_mm, looped_mm
+from piper_hpc.model.names import initialise, logical_tensors
+from piper_hpc.model.router import Router, balancing_loss, count_choices
+from piper_hpc.profiling.clock import CpuClock
+from piper_hpc.profiling.spans import Recorder
+from piper_hpc.spec import ModelSpec
+from piper_hpc.spec.placement import Placement
+
+CPU = torch.device("cpu")
+MODEL = ModelSpec(
+    "m", layers=2, hidden=16, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_ffn=24, vocab=32
+)
+
+
+def stage(layers: range, placement: Placement, shard: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Parameters of one rank's stage by logical name."""
+    built = Stage(
+        MODEL,
+        layers,
+        sequence=8,
+        aux_scale=0.0,
+        dispatcher=FlatDispatcher(),
+        placement=placement,
+        recorder=Recorder(CpuClock()),
+        device=CPU,
+        dtype=torch.float32,
+    )
+    experts = placement.experts_of(shard)
+    initialise(built, experts, layers=MODEL.layers, seed=seed)
+    return dict(logical_tensors(built.named_parameters(), experts))
+
+
+@pytest.mark.parametrize("sizes", [[3, 0, 5, 1], [0, 0, 9, 0], [0, 0, 0, 0]], ids=str)
+def test_grouped_products_equal_the_loop_bit_for_bit(sizes: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.tensor(sizes).cumsum(0).to(torch.int32)
+    results = []
+    for multiply in (grouped_mm, looped_mm):
+        generator.manual_seed(0)
+        rows = torch.randn(sum(sizes), 16, generator=generator, requires_grad=True)
+        weights = torch.randn(4, 16, 24, generator=generator, requires_grad=True)
+        product = multiply(rows, weights, offsets)
+        (product * torch.arange(24.0)).sum().backward()
+        results.append((product.detach(), rows.grad, weights.grad))
+    for grouped, looped in zip(*results, strict=True):
+        assert torch.equal(grouped, looped)
+
+
+def test_first_values_depend_on_seed_and_name_alone() -> None:
+    whole = stage(range(2), Placement.linear(4, 1), 0)
+    assert len(whole) == 3 + 2 * (2 + 4 + 1 + 4 * 3)
+    parts: dict[str, torch.Tensor] = {}
+    permuted = Placement(1, (1, 0, 0, 1), (0, 1, 0, 1))
+    for layer in range(2):
+        for shard in range(2):
+            parts |= stage(range(layer, layer + 1), permuted, shard)
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    other = stage(range(2), Placement.linear(4, 1), 0, seed=1)
+    assert not torch.equal(other["layers.0.experts.2.w1"], whole["layers.0.experts.2.w1"])
+    assert not torch.equal(whole["layers.0.experts.1.w1"], whole["layers.0.experts.2.w1"])
+
+
+def test_parameters_are_as_many_as_the_facts_say() -> None:
+    whole = stage(range(2), Placement.linear(4, 1), 0)
+    assert sum(tensor.numel() for tensor in whole.values()) == MODEL.parameters
+
+
+def test_router_counts_every_choice_and_normalises_weights() -> None:
+    router = Router(MODEL, 0.25, device=CPU, dtype=torch.float64)
+    hidden = torch.randn(3, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ids, weights = router(hidden)
+    assert ids.shape == weights.shape == (21, 2)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(21, dtype=torch.float64))
+    assert router.tokens_per_expert.tolist() == torch.bincount(ids.flatten(), minlength=4).tolist()
+    before = float(router.aux_loss)
+    router(hidden)
+    assert float(router.aux_loss) == pytest.approx(2 * before)
+    router.reset()
+    assert router.tokens_per_expert.sum() == 0 and router.aux_loss == 0
+
+
+def test_balancing_loss_is_one_for_even_and_experts_over_top_k_for_collapsed_routing() -> None:
+    even = torch.full((1, 8, 4), 0.25)
+    assert balancing_loss(even, torch.tensor([[4, 4, 4, 4]]), 2).item() == pytest.approx(1.0)
+    collapsed = torch.tensor([0.5, 0.5, 0.0, 0.0]).expand(1, 8, 4)
+    assert balancing_loss(collapsed, torch.tensor([[8, 8, 0, 0]]), 2).item() == pytest.approx(2.0)
+
+
+def test_choices_are_counted_by_sequence() -> None:
+    ids = torch.tensor([[[0, 1], [0, 2]], [[3, 1], [3, 0]]])
+    assert count_choices(ids, 4).tolist() == [[2, 1, 1, 0], [1, 1, 0, 2]]
+
+
+def test_balancing_loss_reaches_the_gate_through_the_weights() -> None:
+    """Gradient of the whole equals the gradient of the explicit sum of both losses."""
+    hidden = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    router = Router(MODEL, 0.5, device=CPU, dtype=torch.float64)
+    gradients = []
+    for attached in (True, False):
+        router.gate.weight.grad = None
+        if attached:
+            (router(hidden)[1] ** 2).sum().backward()
+        else:
+            probabilities = (hidden @ router.gate.weight.T).softmax(-1)
+            top, ids = probabilities.topk(2, dim=-1)
+            balance = balancing_loss(probabilities, count_choices(ids, 4), 2).sum()
+            (((top / top.sum(-1, keepdim=True)) ** 2).sum() + 0.5 * balance).backward()
+        gradients.append(router.gate.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("dtype", "width", "works"), [(torch.float32, 30, 32), (torch.bfloat16, 36, 40)])
+def test_width_that_grouped_products_refuse_is_named(dtype: torch.dtype, width: int, works: int) -> None:
+    spec = replace(MODEL, hidden=32, expert_ffn=width)
+    with pytest.raises(ValueError, match=rf"expert_ffn={width}.*{works}"):
+        Experts(spec, 2, device=CPU, dtype=dtype)
