@@ -137,8 +137,8 @@ class _Suite:
             self.budget.spend()
             slowest = np.stack([timing.samples[list(group)].max(axis=0) for group in family.groups])
             timing = Timing(slowest * calls_per_message, timing.iterations)
+            statistics = timing.statistics()
             bytes_ = elements * item
-            median_s = timing.statistics()["median_s"]
             self.write(
                 operator,
                 float(bytes_),
@@ -150,16 +150,17 @@ class _Suite:
                 group_size=family.size,
                 tier=family.tier,
                 concurrent_groups=len(family.groups),
-                busbw_bytes_per_s=bytes_ / median_s * BUS_FACTOR[name](family.size),
+                busbw_bytes_per_s=bytes_ / statistics["median_s"] * BUS_FACTOR[name](family.size),
             )
-            left = sizes[index + 1 :]
+            # The fastest samples tell the cost of a byte; others tell of ranks that were woken up late.
+            fastest_s, left = statistics["min_s"], sizes[index + 1 :]
             if left and previous_bytes:
-                per_byte_s = (median_s - previous_s) / (bytes_ - previous_bytes)
-                next_s = (median_s + per_byte_s * (left[0] - bytes_)) / calls_per_message
+                per_byte_s = max(0.0, fastest_s - previous_s) / (bytes_ - previous_bytes)
+                next_s = (fastest_s + per_byte_s * (left[0] - bytes_)) / calls_per_message
                 if next_s > self.team.maximum(self.budget.share())[0]:
                     self.budget.spend(len(left))
                     return
-            previous_bytes, previous_s = bytes_, median_s
+            previous_bytes, previous_s = bytes_, fastest_s
 
     def write(
         self,
