@@ -1,4 +1,4 @@
-"""What is known of a cluster at launch, before anything is measured: racks, memory, cores, quotas, how to reach Slurm."""
+"""What is known of a cluster at launch, before anything is measured: racks, memory, cores, how to reach Slurm."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from typing import Any
 
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.submit.process import alive
@@ -66,11 +67,11 @@ def observe(run: RunFolder) -> Status:
     return seen
 
 
-def _local(run: RunFolder, status: Status, job: dict[str, str]) -> Status:
+def _local(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
     return status if alive(int(job["id"])) else cause(run, status)
 
 
-def _slurm(run: RunFolder, status: Status, job: dict[str, str]) -> Status:
+def _slurm(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
     word = slurm_state(job["id"], job["environment"])
     if word is None:
         return status

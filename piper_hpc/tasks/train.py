@@ -105,9 +105,12 @@ def dataset(context: Context) -> ByteDataset:
 
 
 def execute(
-    context: Context, calibration: Calibration | None, steps: int, traces: list[tuple[int, Sequence[Span]]] | None = None
+    context: Context,
+    calibration: Calibration | None,
+    steps: int,
+    traces: list[tuple[int, Sequence[Span]]] | None = None,
 ) -> None:
-    """Train `steps` steps with the record and its views; spans of every step are kept in `traces` if given."""
+    """Train `steps` steps with the record and its views; `traces`, if given, keeps the spans of every step."""
     experiment, layout = context.experiment, layout_of(context)
     tracker = make(experiment.tracking.name, project=experiment.tracking.project, entity=experiment.tracking.entity)
     if context.is_first:
