@@ -1,0 +1,224 @@
+"""Nodes as network namespaces, racks as bridges, and every link shaped in both directions.
+
+                      piper-spine                 the machine itself (slurmctld, slurmdbd) sits here
+                     /           \\                uplinks: a shaped veth pair each
+              piper-r1           piper-r2         one bridge per rack
+              /      \\           /      \\          node links: a veth pair each, shaped at both ends
+         piper-n1  piper-n2  piper-n3  piper-n4   eth0 and a shaped lo
+
+tbf limits what a device sends. With the sending end alone, three senders put three times the rate into one receiver:
+so the far end of each cable is shaped as well. Queues are deep, because HPC fabrics hold traffic back and do not drop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from piper_hpc.testbed.faults import FAILED, Fault
+from piper_hpc.testbed.options import Options, flag
+
+PREFIX = "piper-"
+SPINE = "piper-spine"
+NAMESPACES = Path("/run/netns")
+MTU = 9000  # jumbo frames, as on HPC fabrics: the headers cost 1 % of the rate, not 4
+MACHINE_MAC = "02:70:69:70:65:72"
+QUEUE_BYTES = 32 * 2**20
+CABLE_BURST_BYTES = 64 * 2**10
+LO_BURST_BYTES = 512 * 2**10  # loopback segments reach 64 KiB, and a burst that small starves every connection
+BURST_S = 0.002  # at high rates: what the timer's wake-ups may leave unsent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Names and addresses that follow from the options."""
+
+    options: Options
+
+    @property
+    def network(self) -> ipaddress.IPv4Network:
+        return ipaddress.IPv4Network(self.options.subnet)
+
+    @property
+    def machine_address(self) -> str:
+        """Of slurmctld and slurmdbd: the subnet's last."""
+        return str(self.network[-2])
+
+    @property
+    def nodes(self) -> range:
+        """Numbers of the nodes, from 1; node i is called n<i>, lives in piper-n<i>, behind the cable piper-v<i>."""
+        return range(1, self.options.nodes + 1)
+
+    @property
+    def racks(self) -> range:
+        return range(1, self.options.racks + 1)
+
+    def node_address(self, node: int) -> str:
+        return str(self.network[node])
+
+    def probe_address(self, rack: int) -> str:
+        """Of the host with an unshaped link that measures a rack's links, while they are measured."""
+        return str(self.network[-2 - rack])
+
+    def rack_of(self, node: int) -> int:
+        return self.options.rack_of(node - 1) + 1
+
+
+def namespace(node: int) -> str:
+    return f"{PREFIX}n{node}"
+
+
+def probe(rack: int) -> str:
+    return f"{PREFIX}p{rack}"
+
+
+def build(options: Options) -> None:
+    """Make bridges, namespaces and cables, and shape them."""
+    plan = Plan(options)
+    top = SPINE if options.racks > 1 else f"{PREFIX}r1"
+    lines = [f"link add {SPINE} mtu {MTU} type bridge", f"link set {SPINE} up"] if options.racks > 1 else []
+    for rack in plan.racks:
+        lines += [f"link add {PREFIX}r{rack} mtu {MTU} type bridge", f"link set {PREFIX}r{rack} up"]
+        if options.racks > 1:
+            down, up = f"{PREFIX}u{rack}", f"{PREFIX}s{rack}"
+            lines += [
+                f"link add {down} mtu {MTU} type veth peer name {up} mtu {MTU}",
+                f"link set {down} master {PREFIX}r{rack} up",
+                f"link set {up} master {SPINE} up",
+            ]
+        lines += _host(probe(rack), f"{PREFIX}q{rack}", rack)
+    for node in plan.nodes:
+        lines += _host(namespace(node), f"{PREFIX}v{node}", plan.rack_of(node))
+    # Given an address of its own, a bridge keeps it when its ports change, and the nodes need not ask again.
+    lines.append(f"link set {top} address {MACHINE_MAC}")
+    lines.append(f"addr add {plan.machine_address}/{plan.network.prefixlen} dev {top}")
+    _batch("ip", lines)
+    addresses = {namespace(node): plan.node_address(node) for node in plan.nodes}
+    addresses |= {probe(rack): plan.probe_address(rack) for rack in plan.racks}
+    for name, address in addresses.items():
+        inside = [f"addr add {address}/{plan.network.prefixlen} dev eth0", "link set lo up", "link set eth0 up"]
+        _batch("ip", inside, name)
+    _shape(plan)
+
+
+def drop_probes(options: Options) -> None:
+    """Remove the hosts that measured: only the nodes stay."""
+    for rack in Plan(options).racks:
+        _remove(probe(rack), f"{PREFIX}q{rack}")
+
+
+def existing() -> tuple[list[str], list[str]]:
+    """Namespaces and devices of a testbed on this machine, whole or half built."""
+    spaces = sorted(path.name for path in NAMESPACES.glob(f"{PREFIX}*"))
+    return spaces, sorted(path.name for path in Path("/sys/class/net").glob(f"{PREFIX}*"))
+
+
+def inhabitants() -> list[int]:
+    """Processes in our namespaces: Slurm's daemons, its steps, and whatever they started."""
+    spaces = [status for name in existing()[0] if (status := _stat(NAMESPACES / name))]
+    outside = [status for place in ("self", "1") if (status := _stat(Path(f"/proc/{place}/ns/net")))]
+    spaces = [space for space in spaces if not any(os.path.samestat(space, other) for other in outside)]
+    found = []
+    for entry in os.listdir("/proc") if spaces else ():
+        home = _stat(Path(f"/proc/{entry}/ns/net")) if entry.isdigit() else None
+        if home and any(os.path.samestat(home, space) for space in spaces):
+            found.append(int(entry))
+    return found
+
+
+def inside() -> bool:
+    """Whether this very process lives in a node's namespace."""
+    own = _stat(Path("/proc/self/ns/net"))
+    spaces = [_stat(NAMESPACES / name) for name in existing()[0]]
+    return own is not None and any(space is not None and os.path.samestat(own, space) for space in spaces)
+
+
+def demolish() -> None:
+    """Remove every namespace, cable and bridge, in an order that the kernel completes at once."""
+    spaces, devices = existing()
+    for device in devices:
+        _remove(None, device)  # before its namespace: the kernel drops a namespace's devices some time later
+    for space in spaces:
+        _remove(space, None)
+
+
+def overlapping(subnet: str) -> str | None:
+    """A route of this machine that the subnet would collide with."""
+    network = ipaddress.IPv4Network(subnet)
+    routes = json.loads(_run(["ip", "-4", "-j", "route", "show", "table", "all"]) or "[]")
+    for route in routes:
+        if route["dst"] == "default" or route.get("dev", "").startswith(PREFIX):
+            continue
+        if ipaddress.IPv4Network(route["dst"], strict=False).overlaps(network):
+            return f"{route['dst']} dev {route.get('dev', '?')}"
+    return None
+
+
+def _host(space: str, cable: str, rack: int) -> list[str]:
+    return [
+        f"netns add {space}",
+        f"link add {cable} mtu {MTU} type veth peer name eth0 netns {space} mtu {MTU}",
+        f"link set {cable} master {PREFIX}r{rack} up",
+    ]
+
+
+def _shape(plan: Plan) -> None:
+    options = plan.options
+    nic, uplink = options.nic_mbit_per_s, options.rack_mbit_per_s
+    outside = [_tbf(f"{PREFIX}v{node}", nic, CABLE_BURST_BYTES) for node in plan.nodes]
+    if options.racks > 1:
+        outside += [_tbf(f"{PREFIX}{end}{rack}", uplink, CABLE_BURST_BYTES) for rack in plan.racks for end in "us"]
+    _batch("tc", outside)
+    for node in plan.nodes:
+        lo = _tbf("lo", options.node_mbit_per_s, LO_BURST_BYTES)
+        _batch("tc", [_tbf("eth0", nic, CABLE_BURST_BYTES), lo], namespace(node))
+
+
+def _tbf(device: str, mbit_per_s: float, burst_bytes: int) -> str:
+    burst_bytes = max(burst_bytes, int(mbit_per_s * 1e6 / 8 * BURST_S))
+    return f"qdisc add dev {device} root tbf rate {mbit_per_s * 1e6:.0f}bit burst {burst_bytes} limit {QUEUE_BYTES}"
+
+
+def _batch(tool: str, lines: list[str], space: str | None = None) -> None:
+    _run([tool, *(["-n", space] if space else []), "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def _run(command: list[str], text: str = "") -> str:
+    answer = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        rule = f"failed: {answer.stderr.strip()}"
+        works = "a kernel with namespaces, veth, bridge and sch_tbf"
+        raise Fault("network", " ".join(command), rule, works, FAILED)
+    return answer.stdout
+
+
+def _remove(space: str | None, device: str | None) -> None:
+    if device and Path(f"/sys/class/net/{device}").exists():
+        # Removing one end of a cable removes the other: that it is gone already is no error.
+        subprocess.run(["ip", "link", "del", device], capture_output=True, check=False)
+    if space and (NAMESPACES / space).exists():
+        subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+        with contextlib.suppress(FileNotFoundError):  # a crash may have left the file without its mount
+            (NAMESPACES / space).unlink()
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def tools_missing() -> list[str]:
+    return [tool for tool in ("ip", "tc", "nsenter") if shutil.which(tool) is None]
+
+
+def flags_of_rates() -> dict[str, str]:
+    """The flag that sets each kind of link."""
+    return {"node": flag("node_mbit_per_s"), "nic": flag("nic_mbit_per_s"), "rack": flag("rack_mbit_per_s")}

@@ -1,0 +1,172 @@
+"""What `up` can be asked for, its defaults and its rules."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from piper_hpc.testbed.faults import Fault
+
+MIB = 2**20
+MIN_QUOTA_US = 1_000  # the kernel's own lower bound of a CPU quota
+RESERVED_ADDRESSES = 2  # besides one per node and two per rack: the machine itself, and the broadcast
+
+
+@dataclass(frozen=True)
+class Options:
+    """Shape, links and devices of a testbed. Rates are those of the wire, one direction.
+
+    node_mbit_per_s: between ranks of one node (its loopback). nic_mbit_per_s: of a node's link to its rack.
+    rack_mbit_per_s: of a rack's uplink. cpu_share: cores per rank. memory_mib: per rank.
+    port: slurmctld's; slurmdbd and slurmd take the next two.
+    """
+
+    nodes: int = 4
+    ranks_per_node: int = 2
+    racks: int = 2
+    node_mbit_per_s: float = 2000.0
+    nic_mbit_per_s: float = 400.0
+    rack_mbit_per_s: float = 400.0
+    cpu_share: float = 0.2
+    period_us: int = 10_000
+    memory_mib: int = 1536
+    subnet: str = "10.77.0.0/24"
+    port: int = 26817
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def rack_of(self, node: int) -> int:
+        """Rack (from 0) of a node (from 0): contiguous blocks, sizes as even as they can be."""
+        return node * self.racks // self.nodes
+
+    def document(self) -> dict[str, int | float | str]:
+        return asdict(self)
+
+
+HELP = {
+    "nodes": "number of nodes",
+    "ranks_per_node": "ranks (devices) of a node",
+    "racks": "number of racks, each a switch with an uplink",
+    "node_mbit_per_s": "rate between ranks of one node",
+    "nic_mbit_per_s": "rate of a node's link, each direction",
+    "rack_mbit_per_s": "rate of a rack's uplink, each direction",
+    "cpu_share": "share of a core that a rank may use",
+    "period_us": "period of the CPU quota",
+    "memory_mib": "memory that a rank may use",
+    "subnet": "IPv4 network of the nodes",
+    "port": "port of slurmctld; the next two are taken as well",
+}
+
+
+def flag(key: str) -> str:
+    """The command-line flag of an option."""
+    return "--" + key.replace("_", "-")
+
+
+def parse(given: Mapping[str, str | None], cores: int | None = None, memory_mib: int | None = None) -> Options:
+    """Options from the text of the flags that were given. `cores` and `memory_mib` describe the machine.
+
+    Defaults fit the machine: fewer racks with fewer nodes, a smaller share and less memory where ranks are many.
+    What is given explicitly is checked and never changed. Raises Fault (exit code 2).
+    """
+    cores = cores or len(os.sched_getaffinity(0))
+    memory_mib = memory_mib or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB
+    base = Options()
+    nodes = _whole(given, "nodes", base.nodes, 1, 64)
+    ranks_per_node = _whole(given, "ranks_per_node", base.ranks_per_node, 1, 64)
+    racks = _whole(given, "racks", min(base.racks, nodes), 1, nodes, f" (nodes={nodes})")
+    period_us = _whole(given, "period_us", base.period_us, 1_000, 1_000_000)
+    ranks = nodes * ranks_per_node
+    # A tenth of the cores stays with the daemons, so that no rank waits for them.
+    share = _down_to(0.9 * cores / ranks, 3)
+    cpu_share = _share(given, min(base.cpu_share, share), share, period_us, cores, ranks)
+    fair_mib = int(0.75 * memory_mib / ranks)
+    options = Options(
+        nodes=nodes,
+        ranks_per_node=ranks_per_node,
+        racks=racks,
+        node_mbit_per_s=_rate(given, "node_mbit_per_s", base.node_mbit_per_s),
+        nic_mbit_per_s=_rate(given, "nic_mbit_per_s", base.nic_mbit_per_s),
+        rack_mbit_per_s=_rate(given, "rack_mbit_per_s", base.rack_mbit_per_s),
+        cpu_share=cpu_share,
+        period_us=period_us,
+        memory_mib=_whole(given, "memory_mib", min(base.memory_mib, fair_mib), 16, 2**30),
+        subnet=_subnet(given.get("subnet") or base.subnet, nodes + 2 * racks + RESERVED_ADDRESSES),
+        port=_whole(given, "port", base.port, 1024, 65533),
+    )
+    if ranks * options.memory_mib > memory_mib:
+        rule = f"{ranks} ranks x {options.memory_mib} MiB must fit into this machine's {memory_mib} MiB"
+        raise Fault(flag("memory_mib"), options.memory_mib, rule, f"{flag('memory_mib')} {fair_mib}")
+    return options
+
+
+def _whole(given: Mapping[str, str | None], key: str, default: int, low: int, high: int, why: str = "") -> int:
+    text = given.get(key)
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        rule = f"must be a whole number from {low} to {high}{why}"
+        raise Fault(flag(key), text, rule, f"{flag(key)} {min(max(default, low), high)}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _rate(given: Mapping[str, str | None], key: str, default: float) -> float:
+    text = given.get(key)
+    if text is None:
+        return default
+    value = _number(text)
+    if not 1 <= value <= 100_000:
+        raise Fault(flag(key), text, "must be a number of Mbit/s from 1 to 100000", f"{flag(key)} {default:g}")
+    return value
+
+
+def _share(
+    given: Mapping[str, str | None], default: float, most: float, period_us: int, cores: int, ranks: int
+) -> float:
+    text = given.get("cpu_share")
+    value = default if text is None else _number(text)
+    if not 0 < value <= 1:
+        works = f"{flag('cpu_share')} {default:g}"
+        raise Fault(flag("cpu_share"), text, "must be a number of cores above 0 and at most 1", works)
+    if ranks * value >= cores:
+        rule = f"{ranks} ranks x {value:g} cores must stay under this machine's {cores} cores"
+        raise Fault(flag("cpu_share"), f"{value:g}", rule, f"{flag('cpu_share')} {most:g}")
+    if value * period_us < MIN_QUOTA_US:
+        rule = f"share x period ({period_us} us) must be at least {MIN_QUOTA_US} us"
+        period = min(1_000_000, -(-MIN_QUOTA_US * 1000 // max(1, int(value * 1000))))
+        raise Fault(flag("cpu_share"), f"{value:g}", rule, f"{flag('period_us')} {period}, or fewer ranks")
+    return value
+
+
+def _down_to(value: float, digits: int) -> float:
+    return int(value * 10**digits) / 10**digits
+
+
+def _subnet(text: str, addresses: int) -> str:
+    example = f"{flag('subnet')} {Options.subnet}"
+    try:
+        network = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise Fault(flag("subnet"), text, f"must be an IPv4 network ({error})", example) from None
+    if not network.is_private or network.num_addresses <= addresses:
+        rule = f"must be a private network with more than {addresses} addresses"
+        raise Fault(flag("subnet"), text, rule, example)
+    return str(network)
+
+
+assert set(HELP) == {field.name for field in fields(Options)}
