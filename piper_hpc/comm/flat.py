@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from piper_hpc.comm.dispatcher import Handle
 from piper_hpc.comm.moves import Exchange, Permute, Spread
-from piper_hpc.comm.plan import plan_exchange
+from piper_hpc.comm.plan import Handle, plan_exchange
 from piper_hpc.spec.placement import Placement
 
 
 class FlatDispatcher:
-    """`Dispatcher` by one uneven `all_to_all_single` each way; without a group, by permutation alone.
+    """The model's `Dispatcher` by one uneven `all_to_all_single` each way; without a group, by permutation alone.
 
     It makes two exchanges of rows in forward and two in backward, and one of counts in forward.
     """
@@ -25,7 +24,7 @@ class FlatDispatcher:
     def dispatch(
         self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement
     ) -> tuple[torch.Tensor, Handle]:
-        """See `Dispatcher.dispatch`."""
+        """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
         plan = plan_exchange(expert_ids, self._position_of_expert(placement, tokens.device), self._ranks, self._group)
         rows: torch.Tensor = Spread.apply(tokens, plan.order, plan.place, plan.top_k)
         if self._group is not None:
@@ -34,7 +33,7 @@ class FlatDispatcher:
         return rows, Handle(plan, weights)
 
     def combine(self, rows: torch.Tensor, handle: Handle) -> torch.Tensor:
-        """See `Dispatcher.combine`."""
+        """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         plan = handle.plan
         if self._group is not None:
             rows = Permute.apply(rows, plan.arrival, plan.group_order)

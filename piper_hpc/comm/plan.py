@@ -29,6 +29,19 @@ class ExchangePlan:
     offsets: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Handle:
+    """What `combine` needs to undo a `dispatch`: the plan, and the weights [tokens, top_k] with their gradient."""
+
+    plan: ExchangePlan
+    weights: torch.Tensor
+
+    @property
+    def offsets(self) -> torch.Tensor:
+        """Where each local expert's rows end, int32 [experts_per_rank], on the rows' device."""
+        return self.plan.offsets
+
+
 def plan_exchange(
     expert_ids: torch.Tensor, position_of_expert: torch.Tensor, ranks: int, group: dist.ProcessGroup | None
 ) -> ExchangePlan:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from piper_hpc.comm import Dispatcher
 from piper_hpc.model.attention import Attention
+from piper_hpc.model.dispatcher import Dispatcher
 from piper_hpc.model.experts import Experts
 from piper_hpc.model.router import Router
 from piper_hpc.profiling.spans import Recorder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,11 @@ class Trainer:
                 self.optimizer.step()
         self.spans = recorder.finish()
 
+    def aligned_spans(self) -> list[Span]:
+        """The spans of the last step on rank 0's clock."""
+        offset_s = self._offset_s
+        return [replace(each, start_s=each.start_s + offset_s, end_s=each.end_s + offset_s) for each in self.spans]
+
     def record(self) -> list[metrics.RankRecord] | None:
         """What all ranks know of the last step, on rank 0. Collective."""
         expert_tokens = [[0] * self._shape.experts for _ in range(self._shape.layers)]
@@ -167,7 +173,7 @@ def train(
     """Train up to `settings.steps` optimizer steps; collective over the default process group, made by the caller.
 
     on_step gets each step's row of metrics, on rank 0 alone. on_spans gets (step, spans) on every rank, with times on
-    the rank's own clock. With a `checkpoint_dir`, checkpoints are written there, and `resume` starts from its newest.
+    rank 0's clock. With a `checkpoint_dir`, checkpoints are written there, and `resume` starts from its newest.
     Rows of an attempt's first steps say `warmup`: their times are not representative.
     """
     trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device)
@@ -192,7 +198,7 @@ def train(
                 | _rates(row, settings, layout)
             )
         if on_spans is not None:
-            on_spans(step, trainer.spans)
+            on_spans(step, trainer.aligned_spans())
         done = step + 1
         due = settings.checkpoint_every and done % settings.checkpoint_every == 0
         if checkpoint_dir is not None and (due or done == settings.steps):

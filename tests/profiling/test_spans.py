@@ -14,6 +14,7 @@ from piper_hpc.profiling.clock import CpuClock, clock_offset_s
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
 from piper_hpc.profiling.spans import FORWARD, Message, Recorder, Span, self_seconds, waited_s
 from piper_hpc.profiling.trace import write_trace
+from piper_hpc.spec import Layout, RankMap
 from tests.processes import run_ranks
 
 
@@ -140,18 +141,22 @@ def test_peak_sees_what_autograd_keeps() -> None:
 
 def test_trace_has_one_row_per_rank_and_microseconds(tmp_path: Path) -> None:
     message = Message(FORWARD, 3)
+    first, second = RankMap.block(Layout(ep=2), 1, (0, 0)).places
     spans = {
-        1: [Span("wait", 10.0, 10.5, message=message)],
-        0: [Span("attention", 9.0, 9.001), Span("attention", 9.5, 9.502, backward=True)],
+        second: [Span("wait", 10.0, 10.5, message=message)],
+        first: [Span("attention", 9.0, 9.001), Span("attention", 9.5, 9.502, backward=True)],
     }
     write_trace(tmp_path / "trace.json", spans)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    rows = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
-    assert rows == {0: "rank 0", 1: "rank 1"}
+    rows = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert rows == {
+        (0, 0): "rank 0: stage 0, replica 0, expert shard 0",
+        (1, 1): "rank 1: stage 0, replica 0, expert shard 1",
+    }
     timed = [(e["tid"], e["name"], e["cat"], round(e["ts"]), round(e["dur"])) for e in events if e["ph"] == "X"]
     assert timed == [
         (0, "attention", "forward", 0, 1000),
         (0, "attention", "backward", 500_000, 2000),
         (1, "wait", "forward", 1_000_000, 500_000),
     ]
-    assert events[-1]["args"] == {"message": "forward", "micro_batch": 3}
+    assert events[-1]["args"] == {"for": "activations", "micro_batch": 3}

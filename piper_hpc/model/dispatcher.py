@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from piper_hpc.comm.plan import ExchangePlan
 from piper_hpc.spec.placement import Placement
 
 
-@dataclass(frozen=True)
-class Handle:
-    """What `combine` needs to undo a `dispatch`: the plan, and the weights [tokens, top_k] with their gradient."""
-
-    plan: ExchangePlan
-    weights: torch.Tensor
+class Handle(Protocol):
+    """What a dispatcher keeps from `dispatch` for `combine`, of which the experts see where their rows end."""
 
     @property
     def offsets(self) -> torch.Tensor:
         """Where each local expert's rows end, int32 [experts_per_rank], on the rows' device."""
-        return self.plan.offsets
 
 
 class Dispatcher(Protocol):
@@ -36,5 +29,5 @@ class Dispatcher(Protocol):
         rows [rows, hidden], as many as were sent here by all ranks of the expert group, and the handle.
         """
 
-    def combine(self, rows: torch.Tensor, handle: Handle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: Any) -> torch.Tensor:
         """The weighted sum of each token's expert outputs, [tokens, hidden]; rows as `dispatch` delivered them."""
