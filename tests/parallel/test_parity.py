@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from piper_hpc.comm import moves
 from piper_hpc.model.names import logical_tensors
-from piper_hpc.spec import Layout, ModelSpec, RankMap, Workload
+from piper_hpc.spec import Layout, ModelSpec, RankMap, RankPlace, Workload
 from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
@@ -41,13 +43,18 @@ LAYOUTS = [
 
 @dataclass
 class Outcome:
-    """What one rank, or the reference, found: losses and norms by step, first weights and first clipped gradients."""
+    """What one rank, or the reference, found: losses and norms by step, first weights and first clipped gradients.
+
+    exchanges: all-to-alls of rows in the first step; routed: [layers][experts] choices of all ranks in the last step.
+    """
 
     losses: list[float]
     aux_losses: list[float]
     norms: list[float]
     weights: dict[str, torch.Tensor]
     gradients: dict[str, torch.Tensor]
+    exchanges: int = 0
+    routed: list[list[int]] = field(default_factory=list)
 
 
 def settings(dtype: str) -> TrainSettings:
@@ -58,13 +65,17 @@ def settings(dtype: str) -> TrainSettings:
     )  # fmt: skip
 
 
+def placed(layout: Layout) -> tuple[RankPlace, ...]:
+    return RankMap.block(layout, layout.ranks, (0,)).places
+
+
 def dataset(path: Path, layout: Layout, rank: int) -> ByteDataset:
     return ByteDataset(
         path,
         sequence=WORKLOAD.sequence,
         global_batch=WORKLOAD.global_batch,
         dense_dp=layout.dense_dp,
-        place=RankMap.block(layout, layout.ranks, (0,)).places[rank],
+        place=placed(layout)[rank],
         ep=layout.ep,
         seed=5,
     )
@@ -83,14 +94,18 @@ def train_rank(model: ModelSpec, layout: Layout, data: ByteDataset, dtype: str, 
     outcome = Outcome([], [], [], copies(named, trainer.experts), {})
     for step in range(steps):
         rate = settings(dtype).learning_rate * min(1.0, (step + 1) / 2)
-        trainer.step(data, step * WORKLOAD.global_batch, rate, sample_memory=False)
+        with patch.object(moves, "exchange", side_effect=moves.exchange) as exchanges:
+            trainer.step(data, step * WORKLOAD.global_batch, rate, sample_memory=False)
         if step == 0:
+            outcome.exchanges = exchanges.call_count
             outcome.gradients = copies([(name, each.grad) for name, each in named], trainer.experts)
         records = trainer.record()
         if records is not None:
             outcome.losses.append(sum(each.loss for each in records))
             outcome.aux_losses.append(sum(each.aux_loss for each in records))
             outcome.norms.append(records[0].grad_norm)
+            by_layer = zip(*(each.expert_tokens for each in records), strict=True)
+            outcome.routed = [[sum(tokens) for tokens in zip(*layer, strict=True)] for layer in by_layer]
     return outcome
 
 
@@ -169,6 +184,12 @@ def test_layout_matches_one_process(layout: Layout, corpus: Path) -> None:
     for dtype, gradients, losses in (("float64", 1e-10, 1e-10), ("float32", 1e-5, 1e-4)):
         expected = reference(MODEL, corpus, dtype, steps[dtype])
         compare([each[dtype] for each in ranks], expected, gradients=gradients, losses=losses)
+    micro_batches = layout.micro_batches(WORKLOAD.global_batch)
+    layers = [len(layout.stage_layers(MODEL.layers)[place.stage]) for place in placed(layout)]
+    expected_exchanges = [4 * count * micro_batches if layout.ep > 1 else 0 for count in layers]
+    assert [each["float32"].exchanges for each in ranks] == expected_exchanges
+    routed = ranks[0]["float64"].routed
+    assert [sum(layer) for layer in routed] == [WORKLOAD.tokens * MODEL.top_k] * MODEL.layers
 
 
 @pytest.mark.processes

@@ -1,0 +1,116 @@
+"""The whole loop on four real processes: what a run records, that it learns, and how it ends when a rank fails."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from piper_hpc.profiling.spans import Span
+from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
+from piper_hpc.train.data import ByteDataset, prepare_corpus, standard_library_files
+from piper_hpc.train.loop import train
+from piper_hpc.train.settings import TrainSettings
+from tests.processes import run_ranks
+
+MODEL = ModelSpec(
+    "tiny", layers=2, hidden=64, heads=2, kv_heads=1, head_dim=32, experts=4, top_k=2, expert_ffn=64, vocab=256
+)
+LAYOUT = Layout(pp=2, ep=2, micro_batch=2)
+WORKLOAD = Workload(global_batch=8, sequence=64)
+TIMEOUT_S = 4.0
+
+
+class FailingData:
+    """Tokens until the third step, then an error on one rank."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+
+    def batch(self, first_sample: int) -> torch.Tensor:
+        if self.fails and first_sample >= 2 * WORKLOAD.global_batch:
+            raise OSError("the disk is gone")
+        return torch.zeros(4, WORKLOAD.sequence + 1, dtype=torch.int64)
+
+
+def run(cache: Path, steps: int) -> tuple[list[dict[str, Any]], list[Span]]:
+    """Rows of metrics (on rank 0) and the spans of the last step."""
+    rank_map = RankMap.block(LAYOUT, 4, (0,))
+    data = ByteDataset(
+        prepare_corpus(standard_library_files(), cache).path,
+        sequence=WORKLOAD.sequence,
+        global_batch=WORKLOAD.global_batch,
+        dense_dp=LAYOUT.dense_dp,
+        place=rank_map.places[dist.get_rank()],
+        ep=LAYOUT.ep,
+        seed=0,
+    )
+    rows: list[dict[str, Any]] = []
+    spans: dict[int, Any] = {}
+    settings = TrainSettings(
+        steps=steps, learning_rate=1e-2, warmup_steps=3, flops_per_token=1e6, peak_flops=1e9, collective_timeout_s=30.0
+    )
+    train(
+        MODEL, LAYOUT, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"), data=data,
+        on_step=rows.append, on_spans=spans.__setitem__,
+    )  # fmt: skip
+    return rows, spans[steps - 1]
+
+
+def run_until_failure(failing_rank: int) -> tuple[str, float]:
+    """What ended training on this rank, and after how many seconds."""
+    settings = TrainSettings(steps=100, collective_timeout_s=TIMEOUT_S)
+    started = time.monotonic()
+    try:
+        train(
+            MODEL, LAYOUT, WORKLOAD, settings, rank_map=RankMap.block(LAYOUT, 4, (0,)), device=torch.device("cpu"),
+            data=FailingData(dist.get_rank() == failing_rank),
+        )  # fmt: skip
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - started
+    return "finished", time.monotonic() - started
+
+
+@pytest.mark.processes
+def test_loss_falls_and_every_row_is_whole(tmp_path: Path) -> None:
+    ranks = run_ranks(4, run, tmp_path, 30)
+    rows = ranks[0][0]
+    assert [row["step"] for row in rows] == list(range(30))
+    assert [row["warmup"] for row in rows] == [True, True] + [False] * 28
+    assert rows[0]["loss"] == pytest.approx(5.55, abs=0.1) and rows[-1]["loss"] < 4.0
+    assert all(not others for others, _ in ranks[1:])
+    for row in rows:
+        assert sum(row[term] for term in TERMS) == pytest.approx(row["step_time_s"])
+        assert min(row[term] for term in TERMS if term != "other_s") >= 0.0
+        assert row["tokens"] == WORKLOAD.tokens and row["critical_stage"] in (0, 1)
+        assert len(row["expert_load"]) == MODEL.layers and all(1.0 <= load <= 2.0 for load in row["expert_load"])
+        assert row["flops_per_rank_per_s"] == pytest.approx(row["tokens_per_s"] * 1e6 / 4)
+        assert row["mfu"] == pytest.approx(row["flops_per_rank_per_s"] / 1e9)
+    training_state = 16 * MODEL.parameters  # weights, gradients and two moments in float32
+    assert all(training_state / 4 < peak < 3 * training_state for peak in rows[-1]["peak_memory_bytes"])
+    assert all(rss > 50e6 for rss in rows[-1]["rss_bytes"])
+
+
+@pytest.mark.processes
+def test_spans_of_a_step_nest_in_it(tmp_path: Path) -> None:
+    for _, spans in run_ranks(4, run, tmp_path, 3):
+        first = spans[0]
+        assert all(first.start_s <= span.start_s <= span.end_s <= first.end_s for span in spans)
+        names = {(span.name, span.backward) for span in spans}
+        regions = ("attention", "router", "dispatch", "expert", "combine", "head")
+        assert {(name, backward) for name in regions for backward in (False, True)} <= names
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("failing_rank", [0, 3])
+def test_error_on_one_rank_ends_all_ranks_within_the_time_out(failing_rank: int) -> None:
+    for rank, (error, seconds) in enumerate(run_ranks(4, run_until_failure, failing_rank)):
+        assert seconds < 3 * TIMEOUT_S + 5
+        if rank == failing_rank:
+            assert error == "OSError: the disk is gone"
+        else:
+            assert error.startswith("RuntimeError"), error
