@@ -90,7 +90,7 @@ class MicroBatch:
 
     def host(self, operations: int) -> ModuleCost:
         """Operations that cost only their launch; half of it is the backward's."""
-        half = self.curves.operation("host_op", operations) * 0.5
+        half = self.curves.launches(operations / 2)
         return ModuleCost(half, half)
 
 

@@ -127,3 +127,10 @@ class Curves:
         self.note(f"{name}: not measured; {stand_in.curve} stands in ({stand_in.why})")
         cost = self._operation(stand_in.curve, work * stand_in.work_factor, asked | {name})
         return cost * stand_in.seconds_factor
+
+    def launches(self, operations: float) -> Cost:
+        """Seconds to launch `operations` small operations: `host_op` at the rate of its longest measured chain."""
+        if "host_op" not in self:
+            return self.operation("host_op", operations)
+        chain = self.calibration.curves["host_op"].work[-1]
+        return self.measured("host_op", chain) * (operations / chain)

@@ -187,8 +187,8 @@ def memory_by_stage(model: ModelSpec, layout: Layout, workload: Workload) -> dic
                 "optimizer": MOMENT_VALUES * parameters * value,
                 "activations": alive * (len(layers) * layer + head + returned - received),
                 "workspace": backward_workspace_bytes(model, tokens, layout.ep, value, last=last),
-                # torch's stages hold one buffer for every micro-batch and neighbour.
-                "messages": micro_batches * message * ((not first) + (not last)),
+                # torch's stages hold a buffer for every micro-batch and neighbour, and a message on its way to each.
+                "messages": (micro_batches + 1) * message * ((not first) + (not last)),
                 "buffers": len(layers) * rotary + batch,
             }
         )

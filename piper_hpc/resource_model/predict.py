@@ -7,9 +7,10 @@ from typing import Any
 
 from piper_hpc.resource_model.cost import Cost, total
 from piper_hpc.resource_model.curves import Curves
+from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
 from piper_hpc.resource_model.memory import memory_by_stage
-from piper_hpc.resource_model.schedule import simulate_1f1b
+from piper_hpc.resource_model.schedule import Timeline, simulate_1f1b
 from piper_hpc.resource_model.step import StepCost, step_cost
 from piper_hpc.spec import TERMS, ClusterSpec, Layout, ModelSpec, Prediction, Workload
 
@@ -41,9 +42,10 @@ def predict(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Wo
 def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
     """The prediction of a layout whose step was costed already."""
     curves = cost.curves
-    terms = _shared_cores(cost, cluster, layout) if cluster.devices_share_cores else _timeline(cost)
+    terms, pipeline = _timeline(cost)
     if cluster.devices_share_cores:
         curves.note(CORES_ARE_SHARED)
+        terms = _on_shared_cores(terms, pipeline, cost, cluster, layout)
     step_time_s = sum(term.seconds for term in terms.values())
     flops = flops_per_token(model, workload.sequence)
     step_flops = flops * workload.tokens
@@ -80,10 +82,17 @@ def shortest_step_s(cost: StepCost, cluster: ClusterSpec) -> float:
 
 def _contention(cluster: ClusterSpec) -> float:
     """How many times slower the curves are than one rank alone: they were measured on all ranks at once."""
-    return max(1.0, cluster.ranks / cluster.cores) if cluster.devices_share_cores else 1.0
+    if not cluster.devices_share_cores:
+        return 1.0
+    if cluster.cores <= 0:
+        raise ResourceModelError(
+            f"cluster '{cluster.name}': devices_share_cores needs the cores they share, cores={cluster.cores:g}; "
+            "give the number of cores, for example cores=2"
+        )
+    return max(1.0, cluster.ranks / cluster.cores)
 
 
-def _timeline(cost: StepCost) -> dict[str, Cost]:
+def _timeline(cost: StepCost) -> tuple[dict[str, Cost], Timeline]:
     """Terms of the critical stage when every rank is a device of its own: its work, its waits, and nothing else."""
     messages = [message.seconds for message in cost.messages]
     pipeline = simulate_1f1b(
@@ -97,33 +106,30 @@ def _timeline(cost: StepCost) -> dict[str, Cost]:
     arrival_s = max(end + stage.before_s for end, stage in zip(pipeline.end_s, cost.stages, strict=True))
     step_time_s = arrival_s + max(stage.after_s for stage in cost.stages)
     critical = cost.critical_stage
-    terms = _all_terms(cost.stages[critical].terms(cost.micro_batches))
-    busy = total(terms.values())
-    p2p_s = pipeline.p2p_s[critical]
-    bubble_s = step_time_s - busy.seconds - p2p_s
-    terms["p2p_s"] = _like(total(cost.messages), p2p_s)
-    terms["bubble_s"] = _like(busy + terms["p2p_s"], bubble_s)
-    return terms
+    busy = cost.stages[critical].terms(cost.micro_batches)
+    terms = {term: busy.get(term, Cost()) for term in TERMS}
+    terms["p2p_s"] = _like(total(cost.messages), pipeline.p2p_s[critical])
+    work = total(terms.values())
+    terms["bubble_s"] = _like(work, max(0.0, step_time_s - work.seconds))
+    return terms, pipeline
 
 
-def _shared_cores(cost: StepCost, cluster: ClusterSpec, layout: Layout) -> dict[str, Cost]:
+def _on_shared_cores(
+    terms: dict[str, Cost], pipeline: Timeline, cost: StepCost, cluster: ClusterSpec, layout: Layout
+) -> dict[str, Cost]:
     """Terms of the critical stage when ranks compete for `cluster.cores`.
 
     The work of all ranks, each timed as if alone, over the cores bounds the step; so does the pipeline with a core for
     every rank. A critical stage that never waits is then slowed down as a whole.
     """
     contention = _contention(cluster)
-    ranks_per_stage = layout.ranks // layout.pp
-    work_s = sum(stage.busy_s(cost.micro_batches) for stage in cost.stages) * ranks_per_stage / contention
-    alone = total(_timeline(cost).values()).seconds / contention
-    step_time_s = max(work_s / cluster.cores, alone)
-    terms = _all_terms(cost.stages[cost.critical_stage].terms(cost.micro_batches))
-    scale = step_time_s / total(terms.values()).seconds
-    return {term: cost * scale for term, cost in terms.items()}
-
-
-def _all_terms(known: dict[str, Cost]) -> dict[str, Cost]:
-    return {term: known.get(term, Cost()) for term in TERMS}
+    stages_s = sum(stage.busy_s(cost.micro_batches) for stage in cost.stages) + sum(pipeline.p2p_s)
+    work_s = stages_s * (layout.ranks // layout.pp) / contention
+    alone_s = total(terms.values()).seconds / contention
+    step_time_s = max(work_s / cluster.cores, alone_s)
+    own = terms | {"bubble_s": Cost()}
+    scale = step_time_s / total(own.values()).seconds
+    return {term: seconds * scale for term, seconds in own.items()}
 
 
 def _like(cost: Cost, seconds: float) -> Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from piper_hpc.resource_model import communication, compute
@@ -94,7 +95,9 @@ class StepCost:
 
 def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> StepCost:
     """Costs of one step of `workload` under `layout`; ResourceModelError where the layout has no such step."""
-    _check(model, cluster, layout, workload)
+    problem = next(_problems(model, cluster, layout, workload), None)
+    if problem is not None:
+        raise ResourceModelError(problem)
     micro_batches = layout.micro_batches(workload.global_batch)
     curves = Curves(cluster, workload.bytes_per_value)
     batch = MicroBatch(model, curves, layout.micro_batch, workload.sequence, workload.bytes_per_value)
@@ -130,7 +133,7 @@ def _stage(
     if ends:
         modules["head_s"] = compute.sum_modules(*ends)
     modules["host_s"] = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH)
-    host = curves.operation("host_op", HOST_OPERATIONS_PER_STEP + HOST_OPERATIONS_PER_LAYER * layers)
+    host = curves.launches(HOST_OPERATIONS_PER_STEP + HOST_OPERATIONS_PER_LAYER * layers)
     replicas = [
         communication.all_reduce(curves, group, count * batch.bytes_per_value)
         for group, count in ((of_stage.stage, dense), (of_stage.replicas, expert))
@@ -150,25 +153,24 @@ def _stage(
     )
 
 
-def _check(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> None:
-    """What must hold before anything can be counted."""
+def _problems(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Iterator[str]:
+    """Why the layout has no such step, or none that this model knows."""
+    modelled = {"schedule": "1f1b", "recompute": "none", "all_to_all": "flat", "zero": 0}
+    modelled |= dict.fromkeys(("vpp", "etp", "tp", "cp"), 1)
+    for key, value in modelled.items():
+        if getattr(layout, key) != value:
+            yield f"layout.{key}={getattr(layout, key)} is not modelled; use {key}={value}"
+    if layout.ranks > cluster.ranks:
+        yield f"layout: pp * dp * ep * etp = {layout.ranks} ranks, cluster '{cluster.name}' has {cluster.ranks}"
+    if model.experts % layout.ep:
+        yield f"layout.ep={layout.ep} must divide model.experts={model.experts}"
+    if layout.pp > model.layers:
+        yield f"layout.pp={layout.pp} must not exceed model.layers={model.layers}"
     share = layout.micro_batch * layout.dense_dp
-    problems = {
-        f"layout: pp * dp * ep * etp = {layout.ranks} ranks, cluster '{cluster.name}' has {cluster.ranks}": (
-            layout.ranks > cluster.ranks
-        ),
-        f"layout.ep={layout.ep} must divide model.experts={model.experts}": bool(model.experts % layout.ep),
-        f"layout.pp={layout.pp} must not exceed model.layers={model.layers}": layout.pp > model.layers,
-        f"workload.global_batch={workload.global_batch} must be a multiple of micro_batch * dense_dp = {share}": bool(
-            workload.global_batch % share
-        ),
-        f"layout.schedule='{layout.schedule}' is not modelled; use '1f1b'": layout.schedule != "1f1b",
-        f"layout.recompute='{layout.recompute}' is not modelled; use 'none'": layout.recompute != "none",
-        f"layout.all_to_all='{layout.all_to_all}' is not modelled; use 'flat'": layout.all_to_all != "flat",
-        "layout: vpp, etp, tp, cp above 1 and zero above 0 are not modelled; set them to 1 and 0": (
-            (layout.vpp, layout.etp, layout.tp, layout.cp, layout.zero) != (1, 1, 1, 1, 0)
-        ),
-    }
-    for message, wrong in problems.items():
-        if wrong:
-            raise ResourceModelError(message)
+    if workload.global_batch % share:
+        yield f"global_batch={workload.global_batch} must be a multiple of micro_batch * dense_dp = {share}"
+    elif layout.micro_batches(workload.global_batch) < layout.pp:
+        yield (
+            f"global_batch={workload.global_batch} gives {layout.micro_batches(workload.global_batch)} micro-batches, "
+            f"1f1b needs at least pp={layout.pp}; use global_batch={share * layout.pp}"
+        )

@@ -1,0 +1,109 @@
+"""Reading curves: exact at the points, monotone between them, honest beyond them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piper_hpc.resource_model.cost import Cost, total
+from piper_hpc.resource_model.curves import Curves, seconds_at
+from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.spec import Calibration, Curve
+from tests.resource_model.clusters import calibration, cluster, line
+
+
+def curve(work: list[float], seconds: list[float]) -> Curve:
+    return Curve("gemm", "flops", tuple(work), tuple(seconds), (0.1,) * len(work))
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> Curve:
+    size = draw(st.integers(1, 6))
+    work = sorted(draw(st.lists(st.floats(1.0, 1e9), min_size=size, max_size=size, unique=True)))
+    seconds = sorted(draw(st.lists(st.floats(1e-7, 10.0), min_size=size, max_size=size)))
+    return curve(work, seconds)
+
+
+@given(curves())
+def test_a_curve_goes_through_its_points(given_curve: Curve) -> None:
+    for work, seconds in zip(given_curve.work, given_curve.seconds, strict=True):
+        assert seconds_at(given_curve, work) == pytest.approx(seconds, rel=1e-9)
+
+
+@given(curves(), st.floats(0.1, 1e11), st.floats(1.0, 100.0))
+def test_more_work_never_takes_less_time(given_curve: Curve, work: float, factor: float) -> None:
+    assert seconds_at(given_curve, work * factor) >= seconds_at(given_curve, work) * (1 - 1e-9)
+
+
+def test_between_two_points_the_line_is_straight_on_logarithmic_axes() -> None:
+    assert seconds_at(curve([1e3, 1e5], [1e-4, 1e-2]), 1e4) == pytest.approx(1e-3)
+
+
+def test_beyond_the_last_point_its_rate_is_kept() -> None:
+    assert seconds_at(curve([1e3, 1e5], [1e-4, 2e-3]), 1e6) == pytest.approx(2e-2)
+
+
+def test_below_the_first_point_pure_latency_stays() -> None:
+    assert seconds_at(curve([1e3, 1e4], [1e-4, 1e-4]), 1.0) == pytest.approx(1e-4)
+
+
+def test_stretching_a_curve_is_recorded() -> None:
+    read = Curves(cluster(), 4)
+    read.operation("gemm", 1e6)
+    assert read.extrapolated == {}
+    read.operation("gemm", 1e13)
+    read.operation("gemm", 2e13)
+    assert read.extrapolated == {"gemm": (1e13, 2e13)}
+
+
+@pytest.mark.parametrize(
+    ("missing", "stand_in"),
+    [
+        ("grouped_gemm", "gemm"),
+        ("attention_forward", "gemm"),
+        ("attention_backward", "attention_forward"),
+        ("elementwise", "adamw"),
+        ("adamw", "elementwise"),
+    ],
+)
+def test_the_nearest_curve_stands_in_and_the_notes_say_so(missing: str, stand_in: str) -> None:
+    read = Curves(cluster(calibration(missing)), 4)
+    cost = read.operation(missing, 1e6)
+    assert cost.seconds > 0
+    assert cost.curves == [stand_in]
+    assert any(note.startswith(f"{missing}: not measured; {stand_in}") for note in read.notes)
+
+
+def test_an_unknown_cost_is_zero_and_said_to_be() -> None:
+    read = Curves(cluster(calibration("elementwise", "adamw")), 4)
+    assert read.operation("elementwise", 1e6) == Cost()
+    assert any("elementwise: not measured" in note for note in read.notes)
+
+
+def test_without_a_gemm_its_flops_run_at_the_peak() -> None:
+    read = Curves(cluster(Calibration("data sheet", "", 1e12)), 4)
+    assert read.operation("gemm", 1e9).seconds == pytest.approx(1e-3)
+
+
+def test_a_cluster_of_which_nothing_is_known_is_refused() -> None:
+    read = Curves(cluster(Calibration("data sheet", "", 0.0)), 4)
+    with pytest.raises(ResourceModelError, match=r"'made-up' has no peak_flops.*task=microbench cluster=made-up"):
+        read.operation("gemm", 1e9)
+
+
+def test_launches_cost_the_rate_of_the_longest_chain() -> None:
+    read = Curves(cluster(), 4)
+    longest = line("host_op")
+    assert read.launches(10).seconds == pytest.approx(10 * longest.seconds[-1] / longest.work[-1])
+
+
+def test_one_curve_errs_in_one_direction_and_several_partly_cancel() -> None:
+    same = total([Cost(1.0, {"gemm": 0.1}), Cost(1.0, {"gemm": 0.1})])
+    different = total([Cost(1.0, {"gemm": 0.1}), Cost(1.0, {"p2p/node": 0.1})])
+    assert same.half_width == pytest.approx(0.2)
+    assert different.half_width == pytest.approx(math.hypot(0.1, 0.1))
+    low, high = same.interval
+    assert (low, high) == pytest.approx((2 / 1.1, 2 * 1.1))

@@ -1,0 +1,178 @@
+"""The whole prediction: its sums, what it rests on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from piper_hpc.resource_model import FLOP_CONVENTION, ResourceModelError, flops_per_token, predict
+from piper_hpc.resource_model.predict import shortest_step_s
+from piper_hpc.resource_model.step import step_cost
+from piper_hpc.spec import DATA_SHEET, TERMS, Calibration, ClusterSpec, Layout, ModelSpec, Prediction, Workload
+from tests.resource_model.clusters import TINY, UNITS, WIDE, calibration, cluster, slower
+
+WORKLOAD = Workload(global_batch=32, sequence=128)
+LAYOUT = Layout(pp=2, ep=2, dp=2, micro_batch=2)
+WAITS = {"bubble_s"}
+"""Waiting rests on the work of every other stage."""
+
+
+def run(model: ModelSpec = TINY, given_cluster: ClusterSpec | None = None, layout: Layout = LAYOUT) -> Prediction:
+    return predict(model, given_cluster or cluster(), layout, WORKLOAD)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    pp, ep, dp = (draw(st.sampled_from(degrees)) for degrees in ([1, 2, 4], [1, 2, 4], [1, 2]))
+    layout = Layout(pp=pp, ep=ep, dp=dp)
+    share = WORKLOAD.global_batch // layout.dense_dp
+    micro_batch = draw(st.sampled_from([size for size in (1, 2, 4, 8) if share % size == 0 and share // size >= pp]))
+    return replace(layout, micro_batch=micro_batch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts(), st.sampled_from([TINY, WIDE]), st.booleans())
+def test_terms_add_up_and_no_layout_beats_its_busiest_stage(layout: Layout, model: ModelSpec, shared: bool) -> None:
+    where = replace(cluster(nodes=64, ranks_per_node=1), devices_share_cores=shared, cores=2.0)
+    prediction = run(model, where, layout)
+    assert set(prediction.terms) == set(TERMS)
+    assert all(seconds >= 0 for seconds in prediction.terms.values())
+    assert sum(prediction.terms.values()) == pytest.approx(prediction.step_time_s, rel=1e-12)
+    assert prediction.terms["other_s"] == 0.0
+    bound = shortest_step_s(step_cost(model, where, layout, WORKLOAD), where)
+    assert prediction.step_time_s >= bound * (1 - 1e-9)
+
+
+def test_rates_follow_from_the_step() -> None:
+    prediction = run()
+    assert prediction.tokens_per_s == pytest.approx(32 * 128 / prediction.step_time_s)
+    flops = flops_per_token(TINY, 128) * 32 * 128
+    assert prediction.mfu == pytest.approx(flops / (50e9 * 8 * prediction.step_time_s))
+    assert prediction.model["flop_convention"] == FLOP_CONVENTION
+    assert prediction.bubble_fraction == pytest.approx(prediction.terms["bubble_s"] / prediction.step_time_s)
+
+
+def test_the_document_is_json_with_the_names_of_the_contract() -> None:
+    document = json.loads(json.dumps(run().document(), allow_nan=False))
+    contract = (
+        "layout step_time_s tokens_per_s mfu peak_memory_bytes bubble_fraction terms hidden intervals memory model "
+        "calibration"
+    )
+    assert set(contract.split()) <= set(document)
+    assert len(document["peak_memory_bytes"]) == 8
+    assert {"parameters", "active_parameters", "flops_per_token"} <= set(document["model"])
+
+
+@pytest.mark.parametrize("name", sorted(UNITS))
+def test_a_slower_curve_moves_the_terms_that_rest_on_it_and_no_other(name: str) -> None:
+    before, after = run(), run(given_cluster=cluster(slower(calibration(), name)))
+    rests_on = before.calibration["rests_on"]
+    for term in TERMS:
+        if name in rests_on.get(term, []):
+            assert term in WAITS or after.terms[term] > before.terms[term]
+        else:
+            assert after.terms[term] == before.terms[term]
+
+
+def test_each_term_rests_on_the_operators_it_does() -> None:
+    rests_on = run().calibration["rests_on"]
+    assert rests_on["expert_s"] == ["elementwise", "grouped_gemm", "host_op"]
+    assert rests_on["attention_s"] == ["attention_backward", "attention_forward", "elementwise", "gemm", "host_op"]
+    assert rests_on["p2p_s"] == ["p2p/system"]
+    assert "all_to_all/node/2" in rests_on["dispatch_s"]
+    assert rests_on["optimizer_s"] == ["adamw", "elementwise"]
+
+
+def test_hand_count_of_a_layer_of_experts() -> None:
+    # Three grouped GEMMs of 2 * 256 * 2 * 128 * 128 FLOPs forward and six backward, 2 layers, 4 micro-batches.
+    only = Calibration(
+        "made up", "2026-01-01T00:00:00+00:00", 50e9, {"grouped_gemm": calibration().curves["grouped_gemm"]}
+    )
+    with_links = replace(only, curves=only.curves | {"p2p/node": calibration().curves["p2p/node"]})
+    prediction = run(given_cluster=cluster(with_links))
+    one = 1e-5 + 2 * 512 * 128 * 128 / 40e9
+    assert prediction.terms["expert_s"] == pytest.approx(9 * 2 * 4 * one, rel=0.02)
+
+
+def test_a_single_stage_has_no_bubble_and_no_messages() -> None:
+    terms = run(layout=Layout(ep=2, dp=4, micro_batch=2)).terms
+    assert terms["bubble_s"] == pytest.approx(0.0, abs=1e-12)
+    assert terms["p2p_s"] == 0.0
+
+
+def test_more_micro_batches_shrink_the_bubble() -> None:
+    fractions = [
+        predict(TINY, cluster(), LAYOUT, Workload(batch, 128)).bubble_fraction or 0.0 for batch in (32, 64, 128)
+    ]
+    assert fractions[0] > fractions[1] > fractions[2] > 0
+
+
+def test_intervals_hold_the_prediction_and_grow_with_the_spread() -> None:
+    prediction = run()
+    for name, (low, high) in prediction.intervals.items():
+        value = prediction.terms[name] if name in prediction.terms else getattr(prediction, name)
+        assert low <= value <= high
+    assert set(prediction.intervals) == set(TERMS) | {"step_time_s", "tokens_per_s", "mfu"}
+    exact = calibration()
+    exact = replace(
+        exact,
+        curves={name: replace(curve, spread=(0.0,) * len(curve.work)) for name, curve in exact.curves.items()},
+    )
+    low, high = run(given_cluster=cluster(exact)).intervals["step_time_s"]
+    assert low == pytest.approx(high)
+
+
+def test_ranks_that_share_cores_are_bound_by_all_work() -> None:
+    four = cluster(nodes=1, ranks_per_node=4)
+    layout = Layout(pp=2, ep=2, micro_batch=2)
+    devices = run(given_cluster=four, layout=layout)
+    shared = run(given_cluster=replace(four, devices_share_cores=True, cores=2.0), layout=layout)
+    assert shared.bubble_fraction is None
+    assert shared.terms["bubble_s"] == 0.0
+    assert any("not applicable" in note for note in shared.notes)
+    # Measured with four ranks at work on two cores, each rank's curves hold a contention of two. A waiting stage lends
+    # its core, so the step is at most what devices of that speed need, and at least what the busiest would alone.
+    assert devices.step_time_s / 2 <= shared.step_time_s <= devices.step_time_s
+    busy = 4 * devices.step_time_s * (1 - (devices.bubble_fraction or 0.0))
+    assert shared.step_time_s <= busy / 4 * (1 + 1e-9)
+
+
+def test_shared_cores_need_their_number() -> None:
+    with pytest.raises(ResourceModelError, match="give the number of cores"):
+        run(given_cluster=replace(cluster(), devices_share_cores=True))
+
+
+def test_a_data_sheet_says_that_it_is_one() -> None:
+    sheet = replace(calibration(), source=DATA_SHEET)
+    prediction = run(given_cluster=cluster(sheet))
+    assert prediction.calibration["source"] == "data sheet"
+    assert prediction.calibration["measured"] is False
+    assert prediction.intervals == {}
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (Layout(pp=2, ep=8), "16 ranks, cluster 'made-up' has 8"),
+        (Layout(ep=3), "layout.ep=3 must divide model.experts=8"),
+        (Layout(pp=5), "layout.pp=5 must not exceed model.layers=4"),
+        (Layout(micro_batch=5), "must be a multiple of micro_batch"),
+        (Layout(schedule="zb"), "layout.schedule=zb is not modelled; use schedule=1f1b"),
+        (Layout(tp=2), "layout.tp=2 is not modelled; use tp=1"),
+        (Layout(pp=4, micro_batch=16), "gives 2 micro-batches, 1f1b needs at least pp=4; use global_batch=64"),
+    ],
+)
+def test_a_layout_without_such_a_step_is_refused(layout: Layout, message: str) -> None:
+    with pytest.raises(ResourceModelError, match=message):
+        run(layout=layout)
+
+
+def test_a_cluster_without_links_trains_on_one_rank_only() -> None:
+    alone = cluster(calibration(*(name for name in UNITS if "/" in name)))
+    assert run(given_cluster=alone, layout=Layout(micro_batch=2)).step_time_s > 0
+    with pytest.raises(ResourceModelError, match="p2p"):
+        run(given_cluster=alone)
