@@ -156,13 +156,25 @@ def _make_folder(home: Controller, controller: str, path: PurePosixPath) -> Path
     for _ in range(10):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if home.version == 2:
-                for parent in reversed(folder.relative_to(home.root).parents):  # from the root down
-                    _delegate(home.root / parent, controller)
+            for part in reversed([folder, *folder.relative_to(home.root).parents]):  # from the root down
+                group = home.root / part
+                if home.version == 2 and group != folder:
+                    _delegate(group, controller)
+                if controller == "cpu" and group != home.root:
+                    _prefer(group, home.version)
             return folder
         except FileNotFoundError:  # another process pruned the empty parent in between
             continue
     raise OSError(errno.EBUSY, f"another process keeps removing the control group {folder}")
+
+
+def _prefer(group: Path, version: int) -> None:
+    """The largest weight: as a whole, groups weigh no more than one ordinary process, and would starve beside a few.
+
+    What the quotas leave of the cores is for everybody else, whatever the weight.
+    """
+    name, weight = ("cpu.shares", "262144") if version == 1 else ("cpu.weight", "10000")
+    (group / name).write_text(weight)
 
 
 def _delegate(parent: Path, controller: str) -> None:
