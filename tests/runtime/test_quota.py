@@ -118,7 +118,11 @@ def test_every_rank_gets_its_share_whether_alone_or_with_all_others(prefix: str)
         processes = [start(BURN) for _ in range(ranks)]
         for rank, process in enumerate(processes):
             quota.create(f"{prefix}/rank{rank}", cpu_share=0.2).enter(process.pid)
-        return [float(process.communicate("go\n")[0]) for process in processes]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return [float(process.communicate()[0]) for process in processes]
 
     ranks = max(2, int(0.8 * len(os.sched_getaffinity(0)) / 0.2))
     alone, together = shares(1)[0], shares(ranks)
