@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from piper_hpc.profiling.clock import clock_offset_s
+import torch.distributed as dist
+
 from piper_hpc.profiling.spans import Span
-from piper_hpc.profiling.trace import gather_spans, write_trace
+from piper_hpc.profiling.trace import write_trace
 from piper_hpc.tasks import train
 from piper_hpc.tasks.context import Context
 from piper_hpc.train.loop import WARMUP_STEPS
@@ -19,6 +21,8 @@ def run(context: Context) -> None:
     kept: list[tuple[int, Sequence[Span]]] = []
     train.execute(context, calibration, steps, kept)
     mine = [span for step, spans in kept if step >= WARMUP_STEPS for span in spans]
-    everyone = gather_spans(mine, clock_offset_s(context.device))
+    everyone: list[Any] | None = [None] * context.place.ranks if context.is_first else None
+    dist.gather_object(mine, everyone)
     if everyone is not None:
-        write_trace(context.run.path / "trace.json", everyone)
+        places = context.rank_map(train.layout_of(context)).places
+        write_trace(context.run.path / "trace.json", dict(zip(places, everyone, strict=True)))
