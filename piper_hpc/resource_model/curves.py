@@ -104,7 +104,8 @@ class Curves:
     def measured(self, name: str, work: float) -> Cost:
         """Seconds of one operation from the curve `name`, which must exist."""
         curve = self.calibration.curves[name]
-        if work > 0 and not curve.work[0] <= work <= curve.work[-1]:
+        outside = not curve.work[0] <= work <= curve.work[-1]
+        if work > 0 and outside and self.calibration.measured:  # a data sheet's line holds everywhere
             low, high = self.extrapolated.get(name, (work, work))
             self.extrapolated[name] = (min(low, work), max(high, work))
         seconds = seconds_at(curve, work)

@@ -12,7 +12,7 @@ from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.groups import Group, LayoutGroups, layout_groups
 from piper_hpc.resource_model.memory import stage_parameter_parts
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Tier, Workload
 
 NORM_BYTES = 8
 """The squared norm of all gradients is one float64."""
@@ -102,6 +102,10 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
     curves = Curves(cluster, workload.bytes_per_value)
     batch = MicroBatch(model, curves, layout.micro_batch, workload.sequence, workload.bytes_per_value)
     groups = layout_groups(layout, cluster)
+    if any(of_stage.experts.tier == Tier.SYSTEM.value for of_stage in groups.stages):
+        curves.note(
+            f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
+        )
     layers = {experts: _layer(batch, layout, experts) for experts in {stage.experts for stage in groups.stages}}
     stages = tuple(
         _stage(batch, layout, groups, stage, layers[of_stage.experts]) for stage, of_stage in enumerate(groups.stages)

@@ -141,6 +141,12 @@ def test_ranks_that_share_cores_are_bound_by_all_work() -> None:
     assert shared.step_time_s <= busy / 4 * (1 + 1e-9)
 
 
+def test_expert_groups_beyond_one_switch_are_marked() -> None:
+    inside, beyond = (run(layout=Layout(pp=8 // (ep * dp), ep=ep, dp=dp)) for ep, dp in ((4, 1), (8, 1)))
+    assert not any("Eq 10" in note for note in inside.notes)
+    assert any(note.startswith("ep=8: expert groups reach beyond one switch") for note in beyond.notes)
+
+
 def test_shared_cores_need_their_number() -> None:
     with pytest.raises(ResourceModelError, match="give the number of cores"):
         run(given_cluster=replace(cluster(), devices_share_cores=True))

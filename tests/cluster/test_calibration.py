@@ -1,0 +1,141 @@
+"""Measurement rows to curves: medians, monotone, refused where wrong; and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piper_hpc.cluster.calibration import CalibrationError, fit, load, save, staleness
+from piper_hpc.resource_model import predict
+from piper_hpc.spec import ClusterSpec, Layout, Workload
+from tests.resource_model.clusters import TINY, UNITS, WIDE
+
+
+def row(operator: str, work: float, seconds: float, **changes: Any) -> dict[str, Any]:
+    """A row of measurements.jsonl, without what calibration does not read."""
+    return {
+        "schema_version": 1,
+        "operator": operator,
+        "work": work,
+        "unit": UNITS[operator][0],
+        "shape": {"elements": int(work)},
+        "dtype": "float32",
+        "median_s": seconds,
+        "p5_s": seconds * 0.9,
+        "p95_s": seconds * 1.3,
+        "correct": True,
+        "benchmark_version": 1,
+    } | changes
+
+
+def measurements() -> list[dict[str, Any]]:
+    """Every operator at three sizes."""
+    return [row(name, work, 1e-5 + work / rate) for name, (_, rate) in UNITS.items() for work in (1e4, 1e6, 1e8)]
+
+
+def test_points_become_curves_and_the_best_gemm_the_peak() -> None:
+    rows = [row("gemm", 1e6, 1e-4), row("gemm", 1e8, 2e-3), row("elementwise", 1e5, 1e-5)]
+    calibration = fit(rows, cluster="local", provenance={"torch": "2.13.0"}, source="runs/a/measurements.jsonl")
+    assert calibration.peak_flops == pytest.approx(5e10)
+    assert calibration.measured
+    assert calibration.source == "runs/a/measurements.jsonl"
+    gemm = calibration.curves["gemm"]
+    assert (gemm.work, gemm.seconds) == ((1e6, 1e8), (1e-4, 2e-3))
+    assert gemm.spread == pytest.approx((0.2, 0.2))
+    assert calibration.provenance == {
+        "cluster": "local",
+        "dtype": "float32",
+        "benchmark_version": "1",
+        "torch": "2.13.0",
+    }
+
+
+def test_repeats_and_shapes_of_nearly_equal_work_are_one_point() -> None:
+    rows = [row("gemm", 1.00e6, 1e-4), row("gemm", 1.02e6, 3e-4), row("gemm", 1.05e6, 2e-4)]
+    gemm = fit(rows, cluster="local", provenance={}).curves["gemm"]
+    assert gemm.work == (1.02e6,)
+    assert gemm.seconds == (2e-4,)
+    # The point's spread is that of the shapes, from the quickest 5 % to the slowest 95 %.
+    assert gemm.spread == pytest.approx(((3.9e-4 - 0.9e-4) / 2 / 2e-4,))
+
+
+@given(st.lists(st.tuples(st.floats(1.0, 1e9), st.floats(1e-6, 1.0)), min_size=1, max_size=20))
+def test_a_curve_never_falls(points: list[tuple[float, float]]) -> None:
+    gemm = fit([row("gemm", *point) for point in points], cluster="local", provenance={}).curves["gemm"]
+    assert list(gemm.work) == sorted(set(gemm.work))
+    assert list(gemm.seconds) == sorted(gemm.seconds)
+    medians = [seconds for _, seconds in points]
+    assert min(medians) <= gemm.seconds[0] <= gemm.seconds[-1] <= max(medians)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no gemm among 0 measurement rows"),
+        ([row("elementwise", 1e5, 1e-5)], "no gemm among 1 measurement rows"),
+        ([row("gemm", 1e6, 1e-4, correct=False)], "gemm .* gave wrong values"),
+        ([row("gemm", 1e6, 0.0)], "median_s=0.0, both must be above 0"),
+        ([row("gemm", 1e6, 1e-4), row("gemm", 1e7, 1e-3, dtype="bfloat16")], "mix dtype bfloat16 and float32"),
+        ([row("gemm", 1e6, 1e-4), row("gemm", 1e7, 1e-3, benchmark_version=2)], "mix benchmark_version 1 and 2"),
+    ],
+)
+def test_rows_that_cannot_be_trusted_are_refused(rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        fit(rows, cluster="local", provenance={})
+
+
+def test_one_file_serves_two_models_and_two_layouts(tmp_path: Path) -> None:
+    calibration = fit(measurements(), cluster="testbed", provenance={"torch": "2.13.0"})
+    path = tmp_path / "calibrations" / "testbed.json"
+    save(calibration, path)
+    read = load(path)
+    assert read == calibration
+    cluster = ClusterSpec("testbed", 4, 2, (0, 0, 1, 1), 2**30, read)
+    steps = {
+        (model.name, layout.name()): predict(model, cluster, layout, Workload(32, 128)).step_time_s
+        for model in (TINY, WIDE)
+        for layout in (Layout(pp=2, ep=4, micro_batch=2), Layout(pp=2, ep=2, dp=2, micro_batch=2))
+    }
+    assert len(set(steps.values())) == 4
+    assert all(seconds > 0 for seconds in steps.values())
+    assert [name for name in path.parent.iterdir()] == [path]
+
+
+def test_a_missing_file_says_how_to_measure(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"no calibration at .*task=microbench"):
+        load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1, "curves": {}}'])
+def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(CalibrationError, match=r"broken.json is no calibration file"):
+        load(path)
+
+
+def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    save(fit(measurements(), cluster="local", provenance={}), path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    with pytest.raises(CalibrationError, match="schema_version=99, this version of piper_hpc reads 1"):
+        load(path)
+
+
+def test_a_calibration_goes_stale_by_age_and_by_change() -> None:
+    calibration = fit(
+        measurements(), cluster="local", provenance={"torch": "2.13.0"}, measured_at="2026-01-01T00:00:00+00:00"
+    )
+    soon = datetime(2026, 2, 1, tzinfo=timezone.utc)
+    later = datetime(2026, 12, 1, tzinfo=timezone.utc)
+    assert staleness(calibration, {"torch": "2.13.0", "unknown": "x"}, now=soon) == []
+    assert staleness(calibration, {"torch": "2.14.0"}, now=soon) == [
+        "torch was '2.13.0' when it was measured and is '2.14.0' now"
+    ]
+    assert staleness(calibration, {}, now=later) == ["it was measured 334 days ago, more than 180"]

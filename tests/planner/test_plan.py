@@ -1,0 +1,165 @@
+"""The planner: every candidate satisfies every rule, none better is missed, and the count of the others adds up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from piper_hpc.planner import plan
+from piper_hpc.planner.constraints import divisors
+from piper_hpc.resource_model import predict
+from piper_hpc.resource_model.memory import peak_bytes
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Prediction, Workload
+from tests.resource_model.clusters import TINY, WIDE, cluster
+
+WORKLOAD = Workload(global_batch=32, sequence=128)
+TESTBED = cluster()
+
+
+def layout_of(prediction: Prediction) -> Layout:
+    return Layout(**prediction.layout)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([TINY, WIDE]),
+    st.sampled_from([(1, 1), (1, 4), (4, 2), (3, 2), (8, 8)]),
+    st.sampled_from([8, 24, 32, 96]),
+    st.sampled_from([2**24, 2**26, 2**30]),
+    st.booleans(),
+)
+def test_every_candidate_satisfies_every_rule(
+    model: ModelSpec, shape: tuple[int, int], batch: int, memory_bytes: int, shared: bool
+) -> None:
+    nodes, ranks_per_node = shape
+    where = replace(
+        cluster(nodes=nodes, ranks_per_node=ranks_per_node),
+        memory_bytes=memory_bytes,
+        devices_share_cores=shared,
+        cores=2.0,
+    )
+    workload = Workload(batch, 128)
+    found = plan(model, where, workload, candidates=1000)
+    assert found.pruned == 0
+    assert found.feasible == found.searched == len(found.candidates)
+    for candidate in found.candidates:
+        layout = layout_of(candidate)
+        assert layout.pp * layout.ep * layout.dp == where.ranks
+        assert model.experts % layout.ep == 0
+        assert layout.pp <= model.layers
+        assert layout.micro_batches(batch) * layout.micro_batch * layout.dense_dp == batch
+        assert layout.micro_batches(batch) >= layout.pp
+        assert max(candidate.peak_memory_bytes) <= memory_bytes
+        assert candidate == predict(model, where, layout, workload)
+    assert all(better.mfu >= worse.mfu for better, worse in pairwise(found.candidates))
+
+
+def every_layout(where: ClusterSpec) -> list[Layout]:
+    """By brute force, from the rules as the paper states them."""
+    sizes = range(1, where.ranks + 1)
+    return [
+        layout
+        for pp in sizes
+        for ep in sizes
+        for dp in sizes
+        for micro_batch in range(1, WORKLOAD.global_batch + 1)
+        if pp * ep * dp == where.ranks and TINY.experts % ep == 0 and pp <= TINY.layers
+        for layout in [Layout(pp=pp, ep=ep, dp=dp, micro_batch=micro_batch)]
+        if WORKLOAD.global_batch % (micro_batch * layout.dense_dp) == 0
+        and layout.micro_batches(WORKLOAD.global_batch) >= pp
+        and max(peak_bytes(TINY, layout, WORKLOAD)) <= where.memory_bytes
+    ]
+
+
+def test_nothing_feasible_is_missed() -> None:
+    found = plan(TINY, TESTBED, WORKLOAD, candidates=1000)
+    assert {layout_of(candidate) for candidate in found.candidates} == set(every_layout(TESTBED))
+
+
+@pytest.mark.parametrize("rank_by", ["mfu", "tokens_per_s", "memory"])
+def test_pruning_loses_no_candidate(rank_by: str) -> None:
+    ranks = [2, 4, 8]
+    everything = plan(TINY, TESTBED, WORKLOAD, ranks=ranks, rank_by=rank_by, candidates=1000)
+    few = plan(TINY, TESTBED, WORKLOAD, ranks=ranks, rank_by=rank_by, candidates=3)
+    assert few.candidates == everything.candidates[:3]
+    assert few.pruned > 0
+    assert few.searched + few.pruned == few.feasible == everything.feasible
+
+
+def test_the_same_question_gets_the_same_answer() -> None:
+    first, second = (plan(TINY, TESTBED, WORKLOAD) for _ in range(2))
+    assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
+
+
+def test_ranking_by_memory_puts_the_least_peak_first() -> None:
+    found = plan(TINY, TESTBED, WORKLOAD, rank_by="memory", candidates=1000)
+    peaks = [max(candidate.peak_memory_bytes) for candidate in found.candidates]
+    assert peaks == sorted(peaks)
+
+
+def test_rejections_are_counted_by_rule() -> None:
+    tight = replace(TESTBED, memory_bytes=2**25)
+    found = plan(TINY, tight, WORKLOAD, candidates=1000)
+    assert found.rejected["Eq 9: pp must not exceed the layers"] == 1  # pp = 8 of 4 layers
+    assert found.rejected["Eq 11: peak memory must fit the rank's memory"] > 0
+    # Every other pp leaves 8 / pp ranks for ep and dp, and a batch of 32 pp / 8 sequences a rank to divide.
+    micro_batch_sizes = {1: 3, 2: 4, 4: 5}
+    assert found.feasible + sum(found.rejected.values()) - 1 == sum(
+        len(divisors(8 // pp)) * sizes for pp, sizes in micro_batch_sizes.items()
+    )
+
+
+def test_nothing_feasible_is_no_error() -> None:
+    found = plan(TINY, replace(TESTBED, memory_bytes=2**20), WORKLOAD)
+    assert found.candidates == []
+    assert (found.searched, found.pruned, found.feasible) == (0, 0, 0)
+    assert sum(found.rejected.values()) > 0
+
+
+def test_expert_groups_stay_in_the_domain_asked_for() -> None:
+    anywhere = plan(TINY, TESTBED, WORKLOAD, candidates=1000)
+    in_node = plan(TINY, TESTBED, WORKLOAD, ep_domain="node", candidates=1000)
+    assert {layout_of(candidate).ep for candidate in anywhere.candidates} == {1, 2, 4, 8}
+    assert {layout_of(candidate).ep for candidate in in_node.candidates} == {1, 2}
+    assert in_node.rejected["Eq 10: expert groups must stay within ep_domain=node"] > 0
+
+
+def test_the_document_is_the_contract() -> None:
+    found = plan(TINY, TESTBED, WORKLOAD, candidates=2)
+    document = json.loads(json.dumps(found.document(), allow_nan=False))
+    contract = {"model", "cluster", "searched", "pruned", "feasible", "seconds", "candidates", "rejected"}
+    assert contract <= set(document)
+    assert document["model"]["parameters"] == TINY.parameters
+    assert document["candidates"][0]["layout"] == found.candidates[0].layout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank_by": "luck"}, "rank_by='luck': must be one of mfu, tokens_per_s, memory"),
+        ({"ep_domain": "rack"}, "ep_domain='rack': must be one of none, switch, node"),
+        ({"ranks": [16]}, "ranks=16: cluster 'made-up' has 8; use ranks=8"),
+    ],
+)
+def test_a_wrong_option_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(TINY, TESTBED, WORKLOAD, **options)  # type: ignore[arg-type]
+
+
+def test_planning_for_the_testbed_takes_less_than_a_second() -> None:
+    assert plan(TINY, TESTBED, WORKLOAD).seconds < 1.0
+
+
+def test_planning_needs_no_torch() -> None:
+    code = (
+        "import sys, piper_hpc.planner, piper_hpc.cluster.calibration, piper_hpc.cluster.data_sheet; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
