@@ -1,0 +1,54 @@
+"""Run folders as analysis needs them: found by path or id, checked, and reduced to their steady steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from piper_hpc.runs import RunFolder, find
+
+Row = dict[str, Any]
+
+
+class UsageError(Exception):
+    """What was asked for cannot be answered; the message names the value, the rule, and a value that works."""
+
+
+def open_run(name: str | Path, root: Path | str = "runs") -> RunFolder:
+    """The run at a path, or of an id under `root`. Raises UsageError where there is none."""
+    for path in (Path(name), Path(root) / name):
+        if (path / "manifest.json").is_file():
+            return RunFolder(path)
+    known = find(root) if Path(root).is_dir() else []
+    works = f"for example {known[-1].path}" if known else "make one with: python -m piper_hpc.launch"
+    raise UsageError(f"RUN={name}: must be a run's folder or its id under {root}/ (no manifest.json there); {works}")
+
+
+def metrics(run: RunFolder) -> list[Row]:
+    """One row for each step, in order; a step that a later attempt repeated counts as it went last.
+
+    Raises UsageError for a run that trained no step.
+    """
+    latest = {row["step"]: row for row in sorted(run.metrics(), key=lambda row: row["attempt"])}
+    if not latest:
+        raise UsageError(
+            f"RUN={run.path}: must have trained a step, but metrics.jsonl has no row (state: {run.status().state}); "
+            "use a run of task=train"
+        )
+    return [latest[step] for step in sorted(latest)]
+
+
+def steady(rows: Sequence[Row]) -> list[Row]:
+    """The rows that every reported figure is taken over: all whose `warmup` is not true.
+
+    Training marks the first steps of each attempt, whose times include what happens once. A run that ended before its
+    first steady step has none: then all its rows are taken, which `steps` in every output shows.
+    """
+    return [row for row in rows if not row.get("warmup")] or list(rows)
+
+
+def typical(rows: Sequence[Row], key: str) -> float:
+    """The median of one quantity over steady rows."""
+    return median(row[key] for row in rows)

@@ -1,0 +1,133 @@
+"""Predicted against measured, term by term: the rows behind every table, check and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from analysis.load import metrics, steady, typical
+from analysis.units import percent, quantity
+from piper_hpc.runs import RunFolder
+from piper_hpc.spec import TERMS
+
+NAMES = {
+    "attention_s": "attention",
+    "router_s": "router",
+    "expert_s": "expert",
+    "dispatch_s": "dispatch",
+    "combine_s": "combine",
+    "head_s": "head",
+    "p2p_s": "p2p",
+    "bubble_s": "bubble",
+    "grad_reduce_s": "gradient reduction",
+    "optimizer_s": "optimizer",
+    "host_s": "host",
+    "other_s": "other",
+    "step_time_s": "step time",
+    "peak_memory_bytes": "peak memory",
+}
+NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of a step, in `unit` (s or bytes), on the critical stage.
+
+    error_pct: 100 (predicted - measured) / measured; None where nothing is predicted: no prediction, a bubble that is
+    not applicable, and `other_s`, which is what no term explains. share: measured part of the measured step, 0...1,
+    of terms only. low, high: the 90 % interval, and covered whether the measured value lies in it.
+    """
+
+    key: str
+    name: str
+    unit: str
+    predicted: float | None
+    measured: float
+    error_pct: float | None
+    share: float | None
+    low: float | None = None
+    high: float | None = None
+    covered: bool | None = None
+    note: str = ""
+
+
+def predicted_against_measured(run: RunFolder) -> list[Row]:
+    """Every term, the step time and the peak memory of a run.
+
+    Measured times are medians over the steady steps, each quantity on its own, so that terms add up to the step time
+    only nearly; the peak of memory is the largest over all steps and ranks.
+    """
+    rows = metrics(run)
+    settled = steady(rows)
+    prediction = run.prediction()
+    step_time_s = typical(settled, "step_time_s")
+    terms = [_row(term, typical(settled, term), prediction, step_time_s) for term in TERMS]
+    peak = max(size for row in rows for size in row["peak_memory_bytes"])
+    return [
+        *terms,
+        _row("step_time_s", step_time_s, prediction, None),
+        _row("peak_memory_bytes", float(peak), prediction, None),
+    ]
+
+
+def _row(key: str, measured: float, prediction: dict[str, Any] | None, step_time_s: float | None) -> Row:
+    predicted, note = _predicted(key, prediction)
+    error_pct = low = high = None
+    if predicted is not None and key != "other_s":
+        error_pct = 100 * (predicted - measured) / measured if measured else None
+        low, high = (prediction or {})["intervals"].get(key, (None, None))
+    return Row(
+        key=key,
+        name=NAMES[key],
+        unit="bytes" if key.endswith("_bytes") else "s",
+        predicted=predicted,
+        measured=measured,
+        error_pct=error_pct,
+        share=measured / step_time_s if step_time_s else None,
+        low=low,
+        high=high,
+        covered=low <= measured <= high if low is not None and high is not None else None,
+        note=note,
+    )
+
+
+def _predicted(key: str, prediction: dict[str, Any] | None) -> tuple[float | None, str]:
+    """The predicted value of a quantity, or None and the reason."""
+    if prediction is None:
+        return None, "no prediction"
+    if key == "bubble_s" and prediction["bubble_fraction"] is None:
+        return None, NOT_APPLICABLE
+    if key == "peak_memory_bytes":
+        return float(max(prediction[key])), ""
+    return float(prediction[key] if key == "step_time_s" else prediction["terms"][key]), ""
+
+
+def cells(row: Row) -> tuple[str, str, str, str, str]:
+    """A row as text: name, predicted, measured, error, share of the step."""
+    return (
+        row.name,
+        row.note or quantity(row.predicted or 0.0, row.unit),
+        quantity(row.measured, row.unit),
+        "" if row.error_pct is None else percent(row.error_pct),
+        "" if row.share is None else f"{100 * row.share:.1f} %",
+    )
+
+
+COLUMNS = ("", "predicted", "measured", "error", "of step")
+
+
+def render(rows: Sequence[Row], title: str = "predicted against measured") -> Table:
+    """The rows for a terminal."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
+    for column in COLUMNS:
+        shown.add_column(column, justify="right" if column else "left")
+    for row in rows:
+        if row.key == "step_time_s":
+            shown.add_section()
+        name, predicted, measured, error, share = cells(row)
+        style = "bold" if row.key == "step_time_s" else ""
+        shown.add_row(name, f"[dim]{predicted}[/]" if row.note else predicted, measured, error, share, style=style)
+    return shown

@@ -1,0 +1,178 @@
+"""`python -m analysis.validate runs RUN...`: how far the model was from the project's own runs, term by term."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+from rich.console import Console
+
+from analysis.load import UsageError, metrics, open_run, steady
+from analysis.table import Row, predicted_against_measured, render
+from analysis.units import percent, seconds
+from piper_hpc.runs import RunFolder
+from piper_hpc.spec import TERMS
+
+SCHEMA_VERSION = 1
+OK, FAILED, USAGE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run against its prediction."""
+
+    run: RunFolder
+    rows: list[Row]
+    steps: int
+    steady_steps: int
+
+    @staticmethod
+    def of(run: RunFolder) -> Comparison:
+        """Read a run. Raises UsageError for one without steps or without a prediction."""
+        taken = metrics(run)
+        if run.prediction() is None:
+            raise UsageError(
+                f"RUN={run.path}: must have a prediction, but prediction.json is missing; measure the cluster "
+                "first with: python -m piper_hpc.launch task=microbench, then train"
+            )
+        return Comparison(run, predicted_against_measured(run), len(taken), len(steady(taken)))
+
+    @property
+    def step_time_error_pct(self) -> float:
+        """100 (predicted - measured) / measured of the step time."""
+        (error,) = (row.error_pct for row in self.rows if row.key == "step_time_s")
+        assert error is not None, "a step takes time, and it is predicted"
+        return error
+
+    @property
+    def terms_error_pct(self) -> float:
+        """Absolute errors of all terms, summed, over the measured step: unlike the step's own, none cancels another."""
+        step_time_s = next(row.measured for row in self.rows if row.key == "step_time_s")
+        terms = [row for row in self.rows if row.key in TERMS and row.predicted is not None]
+        return 100 * sum(abs((row.predicted or 0.0) - row.measured) for row in terms) / step_time_s
+
+    def document(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        prediction = self.run.prediction() or {}
+        return {
+            "run_id": self.run.run_id,
+            "path": str(self.run.path),
+            "layout": prediction["layout"],
+            "calibration": prediction["calibration"].get("source"),
+            "steps": {"all": self.steps, "steady": self.steady_steps},
+            "rows": [asdict(row) for row in self.rows],
+            "step_time_error_pct": self.step_time_error_pct,
+            "terms_error_pct": self.terms_error_pct,
+        }
+
+
+def summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Over all runs: absolute errors of step time and memory, and how many measured values the intervals cover."""
+    judged = [row for each in comparisons for row in each.rows if row.covered is not None]
+    return {
+        "runs": len(comparisons),
+        "step_time": _absolute([each.step_time_error_pct for each in comparisons]),
+        "peak_memory": _absolute(
+            [row.error_pct for each in comparisons for row in each.rows if row.key == "peak_memory_bytes"]
+        ),
+        "terms_error_pct": fmean(each.terms_error_pct for each in comparisons),
+        "interval_level": 0.9,
+        "intervals": len(judged),
+        "coverage": fmean(bool(row.covered) for row in judged) if judged else None,
+    }
+
+
+def _absolute(errors_pct: Sequence[float | None]) -> dict[str, float | int]:
+    """n, mean, median and maximum of absolute errors in percent."""
+    sizes = [abs(error) for error in errors_pct if error is not None]
+    if not sizes:
+        return {"n": 0}
+    return {
+        "n": len(sizes),
+        "mean_abs_error_pct": fmean(sizes),
+        "median_abs_error_pct": median(sizes),
+        "max_abs_error_pct": max(sizes),
+    }
+
+
+def document(comparisons: Sequence[Comparison], tolerance_pct: float | None) -> dict[str, Any]:
+    """The answer to `--json`; `passed` is null where no tolerance was given."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "runs": [each.document() for each in comparisons],
+        "summary": summary(comparisons),
+        "tolerance_pct": tolerance_pct,
+        "passed": None if tolerance_pct is None else not _beyond(comparisons, tolerance_pct),
+    }
+
+
+def _beyond(comparisons: Sequence[Comparison], tolerance_pct: float) -> list[Comparison]:
+    return [each for each in comparisons if abs(each.step_time_error_pct) > tolerance_pct]
+
+
+def _print(comparisons: Sequence[Comparison], tolerance_pct: float | None, console: Console) -> None:
+    for each in comparisons:
+        title = f"{each.run.run_id}: median of {each.steady_steps} of {each.steps} steps"
+        console.print(render(each.rows, title))
+        console.print(
+            f"errors of all terms, none cancelling: {each.terms_error_pct:.1f} % of the step\n", highlight=False
+        )
+    found = summary(comparisons)
+    coverage = found["coverage"]
+    console.print(
+        f"{found['runs']} runs: step time off by {found['step_time']['mean_abs_error_pct']:.1f} % on average, "
+        f"{found['step_time']['max_abs_error_pct']:.1f} % at most; "
+        + ("no intervals" if coverage is None else f"90 % intervals cover {100 * coverage:.0f} % of values"),
+        highlight=False,
+    )
+    if tolerance_pct is None:
+        return
+    for each in comparisons:
+        failed = abs(each.step_time_error_pct) > tolerance_pct
+        step = next(row for row in each.rows if row.key == "step_time_s")
+        console.print(
+            f"{'[ FAIL ]' if failed else '[  OK  ]'} {each.run.run_id}: step time "
+            f"{seconds(step.predicted or 0.0)} predicted, {seconds(step.measured)} measured: "
+            f"{percent(each.step_time_error_pct)} (tolerance {tolerance_pct:g} %)",
+            markup=False,
+            highlight=False,
+        )
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be a percentage of 0 or more, for example 15")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; exit code 0 for ok, 1 for a run beyond the tolerance, 2 for what cannot be answered."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.validate", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("runs", help="compare runs with their own predictions")
+    runs.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its id under runs/")
+    runs.add_argument("--json", action="store_true", help="print one JSON document")
+    runs.add_argument(
+        "--tolerance", type=_tolerance, metavar="PCT", help="exit with 1 where a step time is further off than this"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        comparisons = [Comparison.of(open_run(name)) for name in chosen.runs]
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    if chosen.json:
+        print(json.dumps(document(comparisons, chosen.tolerance), indent=2))
+    else:
+        _print(comparisons, chosen.tolerance, Console())
+    return FAILED if chosen.tolerance is not None and _beyond(comparisons, chosen.tolerance) else OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Predicted against measured: the rows behind every table."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from analysis.load import UsageError, metrics, open_run, steady
+from analysis.table import NOT_APPLICABLE, predicted_against_measured, render
+from analysis.units import count, percent, seconds, size
+from piper_hpc.runs import RunFolder
+from piper_hpc.spec import TERMS
+from tests.analysis.conftest import STEP_S, TERM_S, make_run, metrics_row, prediction
+
+
+def test_every_term_then_step_time_and_memory(run: RunFolder) -> None:
+    rows = predicted_against_measured(run)
+    assert [row.key for row in rows] == [*TERMS, "step_time_s", "peak_memory_bytes"]
+    assert [row.unit for row in rows] == ["s"] * (len(TERMS) + 1) + ["bytes"]
+
+
+def test_warm_up_steps_do_not_count_and_errors_have_their_sign(run: RunFolder) -> None:
+    rows = {row.key: row for row in predicted_against_measured(run)}
+    assert rows["attention_s"].measured == pytest.approx(TERM_S)  # the warm-up steps took ten times as long
+    assert rows["attention_s"].error_pct == pytest.approx(0.0)
+    assert rows["expert_s"].error_pct == pytest.approx(100.0)
+    assert rows["step_time_s"].measured == pytest.approx(STEP_S)
+    assert rows["step_time_s"].error_pct == pytest.approx(100 * (0.12 - STEP_S) / STEP_S)
+    assert rows["attention_s"].share == pytest.approx(TERM_S / STEP_S)
+    assert (rows["attention_s"].covered, rows["expert_s"].covered, rows["host_s"].covered) == (True, False, None)
+
+
+def test_memory_is_the_largest_of_all_ranks_and_steps(run: RunFolder) -> None:
+    memory = predicted_against_measured(run)[-1]
+    assert (memory.predicted, memory.measured, memory.error_pct) == (1900.0, 2000.0, pytest.approx(-5.0))
+
+
+def test_what_no_term_explains_is_shown_without_an_error(run: RunFolder) -> None:
+    other = next(row for row in predicted_against_measured(run) if row.key == "other_s")
+    assert (other.predicted, other.measured, other.error_pct) == (0.0, pytest.approx(TERM_S / 2), None)
+
+
+def test_a_bubble_on_shared_cores_is_not_applicable(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [metrics_row(step) for step in range(4)], prediction() | {"bubble_fraction": None})
+    bubble = next(row for row in predicted_against_measured(run) if row.key == "bubble_s")
+    assert (bubble.predicted, bubble.error_pct, bubble.note) == (None, None, NOT_APPLICABLE)
+    assert bubble.measured == pytest.approx(TERM_S)
+
+
+def test_without_a_prediction_the_measured_side_stands(tmp_path: Path) -> None:
+    rows = predicted_against_measured(make_run(tmp_path, [metrics_row(step) for step in range(4)], None))
+    assert {row.note for row in rows} == {"no prediction"}
+    assert all(row.predicted is None and row.error_pct is None and row.measured > 0 for row in rows)
+
+
+def test_a_later_attempt_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
+    rows = [metrics_row(step) for step in range(4)] + [metrics_row(3, loss=0.5, attempt=1)]
+    kept = metrics(make_run(tmp_path, rows, None))
+    assert [row["step"] for row in kept] == [0, 1, 2, 3]
+    assert kept[3]["loss"] == 0.5 and kept[3]["attempt"] == 1
+
+
+def test_a_run_shorter_than_its_warm_up_is_taken_whole() -> None:
+    assert len(steady([metrics_row(0), metrics_row(1)])) == 2
+    assert len(steady([metrics_row(step) for step in range(3)])) == 1
+
+
+def test_a_folder_that_is_no_run_names_one_that_is(run: RunFolder) -> None:
+    root = run.path.parent
+    assert open_run(run.run_id, root).path == run.path
+    with pytest.raises(UsageError, match=rf"RUN=nothing: .*no manifest.json.*for example {run.path}"):
+        open_run("nothing", root)
+
+
+def test_rendered_rows_carry_units(run: RunFolder) -> None:
+    out = StringIO()
+    Console(file=out, width=100).print(render(predicted_against_measured(run)))
+    text = out.getvalue()
+    assert "10.0 ms" in text and "1.95 KiB" in text and "+100.0 %" in text
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (seconds(1.234), "1.23 s"),
+        (seconds(0.022), "22.0 ms"),
+        (seconds(1.5e-4), "150 µs"),
+        (seconds(0.0), "0 s"),
+        (seconds(1234.5), "1,234 s"),
+        (size(5.4e6), "5.15 MiB"),
+        (size(12), "12 B"),
+        (count(1.84e6), "1.84 M"),
+        (count(7.12e10, "FLOP/s"), "71.2 GFLOP/s"),
+        (percent(-12.34), "-12.3 %"),
+    ],
+)
+def test_numbers_are_written_with_units(shown: str, text: str) -> None:
+    assert shown == text

@@ -1,0 +1,65 @@
+"""`python -m analysis.validate runs`: the document, the exit codes, and the messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis.validate import main
+from piper_hpc.runs import RunFolder
+from piper_hpc.spec import TERMS
+from tests.analysis.conftest import STEP_S, TERM_S, make_run, metrics_row, prediction
+
+
+def test_the_document_has_every_term_and_a_summary(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(run.path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (compared,) = document["runs"]
+    assert compared["steps"] == {"all": 10, "steady": 8}
+    assert [row["key"] for row in compared["rows"]][: len(TERMS)] == list(TERMS)
+    error = 100 * (0.12 - STEP_S) / STEP_S
+    assert compared["step_time_error_pct"] == pytest.approx(error)
+    # expert is off by one term's time, other by half of one: nothing cancels
+    assert compared["terms_error_pct"] == pytest.approx(100 * 1.5 * TERM_S / STEP_S)
+    summary = document["summary"]
+    assert summary["step_time"]["max_abs_error_pct"] == pytest.approx(abs(error))
+    assert (summary["intervals"], summary["coverage"]) == (2, 0.5)
+    assert document["passed"] is None
+
+
+def test_two_runs_are_summarised_together(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slower = make_run(tmp_path / "other", [metrics_row(step, slow=2.0) for step in range(6)], prediction())
+    assert main(["runs", str(run.path), str(slower.path), "--json"]) == 0
+    step_time = json.loads(capsys.readouterr().out)["summary"]["step_time"]
+    errors = [abs(0.12 - STEP_S) / STEP_S, abs(0.12 - 2 * STEP_S) / (2 * STEP_S)]
+    assert step_time["n"] == 2
+    assert step_time["mean_abs_error_pct"] == pytest.approx(100 * sum(errors) / 2)
+
+
+def test_a_tolerance_decides_the_exit_code(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(run.path), "--tolerance", "5"]) == 0
+    assert "[  OK  ]" in capsys.readouterr().out
+    assert main(["runs", str(run.path), "--tolerance", "1"]) == 1
+    assert "[ FAIL ]" in capsys.readouterr().out
+    assert main(["runs", str(run.path), "--tolerance", "1", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
+def test_questions_without_an_answer_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(tmp_path / "nowhere")]) == 2
+    assert "must be a run's folder" in capsys.readouterr().err
+    unpredicted = make_run(tmp_path / "a", [metrics_row(0)], None)
+    assert main(["runs", str(unpredicted.path)]) == 2
+    assert "must have a prediction" in capsys.readouterr().err
+    untrained = make_run(tmp_path / "b", [], prediction())
+    assert main(["runs", str(untrained.path)]) == 2
+    assert "must have trained a step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["runs"], ["runs", "x", "--tolerance", "-1"], ["published"]])
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
