@@ -26,12 +26,11 @@ def work(run_path: str) -> None:
     try:
         _task(run, place)
     except Exception as error:
-        from piper_hpc.runtime.failures import classify
+        from piper_hpc.runtime.failures import classify, reason_of
 
-        message = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {message[0] if message else ''}"
         trace = traceback.format_exc()
-        run.write_failure(Failure(place.rank, classify(error), reason, trace, time.time()), place.attempt)
+        failure = Failure(place.rank, classify(error), reason_of(error), trace, time.time())
+        run.write_failure(failure, place.attempt)
         print(trace, file=sys.stderr, flush=True)
         # Threads of a broken process group may never join.
         os._exit(1)

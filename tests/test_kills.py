@@ -7,64 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
-import psutil
 import pytest
 
 from piper_hpc.jobs import describe
-from piper_hpc.runs import RunFolder, find
+from piper_hpc.runs import RunFolder
+from tests.live import SECONDS_TO_END, SECONDS_TO_START, processes_of, rank_process, start, training, until
 
 pytestmark = pytest.mark.processes
 
 
 QUICK = ("train=smoke", "cluster.calibration=off")
 ENDLESS = (*QUICK, "train.steps=100000")
-SECONDS_TO_END = 15
-
-
-def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "piper_hpc.launch", *overrides]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.05)
-
-
-def processes_of(run: RunFolder) -> list[psutil.Process]:
-    """Every process that works for a run, told by its command line."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        if run.run_id in " ".join(process.info["cmdline"] or ()) and process.info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
-
-
-def rank_process(run: RunFolder, rank: int) -> psutil.Process:
-    for process in processes_of(run):
-        if process.environ().get("SUBMITIT_LOCAL_GLOBALID") == str(rank):
-            return process
-    raise AssertionError(f"rank {rank} is not running")
-
-
-def training(launcher: subprocess.Popen[str], runs: Path) -> RunFolder:
-    """Wait until the run takes steps."""
-
-    def steps_taken() -> bool:
-        if launcher.poll() is not None:
-            raise AssertionError(f"the launcher ended early: {launcher.communicate()}")
-        known = find(runs)
-        return bool(known) and len(known[-1].metrics()) >= 2
-
-    until(steps_taken, 90, "training starts")
-    return find(runs)[-1]
 
 
 @pytest.fixture
@@ -124,7 +78,7 @@ def test_a_run_in_the_background_outlives_its_launcher_and_can_be_cancelled(tmp_
     assert launcher.returncode == 0, errors
     run = RunFolder(json.loads(output)["path"])
     try:
-        until(lambda: describe(run)["last"] is not None, 90, "training starts")
+        until(lambda: describe(run)["last"] is not None, SECONDS_TO_START, "training starts")
         assert describe(run)["status"]["state"] == "running"
         command = [sys.executable, "-m", "piper_hpc.jobs", "cancel", run.run_id]
         cancelled = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

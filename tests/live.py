@@ -1,0 +1,61 @@
+"""Handle a live run from a test: start a launcher, wait for steps, find the processes that work for a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from piper_hpc.runs import RunFolder, find
+
+SECONDS_TO_START = 150
+SECONDS_TO_END = 20
+
+
+def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "piper_hpc.launch", *overrides]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.05)
+
+
+def processes_of(run: RunFolder) -> list[psutil.Process]:
+    """Every process that works for a run, told by its command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if run.run_id in " ".join(process.info["cmdline"] or ()) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def rank_process(run: RunFolder, rank: int) -> psutil.Process:
+    for process in processes_of(run):
+        if "python" not in process.name():  # srun carries the environment of rank 0 too
+            continue
+        environment = process.environ()
+        if str(rank) in (environment.get("SUBMITIT_LOCAL_GLOBALID"), environment.get("SLURM_PROCID")):
+            return process
+    raise AssertionError(f"rank {rank} is not running")
+
+
+def training(launcher: subprocess.Popen[str], runs: Path) -> RunFolder:
+    """Wait until the run takes steps."""
+
+    def steps_taken() -> bool:
+        if launcher.poll() is not None:
+            raise AssertionError(f"the launcher ended early: {launcher.communicate()}")
+        known = find(runs)
+        return bool(known) and len(known[-1].metrics()) >= 2
+
+    until(steps_taken, SECONDS_TO_START, "training starts")
+    return find(runs)[-1]

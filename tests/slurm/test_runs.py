@@ -1,0 +1,155 @@
+"""Runs on a real Slurm: they cross nodes, their states are Slurm's, and every way to end one is told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from piper_hpc.jobs import describe
+from piper_hpc.runs import RunFolder, find
+from piper_hpc.spec import TERMS
+from piper_hpc.testbed.state import Testbed, counters
+from tests.live import SECONDS_TO_END, SECONDS_TO_START, processes_of, rank_process, start, training, until
+
+pytestmark = [pytest.mark.slurm, pytest.mark.processes, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+QUICK = ("cluster=testbed", "train=smoke", "train.global_batch=32", "cluster.calibration=off")
+ENDLESS = (*QUICK, "train.steps=100000")
+
+
+def slurm(testbed: Testbed, *command: str) -> str:
+    environment = os.environ | testbed.environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def accounted(testbed: Testbed, run: RunFolder) -> str:
+    fields = ("--noheader", "--parsable2", "--allocations", "--format", "State")
+    return slurm(testbed, "sacct", "--jobs", run.job()["id"], *fields).split(" ")[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("slurm-runs")
+
+
+@pytest.fixture(scope="module")
+def trained(testbed, folder) -> tuple[RunFolder, str, dict[str, int]]:
+    """The whole loop on four nodes, and the bytes that each node's link sent meanwhile."""
+    before = {node.name: counters(node.name)["tx_bytes"] for node in testbed.nodes}
+    launcher = start("cluster=testbed", f"train.steps={STEPS}", "parallelism=pp2_ep4", cwd=folder)
+    output, errors = launcher.communicate(timeout=400)
+    assert launcher.returncode == 0, output + errors
+    sent = {node.name: counters(node.name)["tx_bytes"] - before[node.name] for node in testbed.nodes}
+    (run,) = find(folder / "runs")
+    return run, output, sent
+
+
+def test_it_ran_where_slurm_placed_it_and_slurm_calls_it_completed(trained, testbed):
+    run, _, _ = trained
+    until(lambda: accounted(testbed, run) == "COMPLETED", SECONDS_TO_END, "sacct says COMPLETED")
+    job = run.manifest()["job"]
+    assert job["nodes"] == ["n1", "n2", "n3", "n4"]
+    assert [place["rack"] for place in job["rank_map"]] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert job["environment"]["GLOO_SOCKET_IFNAME"] == "eth0"
+
+
+def test_training_crossed_the_nodes_links(trained):
+    """PP2 x EP4 on two ranks a node: stages meet between racks, and half of all routed rows leave their node."""
+    run, _, sent = trained
+    batch, sequence, hidden, top_k, layers, width = 32, 128, 128, 2, 4, 4
+    stage_boundary = batch * sequence * hidden * width // 2  # two nodes a stage share a step's activations
+    exchange = 2 * 2 * (layers // 2) * batch * sequence * top_k * hidden * width // 2 // 2
+    for node, sent_bytes in sent.items():
+        assert sent_bytes > STEPS * (stage_boundary + 0.8 * exchange), (node, sent)
+
+
+def test_the_table_prints_the_step_time_with_its_error(trained):
+    run, output, _ = trained
+    prediction = run.prediction()
+    assert prediction is not None and prediction["calibration"]["measured"] is True
+    assert any("system" in name for names in prediction["calibration"]["rests_on"].values() for name in names)
+    assert re.search(r"step time\s+[\d.]+ m?s\s+[\d.]+ m?s\s+[+-][\d.]+ %", output), output
+    rows = run.metrics()
+    assert len(rows) == STEPS
+    assert sum(rows[-1][term] for term in TERMS) == pytest.approx(rows[-1]["step_time_s"])
+
+
+@pytest.mark.parametrize("rank", [3, 0], ids=["middle rank", "rank 0"])
+def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
+    launcher = start(*ENDLESS, cwd=tmp_path)
+    run = training(launcher, tmp_path / "runs")
+    rank_process(run, rank).kill()
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert (run.status().state, run.status().failure_class) == ("failed", "killed")
+    assert "killed" in output
+    until(lambda: accounted(testbed, run) == "FAILED", SECONDS_TO_END, "sacct says FAILED")
+    until(lambda: not processes_of(run), SECONDS_TO_END, "no process is left")
+
+
+def test_the_status_agrees_with_slurm_after_the_launcher_was_killed(testbed, tmp_path):
+    launcher = start(*ENDLESS, cwd=tmp_path)
+    run = training(launcher, tmp_path / "runs")
+    launcher.kill()
+    launcher.wait()
+    # The job is Slurm's: it goes on, and whoever asks next is told so.
+    assert accounted(testbed, run) == "RUNNING"
+    assert describe(run)["status"]["state"] == "running"
+    slurm(testbed, "scancel", run.job()["id"])
+    until(lambda: describe(run)["status"]["state"] == "cancelled", SECONDS_TO_END, "the record says cancelled")
+    until(lambda: not processes_of(run), SECONDS_TO_END, "no process is left")
+
+
+def test_jobs_follow_a_run_in_the_background(testbed, tmp_path):
+    def jobs(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "piper_hpc.jobs", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    launcher = start(*ENDLESS, "wait=false", "format=json", cwd=tmp_path)
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, errors
+    run = RunFolder(json.loads(output)["path"])
+    until(lambda: len(run.metrics()) > 1, SECONDS_TO_START, "training starts")
+    assert json.loads(jobs("status", run.run_id, "--json").stdout)["status"]["state"] == "running"
+    assert run.run_id in jobs("list").stdout
+    assert jobs("logs", "latest", "--rank", "5").returncode == 0
+    assert "cancelled" in jobs("cancel", "latest").stdout
+    assert accounted(testbed, run) == "CANCELLED"
+    assert jobs("status", "nothing").returncode == 2
+
+
+def test_the_batch_script_runs_by_hand(testbed, tmp_path):
+    environment = os.environ | testbed.environment
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    script = ROOT / "sbatch_templates" / "testbed.sbatch"
+    command = ["sbatch", "--wait", str(script), *QUICK[1:], "train.steps=3"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    log = "".join(path.read_text() for path in tmp_path.glob("slurm-*.out"))
+    assert ended.returncode == 0, ended.stderr + log
+    (run,) = find(tmp_path / "runs")
+    assert describe(run)["status"]["state"] == "completed"
+    assert len(run.metrics()) == 3
+
+
+def test_more_nodes_than_there_are_is_refused_before_anything_is_submitted(testbed, tmp_path):
+    launcher = start("cluster=testbed", "cluster.nodes=64", "train.global_batch=512", cwd=tmp_path)
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 2
+    assert "cluster.nodes = 64" in errors and "cluster.nodes=4" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_submission_leaves_nothing(testbed, tmp_path):
+    launcher = start(*QUICK, "cluster.partition=nosuch", cwd=tmp_path)
+    output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 2
+    assert "nosuch" in errors and "Traceback" not in errors
+    assert not find(tmp_path / "runs")
