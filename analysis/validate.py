@@ -125,7 +125,7 @@ def _print(comparisons: Sequence[Comparison], tolerance_pct: float | None, conso
     found = summary(comparisons)
     coverage = found["coverage"]
     console.print(
-        f"{found['runs']} runs: step time off by {found['step_time']['mean_abs_error_pct']:.1f} % on average, "
+        f"{len(comparisons)} run(s): step time off by {found['step_time']['mean_abs_error_pct']:.1f} % on average, "
         f"{found['step_time']['max_abs_error_pct']:.1f} % at most; "
         + ("no intervals" if coverage is None else f"90 % intervals cover {100 * coverage:.0f} % of values"),
         highlight=False,
