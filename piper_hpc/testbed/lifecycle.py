@@ -66,7 +66,7 @@ def up(options: Options) -> tuple[Testbed, bool]:
             raise Fault("up", state.folder(), rule, DOWN)
         _check_owner()
         _remove_all()  # what a crash may have left
-        _check_free(options)
+        check_free(options)
         try:
             return _build(options), False
         except BaseException:
@@ -203,7 +203,7 @@ def _check_owner() -> None:
         raise Fault("PIPER_TESTBED_DIR", folder, rule, f"PIPER_TESTBED_DIR={state.DEFAULT_FOLDER}")
 
 
-def _check_free(options: Options) -> None:
+def check_free(options: Options) -> None:
     """Names, addresses and ports that somebody else has are refused, never taken."""
     names = {f"n{node}": "" for node in Plan(options).nodes}
     name = hosts.taken(names)
