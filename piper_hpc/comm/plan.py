@@ -54,7 +54,8 @@ def plan_exchange(
     positions = position_of_expert[expert_ids.reshape(-1)]
     order = torch.argsort(positions, stable=True)
     place = inverse(order)
-    sent = torch.bincount(positions, minlength=experts).view(ranks, -1)
+    # Not bincount: on a GPU it reads the largest value on the host.
+    sent = positions.new_zeros(experts).scatter_add_(0, positions, torch.ones_like(positions)).view(ranks, -1)
     if group is None:
         rows = positions.numel()
         return ExchangePlan(

@@ -11,6 +11,7 @@ class TrainSettings:
 
     learning_rate is reached after `warmup_steps` and then held (`constant`) or brought down to
     `minimum_learning_rate` at the last step along half a cosine (`cosine`).
+    grad_clip: the largest global gradient norm; infinity for no clipping.
     dtype: of parameters, activations, gradients and optimizer state alike: float32, bfloat16, or float64 for tests.
     checkpoint_every: steps between checkpoints; 0 writes one at the end only.
     peak_flops: FLOP/s of one rank, the denominator of MFU; flops_per_token: model FLOPs, forward and backward.

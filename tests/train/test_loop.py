@@ -13,7 +13,7 @@ import torch.distributed as dist
 from piper_hpc.profiling.spans import Span
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.train.data import ByteDataset, prepare_corpus, standard_library_files
-from piper_hpc.train.loop import train
+from piper_hpc.train.loop import Trainer, train
 from piper_hpc.train.settings import TrainSettings
 from tests.processes import run_ranks
 
@@ -35,6 +35,13 @@ class FailingData:
         if self.fails and first_sample >= 2 * WORKLOAD.global_batch:
             raise OSError("the disk is gone")
         return torch.zeros(4, WORKLOAD.sequence + 1, dtype=torch.int64)
+
+
+class RepeatedData:
+    """The same eight sequences of one repeated byte each."""
+
+    def batch(self, first_sample: int) -> torch.Tensor:
+        return torch.arange(8)[:, None].expand(8, WORKLOAD.sequence + 1)
 
 
 def run(cache: Path, steps: int) -> tuple[list[dict[str, Any]], list[Span]]:
@@ -93,6 +100,27 @@ def test_loss_falls_and_every_row_is_whole(tmp_path: Path) -> None:
     training_state = 16 * MODEL.parameters  # weights, gradients and two moments in float32
     assert all(training_state / 4 < peak < 3 * training_state for peak in rows[-1]["peak_memory_bytes"])
     assert all(rss > 50e6 for rss in rows[-1]["rss_bytes"])
+
+
+def run_in_bfloat16() -> tuple[list[float], set[torch.dtype]]:
+    """Losses of a few steps on constant tokens (on rank 0), and the types of parameters and gradients."""
+    layout = Layout(pp=2, micro_batch=4)
+    settings = TrainSettings(steps=6, learning_rate=1e-2, warmup_steps=0, dtype="bfloat16", collective_timeout_s=30.0)
+    rank_map, losses = RankMap.block(layout, 2, (0,)), []
+    trainer = Trainer(MODEL, layout, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"))
+    data = RepeatedData()
+    for step in range(settings.steps):
+        trainer.step(data, step, settings.learning_rate, sample_memory=False)
+        losses += [sum(record.loss for record in trainer.record() or [])]
+    parameters = list(trainer.stage.parameters())
+    return losses, {each.dtype for each in parameters} | {each.grad.dtype for each in parameters}
+
+
+@pytest.mark.processes
+def test_bfloat16_learns_and_is_bfloat16_throughout() -> None:
+    (losses, types), (_, others) = run_ranks(2, run_in_bfloat16)
+    assert types == others == {torch.bfloat16}
+    assert losses[0] == pytest.approx(5.55, abs=0.1) and losses[-1] < 3.0
 
 
 @pytest.mark.processes

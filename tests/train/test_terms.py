@@ -32,7 +32,7 @@ MODEL = ModelSpec(
 )
 WORKLOAD = Workload(global_batch=4, sequence=8)
 DELAY_S = 0.04
-REPEATS = 7
+REPEATS = 10
 LAYER_CALLS = 2 * 2  # layers, micro-batches
 
 PLACES: dict[str, tuple[Any, str, int]] = {
@@ -111,28 +111,37 @@ def slow_first_stage(delay_s: float) -> Any:
 
 
 def changes(layout: Layout, patches: Callable[..., Any], *arguments: Any) -> list[dict[str, float]] | None:
-    """On rank 0: by stage, how the median of each term moves when steps run inside `patches(*arguments)`."""
+    """On rank 0: by stage, how each term moves when steps run inside `patches(*arguments)`.
+
+    Compares the smallest of each kind: other work on the machine can only add to a term. It can also shorten a bubble,
+    by slowing the stage that waits, so there the median counts.
+    """
     rank_map = RankMap.block(layout, layout.ranks, (0,))
     settings = TrainSettings(steps=1, collective_timeout_s=30.0)
     trainer = Trainer(MODEL, layout, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"))
     data = Tokens(WORKLOAD.global_batch // layout.dense_dp)
 
-    def stages() -> list[dict[str, float]] | None:
+    def step() -> dict[str, Any] | None:
         trainer.step(data, 0, 1e-3, sample_memory=False)
         records = trainer.record()
-        return None if records is None else metrics.summarise(records, rank_map, tokens=1)["stages"]
+        return None if records is None else metrics.summarise(records, rank_map, tokens=1)
 
     for _ in range(2):
-        stages()
+        step()
     plain, slow = [], []
     for _ in range(REPEATS):
-        plain.append(stages())
+        plain.append(step())
         with patches(*arguments):
-            slow.append(stages())
-    if plain[0] is None:
+            slow.append(step())
+    if dist.get_rank() != 0:
         return None
+
+    def undisturbed(rows: list[Any], stage: int, term: str) -> float:
+        values = [row["stages"][stage][term] for row in rows]
+        return median(values) if term == "bubble_s" else min(values)
+
     return [
-        {term: median(s[stage][term] for s in slow) - median(p[stage][term] for p in plain) for term in TERMS}
+        {term: undisturbed(slow, stage, term) - undisturbed(plain, stage, term) for term in TERMS}
         for stage in range(layout.pp)
     ]
 
@@ -144,34 +153,46 @@ def expect_moved(moved: dict[str, float], term: str, by_s: float, *, free: tuple
     assert max(abs(change) for change in others.values()) < 0.25 * by_s, moved
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("term", PLACES)
-def test_delay_in_one_place_moves_its_term_alone(term: str) -> None:
-    owner, name, calls = PLACES[term]
-    moved = run_ranks(2, changes, Layout(ep=2, micro_batch=1), slow_call, owner, name, DELAY_S / calls)[0]
-    expect_moved(moved[0], term, DELAY_S)
+def expect_changes(check: Callable[[list[dict[str, float]]], None], layout: Layout, *arguments: Any) -> None:
+    """`check` holds for `changes` in one of three tries: other work can spoil one, a wrong term spoils all."""
+    for tries_left in (2, 1, 0):
+        try:
+            return check(run_ranks(2, changes, layout, *arguments)[0])
+        except AssertionError:
+            if tries_left == 0:
+                raise
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("term", ["attention_s", "expert_s", "combine_s"])
-def test_delay_in_backward_moves_its_term_alone(term: str) -> None:
+@pytest.mark.parametrize(
+    ("term", "slow"),
+    [(term, slow_call) for term in PLACES]
+    + [(term, slow_backward) for term in ("attention_s", "expert_s", "combine_s")],
+)
+def test_delay_in_one_place_moves_its_term_alone(term: str, slow: Callable[..., Any]) -> None:
     owner, name, calls = PLACES[term]
-    moved = run_ranks(2, changes, Layout(ep=2, micro_batch=1), slow_backward, owner, name, DELAY_S / calls)[0]
-    expect_moved(moved[0], term, DELAY_S)
+    layout = Layout(ep=2, micro_batch=1)
+    expect_changes(lambda moved: expect_moved(moved[0], term, DELAY_S), layout, slow, owner, name, DELAY_S / calls)
 
 
 @pytest.mark.processes
 def test_slow_transfer_between_stages_is_p2p() -> None:
     """Two micro-batches: each stage waits three times, and the other stage's delay makes it wait longer."""
-    layout = Layout(pp=2, micro_batch=2)
-    for stage in run_ranks(2, changes, layout, slow_transfers, DELAY_S)[0]:
-        expect_moved(stage, "p2p_s", 3 * DELAY_S, free=("bubble_s",))
+
+    def check(moved: list[dict[str, float]]) -> None:
+        for stage in moved:
+            expect_moved(stage, "p2p_s", 3 * DELAY_S, free=("bubble_s",))
+
+    expect_changes(check, Layout(pp=2, micro_batch=2), slow_transfers, DELAY_S)
 
 
 @pytest.mark.processes
 def test_slow_stage_is_a_bubble_for_the_other() -> None:
     """Stage 0 works longer on each micro-batch: its own term moves, stage 1 waits before the messages are posted."""
-    layout = Layout(pp=2, micro_batch=2)
-    first, second = run_ranks(2, changes, layout, slow_first_stage, DELAY_S)[0]
-    expect_moved(first, "attention_s", 2 * DELAY_S)
-    expect_moved(second, "bubble_s", 2 * DELAY_S)
+
+    def check(moved: list[dict[str, float]]) -> None:
+        first, second = moved
+        expect_moved(first, "attention_s", 2 * DELAY_S)
+        expect_moved(second, "bubble_s", 2 * DELAY_S)
+
+    expect_changes(check, Layout(pp=2, micro_batch=2), slow_first_stage, DELAY_S)
