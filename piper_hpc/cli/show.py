@@ -63,9 +63,9 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
     """How a run ended: its table, its report, its folder; or why it failed. Returns the same as a document."""
     document: dict[str, Any] = {"run_id": run.run_id, "path": str(run.path), "status": asdict(status)}
     if status.state != "completed":
-        console.print(
-            f"[bold red]{status.state}[/] {run.run_id}: {status.failure_class}: {status.reason}", highlight=False
-        )
+        # Reasons come from anywhere, and gloo's begin with brackets: they are text, not markup.
+        words = f"{status.state} {run.run_id}: {status.failure_class}: {status.reason}"
+        console.print(words, style="red", highlight=False, markup=False, soft_wrap=True)
         console.print(f"logs: {run.logs}", highlight=False)
         return document
     if asked.task.name == "microbench":

@@ -82,4 +82,6 @@ def _store(place: RankEnvironment, meeting: Path, timeout: timedelta) -> dist.TC
     try:
         return dist.TCPStore(address["host"], address["port"], place.ranks, is_master=False, timeout=timeout)
     except dist.DistError as error:
-        raise RendezvousError(f"rank {place.rank} could not reach {address['host']}:{address['port']}: {error}") from error
+        raise RendezvousError(
+            f"rank {place.rank} could not reach {address['host']}:{address['port']}: {error}"
+        ) from error
