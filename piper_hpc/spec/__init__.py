@@ -3,6 +3,7 @@
 from piper_hpc.spec.cluster import DATA_SHEET, Calibration, ClusterSpec, Curve, Tier
 from piper_hpc.spec.layout import Layout, RankMap, RankPlace
 from piper_hpc.spec.model import ModelSpec
+from piper_hpc.spec.placement import Placement
 from piper_hpc.spec.prediction import TERMS, Prediction, Workload
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Curve",
     "Layout",
     "ModelSpec",
+    "Placement",
     "Prediction",
     "RankMap",
     "RankPlace",
