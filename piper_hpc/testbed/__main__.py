@@ -99,6 +99,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main() -> int:
     """Entry of the command: messages go to stderr, the answer alone to stdout."""
     as_json = "--json" in sys.argv[1:]
+    os.umask(0o022)  # others may read the record, whatever the caller's shell says
     os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)

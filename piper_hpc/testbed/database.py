@@ -54,7 +54,7 @@ def start(folder: Path) -> None:
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         ],
-        env=process.marked_environment(folder),
+        env=process.environment(folder),
         capture_output=True,
         text=True,
         check=False,

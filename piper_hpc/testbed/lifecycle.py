@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from piper_hpc.testbed.options import MIB, Options, flag
 from piper_hpc.testbed.state import Node, Testbed
 
 OWN = ".piper_testbed"  # marks a folder that `up` made, and `down` may therefore remove
+NO_NAMESPACES = ".no_namespaces"  # iproute2's folder of namespaces was not there before
 DOWN = "python -m piper_hpc.testbed down"
 PACKAGE_OF = {
     "slurmctld": "slurm-wlm",
@@ -110,6 +112,8 @@ def _build(options: Options) -> Testbed:
 
     folder.mkdir(parents=folder == Path(state.DEFAULT_FOLDER), exist_ok=True)
     (folder / OWN).touch()
+    if not network.NAMESPACES.exists():
+        (folder / NO_NAMESPACES).touch()
     for part in ("pids", "logs"):
         (folder / part).mkdir()
     nodes = tuple(Node(f"n{node}", plan.node_address(node), f"rack{plan.rack_of(node)}") for node in plan.nodes)
@@ -165,25 +169,37 @@ def _remove_all() -> bool:
             rule = "processes of the testbed do not end after SIGKILL"
             raise Fault("processes", " ".join(map(str, left)), rule, "a restart of the machine", FAILED)
         quota.remove_tree(task.GROUP)
-        network.demolish()
+        network.demolish(also_folder=(folder / NO_NAMESPACES).exists())
         hosts.remove()
         if ours:
-            shutil.rmtree(folder)
-            if folder == Path(state.DEFAULT_FOLDER):
-                with contextlib.suppress(OSError):  # another part of the project may use it
-                    folder.parent.rmdir()
+            _remove_folder(folder)
     return True
 
 
+def _remove_folder(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != OWN:
+            entry.unlink()
+    (folder / OWN).unlink(missing_ok=True)
+    folder.rmdir()
+    if folder == Path(state.DEFAULT_FOLDER):
+        with contextlib.suppress(OSError):  # in use by something else
+            folder.parent.rmdir()
+
+
 def _is_ours(folder: Path) -> bool:
-    """Whether `up` made this folder: it holds the mark, or is empty after a crash between the two."""
-    return folder.is_dir() and ((folder / OWN).exists() or not any(folder.iterdir()))
+    """Whether `up` made this folder: it holds the mark, or a crash came before the mark in the folder of the name."""
+    if not folder.is_dir():
+        return False
+    return (folder / OWN).exists() or (folder == Path(state.DEFAULT_FOLDER) and not any(folder.iterdir()))
 
 
 def _check_privilege() -> None:
     if os.geteuid() != 0:
         rule = "needs root: network namespaces, control groups and Slurm's daemons are the kernel's to give"
-        raise Fault("user", os.geteuid(), rule, "sudo " + sys.executable + " -m piper_hpc.testbed " + sys.argv[1])
+        raise Fault("user", os.geteuid(), rule, "the same command with sudo")
     if network.inside():
         rule = "this process runs on a node of the testbed itself"
         raise Fault("network namespace", "a node's", rule, "the same command outside of its jobs")
@@ -195,11 +211,14 @@ def _check_owner() -> None:
     if owner not in (None, folder):
         rule = f"a testbed of another folder is on this machine: {owner}"
         raise Fault("PIPER_TESTBED_DIR", folder, rule, f"PIPER_TESTBED_DIR={owner} {DOWN}")
-    if folder.exists() and not _is_ours(folder):
+    if folder.exists() and not _is_ours(folder) and (not folder.is_dir() or any(folder.iterdir())):
         rule = "the folder holds files that no testbed made"
         raise Fault("PIPER_TESTBED_DIR", folder, rule, f"PIPER_TESTBED_DIR={state.DEFAULT_FOLDER}")
     if folder != Path(state.DEFAULT_FOLDER) and not folder.parent.is_dir():
         rule = "the folder above it must exist"
+        raise Fault("PIPER_TESTBED_DIR", folder, rule, f"PIPER_TESTBED_DIR={state.DEFAULT_FOLDER}")
+    if not re.fullmatch(r"[\w./-]{2,80}", str(folder), re.ASCII):
+        rule = "must be a path of at most 80 letters, digits and ._-/ (it stands in slurm.conf, and in a socket's name)"
         raise Fault("PIPER_TESTBED_DIR", folder, rule, f"PIPER_TESTBED_DIR={state.DEFAULT_FOLDER}")
 
 

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from piper_hpc.testbed import network
+from piper_hpc.testbed import network, transfer
 from piper_hpc.testbed.faults import FAILED, Fault
 from piper_hpc.testbed.network import Plan, namespace, probe
-from piper_hpc.testbed.options import Options
+from piper_hpc.testbed.options import Options, flag
 from piper_hpc.testbed.state import Link
 
 TOLERANCE = 0.10
@@ -20,7 +20,7 @@ ATTEMPTS = 4  # noise from elsewhere on the machine slows a stream down; a wrong
 SECONDS = 1.0
 BATCH_MBIT_PER_S = 4000.0  # together: two cores move more than twice as much
 PORT = 5201
-PYTHON = (sys.executable, "-S", "-m", "piper_hpc.testbed.transfer")
+TRANSFER = (sys.executable, "-S", transfer.__file__)  # by path: it needs neither the package nor a site
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,11 @@ def _error(stream: Stream, bytes_per_s: float) -> float:
 
 
 def _complain(stream: Stream, bytes_per_s: float) -> None:
-    key = network.flags_of_rates()[stream.kind]
+    key = flag(f"{stream.kind}_mbit_per_s")
     reached = bytes_per_s * 8 / 1e6
     rule = f"link {stream.label} carried {reached:.1f} Mbit/s, more than {TOLERANCE:.0%} off in {ATTEMPTS} attempts"
-    works = f"{key} {max(1.0, 0.8 * reached):.0f}" if reached else "a machine with sch_tbf and a free network"
+    slower = f"{key} {max(1.0, 0.8 * reached):.0f}, or a machine with less other work"
+    works = slower if reached else "sysctl -w net.bridge.bridge-nf-call-iptables=0, where a firewall filters bridges"
     raise Fault(key, f"{stream.mbit_per_s:g}", rule, works, FAILED)
 
 
@@ -125,5 +126,5 @@ def _transfer(batch: list[Stream]) -> list[float]:
 
 
 def _start(space: str, *arguments: str) -> subprocess.Popen[str]:
-    command = ["nsenter", f"--net={network.NAMESPACES / space}", *PYTHON, *arguments]
+    command = ["nsenter", f"--net={network.NAMESPACES / space}", *TRANSFER, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

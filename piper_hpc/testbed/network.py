@@ -16,13 +16,12 @@ import contextlib
 import ipaddress
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from piper_hpc.testbed.faults import FAILED, Fault
-from piper_hpc.testbed.options import Options, flag
+from piper_hpc.testbed.options import Options
 
 PREFIX = "piper-"
 SPINE = "piper-spine"
@@ -139,13 +138,19 @@ def inside() -> bool:
     return own is not None and any(space is not None and os.path.samestat(own, space) for space in spaces)
 
 
-def demolish() -> None:
-    """Remove every namespace, cable and bridge, in an order that the kernel completes at once."""
+def demolish(also_folder: bool) -> None:
+    """Remove every namespace, cable and bridge, in an order that the kernel completes at once.
+
+    `also_folder`: and the mount that `ip netns` made for the first namespace on this machine, if it is empty.
+    """
     spaces, devices = existing()
     for device in devices:
         _remove(None, device)  # before its namespace: the kernel drops a namespace's devices some time later
     for space in spaces:
         _remove(space, None)
+    if also_folder and NAMESPACES.exists() and not any(NAMESPACES.iterdir()):
+        subprocess.run(["umount", str(NAMESPACES)], capture_output=True, check=False)
+        NAMESPACES.rmdir()
 
 
 def overlapping(subnet: str) -> str | None:
@@ -213,12 +218,3 @@ def _stat(path: Path) -> os.stat_result | None:
         return os.stat(path)
     except OSError:
         return None
-
-
-def tools_missing() -> list[str]:
-    return [tool for tool in ("ip", "tc", "nsenter") if shutil.which(tool) is None]
-
-
-def flags_of_rates() -> dict[str, str]:
-    """The flag that sets each kind of link."""
-    return {"node": flag("node_mbit_per_s"), "nic": flag("nic_mbit_per_s"), "rack": flag("rack_mbit_per_s")}

@@ -41,21 +41,22 @@ rm -f "$policy"
 printf '#!/bin/sh\nexit 101\n' >"$policy"
 chmod 755 "$policy"
 
-export DEBIAN_FRONTEND=noninteractive
-installable() { apt-get install --simulate --no-install-recommends $missing >/dev/null 2>&1; }
-installable || apt-get -q update >&2
-apt-get install -q -y --no-install-recommends $missing >&2
+before=""
+for service in $SERVICES; do
+    [ ! -e "/lib/systemd/system/$service.service" ] || before="$before $service "
+done
 
-# Units of what was just installed stay off at boot; those that were here before are left as they were.
+export DEBIAN_FRONTEND=noninteractive
+known() { apt-get install --simulate --no-install-recommends $missing >/dev/null 2>&1; }
+install() { apt-get -o DPkg::Lock::Timeout=300 install -q -y --no-install-recommends $missing >&2; }
+{ known && install; } || { apt-get -q update >&2 && install; }
+
+# Units that just came stay off at boot; those that were here before are left as they were.
 if command -v systemctl >/dev/null 2>&1; then
     for service in $SERVICES; do
-        case "$service" in
-            slurmctld | slurmd) package=slurm-wlm ;;
-            mariadb) package=mariadb-server ;;
-            *) package=$service ;;
-        esac
-        case " $missing " in
-            *" $package "*) systemctl disable "$service" >/dev/null 2>&1 || true ;;
+        case "$before" in
+            *" $service "*) ;;
+            *) systemctl disable "$service" >/dev/null 2>&1 || true ;;
         esac
     done
 fi

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MARK = "PIPER_TESTBED_DAEMON"  # in the environment of every daemon, with the testbed's folder as value
@@ -29,7 +29,7 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def environ(pid: int) -> dict[str, str]:
+def environment_of(pid: int) -> dict[str, str]:
     """The environment that a process started with; empty where it may not be read."""
     try:
         entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -43,22 +43,16 @@ def all_pids() -> list[int]:
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
 
-def marked_environment(folder: Path) -> dict[str, str]:
-    """For what a testbed starts: tells it from everybody else's, also where no pid file came to be written."""
-    return {**os.environ, MARK: str(folder)}
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Of what a testbed starts: nothing of the caller's shell, and a mark by which it is found without a pid file."""
+    return {"PATH": os.environ["PATH"], "HOME": "/root", "LANG": "C.UTF-8", MARK: str(folder), **more}
 
 
-def spawn(
-    folder: Path,
-    name: str,
-    command: list[str],
-    namespace: str | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> None:
+def spawn(folder: Path, name: str, command: list[str], namespace: str | None = None, **variables: str) -> None:
     """Start a daemon in the foreground form of its command, log to `logs/<name>.log`, note it in `pids/<name>`.
 
-    `namespace`: the network namespace to start it in. nsenter, not `ip netns exec`: that one remounts /sys and hides
-    the control groups from slurmd.
+    namespace: the network namespace to start it in; variables: of its environment. nsenter, not `ip netns exec`: that
+    one remounts /sys and hides the control groups from slurmd.
     """
     if namespace:
         command = ["nsenter", f"--net=/run/netns/{namespace}", *command]
@@ -69,7 +63,7 @@ def spawn(
             stdout=log,
             stderr=log,
             cwd=folder,
-            env={**marked_environment(folder), **(environment or {})},
+            env=environment(folder, **variables),
             start_new_session=True,
         )
     note = {"pid": daemon.pid, "start_ticks": start_ticks(daemon.pid), "boot_id": boot_id()}
@@ -130,7 +124,7 @@ def kill_all(find: Callable[[], Iterable[int]], timeout_s: float = 5.0) -> list[
 
 def marked(folder: Path) -> list[int]:
     """Processes that descend from a daemon of this testbed and kept its mark, noted in a pid file or not."""
-    return [pid for pid in all_pids() if environ(pid).get(MARK) == str(folder) and start_ticks(pid) is not None]
+    return [pid for pid in all_pids() if environment_of(pid).get(MARK) == str(folder) and start_ticks(pid) is not None]
 
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:

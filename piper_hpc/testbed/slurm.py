@@ -155,20 +155,21 @@ def start_munge(folder: Path) -> None:
 def start_controller(options: Options, folder: Path) -> None:
     """slurmdbd, then slurmctld, which takes its list of resources from it at the first start."""
     address = Plan(options).machine_address
-    environment = {"SLURM_CONF": str(folder / "slurm.conf"), "MYSQL_UNIX_PORT": str(database.socket(folder))}
-    process.spawn(folder, "slurmdbd", ["slurmdbd", "-D"], environment=environment)
+    conf = str(folder / "slurm.conf")
+    process.spawn(folder, "slurmdbd", ["slurmdbd", "-D"], SLURM_CONF=conf, MYSQL_UNIX_PORT=str(database.socket(folder)))
     _expect(folder, "slurmdbd", lambda: _listens(address, options.port + 1))
-    process.spawn(folder, "slurmctld", ["slurmctld", "-D", "-c"], environment=environment)
+    process.spawn(folder, "slurmctld", ["slurmctld", "-D", "-c"], SLURM_CONF=conf)
     _expect(folder, "slurmctld", lambda: _listens(address, options.port))
 
 
 def start_nodes(options: Options, folder: Path) -> None:
     """One slurmd in each namespace; returns when all nodes are ready for work."""
     nodes = Plan(options).nodes
-    environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+    conf = str(folder / "slurm.conf")
     for node in nodes:
         (folder / "slurmd" / f"n{node}").mkdir(mode=0o755)
-        process.spawn(folder, f"slurmd-n{node}", ["slurmd", "-D", "-N", f"n{node}"], namespace(node), environment)
+        command = ["slurmd", "-D", "-N", f"n{node}"]
+        process.spawn(folder, f"slurmd-n{node}", command, namespace(node), SLURM_CONF=conf)
     wanted = {f"n{node}": "idle" for node in nodes}
     for node in nodes:
         _expect(folder, f"slurmd-n{node}", lambda: node_states(folder / "slurm.conf") == wanted)

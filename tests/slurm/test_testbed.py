@@ -198,6 +198,14 @@ def test_up_and_down_survive_crashes_and_leave_no_trace(
         assert again.returncode == 0 and json.loads(again.stdout)["removed"] is False
         assert run_testbed("status").returncode == 1
 
+        # A link that cannot carry its rate: said with its key, and everything taken back.
+        slow = run_testbed("up", "--json", "--nodes", "1", "--node-mbit-per-s", "90000")
+        assert slow.returncode == 1
+        error = json.loads(slow.stdout)["error"]
+        assert error["key"] == "--node-mbit-per-s" and "link n1 lo carried" in error["rule"]
+        assert error["works"].startswith("--node-mbit-per-s ")
+        assert traces() == machine_before
+
         # `up` is killed half-way, at three depths; then interrupted, which has to clean up by itself.
         for seconds in (0.4, 1.2, 2.5):
             half(signal.SIGKILL, seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -38,6 +39,20 @@ def test_the_hosts_block_comes_and_goes_and_leaves_the_rest_alone(
     assert file.read_text() == text and file.stat().st_mode & 0o777 == 0o640
 
 
+def test_a_hosts_file_that_is_a_mount_is_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "a container mounts this file")
+
+    file = tmp_path / "hosts"
+    file.write_text("127.0.0.1 localhost\n")
+    monkeypatch.setattr(hosts, "HOSTS", file)
+    monkeypatch.setattr(hosts.os, "replace", busy)
+    hosts.add(Path("/run/a"), {"n1": "10.0.0.1"})
+    assert "10.0.0.1 n1" in file.read_text()
+    hosts.remove()
+    assert file.read_text() == "127.0.0.1 localhost\n" and os.listdir(tmp_path) == ["hosts"]
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIPER_TESTBED_DIR", str(tmp_path))
@@ -53,7 +68,9 @@ SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 def test_a_pid_file_names_one_process_and_no_later_one_of_the_same_number(folder: Path) -> None:
     process.spawn(folder, "daemon", SLEEP)
     pid = process.pid_of(folder, "daemon")
-    assert pid is not None and process.marked(folder) == [pid]
+    assert pid is not None
+    # The kernel shows a new process's environment a moment after it started.
+    assert process.wait_until(lambda: process.marked(folder) == [pid], 5)
     note = folder / "pids" / "daemon"
     right = note.read_text()
     note.write_text(json.dumps({**json.loads(right), "start_ticks": 1}))  # as if the number had been given again
@@ -79,7 +96,7 @@ def test_a_daemon_that_ignores_the_request_is_killed_and_one_without_a_note_is_f
     assert process.pid_of(folder, "stubborn") is None
     process.spawn(folder, "lost", SLEEP)
     (folder / "pids" / "lost").unlink()
-    assert len(process.marked(folder)) == 1
+    assert process.wait_until(lambda: len(process.marked(folder)) == 1, 5)
     assert process.kill_all(lambda: process.marked(folder)) == []
     assert process.marked(folder) == []
 
