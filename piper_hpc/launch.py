@@ -29,6 +29,9 @@ from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
 from piper_hpc.worker import work
 
+LOG_WIDTH = 120
+"""Columns of a table that goes to a file."""
+
 
 def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]:
     """Do what one composed configuration asks for. Returns its JSON document and an exit code."""
@@ -140,6 +143,8 @@ def main() -> int:
         as_json.append(composed.format == "json")
         # Standard output belongs to the document, or to the path that a batch script reads.
         console = Console(stderr=as_json[-1] or not composed.submit)
+        if not console.is_terminal:
+            console.width = LOG_WIDTH
         document, code = launch(composed, console)
         documents.append(document)
         codes.append(code)

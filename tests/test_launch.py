@@ -49,6 +49,20 @@ def test_bad_input_ends_with_2_a_message_that_helps_and_no_trace_of_itself(overr
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_sbatch_refuses_is_told_and_leaves_nothing(tmp_path):
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    says = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    for name, body in (("sbatch", f"echo '{says}' >&2; exit 1"), ("srun", "exit 0"), ("sinfo", "echo 9000")):
+        (commands / name).write_text(f"#!/bin/sh\n{body}\n")
+        (commands / name).chmod(0o755)
+    path = f"{commands}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    ended = launch("cluster=frontier", "train.global_batch=512", cwd=tmp_path, env={"PATH": path})
+    assert ended.returncode == 2, ended.stderr
+    assert "Invalid account" in ended.stderr and "Traceback" not in ended.stderr
+    assert not list(tmp_path.glob("runs/2*"))
+
+
 def test_the_full_traceback_comes_when_asked_for(tmp_path):
     ended = launch("train.steps=0", cwd=tmp_path, env={"HYDRA_FULL_ERROR": "1"})
     assert ended.returncode != 0

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from piper_hpc.config.errors import ConfigError
@@ -41,7 +41,8 @@ def _message(error: Exception) -> str:
     root: BaseException = error
     while isinstance(root.__cause__, (HydraException, OmegaConfBaseException)):
         root = root.__cause__
-    lines = [f"error: {str(error).splitlines()[0]}"]
+    about = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
+    lines = [f"error: {about}{str(error).splitlines()[0]}"]
     for detail in [*str(error).splitlines()[1:], *(str(root).splitlines() if root is not error else [])]:
         line = detail.strip()
         if line and not line.startswith(("reference_type", "object_type")) and f"  {line}" not in lines:

@@ -69,9 +69,9 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
         console.print(f"logs: {run.logs}", highlight=False)
         return document
     if asked.task.name == "microbench":
-        rows = run.measurements()
-        console.print(measurements(rows))
-        return document | {"measurements": rows}
+        measured = run.measurements()
+        console.print(measurements(measured))
+        return document | {"measurements": measured}
     rows = table.predicted_against_measured(run)
     console.print(table.render(rows))
     written = report.write(run)
@@ -81,13 +81,14 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
 
 
 def measurements(rows: list[dict[str, Any]]) -> Table:
-    """Measured points, with nccl-tests' bandwidths where they apply."""
+    """Measured points: time of one operation, its rate, and for exchanges the bus bandwidth as nccl-tests has it."""
     columns = Table(box=None, header_style="bold")
-    for name in ("operator", "work", "unit", "median", "p5", "p95", "rate", "busbw", "correct"):
-        columns.add_column(name, justify="left" if name == "operator" else "right")
+    columns.add_column("operator", no_wrap=True)
+    for name in ("work", "unit", "median us", "p5 us", "p95 us", "rate /s", "busbw GB/s", "correct"):
+        columns.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        busbw = f"{row['busbw_bytes_per_s'] / 1e9:.3g} GB/s" if "busbw_bytes_per_s" in row else ""
-        times = (f"{1e6 * row[key]:,.1f} us" for key in ("median_s", "p5_s", "p95_s"))
-        rate = f"{row['work'] / row['median_s']:.3g}/s"
+        busbw = f"{row['busbw_bytes_per_s'] / 1e9:.3g}" if "busbw_bytes_per_s" in row else ""
+        times = (f"{1e6 * row[key]:,.1f}" for key in ("median_s", "p5_s", "p95_s"))
+        rate = f"{row['work'] / row['median_s']:.3g}"
         columns.add_row(row["operator"], f"{row['work']:.3g}", row["unit"], *times, rate, busbw, str(row["correct"]))
     return columns

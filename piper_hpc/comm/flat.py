@@ -39,7 +39,8 @@ class FlatDispatcher:
             rows = Permute.apply(rows, plan.arrival, plan.group_order)
             rows = Exchange.apply(rows, plan.receive_rows, plan.send_rows, self._group)
         copies = Permute.apply(rows, plan.place, plan.order).view(-1, plan.top_k, rows.shape[-1])
-        return torch.bmm(handle.weights.unsqueeze(1), copies).squeeze(1)
+        # Not a batched product: of matrices this thin it takes about three times as long on a CPU.
+        return (copies * handle.weights.unsqueeze(-1)).sum(1)
 
     def _position_of_expert(self, placement: Placement, device: torch.device) -> torch.Tensor:
         """rank * experts_per_rank + slot of each logical expert, kept on the device."""

@@ -94,7 +94,8 @@ def paths(config: Config) -> Iterator[Problem]:
     if cluster.calibration not in ("auto", "off") and not Path(cluster.calibration).expanduser().is_file():
         yield Problem("cluster.calibration", cluster.calibration, "is no file", "cluster.calibration=auto")
     if train.resume_from is not None and not Path(train.resume_from).expanduser().is_dir():
-        yield Problem("train.resume_from", train.resume_from, "is no checkpoint folder", "train.resume_from=null")
+        rule = "is no checkpoints folder of a run"
+        yield Problem("train.resume_from", train.resume_from, rule, "train.resume_from=null")
     if cluster.scheduler == "slurm" and (
         cluster.template is None or not (data_folder("sbatch_templates") / cluster.template).is_file()
     ):

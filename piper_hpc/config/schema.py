@@ -128,9 +128,9 @@ class TrainConfig:
     beta2: float = 0.95
     grad_clip: float = 1.0
     dtype: str = "float32"
-    checkpoint_every: int = 0
-    checkpoint_last: bool = False
-    resume_from: str | None = None
+    checkpoint_every: int = 0  # steps; 0: none on the way
+    checkpoint_last: bool = False  # also after the last step
+    resume_from: str | None = None  # the checkpoints folder of a run, of any layout
 
 
 @dataclass

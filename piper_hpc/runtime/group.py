@@ -11,6 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+
+# An optimizer's first step imports it; imported after the group was made, it keeps gloo's threads past the group's end,
+# and one of them may abort the process on its way out (torch 2.13).
+import torch._dynamo
 import torch.distributed as dist
 
 from piper_hpc.runtime.rank import RankEnvironment

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 from submitit.local.local import LocalExecutor, LocalJob
 
+from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runs import RunFolder
 from piper_hpc.submit.script import script
@@ -72,7 +74,7 @@ def submit(
     """Have every rank of a new job call `work` with the run's path, and write the run's `job.json`.
 
     work: an importable function, so that only its name is pickled; environment: what the scheduler's commands need;
-    wait: a local job then ends when its launcher does.
+    wait: a local job then ends when its launcher does. Raises ConfigError where Slurm refuses the job.
     """
     run.logs.mkdir(exist_ok=True)
     executor: submitit.SlurmExecutor | LocalExecutor
@@ -85,7 +87,12 @@ def submit(
     # An outer job's SLURM_* variables would change the binding of this one.
     with clean_env():
         os.environ.update(environment)
-        job = executor.submit(work, str(run.path))
+        try:
+            job = executor.submit(work, str(run.path))
+        except (FailedJobError, FailedSubmissionError) as error:
+            rule = f"sbatch refused the job: {' '.join(str(error).split())}"
+            works = "dry_run=true, which shows what was asked for"
+            raise ConfigError(Problem("cluster", cluster.name, rule, works)) from error
     run.write_job({"scheduler": cluster.scheduler, "id": job.job_id, "environment": environment})
 
 

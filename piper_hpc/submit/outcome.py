@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from typing import Any
 
 from piper_hpc.runs import RunFolder, Status
+from piper_hpc.runtime import quota
 from piper_hpc.submit.process import alive
 
 _SLURM_STATES = {
@@ -68,7 +70,11 @@ def observe(run: RunFolder) -> Status:
 
 
 def _local(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
-    return status if alive(int(job["id"])) else cause(run, status)
+    if alive(int(job["id"]), run.run_id):
+        return status
+    with contextlib.suppress(OSError):  # the supervisor died before it could; a rank may still be on its way out
+        quota.remove_tree(run.run_id)
+    return cause(run, status)
 
 
 def _slurm(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:

@@ -20,10 +20,12 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), signal_number)
 
 
-def alive(pid: int) -> bool:
-    """True if a process of this id runs and is no zombie."""
+def alive(pid: int, word: str = "") -> bool:
+    """True if a process of this id runs, is no zombie, and has `word` in its command line: ids are used again."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
+            running = file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+        with open(f"/proc/{pid}/cmdline") as file:
+            return running and word in file.read()
+    except (FileNotFoundError, ProcessLookupError):
         return False

@@ -18,6 +18,7 @@ from piper_hpc.spec import Calibration, Layout
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
 from piper_hpc.tracking import make
+from piper_hpc.train.checkpoint import latest
 from piper_hpc.train.data import ByteDataset, find_files, prepare_corpus, standard_library_files
 from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
@@ -104,6 +105,15 @@ def dataset(context: Context) -> ByteDataset:
     )
 
 
+def _resume_from(context: Context) -> Path | None:
+    """A requeued job goes on from its own newest checkpoint, a new one from `train.resume_from`."""
+    own = context.run.checkpoints
+    if context.place.attempt > 0 and latest(own) is not None:
+        return own
+    given = context.experiment.train.resume_from
+    return Path(given).expanduser() if given is not None else None
+
+
 def execute(
     context: Context,
     calibration: Calibration | None,
@@ -122,19 +132,24 @@ def execute(
         context.run.write_status(replace(status, step=row["step"]))
         tracker.log(row)
 
-    keep = experiment.train.checkpoint_last or experiment.train.checkpoint_every or experiment.train.resume_from
-    train(
-        experiment.model,
-        layout,
-        experiment.workload,
-        settings_of(experiment, calibration, steps),
-        rank_map=context.rank_map(layout),
-        device=context.device,
-        data=dataset(context),
-        checkpoint_dir=context.run.checkpoints if keep else None,
-        resume=True,
-        on_step=on_step,
-        on_spans=None if traces is None else lambda step, spans: traces.append((step, spans)),
-    )
+    keep = experiment.train.checkpoint_last or experiment.train.checkpoint_every
+    try:
+        train(
+            experiment.model,
+            layout,
+            experiment.workload,
+            settings_of(experiment, calibration, steps),
+            rank_map=context.rank_map(layout),
+            device=context.device,
+            data=dataset(context),
+            checkpoint_dir=context.run.checkpoints if keep else None,
+            resume_from=_resume_from(context),
+            on_step=on_step,
+            on_spans=None if traces is None else lambda step, spans: traces.append((step, spans)),
+        )
+    except BaseException:
+        if context.is_first:
+            tracker.finish("failed")
+        raise
     if context.is_first:
         tracker.finish("completed")

@@ -166,20 +166,23 @@ def train(
     device: torch.device,
     data: Dataset,
     checkpoint_dir: Path | None = None,
-    resume: bool = False,
+    resume_from: Path | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_spans: Callable[[int, Sequence[Span]], None] | None = None,
 ) -> None:
     """Train up to `settings.steps` optimizer steps; collective over the default process group, made by the caller.
 
     on_step gets each step's row of metrics, on rank 0 alone. on_spans gets (step, spans) on every rank, with times on
-    rank 0's clock. With a `checkpoint_dir`, checkpoints are written there, and `resume` starts from its newest.
+    rank 0's clock. With a `checkpoint_dir`, checkpoints are written there. `resume_from` is a folder of checkpoints, of
+    any layout, whose newest is where to start; raises FileNotFoundError where it holds no whole one.
     Rows of an attempt's first steps say `warmup`: their times are not representative.
     """
     trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device)
-    newest = checkpoint.latest(checkpoint_dir) if resume and checkpoint_dir is not None else None
     progress = checkpoint.Progress(step=0, samples=0, seed=settings.seed)
-    if newest is not None:
+    if resume_from is not None:
+        newest = checkpoint.latest(resume_from)
+        if newest is None:
+            raise FileNotFoundError(f"resume_from={resume_from}: holds no whole checkpoint")
         progress = checkpoint.load(newest, trainer.stage, trainer.optimizer, trainer.experts)
     first, origin = progress.step, progress.samples
     memory_step = min(first + WARMUP_STEPS, settings.steps) - 1

@@ -82,7 +82,7 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
             "testbed.sbatch",
         ),
         ("cluster.calibration=/nowhere", "cluster.calibration", "/nowhere", "is no file", "calibration=auto"),
-        ("train.resume_from=/nowhere", "train.resume_from", "/nowhere", "no checkpoint", "resume_from=null"),
+        ("train.resume_from=/nowhere", "train.resume_from", "/nowhere", "no checkpoints folder", "resume_from=null"),
         (
             "cluster=testbed cluster.racks=[0]",
             "cluster.racks",

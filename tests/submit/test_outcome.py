@@ -59,11 +59,23 @@ def test_a_run_whose_supervisor_is_gone_is_seen_as_ended_and_recorded(run):
 
 
 def test_a_running_supervisor_keeps_the_state_and_a_finished_record_is_final(run):
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()", run.run_id], stdin=subprocess.PIPE
+    )
+    try:
+        run.write_job({"scheduler": "local", "id": str(supervisor.pid), "environment": {}})
+        run.write_status(Status("running"))
+        assert observe(run).state == "running"
+        run.write_status(Status("completed"))
+        assert observe(run).state == "completed"
+    finally:
+        supervisor.communicate()
+
+
+def test_another_process_of_the_same_id_is_not_the_supervisor(run):
     run.write_job({"scheduler": "local", "id": str(os.getpid()), "environment": {}})
     run.write_status(Status("running"))
-    assert observe(run).state == "running"
-    run.write_status(Status("completed"))
-    assert observe(run).state == "completed"
+    assert observe(run).failure_class == "lost"
 
 
 @pytest.mark.parametrize(

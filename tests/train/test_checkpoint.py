@@ -42,9 +42,17 @@ def run(layout: Layout, steps: int, corpus: Path, folder: Path | None, resume: b
     )
     losses: dict[int, float] = {}
     train(
-        MODEL, layout, WORKLOAD, settings(steps), rank_map=place(layout), device=CPU, data=data,
-        checkpoint_dir=folder, resume=resume, on_step=lambda row: losses.__setitem__(row["step"], row["loss"]),
-    )  # fmt: skip
+        MODEL,
+        layout,
+        WORKLOAD,
+        settings(steps),
+        rank_map=place(layout),
+        device=CPU,
+        data=data,
+        checkpoint_dir=folder,
+        resume_from=folder if resume else None,
+        on_step=lambda row: losses.__setitem__(row["step"], row["loss"]),
+    )
     return losses
 
 
