@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from piper_hpc.tracking.base import flatten
+from piper_hpc.tracking.rows import flatten
 
 try:
     import wandb
