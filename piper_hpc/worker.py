@@ -6,6 +6,7 @@ By hand: `srun python -m piper_hpc.worker RUN`, see sbatch_templates/.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -22,6 +23,8 @@ def work(run_path: str) -> None:
     """
     run = RunFolder(run_path)
     place = RankEnvironment.read()
+    # Sites and submitit warn of a time limit or a preemption with it; its default would end the rank as a failure.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     _log_to(run.log(place.attempt, place.rank))
     try:
         _task(run, place)

@@ -43,9 +43,6 @@ POSITIVE = (
     *(f"task.{key}" for key in ("budget_s", "candidates", "profile_steps")),
 )
 
-MINIMUM_TIME_MIN = 5
-"""Slurm sends the warning at once, and ends the job, where the limit is shorter than the warning's lead."""
-
 
 def example_of(key: str) -> str:
     """An override that sets a key which must be given."""
@@ -170,9 +167,6 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
     if cluster.racks is not None and len(cluster.racks) != cluster.nodes:
         rule = f"must name the rack of each of the {cluster.nodes} nodes"
         yield Problem("cluster.racks", list(cluster.racks), rule, f"cluster.racks={[0] * cluster.nodes}")
-    if cluster.scheduler == "slurm" and cluster.time_min < MINIMUM_TIME_MIN:
-        rule = f"must be at least {MINIMUM_TIME_MIN}: the batch scripts ask for a signal minutes before the limit"
-        yield Problem("cluster.time_min", cluster.time_min, rule, f"cluster.time_min={MINIMUM_TIME_MIN}")
     yield from _batch(batch, p.micro_batch, ranks // p.pp, p.pp)
 
 

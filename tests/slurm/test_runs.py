@@ -121,6 +121,9 @@ def test_jobs_follow_a_run_in_the_background(testbed, tmp_path):
     assert json.loads(jobs("status", run.run_id, "--json").stdout)["status"]["state"] == "running"
     assert run.run_id in jobs("list").stdout
     assert jobs("logs", "latest", "--rank", "5").returncode == 0
+    slurm(testbed, "scancel", "--signal=USR2", run.job()["id"])  # a warning, not the end
+    steps = len(run.metrics())
+    until(lambda: len(run.metrics()) > steps + 1, SECONDS_TO_END, "training goes on")
     assert "cancelled" in jobs("cancel", "latest").stdout
     assert accounted(testbed, run) == "CANCELLED"
     assert jobs("status", "nothing").returncode == 2
