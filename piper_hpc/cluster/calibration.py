@@ -33,13 +33,16 @@ def fit(
 ) -> Calibration:
     """Turn rows of `measurements.jsonl` into curves.
 
-    Repeats and shapes of nearly equal work become one point, their median; a curve never falls (more work never takes
-    less time: noise that says so is levelled). `peak_flops` is the best rate of any `gemm` row. source: where the rows
-    are kept; measured_at: ISO time, now if empty. Raises CalibrationError for rows that delivered wrong values, that
-    mix types or versions of the benchmark, or that have no `gemm`.
+    A row's time is the statistic that it names (`"statistic": "mean"` is its `mean_s`), and its median where it names
+    none. Repeats and shapes of nearly equal work become one point, their median; a curve never falls (more work never
+    takes less time: noise that says so is levelled). Skew is a difference of times: a row that found none is no point.
+    `peak_flops` is the best rate of any `gemm` row. source: where the rows are kept; measured_at: ISO time, now if
+    empty. Raises CalibrationError for rows that delivered wrong values, that mix types or versions of the benchmark,
+    or that have no `gemm`.
     """
     rows = list(rows)
     _check(rows, cluster)
+    rows = [row for row in rows if _seconds(row) > 0]
     by_operator: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_operator[row["operator"]].append(row)
@@ -47,7 +50,7 @@ def fit(
     return Calibration(
         source=source or f"measurements of {cluster}",
         measured_at=measured_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        peak_flops=max(row["work"] / row["median_s"] for row in by_operator["gemm"]),
+        peak_flops=max(row["work"] / _seconds(row) for row in by_operator["gemm"]),
         curves={operator: _curve(operator, by_operator[operator]) for operator in sorted(by_operator)},
         provenance={
             "cluster": cluster,
@@ -56,6 +59,11 @@ def fit(
             **provenance,
         },
     )
+
+
+def _seconds(row: Row) -> float:
+    """The statistic of the row's repeats that its curve follows."""
+    return float(row[f"{row.get('statistic', 'median')}_s"])
 
 
 def _check(rows: list[Row], cluster: str) -> None:
@@ -68,10 +76,10 @@ def _check(rows: list[Row], cluster: str) -> None:
         if not row["correct"]:
             shape = row.get("shape", {})
             raise CalibrationError(f"cluster '{cluster}': {row['operator']} {shape} gave wrong values; {again}")
-        if not (row["work"] > 0 and row["median_s"] > 0):
+        if not (row["work"] > 0 and (_seconds(row) > 0 or row["operator"].startswith("skew/"))):
             raise CalibrationError(
-                f"cluster '{cluster}': {row['operator']} has work={row['work']} and median_s={row['median_s']}, "
-                f"both must be above 0; {again}"
+                f"cluster '{cluster}': {row['operator']} has work={row['work']} and "
+                f"{row.get('statistic', 'median')}_s={_seconds(row)}, both must be above 0; {again}"
             )
     for key in ("dtype", "benchmark_version"):
         values = sorted({str(row[key]) for row in rows})
@@ -86,7 +94,7 @@ def _curve(operator: str, rows: list[Row]) -> Curve:
             points[-1].append(row)
         else:
             points.append([row])
-    seconds = np.array([np.median([row["median_s"] for row in point]) for point in points])
+    seconds = np.array([np.median([_seconds(row) for row in point]) for point in points])
     # The mean of the rising and of the falling envelope: the least change that makes noise monotone on both sides.
     rising = np.maximum.accumulate(seconds)
     falling = np.minimum.accumulate(seconds[::-1])[::-1]
@@ -95,15 +103,15 @@ def _curve(operator: str, rows: list[Row]) -> Curve:
         unit=str(rows[0]["unit"]),
         work=tuple(float(np.median([row["work"] for row in point])) for point in points),
         seconds=tuple(((rising + falling) / 2).tolist()),
-        spread=tuple(_spread(point, float(median)) for point, median in zip(points, seconds, strict=True)),
+        spread=tuple(_spread(point, float(value)) for point, value in zip(points, seconds, strict=True)),
     )
 
 
-def _spread(point: list[Row], median_s: float) -> float:
-    """Half the 5-95 % range over the median: of the repeats in a row, and of the rows of a point."""
+def _spread(point: list[Row], seconds: float) -> float:
+    """Half the 5-95 % range over the point's time: of the repeats in a row, and of the rows of a point."""
     low = min(row["p5_s"] for row in point)
     high = max(row["p95_s"] for row in point)
-    return float((high - low) / 2 / median_s)
+    return float((high - low) / 2 / seconds)
 
 
 def save(calibration: Calibration, path: Path) -> None:

@@ -17,7 +17,7 @@ import psutil
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runtime import quota
-from piper_hpc.spec import Calibration, ClusterSpec
+from piper_hpc.spec import BENCHMARK_VERSION, Calibration, ClusterSpec
 from piper_hpc.testbed import state
 
 GIB = 2**30
@@ -55,8 +55,12 @@ class Machine:
         )
 
     def calibration_file(self, cluster: ClusterConfig, dtype: str, runs: Path) -> Path:
-        """Where measurements of this cluster, at this size and precision, are kept."""
-        digest = hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()[:8]
+        """Where measurements of this cluster, at this size and precision, are kept.
+
+        Those of another version of the benchmark have another name: they are measured again.
+        """
+        facts = self.fingerprint | {"benchmark_version": str(BENCHMARK_VERSION)}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         name = f"{cluster.name}-{cluster.nodes}x{cluster.ranks_per_node}-{dtype}-{digest}.json"
         return runs.resolve() / "calibrations" / name
 

@@ -112,6 +112,35 @@ def elementwise(device: torch.device, dtype: torch.dtype, *, elements: int) -> O
     return Operator("bytes", 3.0 * elements * a.element_size(), lambda: a + b, correct)
 
 
+def activation(device: torch.device, dtype: torch.dtype, *, elements: int) -> Operator:
+    """SiLU of one tensor into a new one: two streams of bytes, and an exponential for each value."""
+    values = torch.randn(elements, device=device, dtype=dtype)
+    tail = values[-4096:].double()
+    correct = _agree(F.silu(values)[-4096:], tail / (1 + (-tail).exp()), dtype)
+    return Operator("bytes", 2.0 * elements * values.element_size(), lambda: F.silu(values), correct)
+
+
+def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int, top_k: int) -> Operator:
+    """Softmax of a router's logits [tokens, experts] in float32, its `top_k` largest, and the backward of both.
+
+    Rows are as short as a router's: a CPU vectorises along a row, so a value costs many times more than in a long one.
+    """
+    logits = torch.randn(tokens, experts, device=device, requires_grad=True)
+    ones = torch.ones(tokens, top_k, device=device)
+
+    def call() -> torch.Tensor:
+        chosen, _ = logits.softmax(-1).topk(top_k, dim=-1)
+        (gradient,) = torch.autograd.grad(chosen, logits, ones)
+        return gradient
+
+    # d(sum of the chosen p)/d logit = p (chosen - sum of the chosen p).
+    shares = logits.detach().double().softmax(-1)
+    largest, index = shares.topk(top_k, dim=-1)
+    chosen = torch.zeros_like(shares).scatter_(-1, index, 1.0)
+    expected = shares * (chosen - largest.sum(-1, keepdim=True))
+    return Operator("values", float(tokens * experts), call, _agree(call(), expected, torch.float32))
+
+
 def adamw(device: torch.device, dtype: torch.dtype, *, parameters: int, tensors: int) -> Operator:
     """One step of torch's fused AdamW on `tensors` equal tensors that hold `parameters` in all."""
     rate, decay = 0.1, 0.1
@@ -147,6 +176,8 @@ _BUILDERS: dict[str, Callable[..., Operator]] = {
     "attention_forward": attention_forward,
     "attention_backward": attention_backward,
     "elementwise": elementwise,
+    "activation": activation,
+    "gate": gate,
     "adamw": adamw,
     "host_op": host_op,
 }

@@ -15,11 +15,13 @@ class Grid:
     """Shapes of each compute operator and message sizes of each exchange, in ascending order of work.
 
     compute: operator -> shapes, the keyword arguments of its builder in `operators.py`;
-    messages: exchange -> bytes, `p2p` of one message, `all_to_all` and `all_reduce` of one rank's whole buffer.
+    messages: exchange -> bytes, `p2p` of one message, `all_to_all` and `all_reduce` of one rank's whole buffer;
+    skew: about how many seconds ranks compute before they meet.
     """
 
     compute: dict[str, tuple[Shape, ...]]
     messages: dict[str, tuple[int, ...]]
+    skew: tuple[float, ...]
 
 
 _CPU_ATTENTION: tuple[Shape, ...] = (
@@ -63,6 +65,12 @@ CPU = Grid(
             {"elements": MIB},
             {"elements": 4 * MIB},
         ),
+        "activation": ({"elements": 4 * KIB}, {"elements": 64 * KIB}, {"elements": MIB}),
+        "gate": (
+            {"tokens": 64, "experts": 8, "top_k": 2},
+            {"tokens": 512, "experts": 8, "top_k": 2},
+            {"tokens": 4096, "experts": 8, "top_k": 2},
+        ),
         "adamw": (
             {"parameters": 16 * KIB, "tensors": 8},
             {"parameters": 256 * KIB, "tensors": 8},
@@ -76,6 +84,7 @@ CPU = Grid(
         "all_to_all": (KIB, 16 * KIB, 128 * KIB, MIB, 4 * MIB),
         "all_reduce": (KIB, 16 * KIB, 256 * KIB, 2 * MIB, 16 * MIB),
     },
+    skew=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 )
 
 GPU = Grid(
@@ -102,6 +111,12 @@ GPU = Grid(
             {"elements": 32 * MIB},
             {"elements": 128 * MIB},
         ),
+        "activation": ({"elements": MIB}, {"elements": 16 * MIB}, {"elements": 128 * MIB}),
+        "gate": (
+            {"tokens": 4096, "experts": 64, "top_k": 8},
+            {"tokens": 16384, "experts": 64, "top_k": 8},
+            {"tokens": 65536, "experts": 64, "top_k": 8},
+        ),
         "adamw": (
             {"parameters": MIB, "tensors": 8},
             {"parameters": 16 * MIB, "tensors": 16},
@@ -114,6 +129,7 @@ GPU = Grid(
         "all_to_all": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
         "all_reduce": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
     },
+    skew=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 )
 
 

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, round_trip
+from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, all_to_all, round_trip
 from piper_hpc.microbench.groups import GroupFamily, group_families, pairs
 from piper_hpc.microbench.operators import build
 from piper_hpc.microbench.shapes import Grid, grid_for
+from piper_hpc.microbench.skew import time_skew
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
-from piper_hpc.spec import RankMap
+from piper_hpc.spec import BENCHMARK_VERSION, RankMap
 
-BENCHMARK_VERSION = 1
-"""Raised whenever the way of measuring changes: rows of different versions are not compared."""
+SKEW_POINTS = 3
+"""A point of skew is measured as long as so many others: it is the mean of times with a heavy tail."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,7 +44,8 @@ def run(
     node_names: names for the rows, by node index (default: the index).
 
     Compute operators run on all ranks at once and a row holds the statistics over all ranks; a sample of an exchange
-    is its slowest rank. Raises ValueError for a dtype without grouped GEMM or a placement of another size.
+    is its slowest rank, one of skew is any rank. Raises ValueError for a dtype without grouped GEMM or a placement of
+    another size.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}: F.grouped_mm takes float32, bfloat16 or float16; use torch.float32")
@@ -59,6 +61,7 @@ def run(
     points = sum(len(shapes) for shapes in grid.compute.values()) + sum(
         len(sizes) * (len(pairs(ranks)) if name == "p2p" else len(families)) for name, sizes in grid.messages.items()
     )
+    points += len(families) * SKEW_POINTS * (1 + len(grid.skew)) + bool(families)
     _Suite(ranks, device, dtype, grid, Budget(budget_s, points), on_row, node_names).run(families)
 
 
@@ -84,10 +87,14 @@ class _Suite:
         self.measure_compute()
         for tier, pair in pairs(self.ranks).items():
             self.measure_p2p(tier, pair)
+        if not families:
+            return
+        work, work_s = self.unit_of_compute()
         for family in families:
             with _process_group(family) as group:
                 for name in COLLECTIVES:
                     self.measure_collective(name, family, group)
+                self.measure_skew(family, group, work, work_s)
 
     def measure_compute(self) -> None:
         # What is loaded and allocated once, at an operator's first use, belongs to no operator's share.
@@ -117,6 +124,48 @@ class _Suite:
             return COLLECTIVES[name](group, members, elements, self.device, self.dtype)
 
         self.measure_sizes(name, f"{name}/{family.tier}/{family.size}", family, prepare)
+
+    def unit_of_compute(self) -> tuple[Call, float]:
+        """The smallest GEMM, which makes up the compute before a meeting, and its mean seconds on all ranks at once."""
+        call = build("gemm", self.grid.compute["gemm"][0], self.device, self.dtype).call
+        timing = time_compute(call, self.team, self.budget.share())
+        self.budget.spend()
+        return call, float(timing.samples.mean())
+
+    def measure_skew(self, family: GroupFamily, group: dist.ProcessGroup | None, work: Call, work_s: float) -> None:
+        """Mean extra time of a small all-to-all over the compute that each rank does before it."""
+        members = next((group for group in family.groups if self.team.rank in group), None)
+        item = torch.empty((), dtype=self.dtype).element_size()
+        elements = -(-self.grid.messages["all_to_all"][0] // (item * family.size)) * family.size
+        exchange, correct = (
+            _bystander() if members is None else all_to_all(group, members, elements, self.device, self.dtype)
+        )
+        together = time_exchange(exchange, self.team, self.budget.share(SKEW_POINTS))
+        self.budget.spend(SKEW_POINTS)
+        together_s = float(together.samples[family.ranks].mean())
+        for seconds in self.grid.skew:
+            calls = max(1, round(seconds / work_s))
+
+            def compute(calls: int = calls) -> None:
+                for _ in range(calls):
+                    work()
+
+            timing = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
+            self.budget.spend(SKEW_POINTS)
+            self.write(
+                f"skew/{family.tier}/{family.size}",
+                calls * work_s,
+                "seconds",
+                {"gemms": calls, "elements": elements},
+                Timing(timing.samples[family.ranks], timing.iterations),
+                correct,
+                family.ranks,
+                statistic="mean",  # a step adds many exchanges up, and their sum follows the mean
+                together_s=together_s,
+                group_size=family.size,
+                tier=family.tier,
+                concurrent_groups=len(family.groups),
+            )
 
     def measure_sizes(
         self,
@@ -171,9 +220,10 @@ class _Suite:
         timing: Timing,
         correct: bool,
         ranks: Sequence[int],
+        statistic: str = "median",
         **extra: Any,
     ) -> None:
-        """Hand one row to rank 0's caller; `correct` is that of all ranks."""
+        """Hand one row to rank 0's caller; `correct` is that of all ranks, `statistic` what a curve is to follow."""
         (wrong,) = self.team.maximum(0.0 if correct else 1.0)
         if self.team.rank != 0:
             return
@@ -187,6 +237,7 @@ class _Suite:
                 "shape": shape,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 **timing.statistics(),
+                "statistic": statistic,
                 "ranks": list(ranks),
                 "nodes": [self.node_names[node] if self.node_names else str(node) for node in nodes],
                 "correct": not wrong,

@@ -62,9 +62,9 @@ class Budget:
         self._points = points
         self._least_s = 0.5 * seconds / points
 
-    def share(self) -> float:
-        """Seconds for the next point; never less than half an equal share, so that late points are measured well."""
-        return max(self._least_s, (self._deadline - perf_counter()) / max(1, self._points))
+    def share(self, points: int = 1) -> float:
+        """Seconds for the next points; never less than half an equal share, so that late points are measured well."""
+        return points * max(self._least_s, (self._deadline - perf_counter()) / max(1, self._points))
 
     def spend(self, points: int = 1) -> None:
         """Count points as measured or left out."""

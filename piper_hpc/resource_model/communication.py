@@ -1,4 +1,4 @@
-"""Bytes and seconds of what ranks send: all-to-all, stage-to-stage messages, gradient reduction (Eq 6)."""
+"""Bytes and seconds of what ranks send (Eq 6): all-to-all, stage-to-stage messages, gradient reduction, and waiting."""
 
 from __future__ import annotations
 
@@ -69,6 +69,49 @@ def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
     return p2p(curves, group.tier, buffer_bytes / group.size) * (2 * (group.size - 1))
 
 
+def skew(curves: Curves, group: Group, compute: Cost) -> Cost:
+    """Mean seconds that a rank waits for the others of `group` at a meeting, after each has computed for `compute`.
+
+    The time is as uncertain as the curve, and as the compute that it is read at. Groups of another size or tier stand
+    in unscaled. Ranks that share cores are charged nothing: one that waits lends its core to those it waits for.
+    """
+    if group.size == 1 or compute.seconds <= 0:
+        return Cost()
+    if curves.cluster.devices_share_cores:
+        curves.note("skew: not charged, ranks share cores: a rank that waits lends its core to those it waits for")
+        return Cost()
+    chosen = _nearest_skew(curves, group)
+    if chosen is None:
+        curves.note("skew: not measured; ranks are taken to arrive at every exchange together")
+        return Cost()
+    if chosen != f"skew/{group.tier}/{group.size}":
+        curves.note(f"skew/{group.tier}/{group.size}: not measured; {chosen} stands in")
+    waited = curves.measured(chosen, compute.seconds)
+    later = {
+        name: curves.measured(chosen, compute.seconds + width).seconds - waited.seconds
+        for name, width in compute.half_widths.items()
+    }
+    return waited + Cost(0.0, later)
+
+
+def _nearest_skew(curves: Curves, group: Group) -> str | None:
+    """The skew curve of the nearest size on this tier, else on the next wider one, else on the next narrower."""
+    place = TIERS.index(group.tier)
+    for tier in (*TIERS[place:], *reversed(TIERS[:place])):
+        sizes = _sizes(curves, f"skew/{tier}/")
+        if sizes:
+            return f"skew/{tier}/{_nearest_size(sizes, group)}"
+    return None
+
+
+def _sizes(curves: Curves, prefix: str) -> list[int]:
+    return [int(name.removeprefix(prefix)) for name in curves.calibration.curves if name.startswith(prefix)]
+
+
+def _nearest_size(sizes: list[int], group: Group) -> int:
+    return min(sizes, key=lambda n: (abs(math.log(n / group.size)), n))
+
+
 def _collective(curves: Curves, operator: str, group: Group, buffer_bytes: float) -> Cost | None:
     """Seconds from the curve of this group, or of the group of nearest size on the same tier; None without one.
 
@@ -77,10 +120,10 @@ def _collective(curves: Curves, operator: str, group: Group, buffer_bytes: float
     if group.size == 1 or buffer_bytes <= 0:
         return Cost()
     prefix = f"{operator}/{group.tier}/"
-    sizes = [int(name.removeprefix(prefix)) for name in curves.calibration.curves if name.startswith(prefix)]
+    sizes = _sizes(curves, prefix)
     if not sizes:
         return None
-    size = min(sizes, key=lambda n: (abs(math.log(n / group.size)), n))
+    size = _nearest_size(sizes, group)
     if size == group.size:
         return curves.measured(f"{prefix}{size}", buffer_bytes)
     curves.note(f"{prefix}{group.size}: not measured; {prefix}{size} stands in, scaled at equal bytes per pair")

@@ -79,6 +79,10 @@ class MicroBatch:
             self.curves.operation("elementwise", values * self.bytes_per_value, count) for values, count in operations
         )
 
+    def transcend(self, values: float) -> Cost:
+        """One operation with an exponential for each result; `values` numbers are read and written."""
+        return self.curves.operation("activation", values * self.bytes_per_value)
+
     def linear(self, inputs: int, outputs: int) -> ModuleCost:
         """A projection of every token; its backward has two products and adds the weight's gradient up."""
         product = self.curves.operation("gemm", 2 * self.tokens * inputs * outputs)
@@ -129,10 +133,11 @@ def attention(batch: MicroBatch) -> ModuleCost:
 def router(batch: MicroBatch) -> ModuleCost:
     """Norm, gate, softmax, top-k and the auxiliary loss; its backward joins the gradients of three branches."""
     scores = batch.tokens * batch.model.experts
+    half = batch.curves.operation("gate", scores) * 0.5
     return sum_modules(
         norm(batch),
         batch.linear(batch.model.hidden, batch.model.experts),
-        ModuleCost(batch.stream((2 * scores, 2), (scores, 1)), batch.stream((3 * scores, 4), (3 * batch.hidden, 2))),
+        ModuleCost(half + batch.stream((scores, 1)), half + batch.stream((3 * scores, 2), (3 * batch.hidden, 2))),
         batch.host(HOST_OPERATIONS["router"]),
     )
 
@@ -164,8 +169,8 @@ def experts(batch: MicroBatch, ep: int) -> ModuleCost:
     matrices, gated = model.matrices_per_expert, model.matrices_per_expert == 3
     grouped = batch.curves.operation("grouped_gemm", 2 * batch.rows * model.hidden * model.expert_ffn)
     inner, rows = batch.rows * model.expert_ffn, batch.rows * model.hidden
-    activation = batch.stream((2 * inner, 1), (3 * inner, int(gated)))
-    gradients = batch.stream((3 * inner, 3 if gated else 1), (3 * rows, int(gated)))
+    activation = batch.transcend(2 * inner) + batch.stream((3 * inner, int(gated)))
+    gradients = batch.transcend(3 * inner) + batch.stream((3 * inner, 2 * gated), (3 * rows, int(gated)))
     weights = batch.accumulate(model.experts // ep * model.hidden * model.expert_ffn) * matrices
     return batch.host(HOST_OPERATIONS["experts"]) + ModuleCost(
         grouped * matrices + activation, grouped * (2 * matrices) + gradients + weights
@@ -194,7 +199,10 @@ def embedding(batch: MicroBatch) -> ModuleCost:
 def head(batch: MicroBatch) -> ModuleCost:
     """Final norm, output projection and cross entropy."""
     logits = batch.tokens * batch.model.vocab
-    loss = ModuleCost(batch.stream((2 * logits, 1), (logits, 1)), batch.stream((2 * logits, 1), (3 * logits, 1)))
+    loss = ModuleCost(
+        batch.transcend(2 * logits) + batch.stream((logits, 1)),
+        batch.stream((2 * logits, 1)) + batch.transcend(3 * logits),
+    )
     projection = batch.linear(batch.model.hidden, batch.model.vocab)
     return sum_modules(norm(batch), projection, loss, batch.host(HOST_OPERATIONS["head"]))
 

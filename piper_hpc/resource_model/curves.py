@@ -13,6 +13,9 @@ from piper_hpc.spec import Calibration, ClusterSpec, Curve
 ADAMW_VALUES = 7
 """Values that AdamW moves per parameter: reads weight, gradient and two moments, writes weight and moments."""
 
+GATE_PASSES, GATE_VALUES = 4, 2.5
+"""Softmax, top-k and the backward of both as streaming passes, and the values that each moves per logit."""
+
 ATTENTION_BACKWARD_FLOPS = 2.5
 """FLOPs of the attention backward over its forward: five matrix products (one a recomputation) against two."""
 
@@ -77,6 +80,13 @@ class Curves:
             ),
             "elementwise": _StandIn(
                 "adamw", f"{ADAMW_VALUES} values per parameter", work_factor=1 / (ADAMW_VALUES * bytes_per_value)
+            ),
+            "activation": _StandIn("elementwise", "a streaming operation of the same bytes"),
+            "gate": _StandIn(
+                "elementwise",
+                f"{GATE_PASSES} streaming operations",
+                work_factor=GATE_VALUES * bytes_per_value,
+                seconds_factor=GATE_PASSES,
             ),
             "adamw": _StandIn(
                 "elementwise", f"{ADAMW_VALUES} values per parameter", work_factor=ADAMW_VALUES * bytes_per_value

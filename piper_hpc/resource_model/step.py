@@ -115,13 +115,27 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
     return StepCost(stages, micro_batches, messages, curves)
 
 
-def _layer(batch: MicroBatch, layout: Layout, experts: Group) -> dict[str, ModuleCost]:
+def _layer(batch: MicroBatch, layout: Layout, group: Group) -> dict[str, ModuleCost]:
+    """One layer. Its expert group meets four times, and each meeting waits for the skew of the compute before it.
+
+    That compute is the experts' between dispatch and combine, attention's and the router's between combine and the
+    next dispatch; the backward meets in reverse order. Counts and rows are exchanged back to back: they meet once.
+    """
+    attention, router, experts = compute.attention(batch), compute.router(batch), compute.experts(batch, layout.ep)
+
+    def meetings(before_forward: Cost, before_backward: Cost) -> ModuleCost:
+        return ModuleCost(
+            communication.skew(batch.curves, group, before_forward),
+            communication.skew(batch.curves, group, before_backward),
+        )
+
+    dense = attention + router
     return {
-        "attention_s": compute.attention(batch),
-        "router_s": compute.router(batch),
-        "dispatch_s": compute.dispatch(batch, experts),
-        "expert_s": compute.experts(batch, layout.ep),
-        "combine_s": compute.combine(batch, experts),
+        "attention_s": attention,
+        "router_s": router,
+        "dispatch_s": compute.dispatch(batch, group) + meetings(dense.forward, experts.backward),
+        "expert_s": experts,
+        "combine_s": compute.combine(batch, group) + meetings(experts.forward, dense.backward),
     }
 
 
@@ -142,12 +156,13 @@ def _stage(
         communication.all_reduce(curves, group, count * batch.bytes_per_value)
         for group, count in ((of_stage.stage, dense), (of_stage.replicas, expert))
     ]
+    last_chunk = layer["router_s"].backward + layer["attention_s"].backward
     norm, clip = batch.stream((parameters, 1)), batch.stream((2 * parameters, 1))
     return StageCost(
         modules,
         before={
             "host_s": host + batch.stream((parameters, 1)),
-            "grad_reduce_s": total(replicas),
+            "grad_reduce_s": total(replicas) + communication.skew(curves, of_stage.stage, last_chunk),
             "optimizer_s": norm,
         },
         after={

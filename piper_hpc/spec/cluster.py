@@ -8,6 +8,9 @@ from enum import Enum
 DATA_SHEET = "data sheet"
 """`Calibration.source` of a cluster on which nothing was measured."""
 
+BENCHMARK_VERSION = 2
+"""Raised whenever the way of measuring changes: rows of different versions are not compared."""
+
 
 class Tier(str, Enum):
     """Links between two ranks, from near to far."""
@@ -21,8 +24,9 @@ class Tier(str, Enum):
 class Curve:
     """Measured time of one operator over the work it does, for example a GEMM over its FLOPs.
 
-    work: ascending, in the operator's unit (FLOPs, bytes or operations); seconds: median time at each point;
-    spread: half the 5-95 % range over the median at each point, dimensionless; empty where unknown (data sheets).
+    work: ascending, in the operator's unit (FLOPs, bytes or operations); seconds: time at each point, the median or
+    what the rows name as their statistic;
+    spread: half the 5-95 % range over that time at each point, dimensionless; empty where unknown (data sheets).
     """
 
     operator: str

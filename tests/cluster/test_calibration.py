@@ -65,6 +65,19 @@ def test_repeats_and_shapes_of_nearly_equal_work_are_one_point() -> None:
     assert gemm.spread == pytest.approx(((3.9e-4 - 0.9e-4) / 2 / 2e-4,))
 
 
+def test_a_row_is_read_by_the_statistic_that_it_names() -> None:
+    rows = [row("gemm", 1e6, 1e-4), row("skew/node/2", 1e-3, 1e-4, mean_s=3e-4, statistic="mean")]
+    assert fit(rows, cluster="local", provenance={}).curves["skew/node/2"].seconds == (3e-4,)
+
+
+def test_skew_that_was_not_found_is_no_point() -> None:
+    nothing = [row("skew/node/2", work, 1e-4, mean_s=-1e-6, statistic="mean") for work in (1e-3, 1e-2)]
+    some = row("skew/node/2", 1e-1, 1e-4, mean_s=2e-4, statistic="mean")
+    gemm = row("gemm", 1e6, 1e-4)
+    assert fit([gemm, *nothing, some], cluster="local", provenance={}).curves["skew/node/2"].work == (1e-1,)
+    assert "skew/node/2" not in fit([gemm, *nothing], cluster="local", provenance={}).curves
+
+
 @given(st.lists(st.tuples(st.floats(1.0, 1e9), st.floats(1e-6, 1.0)), min_size=1, max_size=20))
 def test_a_curve_never_falls(points: list[tuple[float, float]]) -> None:
     gemm = fit([row("gemm", *point) for point in points], cluster="local", provenance={}).curves["gemm"]

@@ -35,6 +35,8 @@ def test_work_is_counted_by_the_written_conventions() -> None:
     for name in ("attention_forward", "attention_backward"):
         assert work(name, batch=2, heads=4, sequence=16, head_dim=8) == 2 * 2 * 16**2 * 32
     assert work("elementwise", elements=1000) == 3 * 1000 * 4
+    assert work("activation", elements=1000) == 2 * 1000 * 4
+    assert work("gate", tokens=64, experts=8, top_k=2) == 64 * 8
     assert work("adamw", parameters=4096, tensors=4) == 4096
     assert work("host_op", operations=64) == 64
 
@@ -59,6 +61,16 @@ def test_attention_that_is_not_causal_is_noticed(monkeypatch: pytest.MonkeyPatch
     right = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *inputs, is_causal: right(*inputs))
     assert not build("attention_forward", CPU.compute["attention_forward"][0], DEVICE, torch.float32).correct
+
+
+def test_a_gate_that_chooses_the_smallest_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.Tensor.topk
+
+    def wrong(values: torch.Tensor, count: int, dim: int) -> object:
+        return right(values, count, dim=dim, largest=values.dtype == torch.float64)
+
+    monkeypatch.setattr(torch.Tensor, "topk", wrong)
+    assert not build("gate", CPU.compute["gate"][0], DEVICE, torch.float32).correct
 
 
 def test_effort_fills_its_share_and_keeps_enough_samples() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 from piper_hpc.microbench import run
 from piper_hpc.microbench.shapes import CPU
+from piper_hpc.microbench.skew import time_skew
+from piper_hpc.microbench.timing import Team, time_exchange
 from piper_hpc.spec import Layout, RankMap
 from tests.processes import run_ranks
 
@@ -21,10 +24,11 @@ pytestmark = pytest.mark.processes
 
 KEYS = {
     "benchmark_version", "operator", "work", "unit", "shape", "dtype", "n", "warmup", "iterations_per_sample",
-    "median_s", "mean_s", "p5_s", "p95_s", "min_s", "max_s", "ranks", "nodes", "correct",
+    "median_s", "mean_s", "p5_s", "p95_s", "min_s", "max_s", "statistic", "ranks", "nodes", "correct",
 }  # fmt: skip
 COMPUTE = {
-    "gemm", "grouped_gemm", "attention_forward", "attention_backward", "elementwise", "adamw", "host_op",
+    "gemm", "grouped_gemm", "attention_forward", "attention_backward", "elementwise", "activation", "gate", "adamw",
+    "host_op",
 }  # fmt: skip
 DELAY_S = 0.004
 DELAY_S_PER_BYTE = 1e-7
@@ -74,7 +78,7 @@ def rows() -> list[dict[str, Any]]:
 
 def test_every_operator_is_measured_under_its_name(rows: list[dict[str, Any]]) -> None:
     exchanges = {"p2p/node", "p2p/rack"} | {
-        f"{name}/{place}" for name in ("all_to_all", "all_reduce") for place in ("node/2", "rack/2", "rack/4")
+        f"{name}/{place}" for name in ("all_to_all", "all_reduce", "skew") for place in ("node/2", "rack/2", "rack/4")
     }
     assert {row["operator"] for row in rows} == COMPUTE | exchanges
 
@@ -84,7 +88,10 @@ def test_rows_have_the_contract_s_keys_and_are_right(rows: list[dict[str, Any]])
         assert set(row) >= KEYS, row["operator"]
         assert row["correct"] is True, row["operator"]
         assert row["n"] >= 3 and row["dtype"] == "float32"
-        assert 0 < row["min_s"] <= row["p5_s"] <= row["median_s"] <= row["p95_s"] <= row["max_s"]
+        skewed = row["operator"].startswith("skew/")
+        assert row["statistic"] == ("mean" if skewed else "median")
+        assert skewed or row["min_s"] > 0  # skew is a difference of times
+        assert row["min_s"] <= row["p5_s"] <= row["median_s"] <= row["p95_s"] <= row["max_s"]
         if row["operator"] in COMPUTE:
             assert row["ranks"] == [0, 1, 2, 3] and row["nodes"] == ["n0", "n1"]
 
@@ -105,6 +112,33 @@ def test_more_work_takes_longer(rows: list[dict[str, Any]]) -> None:
         curve = _curve(rows, operator)
         assert [row["work"] for row in curve] == sorted(row["work"] for row in curve)
         assert curve[-1]["median_s"] > curve[0]["median_s"], operator
+
+
+def test_skew_is_measured_over_what_ranks_compute(rows: list[dict[str, Any]]) -> None:
+    for place in ("node/2", "rack/2", "rack/4"):
+        curve = _curve(rows, f"skew/{place}")
+        assert [row["unit"] for row in curve] == ["seconds"] * len(CPU.skew)
+        assert [row["work"] for row in curve] == sorted(row["work"] for row in curve)
+        for row, asked in zip(curve, CPU.skew, strict=True):
+            assert asked / 2 <= row["work"] <= 2 * asked or row["shape"]["gemms"] == 1
+        assert curve[0]["ranks"] == [0, 1, 2, 3] and curve[0]["together_s"] > 0
+
+
+def _skew(late_s: float) -> list[float]:
+    """The usual extra seconds of each rank in an exchange of two, to which rank 1 comes `late_s` after rank 0."""
+    team, values = Team(torch.device("cpu")), torch.zeros(8)
+    exchange, wait_s = (lambda: dist.all_reduce(values)), 0.001 + late_s * dist.get_rank()
+    together = time_exchange(exchange, team, 0.3).samples.mean()
+    timing = time_skew(lambda: time.sleep(wait_s), exchange, float(together), team, 0.5)
+    return [float(seconds) for seconds in np.median(timing.samples, axis=1)]
+
+
+def test_a_rank_that_comes_late_shows_as_skew_of_those_it_keeps_waiting() -> None:
+    late_s = 5 * DELAY_S
+    early, late = run_ranks(2, _skew, late_s)[0]
+    assert early == pytest.approx(late_s, rel=0.5)
+    assert late < late_s / 4, "the late rank itself waits for nobody"
+    assert max(run_ranks(2, _skew, 0.0)[0]) < late_s / 4
 
 
 def test_a_slowed_operator_shows_in_its_rows_alone() -> None:

@@ -26,6 +26,8 @@ UNITS = {
     "attention_forward": ("flops", 20e9),
     "attention_backward": ("flops", 10e9),
     "elementwise": ("bytes", 10e9),
+    "activation": ("bytes", 4e9),
+    "gate": ("values", 1e8),
     "adamw": ("parameters", 0.3e9),
     "host_op": ("operations", 2e5),
     "p2p/node": ("bytes", 2e9),
@@ -36,14 +38,16 @@ UNITS = {
     "all_reduce/node/2": ("bytes", 0.8e9),
     "all_reduce/rack/4": ("bytes", 0.4e9),
     "all_reduce/system/8": ("bytes", 0.2e9),
+    "skew/node/2": ("seconds", 4.0),
+    "skew/rack/4": ("seconds", 2.0),
 }
 """operator -> (unit, units of work per second)"""
 
 
 def line(name: str, latency_s: float = 1e-5, spread: float = 0.1) -> Curve:
-    """latency + work / rate at points a factor ten apart."""
+    """latency + work / rate at points a factor ten apart; work in seconds begins at a microsecond."""
     unit, rate = UNITS[name]
-    work = tuple(10.0**power for power in range(0, 13))
+    work = tuple(10.0**power for power in (range(-6, 1) if unit == "seconds" else range(0, 13)))
     return Curve(name, unit, work, tuple(latency_s + w / rate for w in work), (spread,) * len(work))
 
 

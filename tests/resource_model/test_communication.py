@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.communication import all_reduce, all_to_all, all_to_all_bytes, p2p
+from piper_hpc.resource_model.communication import all_reduce, all_to_all, all_to_all_bytes, p2p, skew
+from piper_hpc.resource_model.cost import Cost
 from piper_hpc.resource_model.curves import Curves, seconds_at
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.groups import TIERS, Group, layout_groups
@@ -101,6 +102,22 @@ def test_a_missing_tier_is_taken_from_the_next_wider_one() -> None:
 def test_a_group_of_one_exchanges_nothing() -> None:
     assert all_to_all(read(), Group(), 1e9).seconds == 0.0
     assert all_reduce(read(), Group(), 1e9).seconds == 0.0
+
+
+def test_skew_grows_with_the_compute_before_a_meeting_and_is_as_uncertain() -> None:
+    sure, unsure = Cost(1e-3, {"gemm": 0.0}), Cost(1e-3, {"gemm": 1e-3})
+    waited = skew(read(), IN_NODE, sure)
+    assert waited.seconds == pytest.approx(1e-5 + 1e-3 / 4)
+    assert skew(read(), IN_NODE, sure * 10).seconds > waited.seconds
+    assert waited.half_widths["gemm"] == 0.0
+    assert skew(read(), IN_NODE, unsure).half_widths["gemm"] > 0.0
+    assert skew(read(), Group(), sure) == Cost()
+
+
+def test_skew_of_another_group_stands_in_and_is_said_to() -> None:
+    curves, compute = read("skew/rack/4"), Cost(1e-3)
+    assert skew(curves, ACROSS_NODES, compute).curves == ["skew/node/2"]
+    assert "skew/rack/4: not measured; skew/node/2 stands in" in " ".join(curves.notes)
 
 
 def test_no_link_at_all_is_refused_with_what_to_do() -> None:

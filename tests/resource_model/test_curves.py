@@ -67,6 +67,8 @@ def test_stretching_a_curve_is_recorded() -> None:
         ("attention_backward", "attention_forward"),
         ("elementwise", "adamw"),
         ("adamw", "elementwise"),
+        ("activation", "elementwise"),
+        ("gate", "elementwise"),
     ],
 )
 def test_the_nearest_curve_stands_in_and_the_notes_say_so(missing: str, stand_in: str) -> None:

@@ -80,11 +80,41 @@ def test_a_slower_curve_moves_the_terms_that_rest_on_it_and_no_other(name: str) 
 
 def test_each_term_rests_on_the_operators_it_does() -> None:
     rests_on = run().calibration["rests_on"]
-    assert rests_on["expert_s"] == ["elementwise", "grouped_gemm", "host_op"]
+    assert rests_on["expert_s"] == ["activation", "elementwise", "grouped_gemm", "host_op"]
+    assert rests_on["router_s"] == ["elementwise", "gate", "gemm", "host_op"]
     assert rests_on["attention_s"] == ["attention_backward", "attention_forward", "elementwise", "gemm", "host_op"]
     assert rests_on["p2p_s"] == ["p2p/system"]
-    assert "all_to_all/node/2" in rests_on["dispatch_s"]
+    for term in ("dispatch_s", "combine_s"):
+        assert {"all_to_all/node/2", "skew/node/2"} <= set(rests_on[term])
+        # What decides how long ranks wait for one another is what they computed before.
+        assert {"attention_forward", "grouped_gemm"} & set(rests_on[term])
     assert rests_on["optimizer_s"] == ["adamw", "elementwise"]
+
+
+def test_skew_is_waited_for_where_ranks_meet_and_nowhere_else() -> None:
+    before, after = run(), run(given_cluster=cluster(slower(calibration(), "skew/node/2")))
+    moved = {term for term in TERMS if after.terms[term] != before.terms[term]}
+    assert moved == {"dispatch_s", "combine_s", "bubble_s"}
+
+
+def test_hand_count_of_skew() -> None:
+    # A curve of 1 ms whatever was computed: 4 meetings of 2 layers in each of 4 micro-batches, half of them a dispatch.
+    flat = replace(calibration().curves["skew/node/2"], seconds=(1e-3,) * 7)
+    with_skew = replace(calibration("skew/node/2"), curves=calibration().curves | {"skew/node/2": flat})
+    without = run(given_cluster=cluster(calibration("skew/node/2", "skew/rack/4")))
+    prediction = run(given_cluster=cluster(with_skew))
+    for term in ("dispatch_s", "combine_s"):
+        assert prediction.terms[term] - without.terms[term] == pytest.approx(2 * 2 * 4 * 1e-3)
+    assert any(note.startswith("skew: not measured") for note in without.notes)
+    assert not any("skew" in curve for curves in without.calibration["rests_on"].values() for curve in curves)
+
+
+def test_ranks_that_share_cores_are_charged_no_skew() -> None:
+    def shared(given: Calibration) -> Prediction:
+        return run(given_cluster=replace(cluster(given), devices_share_cores=True, cores=2.0))
+
+    assert shared(calibration()).terms == shared(calibration("skew/node/2", "skew/rack/4")).terms
+    assert any(note.startswith("skew: not charged") for note in shared(calibration()).notes)
 
 
 def test_hand_count_of_a_layer_of_experts() -> None:

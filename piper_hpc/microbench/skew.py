@@ -1,0 +1,44 @@
+"""Skew: ranks that have computed do not arrive at an exchange together, and the early ones wait for the late.
+
+Quotas, the scheduler of the host and wake-ups decide when a rank arrives; an exchange that is called back to back, as
+its own curve measures it, sees none of that.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from piper_hpc.microbench.timing import EXCHANGE_SAMPLES, WARMUP_SAMPLES, Call, Effort, Team, Timing
+
+
+def time_skew(compute: Call, exchange: Call, together_s: float, team: Team, share_s: float) -> Timing:
+    """Extra seconds of `exchange` when every rank calls `compute` before each of them: [ranks, samples].
+
+    together_s: what the exchange takes back to back; a sample is the mean of several exchanges less that, so it may be
+    below zero. The number of exchanges is agreed by all ranks, whether or not they take part in one.
+    """
+
+    def sample(exchanges: int) -> float:
+        inside_s = 0.0
+        for _ in range(exchanges):
+            compute()
+            team.wait_for_device()
+            start = perf_counter()
+            exchange()
+            team.wait_for_device()
+            inside_s += perf_counter() - start
+        return inside_s / exchanges - together_s
+
+    def cycle_s(cycles: int) -> float:
+        start = perf_counter()
+        sample(cycles)
+        return (perf_counter() - start) / cycles
+
+    team.barrier()
+    pilot_s, share_s = team.maximum(cycle_s(1), share_s)
+    (pilot_s,) = team.maximum(cycle_s(max(1, int(share_s / 10 / pilot_s))))
+    effort = Effort.plan(pilot_s, share_s, EXCHANGE_SAMPLES)
+    team.barrier()
+    for _ in range(WARMUP_SAMPLES):
+        sample(effort.iterations)
+    return Timing(team.table([sample(effort.iterations) for _ in range(effort.samples)]), effort.iterations)
