@@ -8,25 +8,33 @@ from __future__ import annotations
 
 from time import perf_counter
 
+import numpy as np
+
 from piper_hpc.microbench.timing import EXCHANGE_SAMPLES, WARMUP_SAMPLES, Call, Effort, Team, Timing
 
 
-def time_skew(compute: Call, exchange: Call, together_s: float, team: Team, share_s: float) -> Timing:
-    """Extra seconds of `exchange` when every rank calls `compute` before each of them: [ranks, samples].
+def time_skew(
+    compute: Call, exchange: Call, together_s: float, team: Team, share_s: float
+) -> tuple[Timing, np.ndarray]:
+    """Extra seconds of `exchange` when every rank calls `compute` before each of them, by rank and sample.
 
-    together_s: what the exchange takes back to back; a sample is the mean of several exchanges less that, so it may be
-    below zero. The number of exchanges is agreed by all ranks, whether or not they take part in one.
+    together_s: what the exchange takes back to back, as its own curve has it; a sample is the mean of several
+    exchanges less that, so it may be below zero. Their number is agreed by all ranks, also by those that take no part.
+    Returns the mean seconds of `compute` by rank too: under a quota less than without meetings, as waiting saves quota.
     """
+    computed_s: list[float] = []
 
     def sample(exchanges: int) -> float:
         inside_s = 0.0
         for _ in range(exchanges):
+            begin = perf_counter()
             compute()
             team.wait_for_device()
             start = perf_counter()
             exchange()
             team.wait_for_device()
             inside_s += perf_counter() - start
+            computed_s.append(start - begin)
         return inside_s / exchanges - together_s
 
     def cycle_s(cycles: int) -> float:
@@ -41,4 +49,6 @@ def time_skew(compute: Call, exchange: Call, together_s: float, team: Team, shar
     team.barrier()
     for _ in range(WARMUP_SAMPLES):
         sample(effort.iterations)
-    return Timing(team.table([sample(effort.iterations) for _ in range(effort.samples)]), effort.iterations)
+    computed_s.clear()
+    samples = team.table([sample(effort.iterations) for _ in range(effort.samples)])
+    return Timing(samples, effort.iterations), team.table([float(np.mean(computed_s))])[:, 0]

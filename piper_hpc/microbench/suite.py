@@ -18,7 +18,7 @@ from piper_hpc.microbench.skew import time_skew
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
 from piper_hpc.spec import BENCHMARK_VERSION, RankMap
 
-SKEW_POINTS = 3
+SKEW_POINTS = 4
 """A point of skew is measured as long as so many others: it is the mean of times with a heavy tail."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,7 +61,7 @@ def run(
     points = sum(len(shapes) for shapes in grid.compute.values()) + sum(
         len(sizes) * (len(pairs(ranks)) if name == "p2p" else len(families)) for name, sizes in grid.messages.items()
     )
-    points += len(families) * SKEW_POINTS * (1 + len(grid.skew)) + bool(families)
+    points += len(families) * SKEW_POINTS * len(grid.skew) + bool(families)
     _Suite(ranks, device, dtype, grid, Budget(budget_s, points), on_row, node_names).run(families)
 
 
@@ -92,9 +92,8 @@ class _Suite:
         work, work_s = self.unit_of_compute()
         for family in families:
             with _process_group(family) as group:
-                for name in COLLECTIVES:
-                    self.measure_collective(name, family, group)
-                self.measure_skew(family, group, work, work_s)
+                together_s = {name: self.measure_collective(name, family, group) for name in COLLECTIVES}
+                self.measure_skew(family, group, together_s["all_to_all"], work, work_s)
 
     def measure_compute(self) -> None:
         # What is loaded and allocated once, at an operator's first use, belongs to no operator's share.
@@ -115,7 +114,8 @@ class _Suite:
         family = GroupFamily(2, tier, (pair,))
         self.measure_sizes("p2p", f"p2p/{tier}", family, prepare, calls_per_message=0.5)
 
-    def measure_collective(self, name: str, family: GroupFamily, group: dist.ProcessGroup | None) -> None:
+    def measure_collective(self, name: str, family: GroupFamily, group: dist.ProcessGroup | None) -> float:
+        """One curve; returns the median seconds of the smallest message."""
         members = next((group for group in family.groups if self.team.rank in group), None)
 
         def prepare(elements: int) -> Exchange:
@@ -123,7 +123,7 @@ class _Suite:
                 return _bystander()
             return COLLECTIVES[name](group, members, elements, self.device, self.dtype)
 
-        self.measure_sizes(name, f"{name}/{family.tier}/{family.size}", family, prepare)
+        return self.measure_sizes(name, f"{name}/{family.tier}/{family.size}", family, prepare)
 
     def unit_of_compute(self) -> tuple[Call, float]:
         """The smallest GEMM, which makes up the compute before a meeting, and its mean seconds on all ranks at once."""
@@ -132,17 +132,16 @@ class _Suite:
         self.budget.spend()
         return call, float(timing.samples.mean())
 
-    def measure_skew(self, family: GroupFamily, group: dist.ProcessGroup | None, work: Call, work_s: float) -> None:
-        """Mean extra time of a small all-to-all over the compute that each rank does before it."""
+    def measure_skew(
+        self, family: GroupFamily, group: dist.ProcessGroup | None, together_s: float, work: Call, work_s: float
+    ) -> None:
+        """Mean extra time of the smallest all-to-all over `together_s`, by what each rank computed before it."""
         members = next((group for group in family.groups if self.team.rank in group), None)
         item = torch.empty((), dtype=self.dtype).element_size()
         elements = -(-self.grid.messages["all_to_all"][0] // (item * family.size)) * family.size
         exchange, correct = (
             _bystander() if members is None else all_to_all(group, members, elements, self.device, self.dtype)
         )
-        together = time_exchange(exchange, self.team, self.budget.share(SKEW_POINTS))
-        self.budget.spend(SKEW_POINTS)
-        together_s = float(together.samples[family.ranks].mean())
         for seconds in self.grid.skew:
             calls = max(1, round(seconds / work_s))
 
@@ -150,7 +149,7 @@ class _Suite:
                 for _ in range(calls):
                     work()
 
-            timing = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
+            timing, compute_s = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
             self.budget.spend(SKEW_POINTS)
             self.write(
                 f"skew/{family.tier}/{family.size}",
@@ -162,6 +161,7 @@ class _Suite:
                 family.ranks,
                 statistic="mean",  # a step adds many exchanges up, and their sum follows the mean
                 together_s=together_s,
+                compute_s=float(compute_s[family.ranks].mean()),
                 group_size=family.size,
                 tier=family.tier,
                 concurrent_groups=len(family.groups),
@@ -174,11 +174,14 @@ class _Suite:
         family: GroupFamily,
         prepare: Callable[[int], Exchange],
         calls_per_message: float = 1.0,
-    ) -> None:
-        """One curve over message sizes; ends early where the next size would not fit the budget's share."""
+    ) -> float:
+        """One curve over message sizes; ends early where the next size would not fit the budget's share.
+
+        Returns the median seconds of the smallest message.
+        """
         item = torch.empty((), dtype=self.dtype).element_size()
         sizes = self.grid.messages[name]
-        previous_bytes, previous_s = 0, 0.0
+        previous_bytes, previous_s, medians = 0, 0.0, []
         for index, size in enumerate(sizes):
             elements = -(-size // (item * family.size)) * family.size  # whole parts for all_to_all
             call, correct = prepare(elements)
@@ -187,6 +190,7 @@ class _Suite:
             slowest = np.stack([timing.samples[list(group)].max(axis=0) for group in family.groups])
             timing = Timing(slowest * calls_per_message, timing.iterations)
             statistics = timing.statistics()
+            medians.append(float(statistics["median_s"]))
             bytes_ = elements * item
             self.write(
                 operator,
@@ -208,8 +212,9 @@ class _Suite:
                 next_s = (fastest_s + per_byte_s * (left[0] - bytes_)) / calls_per_message
                 if next_s > self.team.maximum(self.budget.share())[0]:
                     self.budget.spend(len(left))
-                    return
+                    break
             previous_bytes, previous_s = bytes_, fastest_s
+        return medians[0]
 
     def write(
         self,

@@ -128,8 +128,8 @@ def _skew(late_s: float) -> list[float]:
     """The usual extra seconds of each rank in an exchange of two, to which rank 1 comes `late_s` after rank 0."""
     team, values = Team(torch.device("cpu")), torch.zeros(8)
     exchange, wait_s = (lambda: dist.all_reduce(values)), 0.001 + late_s * dist.get_rank()
-    together = time_exchange(exchange, team, 0.3).samples.mean()
-    timing = time_skew(lambda: time.sleep(wait_s), exchange, float(together), team, 0.5)
+    together = np.median(time_exchange(exchange, team, 0.3).samples)
+    timing, _ = time_skew(lambda: time.sleep(wait_s), exchange, float(together), team, 0.5)
     return [float(seconds) for seconds in np.median(timing.samples, axis=1)]
 
 
