@@ -120,6 +120,21 @@ def activation(device: torch.device, dtype: torch.dtype, *, elements: int) -> Op
     return Operator("bytes", 2.0 * elements * values.element_size(), lambda: F.silu(values), correct)
 
 
+def norm(device: torch.device, dtype: torch.dtype, *, tokens: int, hidden: int) -> Operator:
+    """RMSNorm of [tokens, hidden] and its backward, to input and weight; its work is the bytes of the forward alone."""
+    values = torch.randn(tokens, hidden, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.ones(hidden, device=device, dtype=dtype, requires_grad=True)
+    gradient = torch.randn(tokens, hidden, device=device, dtype=dtype)
+
+    def call() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(F.rms_norm(values, (hidden,), weight, eps=1e-6), (values, weight), gradient)
+
+    exact = values.detach().double()
+    normalised = exact / exact.square().mean(-1, keepdim=True).sqrt()
+    correct = _agree(call()[1], (gradient.double() * normalised).sum(0), dtype)
+    return Operator("bytes", 2.0 * tokens * hidden * values.element_size(), call, correct)
+
+
 def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int, top_k: int) -> Operator:
     """Softmax of a router's logits [tokens, experts] in float32, its `top_k` largest, and the backward of both.
 
@@ -177,6 +192,7 @@ _BUILDERS: dict[str, Callable[..., Operator]] = {
     "attention_backward": attention_backward,
     "elementwise": elementwise,
     "activation": activation,
+    "norm": norm,
     "gate": gate,
     "adamw": adamw,
     "host_op": host_op,

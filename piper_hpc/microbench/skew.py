@@ -20,7 +20,8 @@ def time_skew(
 
     together_s: what the exchange takes back to back, as its own curve has it; a sample is the mean of several
     exchanges less that, so it may be below zero. Their number is agreed by all ranks, also by those that take no part.
-    Returns the mean seconds of `compute` by rank too: under a quota less than without meetings, as waiting saves quota.
+    Returns the mean seconds that `compute` took between these exchanges too, by rank: under a quota less than without
+    meetings, because waiting saves quota.
     """
     computed_s: list[float] = []
 

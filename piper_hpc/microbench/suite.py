@@ -18,7 +18,7 @@ from piper_hpc.microbench.skew import time_skew
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
 from piper_hpc.spec import BENCHMARK_VERSION, RankMap
 
-SKEW_POINTS = 4
+SKEW_POINTS = 6
 """A point of skew is measured as long as so many others: it is the mean of times with a heavy tail."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -135,7 +135,10 @@ class _Suite:
     def measure_skew(
         self, family: GroupFamily, group: dist.ProcessGroup | None, together_s: float, work: Call, work_s: float
     ) -> None:
-        """Mean extra time of the smallest all-to-all over `together_s`, by what each rank computed before it."""
+        """Mean extra time of the smallest all-to-all over `together_s`, by the seconds that ranks computed before it.
+
+        Those are the seconds it took them there, between meetings, as terms of a step are.
+        """
         members = next((group for group in family.groups if self.team.rank in group), None)
         item = torch.empty((), dtype=self.dtype).element_size()
         elements = -(-self.grid.messages["all_to_all"][0] // (item * family.size)) * family.size
@@ -153,7 +156,7 @@ class _Suite:
             self.budget.spend(SKEW_POINTS)
             self.write(
                 f"skew/{family.tier}/{family.size}",
-                calls * work_s,
+                float(compute_s[family.ranks].mean()),
                 "seconds",
                 {"gemms": calls, "elements": elements},
                 Timing(timing.samples[family.ranks], timing.iterations),
@@ -161,7 +164,6 @@ class _Suite:
                 family.ranks,
                 statistic="mean",  # a step adds many exchanges up, and their sum follows the mean
                 together_s=together_s,
-                compute_s=float(compute_s[family.ranks].mean()),
                 group_size=family.size,
                 tier=family.tier,
                 concurrent_groups=len(family.groups),

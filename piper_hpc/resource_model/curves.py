@@ -13,6 +13,9 @@ from piper_hpc.spec import Calibration, ClusterSpec, Curve
 ADAMW_VALUES = 7
 """Values that AdamW moves per parameter: reads weight, gradient and two moments, writes weight and moments."""
 
+NORM_PASSES, NORM_VALUES, NORM_FORWARD_SHARE = 15, 31 / 15, 7 / 31
+"""RMSNorm and its backward, composed, as streaming passes; values that each moves per number; the forward's share."""
+
 GATE_PASSES, GATE_VALUES = 4, 2.5
 """Softmax, top-k and the backward of both as streaming passes, and the values that each moves per logit."""
 
@@ -82,6 +85,12 @@ class Curves:
                 "adamw", f"{ADAMW_VALUES} values per parameter", work_factor=1 / (ADAMW_VALUES * bytes_per_value)
             ),
             "activation": _StandIn("elementwise", "a streaming operation of the same bytes"),
+            "norm": _StandIn(
+                "elementwise",
+                f"{NORM_PASSES} streaming operations",
+                work_factor=NORM_VALUES / 2,
+                seconds_factor=NORM_PASSES,
+            ),
             "gate": _StandIn(
                 "elementwise",
                 f"{GATE_PASSES} streaming operations",

@@ -116,10 +116,10 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
 
 
 def _layer(batch: MicroBatch, layout: Layout, group: Group) -> dict[str, ModuleCost]:
-    """One layer. Its expert group meets four times, and each meeting waits for the skew of the compute before it.
+    """One layer. Its expert group meets five times, and each meeting waits for the skew of the compute before it.
 
-    That compute is the experts' between dispatch and combine, attention's and the router's between combine and the
-    next dispatch; the backward meets in reverse order. Counts and rows are exchanged back to back: they meet once.
+    Between combine and the next dispatch that is attention's and the router's, between dispatch and combine the
+    experts', both ways; in forward, between the exchanges of counts and of rows, what a dispatch computes by itself.
     """
     attention, router, experts = compute.attention(batch), compute.router(batch), compute.experts(batch, layout.ep)
 
@@ -129,11 +129,13 @@ def _layer(batch: MicroBatch, layout: Layout, group: Group) -> dict[str, ModuleC
             communication.skew(batch.curves, group, before_backward),
         )
 
-    dense = attention + router
+    dense, rows = attention + router, compute.dispatch(batch, Group())
     return {
         "attention_s": attention,
         "router_s": router,
-        "dispatch_s": compute.dispatch(batch, group) + meetings(dense.forward, experts.backward),
+        "dispatch_s": compute.dispatch(batch, group)
+        + meetings(dense.forward, experts.backward)
+        + meetings(rows.forward, Cost()),
         "expert_s": experts,
         "combine_s": compute.combine(batch, group) + meetings(experts.forward, dense.backward),
     }

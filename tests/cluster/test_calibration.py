@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from piper_hpc.cluster import machine
 from piper_hpc.cluster.calibration import CalibrationError, fit, load, save, staleness
+from piper_hpc.cluster.machine import Machine
+from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.resource_model import predict
 from piper_hpc.spec import ClusterSpec, Layout, Workload
 from tests.resource_model.clusters import TINY, UNITS, WIDE
@@ -152,3 +155,13 @@ def test_a_calibration_goes_stale_by_age_and_by_change() -> None:
         "torch was '2.13.0' when it was measured and is '2.14.0' now"
     ]
     assert staleness(calibration, {}, now=later) == ["it was measured 334 days ago, more than 180"]
+
+
+def test_measurements_of_another_version_of_the_benchmark_are_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, cluster = Machine(rack_of_node=(0,), memory_bytes=2**30, cores=2.0), ClusterConfig()
+    now = here.calibration_file(cluster, "float32", tmp_path)
+    assert here.calibration_file(cluster, "float32", tmp_path) == now
+    monkeypatch.setattr(machine, "BENCHMARK_VERSION", machine.BENCHMARK_VERSION + 1)
+    assert here.calibration_file(cluster, "float32", tmp_path) != now

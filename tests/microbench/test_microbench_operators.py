@@ -36,6 +36,7 @@ def test_work_is_counted_by_the_written_conventions() -> None:
         assert work(name, batch=2, heads=4, sequence=16, head_dim=8) == 2 * 2 * 16**2 * 32
     assert work("elementwise", elements=1000) == 3 * 1000 * 4
     assert work("activation", elements=1000) == 2 * 1000 * 4
+    assert work("norm", tokens=64, hidden=128) == 2 * 64 * 128 * 4
     assert work("gate", tokens=64, experts=8, top_k=2) == 64 * 8
     assert work("adamw", parameters=4096, tensors=4) == 4096
     assert work("host_op", operations=64) == 64

@@ -27,8 +27,8 @@ KEYS = {
     "median_s", "mean_s", "p5_s", "p95_s", "min_s", "max_s", "statistic", "ranks", "nodes", "correct",
 }  # fmt: skip
 COMPUTE = {
-    "gemm", "grouped_gemm", "attention_forward", "attention_backward", "elementwise", "activation", "gate", "adamw",
-    "host_op",
+    "gemm", "grouped_gemm", "attention_forward", "attention_backward", "elementwise", "activation", "norm",
+    "gate", "adamw", "host_op",
 }  # fmt: skip
 DELAY_S = 0.004
 DELAY_S_PER_BYTE = 1e-7
@@ -119,8 +119,8 @@ def test_skew_is_measured_over_what_ranks_compute(rows: list[dict[str, Any]]) ->
         curve = _curve(rows, f"skew/{place}")
         assert [row["unit"] for row in curve] == ["seconds"] * len(CPU.skew)
         assert [row["work"] for row in curve] == sorted(row["work"] for row in curve)
-        for row, asked in zip(curve, CPU.skew, strict=True):
-            assert asked / 2 <= row["work"] <= 2 * asked or row["shape"]["gemms"] == 1
+        per_gemm_s = [row["work"] / row["shape"]["gemms"] for row in curve]
+        assert max(per_gemm_s) < 10 * min(per_gemm_s)
         assert curve[0]["ranks"] == [0, 1, 2, 3] and curve[0]["together_s"] > 0
 
 

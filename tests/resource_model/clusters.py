@@ -28,6 +28,7 @@ UNITS = {
     "elementwise": ("bytes", 10e9),
     "activation": ("bytes", 4e9),
     "gate": ("values", 1e8),
+    "norm": ("bytes", 0.5e9),
     "adamw": ("parameters", 0.3e9),
     "host_op": ("operations", 2e5),
     "p2p/node": ("bytes", 2e9),

@@ -68,6 +68,7 @@ def test_stretching_a_curve_is_recorded() -> None:
         ("elementwise", "adamw"),
         ("adamw", "elementwise"),
         ("activation", "elementwise"),
+        ("norm", "elementwise"),
         ("gate", "elementwise"),
     ],
 )
