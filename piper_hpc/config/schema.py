@@ -13,7 +13,7 @@ class TaskConfig:
     """What to do: `train`, `microbench`, `profile` or `plan`."""
 
     name: str = MISSING
-    budget_s: float = 8.0  # microbench, and the measuring before a first training run
+    budget_s: float = 10.0  # microbench, and the measuring before a first training run
     rank_by: str = "mfu"  # plan: mfu, tokens_per_s or memory
     candidates: int = 20  # plan: how many to print
     profile_steps: int = 3  # profile: traced steps, after two that warm up
