@@ -63,7 +63,7 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
             work,
             run,
             asked.cluster,
-            environment=machine.environment,
+            environment=machine.environment | asked.cluster.environment,
             wait=asked.wait,
         )
     except Exception:

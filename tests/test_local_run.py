@@ -34,7 +34,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def first(folder) -> tuple[RunFolder, str]:
     """The first run of a machine: nothing is measured yet."""
-    ended = launch(f"train.steps={STEPS}", "task.budget_s=4", "tracking=wandb_offline", cwd=folder)
+    variable = "+cluster.environment.NCCL_DEBUG=WARN"
+    ended = launch(f"train.steps={STEPS}", "task.budget_s=4", "tracking=wandb_offline", variable, cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (run,) = find(folder / "runs")
     return run, ended.stdout
@@ -48,6 +49,7 @@ def test_the_record_is_whole(first):
     assert manifest["versions"]["torch"] and manifest["user"] and manifest["job"]["flop_convention"]
     assert "GEMM" in manifest["job"]["peak_flops_source"]
     assert len(manifest["job"]["rank_map"]) == 4
+    assert manifest["job"]["environment"]["NCCL_DEBUG"] == "WARN"
     assert {row["operator"] for row in run.measurements()} >= {"gemm", "grouped_gemm", "host_op", "p2p/node"}
     assert (run.path / "config.yaml").is_file()
     assert len(list(run.attempt_logs(0).glob("rank-*.log"))) == 4

@@ -98,7 +98,7 @@ class ClusterConfig:
     gpus_per_task: int = 0
     calibration: str = "auto"  # auto: cached, else measured in the job; a path; off: data sheet or no prediction
     data_sheet: DataSheetConfig | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)  # variables of every rank, beside the template's
     comm_timeout_s: float = 120.0
 
 
