@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: run test quick lint types testbed-packages clean
+.PHONY: run test quick lint types testbed-packages clean FORCE
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m piper_hpc.launch $(ARGS)
@@ -35,7 +35,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/run.stamp: pyproject.toml | $(VENV)/bin/python
+# Another TORCH than last time is installed anew.
+$(VENV)/torch.txt: FORCE | $(VENV)/bin/python
+	@echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@
+
+FORCE:
+
+$(VENV)/run.stamp: pyproject.toml $(VENV)/torch.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[report]"
 	touch $@

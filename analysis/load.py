@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -31,13 +32,18 @@ def metrics(run: RunFolder) -> list[Row]:
 
     Raises UsageError for a run that trained no step.
     """
-    latest = {row["step"]: row for row in sorted(run.metrics(), key=lambda row: row["attempt"])}
+    latest = {row["step"]: _numbers(row) for row in sorted(run.metrics(), key=lambda row: row["attempt"])}
     if not latest:
         raise UsageError(
             f"RUN={run.path}: must have trained a step, but metrics.jsonl has no row (state: {run.status().state}); "
             "use a run of task=train"
         )
     return [latest[step] for step in sorted(latest)]
+
+
+def _numbers(row: Row) -> Row:
+    """JSON has no NaN: what was not finite was written as null."""
+    return {key: math.nan if value is None else value for key, value in row.items()}
 
 
 def steady(rows: Sequence[Row]) -> list[Row]:

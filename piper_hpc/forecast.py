@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from piper_hpc.cluster import calibration as calibrations
 from piper_hpc.cluster import data_sheet
 from piper_hpc.cluster.machine import Machine
-from piper_hpc.config import Experiment
+from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.resource_model.predict import predict
 from piper_hpc.spec import Calibration, Prediction
 
 
 def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | None:
-    """The measured calibration where there is one, else the data sheet's, else None."""
+    """The measured calibration where there is one, else the data sheet's, else None.
+
+    Raises ConfigError for a file that is no calibration and for a data sheet that makes no sense.
+    """
     cluster = experiment.cluster
-    if cluster.calibration not in ("auto", "off"):
-        return calibrations.load(Path(cluster.calibration).expanduser())
+    given = cluster.calibration not in ("auto", "off")
     cached = machine.calibration_file(cluster, experiment.train.dtype, experiment.runs)
-    if cluster.calibration == "auto" and cached.exists():
-        return calibrations.load(cached)
+    path = Path(cluster.calibration).expanduser() if given else cached
+    if given or (cluster.calibration == "auto" and cached.exists()):
+        try:
+            return calibrations.load(path)
+        except calibrations.CalibrationError as error:
+            problem = Problem("cluster.calibration", str(path), str(error), "cluster.calibration=off")
+            raise ConfigError(problem) from error
     sheet = cluster.data_sheet
     if sheet is None:
         return None
-    return data_sheet.calibration(
-        peak_flops=sheet.peak_flops,
-        gemm_efficiency=sheet.gemm_efficiency,
-        memory_bytes_per_s=sheet.memory_bytes_per_s,
-        links={tier: (link.latency_s, link.bytes_per_s) for tier, link in sheet.links.items()},
-        host_op_s=sheet.host_op_s,
-    )
+    try:
+        return data_sheet.calibration(
+            peak_flops=sheet.peak_flops,
+            gemm_efficiency=sheet.gemm_efficiency,
+            memory_bytes_per_s=sheet.memory_bytes_per_s,
+            links={tier: (link.latency_s, link.bytes_per_s) for tier, link in sheet.links.items()},
+            host_op_s=sheet.host_op_s,
+        )
+    except ValueError as error:
+        works = f"cluster={cluster.name}, with the values of its file"
+        raise ConfigError(Problem("cluster.data_sheet", cluster.name, str(error), works)) from error
 
 
 def forecast(experiment: Experiment, machine: Machine, calibration: Calibration) -> Prediction:
     """What the run will take, by the resource model."""
     assert experiment.layout is not None, "planning has chosen a layout before anything is predicted"
     cluster = machine.spec(experiment.cluster, calibration)
-    return predict(experiment.model, cluster, experiment.layout, experiment.workload)
+    prediction = predict(experiment.model, cluster, experiment.layout, experiment.workload)
+    stale = calibrations.staleness(calibration, machine.fingerprint)
+    return replace(prediction, notes=[*prediction.notes, *(f"calibration: {reason}" for reason in stale)])

@@ -13,11 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from analysis import report
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.follow import figures
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.runs import RunFolder, find
 from piper_hpc.submit.outcome import cancel, observe
+from piper_hpc.train.settings import WARMUP_STEPS
 
 
 def pick(runs: Path, name: str) -> RunFolder:
@@ -40,6 +42,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
     status = observe(run)
     config, job, rows = run.config(), run.job(), run.metrics()
     last = rows[-1] if rows else None
+    profiled = config["task"]["name"] == "profile"
     return {
         "run_id": run.run_id,
         "path": str(run.path),
@@ -48,7 +51,8 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "cluster": config["cluster"]["name"],
         "job": {"scheduler": job.get("scheduler"), "id": job.get("id")},
         "status": asdict(status),
-        "steps": config["train"]["steps"],
+        "steps": WARMUP_STEPS + config["task"]["profile_steps"] if profiled else config["train"]["steps"],
+        "steps_done": last["step"] + 1 if last else 0,
         "last": {key: last[key] for key in ("step", "loss", "tokens_per_s", "mfu")} if last else None,
     }
 
@@ -66,8 +70,8 @@ def list_runs(arguments: argparse.Namespace, console: Console) -> int:
     for document in documents:
         status, last = document["status"], document["last"]
         state = status["state"] + (f" ({status['failure_class']})" if status["failure_class"] else "")
-        step = f"{last['step']}/{document['steps']}" if last else ""
-        loss = f"{last['loss']:.3f}" if last else ""
+        step = f"{document['steps_done']}/{document['steps']}" if last else ""
+        loss = f"{last['loss']:.3f}" if last and last["loss"] is not None else ""
         words = (document["run_id"], document["task"], document["model"], document["cluster"], state, step, loss)
         table.add_row(*words)
     console.print(table)
@@ -75,9 +79,11 @@ def list_runs(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def show_status(arguments: argparse.Namespace, console: Console) -> int:
-    """One run."""
+    """One run; writes the report of a completed one whose launcher did not wait for it."""
     run = pick(arguments.runs, arguments.run)
     document = describe(run)
+    if document["status"]["state"] == "completed" and document["last"] and not (run.path / "report.md").exists():
+        report.write(run)
     if arguments.json:
         print(json.dumps(document, indent=2))
         return 0
@@ -91,7 +97,8 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
     console.print(f"job      {job['scheduler']} {job['id']}", highlight=False)
     if document["last"]:
         rows = run.metrics()
-        console.print(f"step     {rows[-1]['step']} of {document['steps']}: {figures(rows[-1])}", highlight=False)
+        done = f"{document['steps_done']} of {document['steps']}"
+        console.print(f"step     {done}: {figures(rows[-1])}", highlight=False)
     console.print(f"folder   {document['path']}", highlight=False)
     return 0
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from piper_hpc.cli import show
-from piper_hpc.cli.errors import INTERRUPTED, run_command
+from piper_hpc.cli.errors import INTERRUPTED, USAGE_ERROR, message_of, run_command
 from piper_hpc.cli.follow import follow
 from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.config import ConfigError, Experiment, Problem, experiment, register
@@ -27,6 +29,7 @@ from piper_hpc.runs.manifest import provenance
 from piper_hpc.spec import Prediction
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
+from piper_hpc.train.settings import WARMUP_STEPS
 from piper_hpc.worker import work
 
 LOG_WIDTH = 120
@@ -41,7 +44,7 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
         found = _plan(asked, machine)
         show.plan(found, asked, console)
         return found.document(), 0
-    if asked.layout is None:
+    if asked.layout is None and asked.task.name != "microbench":
         composed = _with_best_layout(composed, _plan(asked, machine))
         asked = experiment(composed)
     prediction = _predict(asked, machine)
@@ -63,7 +66,7 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
             work,
             run,
             asked.cluster,
-            environment=machine.environment | asked.cluster.environment,
+            environment=machine.environment,
             wait=asked.wait,
         )
     except Exception:
@@ -86,6 +89,7 @@ def _plan(asked: Experiment, machine: Machine) -> Plan:
         machine.spec(asked.cluster, calibration),
         asked.workload,
         rank_by=asked.task.rank_by,
+        ep_domain=asked.task.ep_domain,
         candidates=asked.task.candidates,
     )
 
@@ -119,7 +123,8 @@ def _prepare(run: RunFolder, composed: DictConfig, machine: Machine, prediction:
 
 
 def _wait(run: RunFolder, asked: Experiment, console: Console) -> tuple[dict[str, Any], int]:
-    steps = asked.task.profile_steps if asked.task.name == "profile" else asked.train.steps
+    profiled = WARMUP_STEPS + asked.task.profile_steps
+    steps = profiled if asked.task.name == "profile" else asked.train.steps
     console.print(f"run {run.run_id} on {asked.cluster.name}", highlight=False)
     try:
         status = follow(run, steps, console)
@@ -134,18 +139,26 @@ def _wait(run: RunFolder, asked: Experiment, console: Console) -> tuple[dict[str
 def main() -> int:
     """The command."""
     register()
-    sweep = any(word in ("-m", "--multirun") for word in sys.argv[1:])
     documents: list[dict[str, Any]] = []
     codes: list[int] = []
     as_json: list[bool] = []
+    sweeps: list[bool] = []
 
     def one(composed: DictConfig) -> None:
         as_json.append(composed.format == "json")
+        sweeps.append(HydraConfig.get().mode == RunMode.MULTIRUN)
         # Standard output belongs to the document, or to the path that a batch script reads.
         console = Console(stderr=as_json[-1] or not composed.submit)
         if not console.is_terminal:
             console.width = LOG_WIDTH
-        document, code = launch(composed, console)
+        try:
+            document, code = launch(composed, console)
+        except ConfigError as error:
+            if not sweeps[-1]:
+                raise
+            # One bad point of a sweep is a result like the others'.
+            print(message_of(error), file=sys.stderr)
+            document, code = {"errors": [asdict(problem) for problem in error.problems]}, USAGE_ERROR
         documents.append(document)
         codes.append(code)
 
@@ -153,7 +166,7 @@ def main() -> int:
         decorated = hydra.main(version_base="1.3", config_path=str(Path(data_folder("conf"))), config_name="config")
         decorated(one)()
         if as_json and all(as_json):
-            print(json.dumps(documents if sweep else documents[0], indent=2))
+            print(json.dumps(documents if any(sweeps) else documents[0], indent=2))
         return max(codes, default=0)
 
     return run_command(command)

@@ -12,6 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
+from piper_hpc.config.errors import ConfigError
 from piper_hpc.runs import Failure, RunFolder, Status
 from piper_hpc.runtime.rank import RankEnvironment
 
@@ -32,7 +33,8 @@ def work(run_path: str) -> None:
         from piper_hpc.runtime.failures import classify, reason_of
 
         trace = traceback.format_exc()
-        failure = Failure(place.rank, classify(error), reason_of(error), trace, time.time())
+        failure_class = "config" if isinstance(error, ConfigError) else classify(error)
+        failure = Failure(place.rank, failure_class, reason_of(error), trace, time.time())
         run.write_failure(failure, place.attempt)
         print(trace, file=sys.stderr, flush=True)
         # Threads of a broken process group may never join.
@@ -47,7 +49,7 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
     from piper_hpc.tasks.context import Context
 
     configured = experiment(run.config())
-    device = device_of(configured.cluster.device, place.local_rank)
+    device = device_of(configured.cluster.device, place.local_rank, scheduled=configured.cluster.scheduler == "slurm")
     meeting = run.path / "rendezvous"
     with process_group(place, meeting, device, configured.cluster.comm_timeout_s):
         context = Context.gather(configured, run, place, device)
@@ -55,10 +57,12 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
             # From here on this rank is a device of its own; its imports were free to use any core.
             quota.create(f"{run.run_id}/rank{place.rank}", context.machine.cpu_share).enter()
         if context.is_first:
+            run.write_manifest(run.manifest() | {"job": context.facts()})
             run.write_status(Status("running", place.attempt))
         TASKS[configured.task.name](context)
-        if context.is_first:
-            run.write_status(Status("completed", place.attempt, step=run.status().step))
+    # Only now nothing of this rank can fail any more.
+    if context.is_first:
+        run.write_status(Status("completed", place.attempt, step=run.status().step))
 
 
 def _log_to(path: Path) -> None:

@@ -36,6 +36,11 @@ def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> sub
         (["data.path=/nowhere"], ["data.path = '/nowhere'", "data=stdlib"]),
         (["cluster.nodes=2", "parallelism.dp=2"], ["cluster.nodes = 2", "one machine", "cluster.nodes=1"]),
         (["cluster=frontier", "train.global_batch=512"], ["cluster = 'frontier'", "sbatch", "dry_run=true"]),
+        ([f"cluster.calibration={__file__}"], ["cluster.calibration", "test_launch.py", "cluster.calibration=off"]),
+        (
+            ["task=plan", "experiment=paper_mixtral", "cluster.data_sheet.peak_flops=0"],
+            ["data_sheet.peak_flops=0", "above 0"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -110,6 +115,15 @@ def test_a_sweep_with_format_json_is_one_array(tmp_path):
     plans = json.loads(ended.stdout)
     assert len(plans) == 2
     assert plans[0]["candidates"][0]["tokens_per_s"] < plans[1]["candidates"][0]["tokens_per_s"]
+
+
+def test_one_bad_point_of_a_sweep_is_a_result_beside_the_others(tmp_path):
+    ended = launch("-m", "task=plan", "experiment=paper_mixtral", "model.top_k=2,99", "format=json", cwd=tmp_path)
+    assert ended.returncode == 2
+    good, bad = json.loads(ended.stdout)
+    assert good["feasible"] > 0
+    assert bad["errors"][0]["key"] == "model.top_k"
+    assert "model.top_k = 99" in ended.stderr
 
 
 def test_planning_and_launching_never_import_torch():

@@ -136,6 +136,16 @@ def test_with_writable_cgroups_each_rank_is_a_device(first):
     assert not quota.processes(run.run_id)
 
 
+def test_jobs_writes_the_report_of_a_run_that_nobody_waited_for(first):
+    run, _ = first
+    for name in ("report.html", "report.md"):
+        (run.path / name).unlink()
+    command = [sys.executable, "-m", "piper_hpc.jobs", "status", str(run.path)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{STEPS} of {STEPS}" in asked.stdout
+    assert (run.path / "report.html").exists() and (run.path / "report.md").exists()
+
+
 def test_a_profile_is_a_trace_with_every_rank(first, folder):
     ended = launch("task=profile", "train=smoke", cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -154,14 +164,13 @@ def test_a_microbench_run_shows_its_rows(folder):
     assert "all_to_all/node/2" in ended.stdout
 
 
-def test_an_exception_in_the_job_is_classified_and_the_command_fails(folder, tmp_path):
-    """A file too short for one sequence is found out by the ranks only."""
-    (tmp_path / "short.txt").write_text("x")
-    ended = launch("data=text", f"data.path={tmp_path}/short.txt", "train=smoke", cwd=folder)
+def test_an_exception_in_the_job_is_classified_and_the_command_fails(folder):
+    """A folder that cannot be written is found out by the ranks only."""
+    ended = launch("data.cache=/proc/nowhere", "train=smoke", "cluster.calibration=off", cwd=folder)
     assert ended.returncode == 1
     status = find(folder / "runs")[-1].status()
     assert (status.state, status.failure_class) == ("failed", "error")
-    assert "train.sequence" in (status.reason or "")
+    assert "/proc/nowhere" in (status.reason or "")
     assert "logs:" in ended.stdout
 
 

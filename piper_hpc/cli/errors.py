@@ -25,7 +25,7 @@ def run_command(command: Callable[[], int]) -> int:
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if asked_for_traceback:
             raise
-        print(_message(error), file=sys.stderr)
+        print(message_of(error), file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -34,7 +34,8 @@ def run_command(command: Callable[[], int]) -> int:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _message(error: Exception) -> str:
+def message_of(error: Exception) -> str:
+    """What is wrong, line by line, without a traceback."""
     if isinstance(error, ConfigError):
         return "\n".join(f"error: {problem}" for problem in error.problems)
     # Hydra wraps what OmegaConf found; the cause says which key, which value and which type.

@@ -55,4 +55,6 @@ def follow(run: RunFolder, steps: int, console: Console) -> Status:
 
 def figures(row: dict[str, Any]) -> str:
     """Loss, rate and MFU of a step, for one line."""
-    return f"loss {row['loss']:.3f}  {row['tokens_per_s']:,.0f} tokens/s  MFU {100 * row['mfu']:.1f} %"
+    loss = "not finite" if row["loss"] is None else f"{row['loss']:.3f}"
+    mfu = f"{100 * row['mfu']:.1f} %" if row["mfu"] else "unknown"  # no peak was measured
+    return f"loss {loss}  {row['tokens_per_s']:,.0f} tokens/s  MFU {mfu}"

@@ -72,6 +72,9 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
         measured = run.measurements()
         console.print(measurements(measured))
         return document | {"measurements": measured}
+    if not run.metrics():
+        console.print("no step was left to train", highlight=False)
+        return document
     rows = table.predicted_against_measured(run)
     console.print(table.render(rows))
     written = report.write(run)

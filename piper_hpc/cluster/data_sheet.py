@@ -34,6 +34,8 @@ def calibration(
     for name, rate in rates.items():
         if rate <= 0:
             raise ValueError(f"data_sheet.{name}={rate}: must be above 0, as the vendor's data sheet states it")
+    if gemm_efficiency > 1:
+        raise ValueError(f"data_sheet.gemm_efficiency={gemm_efficiency}: is a share of the peak, at most 1")
     gemm_rate = peak_flops * gemm_efficiency
     curves = {
         "gemm": _line("gemm", "flops", host_op_s, gemm_rate),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from glob import glob
+from glob import iglob
+from importlib.util import find_spec
 from pathlib import Path
 
 from piper_hpc.config.errors import Problem
@@ -15,6 +17,7 @@ from piper_hpc.spec import ModelSpec
 CHOICES = {
     "task.name": ("train", "microbench", "profile", "plan"),
     "task.rank_by": ("mfu", "tokens_per_s", "memory"),
+    "task.ep_domain": ("none", "switch", "node"),
     "parallelism.schedule": ("1f1b",),
     "parallelism.recompute": ("none",),
     "parallelism.all_to_all": ("flat",),
@@ -42,6 +45,9 @@ POSITIVE = (
     *(f"train.{key}" for key in ("steps", "global_batch", "sequence", "learning_rate", "grad_clip")),
     *(f"task.{key}" for key in ("budget_s", "candidates", "profile_steps")),
 )
+
+BYTES = 256
+"""Values of a byte: what the vocabulary of a byte-level model must hold."""
 
 
 def example_of(key: str) -> str:
@@ -74,8 +80,8 @@ def positive(config: Config) -> Iterator[Problem]:
     """Counts and limits that make sense only above zero."""
     for key in POSITIVE:
         value = _value(config, key)
-        if not isinstance(value, (int, float)) or value <= 0:
-            yield Problem(key, value, "must be greater than 0", f"{key}=1")
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            yield Problem(key, value, "must be a number greater than 0", f"{key}=1")
     dp = config.parallelism.dp
     if dp is not None and dp <= 0:
         yield Problem("parallelism.dp", dp, "must be greater than 0", "parallelism.dp=1")
@@ -86,13 +92,16 @@ def paths(config: Config) -> Iterator[Problem]:
     data, cluster, train = config.data, config.cluster, config.train
     if data.name == "text" and data.path is None:
         yield Problem("data.path", None, "must be given with data=text", "data.path=README.md")
-    if data.path is not None and not glob(str(Path(data.path).expanduser())):
-        yield Problem("data.path", data.path, "does not exist on this machine", "data=stdlib")
+    if data.path is not None and not _has_file(data.path):
+        yield Problem("data.path", data.path, "is or holds no file on this machine", "data=stdlib")
     if cluster.calibration not in ("auto", "off") and not Path(cluster.calibration).expanduser().is_file():
         yield Problem("cluster.calibration", cluster.calibration, "is no file", "cluster.calibration=auto")
-    if train.resume_from is not None and not Path(train.resume_from).expanduser().is_dir():
-        rule = "is no checkpoints folder of a run"
+    if train.resume_from is not None and not any(Path(train.resume_from).expanduser().glob("step-*/.metadata")):
+        rule = "is no checkpoints folder of a run, or holds no whole checkpoint"
         yield Problem("train.resume_from", train.resume_from, rule, "train.resume_from=null")
+    if config.tracking.name != "none" and find_spec("wandb") is None:
+        rule = "needs the wandb package: pip install 'piper-hpc[wandb]'"
+        yield Problem("tracking", config.tracking.name, rule, "tracking=none")
     if cluster.scheduler == "slurm" and (
         cluster.template is None or not (data_folder("sbatch_templates") / cluster.template).is_file()
     ):
@@ -101,14 +110,41 @@ def paths(config: Config) -> Iterator[Problem]:
         yield Problem("cluster.template", cluster.template, rule, "cluster.template=testbed.sbatch")
 
 
+def _has_file(pattern: str) -> bool:
+    """True for a file, a folder with one below it, or a glob that matches one."""
+    root = Path(pattern).expanduser()
+    found = root.rglob("*") if root.is_dir() else map(Path, iglob(str(root), recursive=True))
+    return any(path.is_file() for path in found)
+
+
+def racks(config: Config) -> Iterator[Problem]:
+    """The rack of every node, where racks are given."""
+    cluster = config.cluster
+    if cluster.racks is not None and len(cluster.racks) != cluster.nodes:
+        rule = f"must name the rack of each of the {cluster.nodes} nodes"
+        yield Problem("cluster.racks", list(cluster.racks), rule, f"cluster.racks={[0] * cluster.nodes}")
+
+
+def task(config: Config, spec: ModelSpec) -> Iterator[Problem]:
+    """What one task asks for and another does not."""
+    if config.task.name in ("train", "profile") and spec.vocab < BYTES:
+        rule = f"text is read as bytes: at least {BYTES}"
+        yield Problem("model.vocab", spec.vocab, rule, f"model.vocab={BYTES}")
+    if config.task.name == "microbench" and config.train.dtype == "float64":
+        rule = "the grouped GEMM that is measured has no float64"
+        yield Problem("train.dtype", config.train.dtype, rule, "train.dtype=float32")
+
+
 def model(spec: ModelSpec, dtype: str) -> Iterator[Problem]:
     """Shapes that the modules can compute with."""
     if spec.heads % spec.kv_heads:
         rule = f"must divide model.heads = {spec.heads}"
         yield Problem("model.kv_heads", spec.kv_heads, rule, f"model.kv_heads={spec.heads}")
-    if spec.head_dim % 2:
-        even = spec.head_dim + 1
-        yield Problem("model.head_dim", spec.head_dim, "must be even for RoPE", f"model.head_dim={even}")
+    if spec.head_dim < 2 or spec.head_dim % 2:
+        even = max(2, spec.head_dim + spec.head_dim % 2)
+        yield Problem(
+            "model.head_dim", spec.head_dim, "must be even, and at least 2, for RoPE", f"model.head_dim={even}"
+        )
     if spec.top_k > spec.experts:
         rule = f"a token cannot go to more than model.experts = {spec.experts} experts"
         yield Problem("model.top_k", spec.top_k, rule, f"model.top_k={spec.experts}")
@@ -164,9 +200,6 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
     if p.pp > spec.layers:
         rule = f"a stage needs a layer: at most model.layers = {spec.layers}"
         yield Problem("parallelism.pp", p.pp, rule, f"model.layers={p.pp}")
-    if cluster.racks is not None and len(cluster.racks) != cluster.nodes:
-        rule = f"must name the rack of each of the {cluster.nodes} nodes"
-        yield Problem("cluster.racks", list(cluster.racks), rule, f"cluster.racks={[0] * cluster.nodes}")
     yield from _batch(batch, p.micro_batch, ranks // p.pp, p.pp)
 
 

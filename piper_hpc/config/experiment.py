@@ -18,7 +18,7 @@ BYTES_PER_VALUE = {"float32": 4, "float64": 8, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Experiment:
-    """One checked configuration. `layout` is None where planning decides it (task=plan, parallelism=auto)."""
+    """One checked configuration. `layout` is None where it is planned first, or not needed."""
 
     task: TaskConfig
     model: ModelSpec
@@ -70,7 +70,10 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
     if not problems:
         problems += [*checks.model(model, config.train.dtype), *checks.train(config.train)]
     layout = None
-    if not problems and config.task.name != "plan" and not config.parallelism.auto:
+    if not problems:
+        problems += [*checks.racks(config), *checks.task(config, model)]
+    # A plan chooses the layout, and micro-benchmarks need none: they ask only where ranks stand.
+    if not problems and config.task.name in ("train", "profile") and not config.parallelism.auto:
         problems += checks.layout(config, model)
         layout = None if problems else _layout(config)
     if problems:

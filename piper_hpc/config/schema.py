@@ -15,6 +15,7 @@ class TaskConfig:
     name: str = MISSING
     budget_s: float = 10.0  # microbench, and the measuring before a first training run
     rank_by: str = "mfu"  # plan: mfu, tokens_per_s or memory
+    ep_domain: str = "none"  # plan: how far Eq 10 lets an expert group reach: none (anywhere), switch or node
     candidates: int = 20  # plan: how many to print
     profile_steps: int = 3  # profile: traced steps, after two that warm up
 

@@ -122,6 +122,7 @@ def _answer(peer: int, device: torch.device, now: Callable[[], float], rounds: i
     message = torch.zeros(1, dtype=torch.float64, device=device)
     for _ in range(rounds):
         dist.recv(message, peer)
+        message.item()  # on a GPU a receive returns once it is queued: read the clock when it has come
         message.fill_(now())
         dist.send(message, peer)
 

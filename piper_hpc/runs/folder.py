@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import tempfile
@@ -26,7 +27,7 @@ def utc_now() -> str:
 
 def new_run_id() -> str:
     """An id that sorts by time and stays unique when two runs start in the same second."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
 
 
 class RunFolder:
@@ -57,6 +58,11 @@ class RunFolder:
     def logs(self) -> Path:
         """Where logs go, per attempt and rank."""
         return self.path / "logs"
+
+    def newest_attempt(self) -> int:
+        """The attempt that logged last, whether or not it came far enough to say so in the status."""
+        found = (int(path.name.removeprefix("attempt-")) for path in self.logs.glob("attempt-*"))
+        return max(found, default=0)
 
     def attempt_logs(self, attempt: int) -> Path:
         """The logs of one attempt; made if absent."""
@@ -170,9 +176,18 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
     def _append(self, name: str, row: dict[str, Any], attempt: int) -> None:
-        line = json.dumps({"schema_version": SCHEMA_VERSION, "attempt": attempt} | row)
+        line = json.dumps(_finite({"schema_version": SCHEMA_VERSION, "attempt": attempt} | row))
         with (self.path / name).open("a") as file:
             file.write(line + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every number that JSON does not have: a diverged loss is no reason for a broken row."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def find(root: Path | str) -> list[RunFolder]:

@@ -33,6 +33,10 @@ class Status:
     step: int | None = None
     updated: str = ""
 
+    def __post_init__(self) -> None:
+        if self.state not in STATES or (self.failure_class is not None and self.failure_class not in FAILURE_CLASSES):
+            raise ValueError(f"no state or failure class of a run: {self.state}, {self.failure_class}")
+
     @property
     def ended(self) -> bool:
         """True when nothing of the run is alive any more."""

@@ -26,17 +26,21 @@ class RendezvousError(RuntimeError):
     """The ranks did not find one another in time."""
 
 
-def device_of(kind: str, local_rank: int) -> torch.device:
+def device_of(kind: str, local_rank: int, *, scheduled: bool) -> torch.device:
     """This rank's device; `kind` is auto, cpu or cuda.
 
-    A scheduler may show each task one device or all of them, so the index follows from what is visible.
+    A scheduler may show each task one device or all of them, so the index follows from what is visible. Raises
+    RuntimeError where a rank has none of its own: two ranks on one device cannot exchange over NCCL.
     """
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     if visible == 0:
         raise RuntimeError("cluster.device=cuda, but this rank sees no CUDA or ROCm device")
-    device = torch.device("cuda", 0 if visible == 1 else local_rank % visible)
+    index = 0 if visible == 1 and scheduled else local_rank
+    if index >= visible:
+        raise RuntimeError(f"rank {local_rank} of this node has no device of its own: cluster.ranks_per_node={visible}")
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
@@ -70,7 +74,7 @@ def process_group(place: RankEnvironment, meeting: Path, device: torch.device, t
 
 def _store(place: RankEnvironment, meeting: Path, timeout: timedelta) -> dist.TCPStore:
     meeting.mkdir(parents=True, exist_ok=True)
-    note = meeting / f"attempt-{place.attempt}.json"
+    note = meeting / f"{place.meeting}.json"
     if place.rank == 0:
         store = dist.TCPStore("0.0.0.0", 0, place.ranks, is_master=True, wait_for_workers=False, timeout=timeout)
         draft = note.with_suffix(".draft")

@@ -17,8 +17,14 @@ class RankEnvironment:
     node: str
     rack: str
     job_id: str
+    step_id: str
     attempt: int
     master_address: str
+
+    @property
+    def meeting(self) -> str:
+        """A name that only the ranks of this start share: job, step and attempt."""
+        return f"{self.job_id}.{self.step_id}.{self.attempt}"
 
     @staticmethod
     def read(environ: Mapping[str, str] = os.environ) -> RankEnvironment:
@@ -36,6 +42,7 @@ class RankEnvironment:
                 node=node,
                 rack=address.split(".")[-2] if address.count(".") else "",
                 job_id=environ["SLURM_JOB_ID"],
+                step_id=environ.get("SLURM_STEP_ID", "0"),
                 attempt=int(environ.get("SLURM_RESTART_COUNT", "0")),
                 master_address=_required(environ, "MASTER_ADDR"),
             )
@@ -47,6 +54,7 @@ class RankEnvironment:
                 node="localhost",
                 rack="",
                 job_id=environ["SUBMITIT_LOCAL_JOB_ID"],
+                step_id="0",
                 attempt=0,
                 master_address="127.0.0.1",
             )

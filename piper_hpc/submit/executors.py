@@ -6,7 +6,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from submitit.local.local import LocalExecutor, LocalJob
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runs import RunFolder
+from piper_hpc.submit.process import local_job
 from piper_hpc.submit.script import script
 
 
@@ -25,7 +27,7 @@ class TemplateSlurmExecutor(submitit.SlurmExecutor):
     """submitit's Slurm executor, with the batch script rendered from the site's template."""
 
     def __init__(self, run: RunFolder, cluster: ClusterConfig) -> None:
-        super().__init__(folder=run.logs / "submitit", max_num_timeout=3)
+        super().__init__(folder=run.logs / "submitit")
         self._run, self._cluster = run, cluster
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
@@ -43,7 +45,7 @@ class SupervisedLocalExecutor(LocalExecutor):
         tasks = self.parameters["tasks_per_node"]
         options = ["--ranks", str(tasks)]
         if self._dies_with_launcher:
-            options.append("--dies-with-launcher")
+            options += ["--dies-with-launcher", str(os.getpid())]
         with (self._run.logs / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(
                 [
@@ -85,22 +87,40 @@ def submit(
         executor = SupervisedLocalExecutor(run, dies_with_launcher=wait)
         executor.update_parameters(tasks_per_node=cluster.nodes * cluster.ranks_per_node)
     # An outer job's SLURM_* variables would change the binding of this one.
-    with clean_env():
-        os.environ.update(environment)
+    with clean_env(), _variables(environment | cluster.environment):
         try:
             job = executor.submit(work, str(run.path))
         except (FailedJobError, FailedSubmissionError) as error:
             rule = f"sbatch refused the job: {' '.join(str(error).split())}"
             works = "dry_run=true, which shows what was asked for"
             raise ConfigError(Problem("cluster", cluster.name, rule, works)) from error
-    run.write_job({"scheduler": cluster.scheduler, "id": job.job_id, "environment": environment})
+    if cluster.scheduler == "slurm":
+        run.write_job({"scheduler": "slurm", "id": job.job_id, "environment": environment})
+    else:
+        run.write_job(local_job(int(job.job_id)))
+
+
+@contextmanager
+def _variables(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the length of a `with`: what one job of a sweep is given, the next is not."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
 
 
 def preview(run_path: Path, cluster: ClusterConfig) -> str:
     """What would be submitted: the batch script, or the command of the local supervisor."""
     run = RunFolder(run_path)
+    command = f"{sys.executable} -u -m submitit.core._submit {run.logs / 'submitit'}"
     if cluster.scheduler == "slurm":
-        command = f"{sys.executable} -u -m submitit.core._submit {run.logs / 'submitit'}"
         return script(cluster, run, sys.executable, command)
-    ranks = cluster.nodes * cluster.ranks_per_node
-    return f"{sys.executable} -m piper_hpc.submit.supervisor {run.path} --ranks {ranks}\n"
+    variables = "".join(f"{key}={shlex.quote(value)} " for key, value in sorted(cluster.environment.items()))
+    supervisor = f"{sys.executable} -m piper_hpc.submit.supervisor {run.path} --ranks {cluster.ranks_per_node}"
+    return f"{variables}{supervisor} -- {command}\n"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import time
 from typing import Any
 
+from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime import quota
 from piper_hpc.submit.process import alive
@@ -20,7 +22,6 @@ _SLURM_STATES = {
     "RUNNING": "running",
     "COMPLETING": "running",
     "SUSPENDED": "running",
-    "COMPLETED": "completed",
     "CANCELLED": "cancelled",
 }
 _SLURM_FAILURES = {
@@ -32,13 +33,18 @@ _SLURM_FAILURES = {
     "OUT_OF_MEMORY": "oom",
 }
 
+LAST_WORD_S = 1.0
+"""How long the record of a job that is gone may take to reach whoever asks."""
+
 
 def cause(run: RunFolder, status: Status, codes: dict[int, int] | None = None) -> Status:
     """The status of a run whose processes have all ended, without a status of their own making.
 
     `codes` are exit codes by rank, where a parent saw them (negative: the signal that killed the rank).
     """
-    failures = run.failures(status.attempt)
+    # An attempt may end before it says that it runs: its logs tell of it, the status does not.
+    attempt = max(status.attempt, run.newest_attempt())
+    failures = run.failures(attempt)
     killed = sorted(rank for rank, code in (codes or {}).items() if code < 0)
     own = [failure for failure in failures if failure.failure_class != "comm"]
     if own and not killed:
@@ -52,7 +58,7 @@ def cause(run: RunFolder, status: Status, codes: dict[int, int] | None = None) -
         failure_class, reason = "killed", f"rank {failures[0].rank} lost a peer: {failures[0].reason}"
     else:
         failure_class, reason = "lost", f"the job ended without a word; see {run.logs}"
-    return Status("failed", status.attempt, failure_class, reason, status.step)
+    return Status("failed", attempt, failure_class, reason, status.step)
 
 
 def observe(run: RunFolder) -> Status:
@@ -61,15 +67,22 @@ def observe(run: RunFolder) -> Status:
     if status.ended or not job:
         return status
     seen = _slurm(run, status, job) if job["scheduler"] == "slurm" else _local(run, status, job)
-    if seen.ended or seen.state != status.state:
-        latest = run.status()  # the job may have spoken for itself meanwhile
+    if not seen.ended:
+        return seen  # a job that lives speaks for itself: nobody else writes
+    # Its last word may still be on its way, through a shared file system for example.
+    deadline = time.monotonic() + LAST_WORD_S
+    while time.monotonic() < deadline:
+        latest = run.status()
         if latest.ended:
             return latest
-        run.write_status(seen)
+        time.sleep(0.1)
+    run.write_status(seen)
     return seen
 
 
 def _local(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
+    if job.get("host", platform.node()) != platform.node():
+        return status  # its processes are not seen from here
     if alive(int(job["id"]), run.run_id):
         return status
     with contextlib.suppress(OSError):  # the supervisor died before it could; a rank may still be on its way out
@@ -98,7 +111,10 @@ def slurm_state(job_id: str, environment: dict[str, str]) -> str | None:
         ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job_id, "--format", "State"],
         ["scontrol", "--oneliner", "show", "job", job_id],
     ):
-        answer = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        try:
+            answer = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            continue  # no Slurm here: the record's word stands
         text = answer.stdout.strip()
         if answer.returncode or not text:
             continue
@@ -109,15 +125,27 @@ def slurm_state(job_id: str, environment: dict[str, str]) -> str | None:
     return None
 
 
+def _scancel(job: dict[str, Any]) -> None:
+    environment = os.environ | job["environment"]
+    try:
+        subprocess.run(["scancel", job["id"]], env=environment, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        rule = f"scancel failed: {getattr(error, 'stderr', '') or error}".strip()
+        raise ConfigError(Problem("job", job["id"], rule, "the same command on a login node of its cluster")) from error
+
+
 def cancel(run: RunFolder) -> Status:
     """End a run that is pending or running."""
     status, job = observe(run), run.job()
     if status.ended or not job:
         return status
     if job["scheduler"] == "slurm":
-        subprocess.run(["scancel", job["id"]], env=os.environ | job["environment"], check=True)
+        _scancel(job)
+    elif job.get("host", platform.node()) != platform.node():
+        raise ConfigError(Problem("RUN", run.run_id, f"runs on {job['host']}", f"the same command on {job['host']}"))
     else:
-        os.kill(int(job["id"]), signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.kill(int(job["id"]), signal.SIGINT)
     for _ in range(100):
         status = observe(run)
         if status.ended:

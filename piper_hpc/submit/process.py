@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
-    """Ask the kernel to signal this process when its parent ends, however that ends. No-op outside Linux."""
-    parent = os.getppid()
+def die_with_parent(signal_number: int = signal.SIGKILL, parent: int | None = None) -> None:
+    """Ask the kernel to signal this process when its parent ends, however that ends. No-op outside Linux.
+
+    parent: the process that must be the parent still; told by it, so that one that ended before this call is noticed.
+    """
+    parent = parent if parent is not None else os.getppid()
     try:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
     except (OSError, AttributeError):
         return
-    if os.getppid() != parent:  # it ended while we asked
+    if os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
+
+
+def local_job(pid: int) -> dict[str, Any]:
+    """`job.json` of a run that process `pid` of this machine supervises."""
+    return {"scheduler": "local", "id": str(pid), "host": platform.node(), "environment": {}}
 
 
 def alive(pid: int, word: str = "") -> bool:

@@ -29,8 +29,10 @@ def directives(cluster: ClusterConfig, run: RunFolder) -> dict[str, str]:
     return values
 
 
-def render(template: str, values: dict[str, str], python: str, command: str) -> str:
-    """Put `values` into the template's directives, and the command before its first other line.
+def render(
+    template: str, values: dict[str, str], python: str, command: str, variables: dict[str, str] | None = None
+) -> str:
+    """Put `values` into the template's directives, and the command and `variables` before its first other line.
 
     A directive that the template has is replaced in its place; one that it lacks joins the end of the block. The
     template's body stays as its author wrote it, so that the same file serves by hand.
@@ -49,6 +51,7 @@ def render(template: str, values: dict[str, str], python: str, command: str) -> 
         f"export SUBMITIT_EXECUTOR=slurm PIPER_PYTHON={shlex.quote(python)}",
         f"PIPER_COMMAND={shlex.quote(command)}",
     ]
+    command_lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted((variables or {}).items())]
     return "\n".join([*lines[: last + 1], *added, *command_lines, *lines[last + 1 :]]) + "\n"
 
 
@@ -60,4 +63,5 @@ def template_of(cluster: ClusterConfig) -> Path:
 
 def script(cluster: ClusterConfig, run: RunFolder, python: str, command: str) -> str:
     """The batch script of one run: what is submitted, and what `dry_run=true` prints."""
-    return render(template_of(cluster).read_text(), directives(cluster, run), python, command)
+    template = template_of(cluster).read_text()
+    return render(template, directives(cluster, run), python, command, cluster.environment)

@@ -6,6 +6,7 @@ It stands where submitit's own local controller would, which lets the others wai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,11 +17,12 @@ from types import FrameType
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime import quota
 from piper_hpc.submit.outcome import cause
-from piper_hpc.submit.process import die_with_parent
+from piper_hpc.submit.process import die_with_parent, local_job
 
 GRACE_S = 3.0
 """How long peers of a dead rank may take to leave their own word."""
 POLL_S = 0.05
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -90,9 +92,11 @@ def supervise(run: RunFolder, ranks: int, command: list[str]) -> int:
     except Stopped as reason:
         stopped = str(reason)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         _end(processes)
-        quota.remove_tree(run.run_id)  # the ranks made them, see piper_hpc.worker
+        with contextlib.suppress(OSError):  # a child of a killed rank may hold its group for a moment longer
+            quota.remove_tree(run.run_id)  # the ranks made them, see piper_hpc.worker
     status = run.status()
     if not status.ended:
         if stopped is not None:
@@ -111,14 +115,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="piper_hpc.submit.supervisor", description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--ranks", type=int, required=True)
-    parser.add_argument("--dies-with-launcher", action="store_true")
+    parser.add_argument("--dies-with-launcher", type=int, metavar="PID")
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    run = RunFolder(arguments.run)
+    for number in STOP_SIGNALS:
         signal.signal(number, _stop)
-    if arguments.dies_with_launcher:
-        die_with_parent(signal.SIGTERM)
-    return supervise(RunFolder(arguments.run), arguments.ranks, arguments.command)
+    try:
+        if not run.job():  # the launcher writes the same, unless it was killed before it could
+            run.write_job(local_job(os.getpid()))
+        if arguments.dies_with_launcher:
+            die_with_parent(signal.SIGTERM, arguments.dies_with_launcher)
+    except Stopped as stopped:
+        run.write_status(Status("failed", 0, "launcher_lost", f"the launcher ended before the run began ({stopped})"))
+        return 1
+    return supervise(run, arguments.ranks, arguments.command)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.config import Experiment
 from piper_hpc.runs import RunFolder
+from piper_hpc.runs.manifest import environment, versions
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.spec import Layout, RankMap
 
@@ -46,6 +47,19 @@ class Context:
         """What the launcher knew of the cluster."""
         facts = self.run.manifest()["machine"]
         return Machine(**facts | {"rack_of_node": tuple(facts["rack_of_node"])})
+
+    def facts(self) -> dict[str, Any]:
+        """What only the job itself knows of where it runs, for the manifest."""
+        return {
+            "attempt": self.place.attempt,
+            "id": self.place.job_id,
+            "nodes": list(dict.fromkeys(self.nodes)),
+            "node_of_rank": list(self.nodes),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "torch_threads": torch.get_num_threads(),
+            "versions": versions(),
+            "environment": environment(),
+        }
 
     def rank_map(self, layout: Layout) -> RankMap:
         """The layout on the nodes that were granted; racks as Slurm says, else as configured."""

@@ -11,7 +11,7 @@ from piper_hpc.profiling.spans import Span
 from piper_hpc.profiling.trace import write_trace
 from piper_hpc.tasks import train
 from piper_hpc.tasks.context import Context
-from piper_hpc.train.loop import WARMUP_STEPS
+from piper_hpc.train.settings import WARMUP_STEPS
 
 
 def run(context: Context) -> None:

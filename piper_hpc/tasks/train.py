@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 
 from piper_hpc.config import Experiment
 from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.profiling.spans import Span
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
-from piper_hpc.runs.manifest import environment, versions
+from piper_hpc.runs import Status
 from piper_hpc.spec import Calibration, Layout
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
@@ -32,32 +31,30 @@ def run(context: Context) -> None:
 
 def prepare(context: Context) -> Calibration | None:
     """The calibration of this run, measured now if there is none; rank 0 writes prediction and manifest."""
-    calibration = calibration_of(context.experiment, context.machine)
+    # One rank looks and tells: a file that another run writes meanwhile must not send the ranks different ways.
+    found: list[Calibration | None] = [None]
+    if context.is_first:
+        found = [calibration_of(context.experiment, context.machine)]
+    dist.broadcast_object_list(found, src=0)
+    (calibration,) = found
     measurable = context.experiment.cluster.calibration == "auto" and context.experiment.train.dtype != "float64"
     if calibration is None and measurable:
         calibration = measure(context)
     if context.is_first:
         if calibration is not None and context.run.prediction() is None:
             context.run.write_prediction(forecast(context.experiment, context.machine, calibration).document())
-        context.run.write_manifest(context.run.manifest() | {"job": facts(context, calibration)})
+        manifest = context.run.manifest()
+        context.run.write_manifest(manifest | {"job": manifest["job"] | facts(context, calibration)})
     return calibration
 
 
 def facts(context: Context, calibration: Calibration | None) -> dict[str, Any]:
-    """What only the job itself knows, for the manifest."""
-    device = context.device
+    """What a training run adds to the manifest: who is where in the layout, and what its rates refer to."""
     return {
-        "attempt": context.place.attempt,
-        "id": context.place.job_id,
-        "nodes": list(dict.fromkeys(context.nodes)),
         "rank_map": [vars(place) for place in context.rank_map(layout_of(context)).places],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch_threads": torch.get_num_threads(),
         "peak_flops": calibration.peak_flops if calibration else None,
         "peak_flops_source": f"best GEMM rate in {calibration.source}" if calibration else "none: MFU is not known",
         "flop_convention": FLOP_CONVENTION,
-        "versions": versions(),
-        "environment": environment(),
     }
 
 
@@ -128,8 +125,7 @@ def execute(
 
     def on_step(row: dict[str, Any]) -> None:
         context.run.append_metrics(row, context.place.attempt)
-        status = context.run.status()
-        context.run.write_status(replace(status, step=row["step"]))
+        context.run.write_status(Status("running", context.place.attempt, step=row["step"]))
         tracker.log(row)
 
     keep = experiment.train.checkpoint_last or experiment.train.checkpoint_every

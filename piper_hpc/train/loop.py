@@ -27,10 +27,7 @@ from piper_hpc.spec.prediction import Workload
 from piper_hpc.train import checkpoint, metrics
 from piper_hpc.train.data import Dataset
 from piper_hpc.train.optimizer import learning_rate, make_optimizer, set_learning_rate
-from piper_hpc.train.settings import TrainSettings
-
-WARMUP_STEPS = 2
-"""Steps of an attempt that are not representative: connections open in the first, memory is sampled in the second."""
+from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
 
 CLIPPING = Message(EVERYONE, 0)
 CLOCK_DRIFT_STEPS = 200
@@ -98,6 +95,7 @@ class Trainer:
         if self._groups.world is not None:
             dist.barrier()
         if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
             self._step(data, first_sample, rate)
             self._peak_memory_bytes = torch.cuda.max_memory_allocated(self._device)
         elif sample_memory:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+WARMUP_STEPS = 2
+"""Steps of an attempt that are not representative: connections open in the first, memory is sampled in the second."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:

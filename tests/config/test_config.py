@@ -21,7 +21,7 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 COMPANIONS = {
     ("data", "text"): ["data.path=" + str(CONF)],
     ("parallelism", "pp2_ep4"): ["cluster.ranks_per_node=8"],
-    ("cluster", "frontier"): ["train.global_batch=1024"],
+    ("cluster", "frontier"): ["train.global_batch=512"],
     ("experiment", "paper_mixtral"): ["task=plan"],
 }
 
@@ -51,6 +51,15 @@ def test_the_default_is_pp2_ep2_on_four_local_ranks():
     assert found.layout.micro_batches(found.workload.global_batch) == 8
 
 
+def test_micro_benchmarks_are_not_held_to_a_training_layout():
+    assert checked("task=microbench", "cluster=frontier").layout is None
+    assert checked("task=microbench", "cluster.ranks_per_node=3").layout is None
+
+
+def test_data_may_be_a_glob_over_folders():
+    assert checked("data=text", f"data.path={CONF}/**/tiny.yaml").data.path is not None
+
+
 def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
     found = checked("cluster=testbed")
     assert found.layout is not None
@@ -69,7 +78,18 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
         ("model.kv_heads=3", "model.kv_heads", "3", "must divide model.heads = 4", "model.kv_heads=4"),
         ("model.hidden=126 model.head_dim=32", "model.hidden", "126", "multiple of 4", "model.hidden=128"),
         ("data=text", "data.path", "None", "must be given", "data.path="),
-        ("data.path=/nowhere", "data.path", "/nowhere", "does not exist", "data=stdlib"),
+        ("data.path=/nowhere", "data.path", "/nowhere", "holds no file", "data=stdlib"),
+        ("model.vocab=100", "model.vocab", "100", "read as bytes", "model.vocab=256"),
+        ("model.heads=256 model.kv_heads=256", "model.head_dim", "0", "at least 2", "model.head_dim=2"),
+        ("train.learning_rate=nan", "train.learning_rate", "nan", "greater than 0", "train.learning_rate=1"),
+        ("task=microbench train.dtype=float64", "train.dtype", "float64", "no float64", "train.dtype=float32"),
+        (
+            "task=plan cluster=frontier cluster.racks=[0]",
+            "cluster.racks",
+            "[0]",
+            "each of the 8 nodes",
+            "cluster.racks=",
+        ),
         ("parallelism.tp=2", "parallelism.tp", "2", "must be one of 1", "parallelism.tp=1"),
         ("parallelism.schedule=zbv", "parallelism.schedule", "zbv", "must be one of 1f1b", "schedule=1f1b"),
         ("train.steps=0", "train.steps", "0", "greater than 0", "train.steps=1"),

@@ -3,6 +3,8 @@
 import json
 import stat
 
+import pytest
+
 from piper_hpc.runs import Failure, RunFolder, Status, find, new_run_id
 
 
@@ -30,6 +32,18 @@ def test_rows_carry_schema_and_attempt_and_a_torn_last_line_is_left_out(tmp_path
         {"schema_version": 1, "attempt": 0, "step": 1, "loss": 5.5},
         {"schema_version": 1, "attempt": 1, "step": 2, "loss": 5.0},
     ]
+
+
+def test_a_number_that_json_lacks_becomes_null(tmp_path):
+    run = RunFolder.create(tmp_path)
+    run.append_metrics({"loss": float("nan"), "terms": [1.0, float("inf")]})
+    (row,) = run.metrics()
+    assert (row["loss"], row["terms"]) == (None, [1.0, None])
+
+
+def test_a_word_that_is_no_state_is_refused():
+    with pytest.raises(ValueError, match="finished"):
+        Status("finished")
 
 
 def test_status_round_trip_and_default(tmp_path):

@@ -12,6 +12,7 @@ STEP = {
     "SLURM_LOCALID": "1",
     "SLURMD_NODENAME": "n3",
     "SLURM_JOB_ID": "42",
+    "SLURM_STEP_ID": "1",
     "SLURM_TOPOLOGY_ADDR": "spine.rack2.n3",
     "SLURM_RESTART_COUNT": "2",
     "MASTER_ADDR": "n1",
@@ -20,7 +21,8 @@ STEP = {
 
 def test_a_slurm_step():
     place = RankEnvironment.read(STEP)
-    assert place == RankEnvironment(5, 8, 1, "n3", "rack2", "42", 2, "n1")
+    assert place == RankEnvironment(5, 8, 1, "n3", "rack2", "42", "1", 2, "n1")
+    assert place.meeting == "42.1.2"
 
 
 def test_without_topology_or_requeue():

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from piper_hpc.config import ConfigError
 from piper_hpc.runs import Failure, RunFolder, Status
-from piper_hpc.submit.outcome import cause, observe, slurm_state
+from piper_hpc.submit.outcome import cancel, cause, observe, slurm_state
 from piper_hpc.submit.process import alive
 
 
@@ -40,6 +41,28 @@ def test_a_killed_rank_is_the_cause_whatever_its_peers_say(run):
 def test_only_echoes_mean_that_somebody_was_killed(run):
     fail(run, 3, "comm", at=1.0)
     assert cause(run, Status("running")).failure_class == "killed"
+
+
+def test_a_requeued_attempt_that_never_ran_is_told_by_its_own_failures(run):
+    fail(run, 0, "oom", at=1.0)
+    run.write_failure(Failure(2, "rendezvous", "nobody came", "", 9.0), attempt=1)
+    status = cause(run, Status("pending"))
+    assert (status.failure_class, status.attempt) == ("rendezvous", 1)
+
+
+def test_a_local_run_of_another_host_is_left_alone(run):
+    run.write_job({"scheduler": "local", "id": "1", "host": "elsewhere", "environment": {}})
+    run.write_status(Status("running"))
+    assert observe(run).state == "running"
+    with pytest.raises(ConfigError, match="elsewhere"):
+        cancel(run)
+
+
+def test_without_slurms_commands_the_record_stands(run, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    run.write_job({"scheduler": "slurm", "id": "42", "environment": {}})
+    run.write_status(Status("running"))
+    assert observe(run).state == "running"
 
 
 def test_silence_is_lost_and_says_where_to_look(run):
