@@ -27,6 +27,15 @@ def open_run(name: str | Path, root: Path | str = "runs") -> RunFolder:
     raise UsageError(f"RUN={name}: must be a run's folder or its id under {root}/ (no manifest.json there); {works}")
 
 
+def comparable(root: Path | str = "runs") -> list[RunFolder]:
+    """The completed training runs under `root` that have a prediction. Raises UsageError where there is none."""
+    runs = [run for run in find(root) if run.status().state == "completed" and run.prediction() and run.metrics()]
+    if not runs:
+        rule = "holds no completed training run with a prediction"
+        raise UsageError(f"{root}/ {rule}; make one with: python -m piper_hpc.launch")
+    return runs
+
+
 def metrics(run: RunFolder) -> list[Row]:
     """One row for each step, in order; a step that a later attempt repeated counts as it went last.
 

@@ -30,7 +30,7 @@ def write(run: RunFolder) -> list[Path]:
     try:
         page = html(run, rows, table)
     except ImportError as error:
-        again = f"pip install 'piper-hpc[report]', then: python -m analysis.report {run.path}"
+        again = f"pip install plotly jinja2, then: python -m analysis.report {run.path}"
         print(f"report.html was not written: {error.name} is not installed; get it with: {again}", file=sys.stderr)
         return written
     return [_replace(run.path / "report.html", page), *written]

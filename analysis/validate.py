@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis.load import UsageError, metrics, open_run, steady
+from analysis.load import UsageError, comparable, metrics, open_run, steady
 from analysis.table import Row, predicted_against_measured, render
 from analysis.units import percent, seconds
 from piper_hpc.runs import RunFolder
@@ -156,14 +156,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.validate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("runs", help="compare runs with their own predictions")
-    runs.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its id under runs/")
+    runs.add_argument(
+        "runs", nargs="*", metavar="RUN", help="a run's folder, or its id under runs/ (default: all there that can be)"
+    )
     runs.add_argument("--json", action="store_true", help="print one JSON document")
     runs.add_argument(
         "--tolerance", type=_tolerance, metavar="PCT", help="exit with 1 where a step time is further off than this"
     )
     chosen = parser.parse_args(arguments)
     try:
-        comparisons = [Comparison.of(open_run(name)) for name in chosen.runs]
+        named = [open_run(name) for name in chosen.runs]
+        comparisons = [Comparison.of(run) for run in named or comparable()]
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = {
     "make run": ".ci/run",
     "make test": ".ci/run",
+    "source .venv/bin/activate": "Makefile",
     "python -m piper_hpc.launch": "tests/test_local_run.py, .ci/run",
     "python -m piper_hpc.launch tracking=wandb_offline train=smoke": "tests/test_local_run.py",
     "python -m piper_hpc.launch task=microbench": "tests/test_local_run.py",
@@ -55,14 +56,21 @@ def test_what_is_run_elsewhere_is_still_in_the_readme():
     assert all((ROOT / place.split(",")[0]).exists() for place in ELSEWHERE.values())
 
 
+def test_the_environment_is_entered_before_its_first_use():
+    """After `make run` a bare `python` is still the system's, which knows nothing of this project."""
+    in_order = commands()
+    first = next(index for index, command in enumerate(in_order) if command.startswith("python "))
+    assert in_order.index("make run") < in_order.index("source .venv/bin/activate") < first
+
+
 @pytest.mark.processes
 @pytest.mark.timeout(600)
 def test_every_other_command_of_the_readme_works_in_its_order(folder):
     rest = [command for command in commands() if command not in ELSEWHERE]
     assert len(rest) >= 8
     for command in rest:
-        if "runs/" in command:  # a shell would fill in the pattern; the reader fills in the id
+        if "RUN_ID" in command:  # the one thing that a reader fills in
             (newest, *_) = sorted((folder / "runs").glob("2*"), reverse=True)
-            command = command.replace("runs/*", f"runs/{newest.name}").replace("RUN_ID", newest.name)
+            command = command.replace("RUN_ID", newest.name)
         ended = run(command, folder)
         assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"

@@ -100,7 +100,7 @@ def paths(config: Config) -> Iterator[Problem]:
         rule = "is no checkpoints folder of a run, or holds no whole checkpoint"
         yield Problem("train.resume_from", train.resume_from, rule, "train.resume_from=null")
     if config.tracking.name != "none" and find_spec("wandb") is None:
-        rule = "needs the wandb package: pip install 'piper-hpc[wandb]'"
+        rule = "needs the wandb package: pip install wandb"
         yield Problem("tracking", config.tracking.name, rule, "tracking=none")
     if cluster.scheduler == "slurm" and (
         cluster.template is None or not (data_folder("sbatch_templates") / cluster.template).is_file()

@@ -143,6 +143,12 @@ class RunFolder:
         path = self.attempt_logs(attempt) / f"rank-{failure.rank}.failure.json"
         self._replace(str(path.relative_to(self.path)), json.dumps(asdict(failure), indent=2))
 
+    def silent_ranks(self, attempt: int) -> list[int]:
+        """Ranks that began an attempt, by their logs, and left no word of a failure."""
+        folder = self.logs / f"attempt-{attempt}"
+        began = {int(path.stem.removeprefix("rank-")) for path in folder.glob("rank-*.log")}
+        return sorted(began - {failure.rank for failure in self.failures(attempt)})
+
     def failures(self, attempt: int) -> list[Failure]:
         """What failed ranks left, first failure first."""
         folder = self.logs / f"attempt-{attempt}"

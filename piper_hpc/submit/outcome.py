@@ -55,7 +55,11 @@ def cause(run: RunFolder, status: Status, codes: dict[int, int] | None = None) -
         failure_class, reason = "killed", f"rank {', '.join(map(str, killed))} was killed by {name}"
     elif failures:
         # Only lost peers spoke: who was lost ended without a word.
-        failure_class, reason = "killed", f"rank {failures[0].rank} lost a peer: {failures[0].reason}"
+        silent = ", ".join(map(str, run.silent_ranks(attempt))) or "unknown"
+        failure_class = "killed"
+        reason = (
+            f"ended without a word: rank {silent}; first to miss it was rank {failures[0].rank}: {failures[0].reason}"
+        )
     else:
         failure_class, reason = "lost", f"the job ended without a word; see {run.logs}"
     return Status("failed", attempt, failure_class, reason, status.step)

@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "tracking=wandb and tracking=wandb_offline need the package wandb, which is not installed; "
-        "install it with: pip install 'piper-hpc[wandb]', or use tracking=none"
+        "install it with: pip install wandb, or use tracking=none"
     ) from error
 
 

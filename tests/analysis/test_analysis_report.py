@@ -46,7 +46,7 @@ def test_without_the_extra_the_markdown_stays_and_the_way_to_the_page_is_told(
     monkeypatch.delitem(sys.modules, "analysis.figures", raising=False)
     (only,) = write(run)
     assert only.name == "report.md" and not (run.path / "report.html").exists()
-    assert "plotly" in (said := capsys.readouterr().err) and "pip install 'piper-hpc[report]'" in said
+    assert "plotly" in (said := capsys.readouterr().err) and "pip install plotly jinja2" in said
 
 
 def test_a_run_without_prediction_is_reported(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.validate import main
-from piper_hpc.runs import RunFolder
+from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import TERMS
 from tests.analysis.conftest import STEP_S, TERM_S, make_run, metrics_row, prediction
 
@@ -58,8 +58,27 @@ def test_questions_without_an_answer_end_with_2(tmp_path: Path, capsys: pytest.C
     assert "must have trained a step" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["runs"], ["runs", "x", "--tolerance", "-1"], ["published"]])
+@pytest.mark.parametrize("arguments", [[], ["runs", "x", "--tolerance", "-1"], ["published"]])
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
+
+
+def test_without_a_name_all_comparable_runs_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else lies in `runs/` is no mistake of the asker: calibrations, micro-benchmarks, failed runs."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 2
+    assert "no completed training run" in capsys.readouterr().err
+    compared = make_run(tmp_path / "runs", [metrics_row(step) for step in range(4)], prediction())
+    compared.write_manifest({})
+    compared.write_status(Status("completed"))
+    failed = make_run(tmp_path / "runs", [metrics_row(step) for step in range(4)], prediction())
+    failed.write_manifest({})
+    failed.write_status(Status("failed", failure_class="oom"))
+    (tmp_path / "runs" / "calibrations").mkdir()
+    assert main(["runs", "--json"]) == 0
+    (only,) = json.loads(capsys.readouterr().out)["runs"]
+    assert only["run_id"] == compared.run_id

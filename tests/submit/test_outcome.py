@@ -39,8 +39,13 @@ def test_a_killed_rank_is_the_cause_whatever_its_peers_say(run):
 
 
 def test_only_echoes_mean_that_somebody_was_killed(run):
-    fail(run, 3, "comm", at=1.0)
-    assert cause(run, Status("running")).failure_class == "killed"
+    for rank in range(4):
+        run.log(0, rank).touch()
+    for rank in (3, 0, 1):
+        fail(run, rank, "comm", at=float(4 - rank))
+    status = cause(run, Status("running"))
+    assert status.failure_class == "killed"
+    assert "without a word: rank 2;" in (status.reason or "") and "rank 3: why" in (status.reason or "")
 
 
 def test_a_requeued_attempt_that_never_ran_is_told_by_its_own_failures(run):

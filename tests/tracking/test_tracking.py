@@ -32,7 +32,7 @@ def test_an_unknown_tracker_is_refused_with_those_there_are() -> None:
 def test_a_missing_wandb_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.delitem(sys.modules, "piper_hpc.tracking.wandb_run", raising=False)
-    with pytest.raises(ImportError, match=r"pip install 'piper-hpc\[wandb\]'"):
+    with pytest.raises(ImportError, match="pip install wandb"):
         make("wandb_offline")
 
 
