@@ -38,7 +38,9 @@ def plan(found: Plan, asked: Experiment, console: Console) -> None:
     console.print(f"[bold]{asked.model.name}[/] on {asked.cluster.name}, {ranks} ranks", highlight=False)
     console.print(columns)
     console.print(
-        f"{found.searched} layouts evaluated, {found.feasible} feasible, in {found.seconds:.2f} s", highlight=False
+        f"{found.feasible} feasible layouts, {found.searched} evaluated and {found.pruned} excluded by a bound, "
+        f"in {found.seconds:.2f} s",
+        highlight=False,
     )
     for reason, count in sorted(found.rejected.items()):
         console.print(f"rejected {count}: {reason}", highlight=False)
