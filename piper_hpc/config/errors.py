@@ -1,27 +1,12 @@
-"""Bad input, said so that it can be put right: key, value, the rule it breaks, and a value that works."""
+"""Bad input of a command: every broken rule with its key, value and a value that works."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from piper_hpc.spec.problem import Problem, SpecError
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One broken rule. `works` is an override, ready to paste."""
-
-    key: str
-    value: Any
-    rule: str
-    works: str
-
-    def __str__(self) -> str:
-        return f"{self.key} = {self.value!r}: {self.rule}; this works: {self.works}"
-
-
-class ConfigError(ValueError):
+class ConfigError(SpecError):
     """One or more broken rules; ends a command with exit code 2 and submits nothing."""
 
-    def __init__(self, *problems: Problem) -> None:
-        self.problems = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
+
+__all__ = ["ConfigError", "Problem"]

@@ -1,24 +1,38 @@
 """Plain frozen facts with units: model, cluster, layout, and what is predicted. Torch-free."""
 
 from piper_hpc.spec.cluster import BENCHMARK_VERSION, DATA_SHEET, Calibration, ClusterSpec, Curve, Tier
-from piper_hpc.spec.layout import Layout, RankMap, RankPlace
-from piper_hpc.spec.model import ModelSpec
+from piper_hpc.spec.execution import EXECUTIONS, Execution
+from piper_hpc.spec.layout import Degrees, Layout, RankMap, RankPlace
+from piper_hpc.spec.model import LayerParameters, ModelSpec
 from piper_hpc.spec.placement import Placement
-from piper_hpc.spec.prediction import TERMS, Prediction, Workload
+from piper_hpc.spec.prediction import TERMS, Prediction
+from piper_hpc.spec.problem import Problem, SpecError
+from piper_hpc.spec.recompute import Recompute
+from piper_hpc.spec.workload import RECIPES, Recipe, Routing, Workload
 
 __all__ = [
     "BENCHMARK_VERSION",
     "DATA_SHEET",
+    "EXECUTIONS",
+    "RECIPES",
     "TERMS",
     "Calibration",
     "ClusterSpec",
     "Curve",
+    "Degrees",
+    "Execution",
+    "LayerParameters",
     "Layout",
     "ModelSpec",
     "Placement",
     "Prediction",
+    "Problem",
     "RankMap",
     "RankPlace",
+    "Recipe",
+    "Recompute",
+    "Routing",
+    "SpecError",
     "Tier",
     "Workload",
 ]
