@@ -11,9 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from piper_hpc.config import checks
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig, Config, DataConfig, TaskConfig, TrackingConfig, TrainConfig
-from piper_hpc.spec import Layout, ModelSpec, Workload
-
-BYTES_PER_VALUE = {"float32": 4, "float64": 8, "bfloat16": 2}
+from piper_hpc.spec import RECIPES, Layout, ModelSpec, Workload
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         task=config.task,
         model=model,
         layout=layout,
-        workload=Workload(config.train.global_batch, config.train.sequence, BYTES_PER_VALUE[config.train.dtype]),
+        workload=Workload(config.train.global_batch, config.train.sequence, RECIPES[config.train.dtype]),
         cluster=config.cluster,
         data=config.data,
         train=config.train,

@@ -6,6 +6,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any, Protocol
+
+from piper_hpc.spec.recompute import Recompute
+
+
+class Degrees(Protocol):
+    """What formulas read of a layout: numbers of one `Layout`, or the broadcasting arrays of a grid of layouts."""
+
+    @property
+    def ep(self) -> Any: ...
+    @property
+    def etp(self) -> Any: ...
+    @property
+    def tp(self) -> Any: ...
+    @property
+    def cp(self) -> Any: ...
+    @property
+    def dp(self) -> Any: ...
+    @property
+    def zero(self) -> Any: ...
+    @property
+    def micro_batch(self) -> Any: ...
+    @property
+    def dense_dp(self) -> Any: ...
+    @property
+    def recomputed(self) -> Recompute: ...
+    @property
+    def pp(self) -> int: ...
+    @property
+    def vpp(self) -> int: ...
+    @property
+    def schedule(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +71,11 @@ class Layout:
     def dense_dp(self) -> int:
         """Data-parallel size of attention, router, norms, embedding and head."""
         return self.ranks // (self.pp * self.tp * self.cp)
+
+    @property
+    def recomputed(self) -> Recompute:
+        """What `recompute` names, part by part."""
+        return Recompute.parse(self.recompute)
 
     def micro_batches(self, global_batch: int) -> int:
         """Micro-batches M of one step for `global_batch` sequences (global_batch = micro_batch * M * dense_dp)."""

@@ -29,20 +29,6 @@ exchange; head: embedding, final norm, output projection and loss; host: batch p
 
 
 @dataclass(frozen=True)
-class Workload:
-    """One optimizer step: sequences, their length, and the bytes of one value."""
-
-    global_batch: int
-    sequence: int
-    bytes_per_value: int = 4
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one step."""
-        return self.global_batch * self.sequence
-
-
-@dataclass(frozen=True)
 class Prediction:
     """The contract of `prediction.json`: see the field names; seconds, bytes, tokens per second."""
 

@@ -1,0 +1,48 @@
+"""How a step is carried out: whose kernels, and what runs beside what. The same layout differs by this alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The habits of one framework that time and memory depend on.
+
+    name: `piper` is this project's eager executor; the others are modelled after published frameworks.
+    flash: attention without stored scores. sequence_parallel: norms and residuals are split over tp as well.
+    dropout: masks are drawn, kept and applied. fused_loss: one kernel over the logits instead of several in fp32.
+    overlap_grads: gradients are reduced beside the last backward; overlap_p2p: stage messages beside compute;
+    overlap_experts: dispatch and combine beside the other half of the batch.
+    transformer_engine: weight gradients go through buffers that stay allocated.
+    """
+
+    name: str
+    flash: bool = True
+    sequence_parallel: bool = True
+    dropout: bool = False
+    fused_loss: bool = True
+    overlap_grads: bool = True
+    overlap_p2p: bool = True
+    overlap_experts: bool = False
+    transformer_engine: bool = True
+
+
+EXECUTIONS = {
+    execution.name: execution
+    for execution in (
+        Execution("piper", sequence_parallel=False, fused_loss=False, overlap_grads=False, overlap_p2p=False),
+        Execution("megatron"),
+        # Megatron-LM of 2021 and 2022 (arXiv 2104.04473, 2205.05198): stored scores, dropout, own kernels.
+        Execution(
+            "megatron_2022",
+            flash=False,
+            sequence_parallel=False,
+            dropout=True,
+            fused_loss=False,
+            overlap_grads=False,
+            overlap_p2p=False,
+            transformer_engine=False,
+        ),
+    )
+}
