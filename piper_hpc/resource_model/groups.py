@@ -7,29 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from piper_hpc.spec import ClusterSpec, Layout, Tier
+from piper_hpc.resource_model.topology import Group, axis_groups, boundary_tier
+from piper_hpc.spec import TIERS, ClusterSpec, Layout, Tier
 
-TIERS = tuple(tier.value for tier in Tier)
-"""Links from near to far: node, rack, system."""
+__all__ = ["TIERS", "Group", "LayoutGroups", "StageGroups", "layout_groups"]
 
 Ids = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Group:
-    """A communicating group, as its member with the farthest peers sees it: peers by link tier, near to far."""
-
-    peers: tuple[int, int, int] = (0, 0, 0)
-
-    @property
-    def size(self) -> int:
-        """Members of the group."""
-        return 1 + sum(self.peers)
-
-    @property
-    def tier(self) -> str:
-        """The widest link in the group; `node` for a group of one."""
-        return next((tier for tier, count in zip(TIERS[::-1], self.peers[::-1], strict=True) if count), TIERS[0])
 
 
 @dataclass(frozen=True)
@@ -62,11 +45,23 @@ def _farthest(nodes: Ids, racks: Ids) -> Group:
         beyond = nodes.shape[1] - 1 - same_node - same_rack
         views.append(np.stack([beyond, same_rack, same_node], axis=1))
     beyond, same_rack, same_node = max(map(tuple, np.concatenate(views).tolist()))
-    return Group((same_node, same_rack, beyond))
+    return Group((0, same_node, 0, same_rack, beyond))
 
 
 def layout_groups(layout: Layout, cluster: ClusterSpec) -> LayoutGroups:
-    """The groups of `layout` on `cluster`, with ranks in `RankMap.block` order: shards, then replicas, then stages."""
+    """The groups of `layout` on `cluster`, with ranks in `RankMap.block` order: shards, then replicas, then stages.
+
+    By arithmetic where the cluster has a topology, else by enumerating the ranks over its nodes and racks.
+    """
+    if cluster.topology is not None:
+        axes, stage_ranks = axis_groups(layout, cluster.topology), layout.ranks // layout.pp
+        return LayoutGroups(
+            stages=(StageGroups(axes.expert_block, axes.replicas, axes.stage),) * layout.pp,
+            boundaries=tuple(
+                TIERS[boundary_tier(cluster.topology, stage_ranks, stage)] for stage in range(layout.pp - 1)
+            ),
+            world=axes.world,
+        )
     nodes: Ids = np.arange(layout.ranks) // cluster.ranks_per_node
     racks: Ids = np.asarray(cluster.rack_of_node, dtype=np.int64)[nodes]
     shape = (layout.pp, layout.dp, layout.ep * layout.etp)

@@ -1,6 +1,17 @@
 """Plain frozen facts with units: model, cluster, layout, and what is predicted. Torch-free."""
 
-from piper_hpc.spec.cluster import BENCHMARK_VERSION, DATA_SHEET, Calibration, ClusterSpec, Curve, Tier
+from piper_hpc.spec.accelerator import Accelerator, Efficiency
+from piper_hpc.spec.cluster import (
+    BENCHMARK_VERSION,
+    DATA_SHEET,
+    TIERS,
+    Calibration,
+    ClusterSpec,
+    Curve,
+    Link,
+    Tier,
+    Topology,
+)
 from piper_hpc.spec.execution import EXECUTIONS, Execution
 from piper_hpc.spec.layout import Degrees, Layout, RankMap, RankPlace
 from piper_hpc.spec.model import LayerParameters, ModelSpec
@@ -16,13 +27,17 @@ __all__ = [
     "EXECUTIONS",
     "RECIPES",
     "TERMS",
+    "TIERS",
+    "Accelerator",
     "Calibration",
     "ClusterSpec",
     "Curve",
     "Degrees",
+    "Efficiency",
     "Execution",
     "LayerParameters",
     "Layout",
+    "Link",
     "ModelSpec",
     "Placement",
     "Prediction",
@@ -34,5 +49,6 @@ __all__ = [
     "Routing",
     "SpecError",
     "Tier",
+    "Topology",
     "Workload",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 
 DATA_SHEET = "data sheet"
 """`Calibration.source` of a cluster on which nothing was measured."""
@@ -13,11 +15,77 @@ BENCHMARK_VERSION = 2
 
 
 class Tier(str, Enum):
-    """Links between two ranks, from near to far."""
+    """Links between two ranks, from near to far: the smallest domain that holds both.
 
+    pair: one module of two devices (the GCDs of an MI250X, an NVLink bridge); node: the scale-up domain, all devices
+    that the node's fast link joins (one host; 18 hosts of a GB200 NVL72); switch: the nodes that share a leaf switch,
+    one hop apart; rack: a rack, or a group of switches (a dragonfly group, a cell); system: everything else. Micro-benchmarks
+    that know racks and no switches call another node of the same rack `rack`.
+    """
+
+    PAIR = "pair"
     NODE = "node"
+    SWITCH = "switch"
     RACK = "rack"
     SYSTEM = "system"
+
+
+TIERS = tuple(tier.value for tier in Tier)
+"""Links from near to far: pair, node, switch, rack, system."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """What one rank gets of a link while all ranks of its node send, one way: its share of the NIC is included.
+
+    A message of B bytes takes latency_s + B / bytes_per_s (the alpha-beta model).
+    """
+
+    latency_s: float
+    bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        if not (self.latency_s >= 0 and self.bytes_per_s > 0):
+            raise ValueError(f"{self}: latency_s must not be negative and bytes_per_s must be above 0")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Ranks in each domain of a uniform machine, near to far; a domain that the machine lacks is None.
+
+    Ranks fill the domains in order. `node` is the scale-up domain (see Tier): on an NVL72 machine it is 72, while a
+    Slurm node, ClusterSpec.ranks_per_node, is one host of 4. Every domain holds a whole number of the next nearer
+    one. Everything beyond the widest domain given is one hop of tier `system`.
+    nics_per_node: NICs of one host; ranks_per_nic: ranks whose nearest NIC is the same (rails of equal NIC index).
+    """
+
+    node: int
+    pair: int | None = None
+    switch: int | None = None
+    rack: int | None = None
+    nics_per_node: int | None = None
+    ranks_per_nic: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes
+        if min(sizes) < 1 or any(wide % near for near, wide in pairwise(sizes)):
+            raise ValueError(
+                f"domains of {dict(zip(TIERS, sizes, strict=False))} ranks: each must be a multiple of the next "
+                "nearer one, for example pair=2 node=8 switch=32"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Ranks in a pair, node, switch and rack; a domain that is absent is as large as the next nearer one."""
+        pair = self.pair or 1
+        switch = self.switch or self.node
+        return pair, self.node, switch, self.rack or switch
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """The tiers that the machine has, near to far."""
+        nearer = (1, *self.sizes)
+        return (*(tier for tier, near, size in zip(TIERS, nearer, self.sizes, strict=False) if size > near), TIERS[-1])
 
 
 @dataclass(frozen=True)
@@ -62,7 +130,8 @@ class ClusterSpec:
 
     `devices_share_cores` is true where ranks compete for the same cores (no quota): then a stage that waits lends its
     core to the others, and a step is bound by all work over `cores` instead of by the critical stage.
-    `memory_bytes` is what one rank may use.
+    `memory_bytes` is what one rank may use. `topology` gives the domains of a uniform machine in ranks; without it they
+    are the nodes and racks alone. `links`: tier -> Link, from data sheets; measured curves of the calibration go first.
     """
 
     name: str
@@ -73,6 +142,8 @@ class ClusterSpec:
     calibration: Calibration
     devices_share_cores: bool = False
     cores: float = 0.0
+    topology: Topology | None = None
+    links: Mapping[str, Link] = field(default_factory=dict)
 
     @property
     def ranks(self) -> int:

@@ -11,10 +11,10 @@ from piper_hpc.resource_model.cost import Cost
 from piper_hpc.resource_model.curves import Curves, seconds_at
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.groups import TIERS, Group, layout_groups
-from piper_hpc.spec import Calibration, ClusterSpec, Layout, RankMap
+from piper_hpc.spec import Calibration, ClusterSpec, Layout, RankMap, Tier
 from tests.resource_model.clusters import TINY, UNITS, calibration, cluster, line
 
-IN_NODE, ACROSS_NODES = Group((1, 0, 0)), Group((1, 2, 0))
+IN_NODE, ACROSS_NODES = Group((0, 1, 0, 0, 0)), Group((0, 1, 0, 2, 0))
 
 
 def read(*without: str) -> Curves:
@@ -39,7 +39,7 @@ def test_groups_cross_the_links_that_the_rank_map_says(placement: tuple[Layout, 
 
     def widest(pairs: list[tuple[int, int]]) -> str:
         tiers = [ranks.tier(a, b) for a, b in pairs if a != b]
-        return max(tiers, key=TIERS.index, default=TIERS[0])
+        return max(tiers, key=TIERS.index, default=Tier.NODE.value)
 
     for stage, of_stage in enumerate(groups.stages):
         members = ranks.ranks_where(stage=stage)
@@ -57,11 +57,11 @@ def test_groups_cross_the_links_that_the_rank_map_says(placement: tuple[Layout, 
 
 def test_an_expert_group_inside_a_node_stays_there() -> None:
     groups = layout_groups(Layout(pp=2, ep=2, dp=2), cluster())
-    assert groups.stages[0].experts == Group((1, 0, 0))
-    assert groups.stages[0].replicas == Group((0, 1, 0))
-    assert groups.stages[0].stage == Group((1, 2, 0))
+    assert groups.stages[0].experts == Group((0, 1, 0, 0, 0))
+    assert groups.stages[0].replicas == Group((0, 0, 0, 1, 0))
+    assert groups.stages[0].stage == Group((0, 1, 0, 2, 0))
     assert groups.boundaries == ("system",)
-    assert groups.world == Group((1, 2, 4))
+    assert groups.world == Group((0, 1, 0, 2, 4))
 
 
 def test_bytes_of_a_dispatch_are_every_routed_copy() -> None:
@@ -75,7 +75,7 @@ def test_a_measured_group_is_read_from_its_own_curve() -> None:
 
 def test_another_size_is_scaled_at_equal_bytes_per_pair() -> None:
     curves = read()
-    eight = Group((1, 6, 0))
+    eight = Group((0, 1, 0, 6, 0))
     cost = all_to_all(curves, eight, 8e6)
     assert cost.seconds == pytest.approx(seconds_at(line("all_to_all/rack/4"), 4e6) * 7 / 3)
     assert "all_to_all/rack/8: not measured; all_to_all/rack/4 stands in" in " ".join(curves.notes)
