@@ -19,8 +19,8 @@ class Tier(str, Enum):
 
     pair: one module of two devices (the GCDs of an MI250X, an NVLink bridge); node: the scale-up domain, all devices
     that the node's fast link joins (one host; 18 hosts of a GB200 NVL72); switch: the nodes that share a leaf switch,
-    one hop apart; rack: a rack, or a group of switches (a dragonfly group, a cell); system: everything else. Micro-benchmarks
-    that know racks and no switches call another node of the same rack `rack`.
+    one hop apart; rack: a rack, or a group of switches (a dragonfly group, a cell); system: everything else.
+    Micro-benchmarks that know racks and no switches call another node of the same rack `rack`.
     """
 
     PAIR = "pair"
