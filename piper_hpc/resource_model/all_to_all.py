@@ -1,4 +1,4 @@
-"""Seconds, bytes, rows and messages of the all-to-all family: flat, two and three levels, with and without deduplication.
+"""Seconds, bytes, rows and messages of the all-to-all family: flat, two and three levels, deduplicated or not.
 
 One rank sends B bytes, B / W to each of the W ranks of its group. An algorithm of several levels sends the whole buffer
 once a level, farthest first: between the domains of a level (each rank to the rank of equal place), then inside them.
@@ -177,7 +177,7 @@ def _exchange(
     sent = _Sent(group, links)
 
     def hot(domain: Number) -> Number:
-        """Load of the domain of `domain` ranks that holds the hottest rank, over the mean; the others share the rest."""
+        """Load over the mean of the domain that holds the hottest rank, where the others share the rest equally."""
         return (skew + (domain - 1) * (size - skew) / np.maximum(size - 1, 1)) / domain
 
     hidden: Number = 0.0
