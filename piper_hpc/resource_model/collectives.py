@@ -18,7 +18,7 @@ from piper_hpc.spec import TIERS
 Algorithm = Literal["ring", "hierarchical", "auto"]
 
 
-def reduce_scatter(group: Group, links: Links, buffer_bytes: Number, algorithm: Algorithm = "auto") -> Number:
+def reduce_scatter_s(group: Group, links: Links, buffer_bytes: Number, algorithm: Algorithm = "auto") -> Number:
     """Seconds until every rank of `group` holds the sum of its 1/W of a buffer of `buffer_bytes`.
 
     ring: W - 1 steps, each as slow as the slowest link, of B / W bytes; through a link that leaves a domain each of
@@ -34,17 +34,17 @@ def reduce_scatter(group: Group, links: Links, buffer_bytes: Number, algorithm: 
     return np.minimum(_ring(group, links, buffer_bytes), _hierarchical(group, links, buffer_bytes))
 
 
-def all_gather(group: Group, links: Links, buffer_bytes: Number, algorithm: Algorithm = "auto") -> Number:
-    """Seconds until every rank of `group` holds all W parts of a buffer of `buffer_bytes`: reduce_scatter, reversed."""
-    return reduce_scatter(group, links, buffer_bytes, algorithm)
+def all_gather_s(group: Group, links: Links, buffer_bytes: Number, algorithm: Algorithm = "auto") -> Number:
+    """Seconds until every rank of `group` holds all W parts of `buffer_bytes`: a reduce-scatter, reversed."""
+    return reduce_scatter_s(group, links, buffer_bytes, algorithm)
 
 
-def all_reduce(group: Group, links: Links, buffer_bytes: Number, algorithm: Algorithm = "auto") -> Number:
+def all_reduce_s(group: Group, links: Links, buffer_bytes: Number, algorithm: Algorithm = "auto") -> Number:
     """Seconds until every rank of `group` holds the sum of all buffers: a reduce-scatter and an all-gather."""
-    return 2 * reduce_scatter(group, links, buffer_bytes, algorithm)
+    return 2 * reduce_scatter_s(group, links, buffer_bytes, algorithm)
 
 
-def p2p(tier: Number, links: Links, message_bytes: Number) -> Number:
+def p2p_s(tier: Number, links: Links, message_bytes: Number) -> Number:
     """Seconds of one message, one way, over a link of tier number `tier` (0: pair ... 4: system; see boundary_tier)."""
     return links.latency_s[tier] + message_bytes * links.s_per_byte[tier]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.collectives import all_gather, all_reduce, bus_bytes_per_s, p2p, reduce_scatter
+from piper_hpc.resource_model.collectives import all_gather_s, all_reduce_s, bus_bytes_per_s, p2p_s, reduce_scatter_s
 from piper_hpc.resource_model.topology import Group, group, tier_links
 from piper_hpc.spec import Link, Topology
 
@@ -21,57 +21,57 @@ sizes = st.integers(0, 10).map(lambda power: 2**power)
 def test_a_ring_inside_a_node_is_its_closed_form() -> None:
     expected = 7 * (3e-6 + GIB / 8 / 450e9)
     for algorithm in ("ring", "hierarchical", "auto"):
-        assert reduce_scatter(group(NODES_OF_8, 8), LINKS, GIB, algorithm) == pytest.approx(expected)
-    assert all_reduce(group(NODES_OF_8, 8), LINKS, GIB) == pytest.approx(2 * expected)
-    assert all_gather(group(NODES_OF_8, 8), LINKS, GIB) == pytest.approx(expected)
+        assert reduce_scatter_s(group(NODES_OF_8, 8), LINKS, GIB, algorithm) == pytest.approx(expected)
+    assert all_reduce_s(group(NODES_OF_8, 8), LINKS, GIB) == pytest.approx(2 * expected)
+    assert all_gather_s(group(NODES_OF_8, 8), LINKS, GIB) == pytest.approx(expected)
 
 
 def test_two_stages_reduce_inside_nodes_first() -> None:
     expected = 7 * (3e-6 + GIB / 8 / 450e9) + 3 * (10e-6 + GIB / 32 / 50e9)
-    assert reduce_scatter(group(NODES_OF_8, 32), LINKS, GIB, "hierarchical") == pytest.approx(expected)
+    assert reduce_scatter_s(group(NODES_OF_8, 32), LINKS, GIB, "hierarchical") == pytest.approx(expected)
 
 
 def test_a_ring_over_nodes_uses_every_nic() -> None:
     expected = 31 * (10e-6 + GIB / 32 * max(1 / 450e9, 1 / 50e9 / 8))
-    assert reduce_scatter(group(NODES_OF_8, 32), LINKS, GIB, "ring") == pytest.approx(expected)
+    assert reduce_scatter_s(group(NODES_OF_8, 32), LINKS, GIB, "ring") == pytest.approx(expected)
 
 
 def test_ranks_a_node_apart_have_their_share_of_the_nics_alone() -> None:
     expected = 3 * (10e-6 + GIB / 4 / 50e9)
-    assert reduce_scatter(group(NODES_OF_8, 4, 8), LINKS, GIB, "ring") == pytest.approx(expected)
-    assert reduce_scatter(group(NODES_OF_8, 4, 8), LINKS, GIB, "hierarchical") == pytest.approx(expected)
+    assert reduce_scatter_s(group(NODES_OF_8, 4, 8), LINKS, GIB, "ring") == pytest.approx(expected)
+    assert reduce_scatter_s(group(NODES_OF_8, 4, 8), LINKS, GIB, "hierarchical") == pytest.approx(expected)
 
 
 @given(sizes, sizes, st.floats(0, 1e10), st.floats(1, 10))
 def test_no_collective_beats_its_bandwidth_bound(size: int, stride: int, buffer_bytes: float, factor: float) -> None:
     where = group(NODES_OF_8, size, stride)
     for algorithm in ("ring", "hierarchical", "auto"):
-        seconds = reduce_scatter(where, LINKS, buffer_bytes, algorithm)
+        seconds = reduce_scatter_s(where, LINKS, buffer_bytes, algorithm)
         # What leaves a node of n members is B (1 - n/W), through n shares of its NICs.
         inside = where.within(1)
         assert seconds >= buffer_bytes * (1 / inside - 1 / size) / 50e9 * (1 - 1e-9)
-        assert reduce_scatter(where, LINKS, buffer_bytes * factor, algorithm) >= seconds
-    assert reduce_scatter(where, LINKS, buffer_bytes) <= reduce_scatter(where, LINKS, buffer_bytes, "ring")
-    assert (size > 1) == (reduce_scatter(where, LINKS, buffer_bytes) > 0)
+        assert reduce_scatter_s(where, LINKS, buffer_bytes * factor, algorithm) >= seconds
+    assert reduce_scatter_s(where, LINKS, buffer_bytes) <= reduce_scatter_s(where, LINKS, buffer_bytes, "ring")
+    assert (size > 1) == (reduce_scatter_s(where, LINKS, buffer_bytes) > 0)
 
 
 def test_a_grid_equals_its_groups_one_by_one() -> None:
     size, buffer_bytes = 2 ** np.arange(8), np.array([[0.0], [1e3], [1e9]])
-    grid = all_reduce(group(NODES_OF_8, size, 2), LINKS, buffer_bytes)
+    grid = all_reduce_s(group(NODES_OF_8, size, 2), LINKS, buffer_bytes)
     assert grid.shape == (3, 8)
     for row in range(3):
         for column in range(8):
-            one = all_reduce(group(NODES_OF_8, int(size[column]), 2), LINKS, float(buffer_bytes[row, 0]))
+            one = all_reduce_s(group(NODES_OF_8, int(size[column]), 2), LINKS, float(buffer_bytes[row, 0]))
             assert grid[row, column] == pytest.approx(one, rel=1e-12)
 
 
 def test_messages_take_latency_and_bytes_of_their_tier() -> None:
-    assert p2p(1, LINKS, 450e9) == pytest.approx(1 + 3e-6)
-    assert p2p(np.array([1, 4]), LINKS, 0.0).tolist() == [3e-6, 10e-6]
+    assert p2p_s(1, LINKS, 450e9) == pytest.approx(1 + 3e-6)
+    assert p2p_s(np.array([1, 4]), LINKS, 0.0).tolist() == [3e-6, 10e-6]
 
 
 def test_a_group_of_one_needs_no_time() -> None:
-    assert all_reduce(Group(), LINKS, GIB) == 0
+    assert all_reduce_s(Group(), LINKS, GIB) == 0
 
 
 @pytest.mark.parametrize(
@@ -88,5 +88,5 @@ def test_bus_bandwidth_has_the_order_of_cscs_reference_values(
     """
     links = tier_links({"node": Link(3e-6, near), "system": Link(15e-6, far)})
     where = group(Topology(node=ranks_per_node), 2 * ranks_per_node)
-    found = bus_bytes_per_s(all_reduce(where, links, GIB), 2 * ranks_per_node, GIB)
+    found = bus_bytes_per_s(all_reduce_s(where, links, GIB), 2 * ranks_per_node, GIB)
     assert 0.4 < found / measured < 2.5
