@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from glob import iglob
@@ -30,16 +31,13 @@ CHOICES = {
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda"),
     "cluster.quota": ("auto", "off"),
-    "model.matrices_per_expert": (2, 3),
     "train.lr_schedule": ("cosine", "constant"),
     "train.dtype": ("float32", "float64", "bfloat16"),
     "tracking.name": ("none", "wandb_offline", "wandb"),
     "format": ("text", "json"),
 }
 
-_MODEL_COUNTS = ("layers", "hidden", "heads", "kv_heads", "experts", "top_k", "expert_ffn", "vocab")
 POSITIVE = (
-    *(f"model.{key}" for key in _MODEL_COUNTS),
     *(f"parallelism.{key}" for key in ("pp", "ep", "micro_batch")),
     *(f"cluster.{key}" for key in ("nodes", "ranks_per_node", "time_min", "cpus_per_task", "comm_timeout_s")),
     *(f"train.{key}" for key in ("steps", "global_batch", "sequence", "learning_rate", "grad_clip")),
@@ -52,7 +50,7 @@ BYTES = 256
 
 def example_of(key: str) -> str:
     """An override that sets a key which must be given."""
-    return f"{key}=1"
+    return f"{key}={'config.json' if key == 'model.path' else 1}"
 
 
 def _value(config: Config, key: str) -> object:
@@ -135,19 +133,28 @@ def task(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         yield Problem("train.dtype", config.train.dtype, rule, "train.dtype=float32")
 
 
-def model(spec: ModelSpec, dtype: str) -> Iterator[Problem]:
-    """Shapes that the modules can compute with."""
-    if spec.heads % spec.kv_heads:
-        rule = f"must divide model.heads = {spec.heads}"
-        yield Problem("model.kv_heads", spec.kv_heads, rule, f"model.kv_heads={spec.heads}")
-    if spec.head_dim < 2 or spec.head_dim % 2:
-        even = max(2, spec.head_dim + spec.head_dim % 2)
-        yield Problem(
-            "model.head_dim", spec.head_dim, "must be even, and at least 2, for RoPE", f"model.head_dim={even}"
-        )
-    if spec.top_k > spec.experts:
-        rule = f"a token cannot go to more than model.experts = {spec.experts} experts"
-        yield Problem("model.top_k", spec.top_k, rule, f"model.top_k={spec.experts}")
+EXECUTOR_HAS = (
+    *("name", "layers", "hidden", "heads", "kv_heads", "head_dim", "experts", "top_k", "expert_ffn", "vocab"),
+    *("matrices_per_expert", "rope_theta", "norm_eps", "router_aux_coef", "counting"),
+)
+"""Facts of a ModelSpec that the torch modules follow; every other must keep its default."""
+
+
+def executor(spec: ModelSpec, dtype: str) -> Iterator[Problem]:
+    """What the executor's modules can compute with: experts in every layer, and no fact that they lack."""
+    if not spec.experts:
+        rule = "only task=plan models dense layers; a layer that is trained has experts"
+        width = spec.dense_ffn
+        works = f"model.experts=8 model.top_k=2 model.expert_ffn={width} model.dense_ffn=0"
+        yield Problem("model.experts", 0, rule, works)
+    for fact in dataclasses.fields(spec):
+        value = getattr(spec, fact.name)
+        if fact.name not in EXECUTOR_HAS and value != fact.default:
+            rule = "only task=plan models it, the executor lacks it"
+            works = str(fact.default).lower()
+            yield Problem(f"model.{fact.name}", value, rule, f"model.{fact.name}={works}")
+    if spec.head_dim % 2:
+        yield Problem("model.head_dim", spec.head_dim, "must be even for RoPE", f"model.head_dim={spec.head_dim + 1}")
     # F.grouped_mm wants rows of whole 16-byte words; float64 takes a plain loop.
     multiple = {"float32": 4, "bfloat16": 8, "float64": 1}[dtype]
     for key, value in (("hidden", spec.hidden), ("expert_ffn", spec.expert_ffn)):

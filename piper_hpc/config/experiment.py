@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from piper_hpc.config import checks
 from piper_hpc.config.errors import ConfigError, Problem
+from piper_hpc.config.model import model_spec
 from piper_hpc.config.schema import ClusterConfig, Config, DataConfig, TaskConfig, TrackingConfig, TrainConfig
-from piper_hpc.spec import RECIPES, Layout, ModelSpec, Workload
+from piper_hpc.spec import RECIPES, Layout, ModelSpec, SpecError, Workload
 
 
 @dataclass(frozen=True)
@@ -44,29 +45,20 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         raise ConfigError(*(Problem(key, "???", "must be given", checks.example_of(key)) for key in missing))
     config = cast(Config, OmegaConf.to_object(merged))
 
-    model = ModelSpec(
-        name=config.model.name,
-        layers=config.model.layers,
-        hidden=config.model.hidden,
-        heads=config.model.heads,
-        kv_heads=config.model.kv_heads,
-        head_dim=config.model.head_dim or config.model.hidden // max(config.model.heads, 1),
-        experts=config.model.experts,
-        top_k=config.model.top_k,
-        expert_ffn=config.model.expert_ffn,
-        vocab=config.model.vocab,
-        matrices_per_expert=config.model.matrices_per_expert,
-        rope_theta=config.model.rope_theta,
-        norm_eps=config.model.norm_eps,
-        router_aux_coef=config.model.router_aux_coef,
-    )
     problems = [
         *checks.choices(config),
         *checks.positive(config),
         *checks.paths(config),
     ]
+    try:
+        model = model_spec(config.model)
+    except SpecError as error:
+        raise ConfigError(*problems, *error.problems) from None
     if not problems:
-        problems += [*checks.model(model, config.train.dtype), *checks.train(config.train)]
+        problems += checks.train(config.train)
+        # Planning reasons about models and layouts that the executor does not have.
+        if config.task.name != "plan":
+            problems += checks.executor(model, config.train.dtype)
     layout = None
     if not problems:
         problems += [*checks.racks(config), *checks.task(config, model)]

@@ -22,22 +22,56 @@ class TaskConfig:
 
 @dataclass
 class ModelConfig:
-    """See piper_hpc.spec.ModelSpec."""
+    """See piper_hpc.spec.ModelSpec, whose defaults hold where a key is null; `path` may give what the keys do not."""
 
-    name: str = MISSING
-    layers: int = MISSING
-    hidden: int = MISSING
-    heads: int = MISSING
-    kv_heads: int = MISSING
-    head_dim: int | None = None  # hidden / heads where not given
-    experts: int = MISSING
-    top_k: int = MISSING
-    expert_ffn: int = MISSING
-    vocab: int = 256
-    matrices_per_expert: int = 3
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
-    router_aux_coef: float = 0.01
+    path: str | None = None  # a Hugging Face config.json (model=hf)
+    name: str | None = None
+    layers: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None  # hidden / heads where not given; MLA: qk_nope_dim + qk_rope_dim
+    experts: int | None = None
+    top_k: int | None = None
+    expert_ffn: int | None = None
+    vocab: int | None = None
+    matrices_per_expert: int | None = None
+    attention: str | None = None
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_dim: int | None = None
+    qk_rope_dim: int | None = None
+    v_head_dim: int | None = None
+    sliding_window: int | None = None
+    full_attention_every: int | None = None
+    window_kind: str | None = None
+    dense_first: int | None = None
+    moe_every: int | None = None
+    dense_ffn: int | None = None
+    dense_matrices: int | None = None
+    dense_residual_ffn: int | None = None
+    shared_experts: int | None = None
+    shared_expert_ffn: int | None = None
+    shared_expert_gate: bool | None = None
+    expert_groups: int | None = None
+    groups_per_token: int | None = None
+    tied_embeddings: bool | None = None
+    positions: int | None = None
+    mtp_layers: int | None = None
+    norm: str | None = None
+    norms_per_layer: int | None = None
+    qk_norm: str | None = None
+    attention_bias: bool | None = None
+    output_bias: bool | None = None
+    ffn_bias: bool | None = None
+    router_bias: bool | None = None
+    head_bias: bool | None = None
+    attention_sinks: bool | None = None
+    encoder_parameters: int | None = None
+    counting: str | None = None
+    rope_theta: float | None = None
+    norm_eps: float | None = None
+    router_aux_coef: float | None = None
 
 
 @dataclass

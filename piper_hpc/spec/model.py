@@ -51,6 +51,8 @@ class ModelSpec:
     `l2` (no parameters). attention_bias: on query, key, value; output_bias: on the output projection; ffn_bias: on
     every feed-forward; head_bias: on the LM head.
     encoder_parameters: a vision encoder before the decoder, as one number: counted, its FLOPs not modelled.
+    counting: `all`, or `paper` where the size in print counts experts and 4 d^2 of attention alone; says what is
+    reported as the model's size, never what memory and time are computed from.
     """
 
     name: str
@@ -96,6 +98,7 @@ class ModelSpec:
     head_bias: bool = False
     attention_sinks: bool = False
     encoder_parameters: int = 0
+    counting: str = "all"
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     router_aux_coef: float = 0.01
@@ -289,3 +292,13 @@ class ModelSpec:
     def paper_active_parameters(self) -> int:
         """As X-MoE (arXiv 2508.13337) counts what a token meets: L (n_mat k d f + 4 d^2)."""
         return self.layers * (self.top_k * self.expert_weights + 4 * self.hidden**2)
+
+    @property
+    def reported_parameters(self) -> int:
+        """The size to print: as the source of the model counts it."""
+        return self.paper_parameters if self.counting == "paper" else self.parameters
+
+    @property
+    def reported_active_parameters(self) -> int:
+        """The active size to print: as the source of the model counts it."""
+        return self.paper_active_parameters if self.counting == "paper" else self.active_parameters

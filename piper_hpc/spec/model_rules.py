@@ -17,6 +17,7 @@ CHOICES = {
     "qk_norm": ("none", "head", "full", "l2"),
     "matrices_per_expert": (3, 2),
     "dense_matrices": (3, 2),
+    "counting": ("all", "paper"),
 }
 POSITIVE = ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "moe_every", "norms_per_layer")
 NOT_NEGATIVE = (
