@@ -10,7 +10,7 @@ from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
 from piper_hpc.resource_model.memory import memory_by_stage
-from piper_hpc.resource_model.schedule import Timeline, simulate_1f1b
+from piper_hpc.resource_model.schedule import Timeline, simulate
 from piper_hpc.resource_model.step import StepCost, step_cost
 from piper_hpc.spec import TERMS, ClusterSpec, Layout, ModelSpec, Prediction, Workload
 
@@ -95,12 +95,14 @@ def _contention(cluster: ClusterSpec) -> float:
 def _timeline(cost: StepCost) -> tuple[dict[str, Cost], Timeline]:
     """Terms of the critical stage when every rank is a device of its own: its work, its waits, and nothing else."""
     messages = [message.seconds for message in cost.messages]
-    pipeline = simulate_1f1b(
+    pipeline = simulate(
+        "1f1b",
+        len(cost.stages),
+        cost.micro_batches,
         [stage.forward_s for stage in cost.stages],
         [stage.backward_s for stage in cost.stages],
-        cost.micro_batches,
-        messages,
-        messages,
+        send_forward_s=messages,
+        send_backward_s=messages,
     )
     # After its last backward a stage reduces its gradients; all ranks then clip by one norm, so they wait for the last.
     arrival_s = max(end + stage.before_s for end, stage in zip(pipeline.end_s, cost.stages, strict=True))

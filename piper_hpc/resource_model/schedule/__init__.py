@@ -1,0 +1,42 @@
+"""Pipeline schedules: the order of every rank, the timeline of a step, and closed forms of both.
+
+orders.py says what every rank does, play.py and timeline.py play it with times, closed_forms.py gives seconds and
+in-flight counts as formulas, trace.py writes a timeline for Perfetto.
+"""
+
+from __future__ import annotations
+
+from piper_hpc.resource_model.schedule.closed_forms import (
+    Work,
+    bubble_fraction,
+    bubble_s,
+    exposed_messages,
+    in_flight,
+    in_flight_by_chunk,
+    step_s,
+)
+from piper_hpc.resource_model.schedule.orders import SCHEDULES, Action, problem, rank_order, stage_of
+from piper_hpc.resource_model.schedule.play import Slot
+from piper_hpc.resource_model.schedule.timeline import Timeline, peak_held, simulate
+from piper_hpc.resource_model.schedule.trace import chrome_trace, write_chrome_trace
+
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "Slot",
+    "Timeline",
+    "Work",
+    "bubble_fraction",
+    "bubble_s",
+    "chrome_trace",
+    "exposed_messages",
+    "in_flight",
+    "in_flight_by_chunk",
+    "peak_held",
+    "problem",
+    "rank_order",
+    "simulate",
+    "stage_of",
+    "step_s",
+    "write_chrome_trace",
+]

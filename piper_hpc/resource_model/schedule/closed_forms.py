@@ -1,0 +1,176 @@
+"""Seconds, bubbles and in-flight micro-batches of the schedules as formulas, for one layout or a grid of them.
+
+Every number but `pp` and `vpp` may be a NumPy array. With equal ranks, equal chunks and free messages the seconds equal
+the simulated ones, for any F, I and W, from a number of micro-batches on: any for gpipe, 1f1b and interleaved, PP for
+zb_h1, 2 PP - 1 for zbv, 2 PP for dualpipev (below that the two zero-bubble forms are estimates). A step is the longest
+path through its actions; each entry of a `max` here is one such path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.schedule.orders import SCHEDULES
+
+Number = float | npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds of one micro-batch on a whole rank (all its chunks): forward, input gradient, weight gradient.
+
+    Schedules that do not split the backward use input_s + weight_s alone.
+    """
+
+    forward_s: Number
+    input_s: Number
+    weight_s: Number = 0.0
+
+    @property
+    def total_s(self) -> Number:
+        """Forward and whole backward."""
+        return self.forward_s + self.input_s + self.weight_s
+
+    def __mul__(self, times: Number) -> Work:
+        return Work(self.forward_s * times, self.input_s * times, self.weight_s * times)
+
+
+def step_s(
+    schedule: str,
+    pp: int,
+    vpp: int,
+    micro_batches: Number,
+    busiest: Work,
+    others: Work | None = None,
+    overlap_s: Number = 0.0,
+) -> Number:
+    """Seconds of a step with free messages: the busiest rank's work, its bubble, less what dualpipev's pairs save.
+
+    busiest: of the busiest rank; others: the sum over the other PP - 1 ranks, (PP - 1) * busiest unless given. Exact
+    for equal ranks; otherwise an estimate in which the other ranks fill and drain the pipeline at their own pace.
+    overlap_s: what one overlapped pair saves; the longest path of dualpipev passes 2 M - PP - 2 of them.
+    """
+    work = micro_batches * busiest.total_s + bubble_s(schedule, pp, vpp, busiest, others)
+    if schedule == "dualpipev":
+        work = work - (2 * micro_batches - pp - 2) * overlap_s
+    return work
+
+
+def bubble_s(schedule: str, pp: int, vpp: int, busiest: Work, others: Work | None = None) -> Number:
+    """Idle seconds of the busiest rank in a step, start and end included; arguments as for `step_s`.
+
+    With P = PP - 1 and F, I, W, B = I + W of a whole rank: gpipe, 1f1b P (F + B); interleaved P (F + B) / v
+    (arXiv 2104.04473); zb_h1 P (F + I - W) where W <= F and W <= I (arXiv 2401.10241). Where F = I = W: zbv P F / 2,
+    which is the wait for the first message (the paper does not count it and says zero), and dualpipev P F, which is
+    DeepSeek's P (F&B + B - 3 W) of half ranks. The other paths matter where F, I and W differ.
+    """
+    rest = busiest * (pp - 1) if others is None else others
+    if schedule not in SCHEDULES:
+        raise ResourceModelError(f"schedule={schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
+    if schedule in ("gpipe", "1f1b", "interleaved"):
+        return rest.total_s / vpp
+    forward, input_, weight = rest.forward_s, rest.input_s, rest.weight_s
+    if schedule == "zb_h1":
+        return _longest(forward, input_, forward + input_ - weight)
+    if pp == 1:
+        return 0.0 * busiest.forward_s
+    own = busiest
+    if schedule == "zbv":
+        halves = _longest(
+            input_,
+            2 * (input_ - weight),
+            2 * forward - input_ - own.weight_s,
+            2 * forward - input_ - own.forward_s + own.input_s,
+            2 * (forward - weight) - own.weight_s,
+            2 * (forward - weight) - own.forward_s + own.input_s,
+            weight + own.forward_s - own.weight_s,
+            weight + own.input_s - own.weight_s,
+        )
+    else:
+        halves = _longest(
+            2 * forward,
+            2 * forward + input_ - weight,
+            forward - own.forward_s + input_,
+            forward - own.forward_s + 2 * input_ - weight,
+        )
+    return halves / 2
+
+
+def bubble_fraction(schedule: str, pp: int, vpp: int, micro_batches: Number, work: Work) -> Number:
+    """Idle share of a step with equal ranks and free messages, 0 ... 1; 1f1b: (PP - 1) / (M + PP - 1)."""
+    idle = bubble_s(schedule, pp, vpp, work)
+    return idle / (micro_batches * work.total_s + idle)
+
+
+def exposed_messages(schedule: str, pp: int, vpp: int, micro_batches: Number, *, blocking: bool = True) -> Number:
+    """How many times the seconds of one message a step grows by, for messages short against the work of a chunk.
+
+    Exact for gpipe, 1f1b and interleaved with equal ranks and micro_batches a multiple of pp; for the others exact up
+    to about PP messages near F = I = W. blocking as in `simulate`. Non-blocking 1f1b waits too: neighbours that take
+    turns have a round trip in every cycle of PP micro-batches; interleaved has chunks enough to hide it.
+    """
+    below = pp - 1
+    if below == 0:
+        return 0 * micro_batches
+    count: dict[str, Number]
+    if blocking:
+        turns = micro_batches + 1 if pp == 2 else 2 * micro_batches + 2 * pp - 5
+        count = {
+            "gpipe": 2 * (micro_batches + pp - 2),
+            "1f1b": turns,
+            "interleaved": (2 * vpp - 1) * micro_batches + 2 * pp - 3,
+            "zb_h1": turns,
+            "zbv": 2 * micro_batches if pp == 2 else 4 * micro_batches + pp - 5,
+            "dualpipev": micro_batches + 4 if pp == 2 else 2 * micro_batches + 3 * pp - 6,
+        }
+    else:
+        turns = 2 * below * (micro_batches / pp) + 2 * (pp - 2)
+        count = {
+            "gpipe": 2 * below + 0 * micro_batches,
+            "1f1b": turns,
+            "interleaved": 2 * (pp * vpp - 1) + 0 * micro_batches,
+            "zb_h1": 4 * below + 0 * micro_batches,
+            "zbv": 5 * below - 2 + 0 * micro_batches,
+            "dualpipev": turns,
+        }
+    return count[schedule]
+
+
+def in_flight(schedule: str, rank: Number, pp: int, vpp: int, micro_batches: Number) -> Number:
+    """The most chunk activations that `rank` holds at once (a chunk is 1 / vpp of the rank's layers).
+
+    By rank r: gpipe M; 1f1b PP - r (Eq 4 of arXiv 2605.05049); interleaved (v - 1) PP + 2 (PP - 1 - r) + 1; zb_h1 PP;
+    zbv 2 PP; dualpipev 2 PP + 1, which is PP + 1/2 whole ranks; never more than there are.
+    """
+    return sum(in_flight_by_chunk(schedule, rank, pp, vpp, micro_batches))
+
+
+def in_flight_by_chunk(schedule: str, rank: Number, pp: int, vpp: int, micro_batches: Number) -> tuple[Number, ...]:
+    """The same by chunk, when the rank first holds the most; where chunks differ, `peak_held` is exact."""
+    if schedule == "gpipe":
+        return (micro_batches + 0 * rank,)
+    if schedule == "1f1b":
+        return (np.minimum(pp - rank, micro_batches),)
+    if schedule == "zb_h1":
+        return (np.minimum(pp, micro_batches) + 0 * rank,)
+    if schedule == "interleaved":
+        forwards = np.minimum((vpp - 1) * pp + 2 * (pp - 1 - rank) + 1, vpp * micro_batches)
+        rounds, begun = forwards // (vpp * pp), forwards % (vpp * pp)
+        return tuple(rounds * pp + np.clip(begun - chunk * pp, 0, pp) for chunk in range(vpp))
+    if schedule == "zbv":
+        both = np.minimum(np.minimum(2 * pp, 2 * micro_batches), micro_batches + 1 + rank)
+        down = np.minimum(2 * pp - 1 - rank, micro_batches)
+        return down, both - down
+    if schedule == "dualpipev":
+        return 2 * pp - rank + 0 * micro_batches, rank + 1 + 0 * micro_batches
+    raise ResourceModelError(f"schedule={schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
+
+
+def _longest(*paths: Number) -> Number:
+    return reduce(np.maximum, paths)

@@ -1,0 +1,122 @@
+"""A step of a pipeline as a timeline: when every rank computes, waits for a message, and what it then holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.schedule.orders import SPLIT_BACKWARD, Action, problem, rank_order, stage_of
+from piper_hpc.resource_model.schedule.play import Costs, Slot, play
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What each rank does, by rank; a rank's end_s = busy_s + bubble_s + p2p_s.
+
+    bubble_s: waiting before the sender had posted the message; p2p_s: waiting for the transfer after it had;
+    peak_held: the most that it holds at once, in the units given to `simulate`.
+    """
+
+    end_s: tuple[float, ...]
+    busy_s: tuple[float, ...]
+    bubble_s: tuple[float, ...]
+    p2p_s: tuple[float, ...]
+    peak_held: tuple[float, ...]
+    slots: tuple[tuple[Slot, ...], ...]
+
+    @property
+    def step_s(self) -> float:
+        """When the last rank to finish has finished."""
+        return max(self.end_s)
+
+
+def peak_held(order: Sequence[Action], held: Sequence[float] = (1.0, 1.0)) -> float:
+    """The most that a rank holds at once with this order; `held[chunk]`: what one micro-batch of a chunk keeps.
+
+    Kept from the start of its forward to the end of its backward; where that is split, all of it to the end of W, as
+    arXiv 2401.10241 counts (an executor that frees a part after I holds less). Times do not matter to it.
+    """
+    alive = peak = 0.0
+    for action in order:
+        for part in action.parts:
+            if part.kind == "F":
+                alive += held[part.chunk]
+                peak = max(peak, alive)
+            elif part.kind != "I":
+                alive -= held[part.chunk]
+    return peak
+
+
+def simulate(
+    schedule: str,
+    pp: int,
+    micro_batches: int,
+    forward_s: Sequence[float],
+    backward_s: Sequence[float],
+    *,
+    weight_s: Sequence[float] = (),
+    send_forward_s: Sequence[float] = (),
+    send_backward_s: Sequence[float] = (),
+    overlap_s: Sequence[float] = (),
+    held: Sequence[Sequence[float]] = (),
+    blocking: bool = True,
+) -> Timeline:
+    """Play one step of `schedule` on `pp` ranks; every time is of one micro-batch, in seconds.
+
+    forward_s, backward_s: by global stage (PP * vpp of them); backward_s is the whole backward, weight_s[s] the share
+    of it that is the weight gradient (required where the schedule splits it). send_forward_s[s]: a message from stage
+    s to s+1; send_backward_s[s]: its gradient back (both 0 unless given; always 0 between two stages of one rank).
+    overlap_s[r]: what an overlapped pair on rank r saves against forward then backward. held[r][c]: what a micro-batch
+    of chunk c keeps on rank r, in any unit (1 unless given).
+
+    blocking: a message moves once both ends have posted it, and a receive is posted when it is needed, so that every
+    transfer is waited for (this project's executor, torch's schedules on gloo and NCCL). Otherwise it moves as soon as
+    it is sent, and only delays its receiver. Links are never shared or full; a sender never waits.
+
+    Raises ResourceModelError for degrees that the schedule does not have and for lists of the wrong length.
+    """
+    vpp = len(forward_s) // pp if pp else 0
+    stages = pp * vpp
+    broken = problem(schedule, pp, vpp, micro_batches)
+    if broken is not None:
+        raise ResourceModelError(broken)
+    if schedule in SPLIT_BACKWARD and not weight_s:
+        raise ResourceModelError(f"schedule {schedule} splits the backward: weight_s needs {stages} values")
+    weight = _filled("weight_s", weight_s, stages)
+    backward = _filled("backward_s", backward_s, stages)
+    place = [[stage_of(schedule, rank, chunk, pp) for chunk in range(vpp)] for rank in range(pp)]
+    rank_of = {stage: rank for rank, of_rank in enumerate(place) for stage in of_rank}
+    crosses = [rank_of[stage] != rank_of[stage + 1] for stage in range(stages - 1)]
+    costs = Costs(
+        seconds={
+            "F": _filled("forward_s", forward_s, stages),
+            "B": backward,
+            "I": [whole - share for whole, share in zip(backward, weight, strict=True)],
+            "W": weight,
+        },
+        down=[s * far for s, far in zip(_filled("send_forward_s", send_forward_s, stages - 1), crosses, strict=True)],
+        up=[s * far for s, far in zip(_filled("send_backward_s", send_backward_s, stages - 1), crosses, strict=True)],
+        saved=_filled("overlap_s", overlap_s, pp),
+    )
+    orders = [rank_order(schedule, rank, pp, vpp, micro_batches) for rank in range(pp)]
+    kept = list(held) or [[1.0] * vpp] * pp
+    if [len(of_rank) for of_rank in kept] != [vpp] * pp:
+        raise ResourceModelError(f"held needs {vpp} values for each of {pp} ranks")
+    slots, bubble = play(orders, place, micro_batches, costs, blocking)
+    end = [of_rank[-1].end_s for of_rank in slots]
+    return Timeline(
+        end_s=tuple(end),
+        busy_s=tuple(sum(slot.end_s - slot.start_s for slot in of_rank) for of_rank in slots),
+        bubble_s=tuple(bubble),
+        p2p_s=tuple(sum(slot.p2p_s for slot in of_rank) for of_rank in slots),
+        peak_held=tuple(map(peak_held, orders, kept)),
+        slots=tuple(map(tuple, slots)),
+    )
+
+
+def _filled(name: str, values: Sequence[float], length: int) -> list[float]:
+    """The values, or zeros where none are given."""
+    if len(values) not in (0, length):
+        raise ResourceModelError(f"{name} has {len(values)} values, this pipeline needs {length}")
+    return list(values) or [0.0] * length
