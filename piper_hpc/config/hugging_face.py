@@ -50,9 +50,8 @@ def _must(config: Json, key: str, allowed: Iterable[object], default: object) ->
     value = config.get(key, default)
     if value not in allowed:
         listed = ", ".join(str(each) for each in allowed)
-        raise _refusal(
-            key, value, f"is not modelled for this family; must be one of {listed}", f'"{key}": {allowed[0]}'
-        )
+        rule = f"is not modelled for this family; must be one of {listed}"
+        raise _refusal(key, value, rule, f'"{key}": {json.dumps(allowed[0])}')
 
 
 def _decoder(config: Json) -> Json:

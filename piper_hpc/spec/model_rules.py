@@ -77,7 +77,8 @@ def _attention(spec: ModelSpec) -> Iterator[Problem]:
 
 def _feed_forward(spec: ModelSpec) -> Iterator[Problem]:
     if spec.dense_first > spec.layers:
-        yield _problem(spec, "dense_first", f"must be at most model.layers = {spec.layers}", spec.layers)
+        works = spec.layers - 1 if spec.experts else 0
+        yield _problem(spec, "dense_first", f"must be at most model.layers = {spec.layers}", works)
         return
     if spec.experts and not spec.moe_layers:
         rule = f"leaves none of the {spec.layers} layers with experts; a dense model has model.experts=0"

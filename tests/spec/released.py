@@ -50,6 +50,7 @@ def llama4(experts: int, step: int) -> hf.PretrainedConfig:
         num_local_experts=experts,
         num_experts_per_tok=1,
         interleave_moe_layer_step=step,
+        use_qk_norm=step == 1,
     )
     vision = hf.Llama4VisionConfig(
         hidden_size=1408,
