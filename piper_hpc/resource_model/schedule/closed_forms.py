@@ -70,9 +70,8 @@ def bubble_s(schedule: str, pp: int, vpp: int, busiest: Work, others: Work | Non
     which is the wait for the first message (the paper does not count it and says zero), and dualpipev P F, which is
     DeepSeek's P (F&B + B - 3 W) of half ranks. The other paths matter where F, I and W differ.
     """
+    _check(schedule)
     rest = busiest * (pp - 1) if others is None else others
-    if schedule not in SCHEDULES:
-        raise ResourceModelError(f"schedule={schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
     if schedule in ("gpipe", "1f1b", "interleaved"):
         return rest.total_s / vpp
     forward, input_, weight = rest.forward_s, rest.input_s, rest.weight_s
@@ -115,6 +114,7 @@ def exposed_messages(schedule: str, pp: int, vpp: int, micro_batches: Number, *,
     to about PP messages near F = I = W. blocking as in `simulate`. Non-blocking 1f1b waits too: neighbours that take
     turns have a round trip in every cycle of PP micro-batches; interleaved has chunks enough to hide it.
     """
+    _check(schedule)
     below = pp - 1
     if below == 0:
         return 0 * micro_batches
@@ -153,6 +153,7 @@ def in_flight(schedule: str, rank: Number, pp: int, vpp: int, micro_batches: Num
 
 def in_flight_by_chunk(schedule: str, rank: Number, pp: int, vpp: int, micro_batches: Number) -> tuple[Number, ...]:
     """The same by chunk, when the rank first holds the most; where chunks differ, `peak_held` is exact."""
+    _check(schedule)
     if schedule == "gpipe":
         return (micro_batches + 0 * rank,)
     if schedule == "1f1b":
@@ -167,9 +168,12 @@ def in_flight_by_chunk(schedule: str, rank: Number, pp: int, vpp: int, micro_bat
         both = np.minimum(np.minimum(2 * pp, 2 * micro_batches), micro_batches + 1 + rank)
         down = np.minimum(2 * pp - 1 - rank, micro_batches)
         return down, both - down
-    if schedule == "dualpipev":
-        return 2 * pp - rank + 0 * micro_batches, rank + 1 + 0 * micro_batches
-    raise ResourceModelError(f"schedule={schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
+    return 2 * pp - rank + 0 * micro_batches, rank + 1 + 0 * micro_batches
+
+
+def _check(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        raise ResourceModelError(f"schedule={schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
 
 
 def _longest(*paths: Number) -> Number:

@@ -83,6 +83,7 @@ def simulate(
         raise ResourceModelError(broken)
     if schedule in SPLIT_BACKWARD and not weight_s:
         raise ResourceModelError(f"schedule {schedule} splits the backward: weight_s needs {stages} values")
+    forward = _filled("forward_s", forward_s, stages)
     weight = _filled("weight_s", weight_s, stages)
     backward = _filled("backward_s", backward_s, stages)
     place = [[stage_of(schedule, rank, chunk, pp) for chunk in range(vpp)] for rank in range(pp)]
@@ -90,7 +91,7 @@ def simulate(
     crosses = [rank_of[stage] != rank_of[stage + 1] for stage in range(stages - 1)]
     costs = Costs(
         seconds={
-            "F": _filled("forward_s", forward_s, stages),
+            "F": forward,
             "B": backward,
             "I": [whole - share for whole, share in zip(backward, weight, strict=True)],
             "W": weight,
