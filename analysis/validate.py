@@ -1,4 +1,8 @@
-"""`python -m analysis.validate runs RUN...`: how far the model was from the project's own runs, term by term."""
+"""How far the model was from what was measured: `runs`, term by term, and `published`, others' printed rows.
+
+python -m analysis.validate runs RUN...
+python -m analysis.validate published --rows FILE.csv
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from analysis.load import UsageError, comparable, metrics, open_run, steady
+from analysis.published import command
 from analysis.table import Row, predicted_against_measured, render
 from analysis.units import percent, seconds
 from piper_hpc.runs import RunFolder
@@ -153,7 +158,9 @@ def _tolerance(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; exit code 0 for ok, 1 for a run beyond the tolerance, 2 for what cannot be answered."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.validate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("runs", help="compare runs with their own predictions")
     runs.add_argument(
@@ -163,8 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs.add_argument(
         "--tolerance", type=_tolerance, metavar="PCT", help="exit with 1 where a step time is further off than this"
     )
+    command.add(commands, _tolerance)
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.command == "published":
+            return OK if command.run(chosen) else FAILED
         named = [open_run(name) for name in chosen.runs]
         comparisons = [Comparison.of(run) for run in named or comparable()]
     except UsageError as error:

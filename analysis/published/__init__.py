@@ -12,5 +12,8 @@ ships the public rows that the project knows, each with its source.
     flops.py    FLOPs per token in the convention of the row
     judge.py    predicted against measured, row by row
     score.py    statistics over rows: errors, trivial baseline, ranking, OOM
-    report.py   the document, the tables and the command
+    score.py    statistics over rows: errors, trivial baseline, ranking, out of memory
+    report.py   the document and its tables
+    predict.py  the Predictor: the resource model asked for a Request
+    command.py  the command
 """

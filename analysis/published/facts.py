@@ -142,8 +142,9 @@ def _from_columns(run: PublishedRun, facts: dict[str, Any], assumed: dict[str, s
         facts["heads"] = max(hidden // 128, 1)
         assumed["heads"] = f"{facts['heads']}: hidden / 128"
     facts.setdefault("kv_heads", facts["heads"])
-    facts.setdefault("vocab", GPT_VOCAB if gpt else OTHER_VOCAB)
-    assumed["vocab"] = f"{facts['vocab']}: not stated" if not re.search(r"vocab \d", run.words) else "as its document"
+    if "vocab" not in facts:
+        facts["vocab"] = GPT_VOCAB if gpt else OTHER_VOCAB
+        assumed["vocab"] = f"{facts['vocab']}: not stated"
     matrices = 2 if gpt else 3
     if run.moe:
         facts.setdefault("matrices_per_expert", _matrices(run, facts, matrices))

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 from analysis.published import habits
@@ -90,9 +91,11 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
                 own = dict(assumed)
                 habit = habits.execution(run, name, method, old, tp, own)
                 _explain(run, twins, layout, own)
-                where = (gpus, accelerator, cluster)
-                how = (recipe, routing, habit, name, method, model.layers == 1, tuple(own.items()))
-                found.append(Request(model, layout, batch, sequence, *where, *how))
+                request = Request(model, layout, batch, sequence, gpus, accelerator, cluster, recipe, routing, habit)
+                single = model.layers == 1
+                found.append(
+                    replace(request, framework=name, method=method, single_layer=single, assumed=tuple(own.items()))
+                )
     if not found:
         raise Refused(
             f"global_batch={run.cells['global_batch']}: must be a multiple of micro_batch x dense replicas for some "
@@ -121,16 +124,18 @@ def _degrees(
     run: PublishedRun, twins: Sequence[PublishedRun], model: ModelSpec, name: str, assumed: dict[str, str]
 ) -> Iterator[tuple[int, int, int, int, int]]:
     """(tp, pp, ep, etp, cp) that are stated, or searched, and that the GPUs and the model allow."""
-    ulysses = "ulysses" in run.words.lower() and (run.degree("cp") or 1) == 1 and run.degree("ep")
+    alike = [each for each in (run, *twins) if each.note("system") == run.note("system")]
+    notes = " ".join(each.words for each in alike)
+    searched = " ".join(each.words for each in (run, *twins) if each.cells["num_gpus"] == run.cells["num_gpus"])
+    ulysses = "ulysses" in notes.lower() and (run.degree("cp") or 1) == 1 and run.degree("ep")
     if ulysses:
         assumed["cp"] = f"{ulysses}: Ulysses sequence parallelism over the group of ep"
     cp = ulysses or run.degree("cp") or 1
-    notes = " ".join(each.words for each in (run, *twins) if each.cells["num_gpus"] == run.cells["num_gpus"])
-    tps = [run.degree("tp")] if run.degree("tp") else choices(notes, "TP") or TENSOR
+    tps = [run.degree("tp")] if run.degree("tp") else choices(searched, "TP") or TENSOR
     pps = [run.degree("pp")] if run.degree("pp") else STAGES
     powers = [2**power for power in range(11)]
     eps: Sequence[int | None] = [run.degree("ep") or 1] if run.degree("ep") or not model.experts else (
-        choices(notes, "EP") or [ep for ep in powers if model.experts % ep == 0]
+        choices(searched, "EP") or [ep for ep in powers if model.experts % ep == 0]
     )  # fmt: skip
     some = False
     for tp, pp, ep in product(tps, pps, eps):
@@ -185,7 +190,7 @@ def _schedules(
         for vpp in range(2, model.layers // pp + 1)
         if model.layers % (pp * vpp) == 0 and micro_batches % pp == 0
     ]
-    if kind == "interleaved" and deeper:
+    if kind == "interleaved" and model.layers % pp == 0 and model.layers > pp:
         return deeper
     if name != "megatron" or any(other.degree("vpp") for other in document):
         return [("1f1b", 1)]

@@ -48,7 +48,8 @@ class Outcome:
     """What the resource model says of a Request.
 
     peak_memory_bytes: allocated, on the worst rank; reserved_bytes: with what the allocator holds, 0 where not
-    modelled; capacity_bytes: what one device may use. fitted_on: ids of all rows that any constant behind this outcome saw.
+    modelled (then allocated stands for it, a lower bound). capacity_bytes: what one device may use. fitted_on: ids of
+    all rows that any constant behind it saw.
     components, where the model has them, in seconds or bytes:
     `layer_forward_s`, `layer_backward_s` (one layer, recompute in the backward); `forward_s`, `backward_s`, `weight_s`,
     `overlapped_s`, `bubble_s`, `optimizer_s` (shares of a step: lone forwards, lone input and weight gradients, paired

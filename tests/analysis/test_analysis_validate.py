@@ -58,7 +58,7 @@ def test_questions_without_an_answer_end_with_2(tmp_path: Path, capsys: pytest.C
     assert "must have trained a step" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["runs", "x", "--tolerance", "-1"], ["published"]])
+@pytest.mark.parametrize("arguments", [[], ["runs", "x", "--tolerance", "-1"], ["public"]])
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)

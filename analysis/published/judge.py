@@ -1,0 +1,188 @@
+"""Predicted against measured, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.published import flops, metrics
+from analysis.published.fill import fill
+from analysis.published.metrics import COMPONENT, MEMORY, STATUS, TIME, in_si
+from analysis.published.names import family
+from analysis.published.request import Outcome, Predictor, Refused, Request
+from analysis.published.rows import PublishedRow, PublishedRun
+
+REFUSED_PCT = 100.0
+"""What a refused row counts as, where it states everything that a prediction needs."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of a run: the Request it chose with its Outcome, or why it refuses.
+
+    baseline_request: where the predictor refuses, the first filling, so that the trivial baseline may still answer.
+    candidates: how many fillings were asked.
+    """
+
+    run: PublishedRun
+    request: Request | None = None
+    outcome: Outcome | None = None
+    refused: str = ""
+    candidates: int = 0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One row: values in the row's own unit; `predicted` is None where it is refused.
+
+    A status row has no numbers: its error is 0 % where the prediction is right and 100 % where it is wrong.
+    """
+
+    row: PublishedRow
+    answer: Answer
+    measured: float | str | None
+    predicted: float | str | None
+    refused: str
+    fitted: bool
+    convention: str = ""
+
+    @property
+    def error_pct(self) -> float | None:
+        """100 (predicted - measured) / measured."""
+        if self.refused or self.predicted is None:
+            return None
+        if isinstance(self.measured, str) or isinstance(self.predicted, str):
+            return 0.0 if self.measured == self.predicted else REFUSED_PCT
+        return 100 * (self.predicted - self.measured) / self.measured if self.measured else None
+
+    @property
+    def counted_pct(self) -> float | None:
+        """The absolute error that enters a mean: 100 % for a refused row that states all, None for any other."""
+        if self.error_pct is not None:
+            return abs(self.error_pct)
+        return REFUSED_PCT if self.answer.run.fully_stated else None
+
+    @property
+    def family(self) -> str:
+        """The model family that the row belongs to."""
+        return family(self.row.cells["model"])
+
+    def document(self) -> dict[str, Any]:
+        """The row's own columns and the verdict, as plain JSON types."""
+        request = self.answer.request
+        return dict(self.row.cells) | {
+            "family": self.family,
+            "kind": self.row.quantity.kind,
+            "measured": self.measured,
+            "predicted": self.predicted,
+            "error_pct": self.error_pct,
+            "refused": self.refused or None,
+            "counted_pct": self.counted_pct,
+            "fully_stated": self.answer.run.fully_stated,
+            "fitted": self.fitted,
+            "filled": request.filled if request else {},
+            "candidates": self.answer.candidates,
+            "layout": vars(request.layout) if request else None,
+            "flop_convention": self.convention or None,
+        }
+
+
+def answer(run: PublishedRun, others: Sequence[PublishedRun], predict: Predictor) -> Answer:
+    """Ask for every filling that the rule allows, and take the fastest that fits, else that of least memory."""
+    try:
+        requests = fill(run, others)
+    except Refused as error:
+        return Answer(run, refused=str(error))
+    answered: list[tuple[Request, Outcome]] = []
+    reason = ""
+    for request in requests:
+        try:
+            answered.append((request, predict(request)))
+        except Refused as error:
+            reason = reason or str(error)
+    if not answered:
+        return Answer(run, requests[0], refused=reason, candidates=len(requests))
+    fitting = [pair for pair in answered if pair[1].fits]
+    if fitting:
+        request, outcome = min(fitting, key=lambda pair: _seconds_per_token(*pair))
+    else:
+        request, outcome = min(answered, key=lambda pair: pair[1].peak_memory_bytes)
+    return Answer(run, request, outcome, candidates=len(requests))
+
+
+def _seconds_per_token(request: Request, outcome: Outcome) -> float:
+    return outcome.step_time_s / (request.global_batch * request.sequence)
+
+
+def judge(runs: Sequence[PublishedRun], predict: Predictor) -> list[Judged]:
+    """Every row of every run, in the order of the runs."""
+    answers = [answer(run, runs, predict) for run in runs]
+    ids = {row_id for each in answers if each.outcome for row_id in each.outcome.fitted_on}
+    judged = []
+    for each in answers:
+        seen = {row.quantity.kind for row in each.run.rows if row.row_id in ids}
+        judged += [_judged(row, each, row.quantity.kind in seen) for row in each.run.rows]
+    return judged
+
+
+def _judged(row: PublishedRow, answer: Answer, fitted: bool) -> Judged:
+    """`fitted`: a constant saw this row, or one of the same kind of the same run, which is the same measurement."""
+    kind, request, outcome = row.quantity.kind, answer.request, answer.outcome
+    if kind == STATUS:
+        measured: float | str | None = "OOM" if row.out_of_memory else "fits"
+    else:
+        measured = row.value / in_si(1.0, row.cells["unit"]) if row.value is not None else None
+    convention = ""
+    if kind == TIME and row.quantity.name in (metrics.FLOPS_GPU, metrics.FLOPS_TOTAL, metrics.MFU) and request:
+        convention = flops.convention(answer.run, row, request)
+    if row.problem or answer.refused or request is None or outcome is None:
+        reason = row.problem or answer.refused
+        return Judged(row, answer, measured, None, reason, fitted, convention)
+    try:
+        if kind == STATUS:
+            return Judged(row, answer, measured, "fits" if outcome.fits else "OOM", "", fitted)
+        predicted = value(row, answer.run, request, outcome, convention) / in_si(1.0, row.cells["unit"])
+    except Refused as error:
+        return Judged(row, answer, measured, None, str(error), fitted, convention)
+    return Judged(row, answer, measured, predicted, "", fitted, convention)
+
+
+def value(row: PublishedRow, run: PublishedRun, request: Request, outcome: Outcome, convention: str) -> float:
+    """What the outcome says of the row's quantity, in SI units. Raises Refused where it says nothing."""
+    kind, name = row.quantity.kind, row.quantity.name
+    if kind == TIME:
+        if name == metrics.STEP_TIME and "global_batch" in request.filled:
+            raise Refused("global_batch=(empty): must be stated for a step time; rates are judged without")
+        rates = rates_of(run, request, outcome.step_time_s, convention)
+        return rates[name]
+    if kind == MEMORY:
+        reserved = outcome.reserved_bytes if name == "peak_memory_reserved" else 0.0
+        return reserved or outcome.peak_memory_bytes
+    assert kind == COMPONENT, "rows of unknown metrics have a problem"
+    parts = outcome.components
+    whole = name == "layer_flops_per_s"
+    for key in ("layer_forward_s", "layer_backward_s") if whole else (name,):
+        if key not in parts:
+            raise Refused(f"metric={row.cells['metric']}: the model gives no {key} for this run")
+    if not whole:
+        return parts[name]
+    tokens = request.layout.micro_batch * request.layout.dense_dp * request.sequence
+    seconds = parts["layer_forward_s"] + parts["layer_backward_s"]
+    return flops.layer_flops(request) * tokens / request.gpus / seconds
+
+
+def rates_of(run: PublishedRun, request: Request, step_time_s: float, convention: str) -> dict[str, float]:
+    """Every metric of time that a step time implies, by canonical name."""
+    sequences = request.global_batch / step_time_s
+    tokens = sequences * request.sequence
+    work = tokens * flops.flops_per_token(request, convention or flops.NONCAUSAL)
+    return {
+        metrics.STEP_TIME: step_time_s,
+        metrics.SEQUENCES: sequences,
+        metrics.TOKENS: tokens,
+        metrics.TOKENS_GPU: tokens / request.gpus,
+        metrics.FLOPS_GPU: work / request.gpus,
+        metrics.FLOPS_TOTAL: work,
+        metrics.MFU: work / request.gpus / flops.peak_flops(run, request),
+    }

@@ -1,0 +1,149 @@
+"""Published rows: every shipped one is read, numbers are in SI units, and odd files end with a clear message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.load import UsageError
+from analysis.published.metrics import COMPONENT, MEMORY, STATUS, TIME, UNKNOWN, UnknownUnit, in_si, quantity
+from analysis.published.names import device, family, framework, schedule
+from analysis.published.request import Refused
+from analysis.published.rows import COLUMNS, load, runs
+from tests.analysis.published_rows import run_of, write
+
+
+def test_the_shipped_file_has_322_rows_of_191_runs() -> None:
+    rows = load()
+    found = runs(rows)
+    assert (len(rows), len({row.row_id for row in rows}), len(found)) == (322, 322, 191)
+    assert sum(len(run.rows) for run in found) == 322
+    assert sum(run.moe for run in found) == 125
+    assert sum(run.moe and run.fully_stated for run in found) == 65
+
+
+def test_every_shipped_metric_and_unit_is_known() -> None:
+    rows = load()
+    assert {row.cells["metric"] for row in rows if row.problem} == {"normalized_throughput"}
+    kinds = [row.quantity.kind for row in rows]
+    assert {kind: kinds.count(kind) for kind in (TIME, MEMORY, COMPONENT, STATUS, UNKNOWN)} == {
+        TIME: 197, MEMORY: 54, COMPONENT: 58, STATUS: 9, UNKNOWN: 4
+    }  # fmt: skip
+    assert all(row.out_of_memory for row in rows if row.quantity.kind == STATUS)
+    assert all(row.value is None or row.value > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        (50, "%", 0.5),
+        (12, "ms", 0.012),
+        (2, "GiB", 2 * 2**30),
+        (2, "GB", 2e9),
+        (458, "TFLOP/s", 458e12),
+        (458, "TFLOPS/GPU", 458e12),
+        (10.44, "PFLOP/s", 10.44e15),
+        (7600, "tok/s/GPU", 7600),
+        (7.6, "ktokens/s/GPU", 7600),
+        (864, "B tokens/day", 1e7),
+        (25, "GiB (percent of 192)", 48 * 2**30),
+        (1.125, "GiB (printed GB)", 1.125 * 2**30),
+    ],
+)
+def test_units_are_normalised(value: float, unit: str, expected: float) -> None:
+    assert in_si(value, unit) == pytest.approx(expected)
+
+
+def test_an_unknown_unit_is_named() -> None:
+    with pytest.raises(UnknownUnit, match="furlong"):
+        in_si(1, "furlong")
+    (row,) = run_of(unit="furlong").rows
+    assert row.value is None and "unit=furlong" in row.problem
+
+
+def test_the_unit_tells_what_a_rate_is_of() -> None:
+    assert quantity("throughput", "tokens/s").name == "tokens_per_s"
+    assert quantity("throughput", "tokens/s/GPU").name == "tokens_per_s_per_gpu"
+    assert quantity("throughput", "samples/s").name == "sequences_per_s"
+    assert quantity("iteration_time", "s").name == "step_time_s"
+    assert (quantity("hw_tflops_per_gpu", "TFLOP/s").convention, quantity("mfu_causal", "%").convention) == (
+        "hardware",
+        "causal",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("2 (DualPipe)", 2), ("interleaved (degree not stated)", None), ("not stated per row", None), ("15,360", 15360),
+     ("4.0", 4), ("4.5", None), ("", None), ("-1", None)],
+)  # fmt: skip
+def test_numbers_in_text(text: str, number: int | None) -> None:
+    assert run_of(vpp=text).number("vpp") == number
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [
+        ("MI250X GCD (Frontier)", ("mi250x_gcd", "frontier")),
+        ("A100-40GB", ("a100_40gb", "dgx_a100")),
+        ("A100-80GB (Selene)", ("a100_80gb", "dgx_a100")),
+        ("NVIDIA H100 80GB HBM3", ("h100", "dgx_h100")),
+        ("H800", ("h800", "h800")),
+        ("B200-SXM", ("b200", "b200")),
+        ("GB200 NVL72", ("gb200", "gb200_nvl72")),
+        ("GH200 (Alps)", ("gh200", "alps")),
+        ("AMD Instinct MI355X", ("mi355x", "mi355x")),
+    ],
+)
+def test_a_gpu_names_its_accelerator_and_cluster(gpu: str, expected: tuple[str, str]) -> None:
+    assert device(gpu) == expected
+
+
+@pytest.mark.parametrize("gpu", ["", "V100", "8-GPU node (type not stated)", "GB300", "H20"])
+def test_an_unknown_gpu_is_refused(gpu: str) -> None:
+    with pytest.raises(Refused, match=r"gpu=.*: must name one of .*h100"):
+        device(gpu)
+
+
+def test_families_have_no_sizes() -> None:
+    names = {row.cells["model"]: family(row.cells["model"]) for row in load()}
+    assert names["Qwen2-57B-A14B"] == "Qwen2"
+    assert names["GPT 22B single layer"] == names["MT-NLG 530B"] == names["GPT-3 175B"] == "GPT"
+    assert names["DeepSeek-V2 (cut to 4 layers, 1 dense)"] == "DeepSeek-V2"
+    assert names["X-MoE Small-SR"] == "X-MoE"
+
+
+def test_schedules_and_frameworks_come_from_words() -> None:
+    assert schedule(run_of(vpp="2 (DualPipe)"))[0] == "dualpipev"
+    assert schedule(run_of(vpp="", notes="schedule=ZBB"))[0] == "zb_h1"
+    assert schedule(run_of(vpp="2 (ZBV)"))[0] == "zbv"
+    assert schedule(run_of(vpp="3"))[0] == ""
+    with pytest.raises(Refused, match="schedule=v-half"):
+        schedule(run_of(notes="schedule=V-half"))
+    assert framework(run_of(notes="method=FSDP+EP; peak 989.5")) == ("fsdp", "FSDP+EP")
+    assert framework(run_of(notes="system=Tutel")) == ("deepspeed", "Tutel")
+    assert framework(run_of())[0] == "megatron"
+
+
+def test_rows_of_one_run_are_grouped_and_notes_keep_runs_apart(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "rows.csv",
+        {"row_id": "a"},
+        {"row_id": "b", "metric": "mfu", "value": "40", "unit": "%"},
+        {"row_id": "c", "notes": "system=other"},
+    )
+    assert [[row.row_id for row in run.rows] for run in runs(load(path))] == [["a", "b"], ["c"]]
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must be a readable CSV file"):
+        load(tmp_path / "nowhere.csv")
+    with pytest.raises(UsageError, match="lacks gpu, notes"):
+        load(write(tmp_path / "a.csv", columns=tuple(name for name in COLUMNS if name not in ("gpu", "notes"))))
+    with pytest.raises(UsageError, match="at least one row"):
+        load(write(tmp_path / "b.csv"))
+    binary = tmp_path / "c.csv"
+    binary.write_bytes(b"\xff\xfe\x00row_id")
+    with pytest.raises(UsageError, match="UTF-8"):
+        load(binary)
