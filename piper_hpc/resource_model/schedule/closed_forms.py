@@ -1,24 +1,20 @@
 """Seconds, bubbles and in-flight micro-batches of the schedules as formulas, for one layout or a grid of them.
 
 Every number but `pp` and `vpp` may be a NumPy array. With equal ranks, equal chunks and free messages the seconds equal
-the simulated ones, for any F, I and W, from a number of micro-batches on: any for gpipe, 1f1b and interleaved, PP for
-zb_h1, 2 PP - 1 for zbv, 2 PP for dualpipev (below that the two zero-bubble forms are estimates). A step is the longest
-path through its actions; each entry of a `max` here is one such path.
+the simulated ones for any F, I, W and M that the schedule allows, except zbv with PP < M < 2 PP - 1, where they are
+interpolated between both ends. A step is the longest path through its actions; each entry of a `_longest` is one path.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.numbers import Number
 from piper_hpc.resource_model.schedule.orders import SCHEDULES
-
-Number = float | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -56,54 +52,63 @@ def step_s(
     for equal ranks; otherwise an estimate in which the other ranks fill and drain the pipeline at their own pace.
     overlap_s: what one overlapped pair saves; the longest path of dualpipev passes 2 M - PP - 2 of them.
     """
-    work = micro_batches * busiest.total_s + bubble_s(schedule, pp, vpp, busiest, others)
+    work = micro_batches * busiest.total_s + bubble_s(schedule, pp, vpp, busiest, others, micro_batches)
     if schedule == "dualpipev":
         work = work - (2 * micro_batches - pp - 2) * overlap_s
     return work
 
 
-def bubble_s(schedule: str, pp: int, vpp: int, busiest: Work, others: Work | None = None) -> Number:
+def bubble_s(
+    schedule: str, pp: int, vpp: int, busiest: Work, others: Work | None = None, micro_batches: Number = np.inf
+) -> Number:
     """Idle seconds of the busiest rank in a step, start and end included; arguments as for `step_s`.
 
-    With P = PP - 1 and F, I, W, B = I + W of a whole rank: gpipe, 1f1b P (F + B); interleaved P (F + B) / v
-    (arXiv 2104.04473); zb_h1 P (F + I - W) where W <= F and W <= I (arXiv 2401.10241). Where F = I = W: zbv P F / 2,
-    which is the wait for the first message (the paper does not count it and says zero), and dualpipev P F, which is
-    DeepSeek's P (F&B + B - 3 W) of half ranks. The other paths matter where F, I and W differ.
+    micro_batches matters to zb_h1 below PP of them and to zbv below 2 PP - 1; more than that unless given. With
+    P = PP - 1 and F, I, W, B = I + W of a whole rank: gpipe, 1f1b P (F + B); interleaved P (F + B) / v (arXiv
+    2104.04473); zb_h1 P (F + I - W) where W <= F and W <= I (arXiv 2401.10241). Where F = I = W: zbv P F / 2, which is
+    the wait for the first message (the paper does not count it and says zero), and dualpipev P F, which is DeepSeek's
+    P (F&B + B - 3 W) of half ranks. The other paths matter where F, I and W differ.
     """
     _check(schedule)
     rest = busiest * (pp - 1) if others is None else others
     if schedule in ("gpipe", "1f1b", "interleaved"):
         return rest.total_s / vpp
-    forward, input_, weight = rest.forward_s, rest.input_s, rest.weight_s
-    if schedule == "zb_h1":
-        return _longest(forward, input_, forward + input_ - weight)
     if pp == 1:
         return 0.0 * busiest.forward_s
-    own = busiest
-    if schedule == "zbv":
+    f, i, w = busiest.forward_s, busiest.input_s, busiest.weight_s
+    rest_f, rest_i, rest_w = rest.forward_s, rest.input_s, rest.weight_s
+    if schedule == "zb_h1":
+        lacking = np.maximum(pp - micro_batches, 0)
+        return _longest(rest_f + lacking * i, rest_i + lacking * f, rest_f + rest_i - rest_w + lacking * w)
+    if schedule == "dualpipev":
         halves = _longest(
-            input_,
-            2 * (input_ - weight),
-            2 * forward - input_ - own.weight_s,
-            2 * forward - input_ - own.forward_s + own.input_s,
-            2 * (forward - weight) - own.weight_s,
-            2 * (forward - weight) - own.forward_s + own.input_s,
-            weight + own.forward_s - own.weight_s,
-            weight + own.input_s - own.weight_s,
+            2 * rest_f, 2 * rest_f + rest_i - rest_w, rest_f - f + rest_i, rest_f - f + 2 * rest_i - rest_w
         )
-    else:
-        halves = _longest(
-            2 * forward,
-            2 * forward + input_ - weight,
-            forward - own.forward_s + input_,
-            forward - own.forward_s + 2 * input_ - weight,
-        )
-    return halves / 2
+        return halves / 2
+    many = _longest(
+        rest_i,
+        2 * (rest_i - rest_w),
+        2 * rest_f - rest_i - w,
+        2 * rest_f - rest_i - f + i,
+        2 * (rest_f - rest_w) - w,
+        2 * (rest_f - rest_w) - f + i,
+        rest_w + f - w,
+        rest_w + i - w,
+    )
+    m = np.minimum(micro_batches, pp)
+    few = _longest(
+        2 * rest_i + 2 * (pp - m) * f,
+        2 * rest_f + 2 * (pp - m) * i + 2 * (1 - m) * w,
+        rest_f + rest_i + (pp - m) * (f + i),
+        2 * rest_f + (2 * pp + 1 - 3 * m) * i + (1 - m) * w,
+    )
+    share = np.clip((micro_batches - pp) / (pp - 1), 0.0, 1.0)
+    return (few + share * (many - few)) / 2
 
 
 def bubble_fraction(schedule: str, pp: int, vpp: int, micro_batches: Number, work: Work) -> Number:
     """Idle share of a step with equal ranks and free messages, 0 ... 1; 1f1b: (PP - 1) / (M + PP - 1)."""
-    idle = bubble_s(schedule, pp, vpp, work)
+    idle = bubble_s(schedule, pp, vpp, work, micro_batches=micro_batches)
     return idle / (micro_batches * work.total_s + idle)
 
 

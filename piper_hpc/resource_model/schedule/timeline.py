@@ -31,7 +31,7 @@ class Timeline:
         return max(self.end_s)
 
 
-def peak_held(order: Sequence[Action], held: Sequence[float] = (1.0, 1.0)) -> float:
+def peak_held(order: Sequence[Action], held: Sequence[float]) -> float:
     """The most that a rank holds at once with this order; `held[chunk]`: what one micro-batch of a chunk keeps.
 
     Kept from the start of its forward to the end of its backward; where that is split, all of it to the end of W, as
