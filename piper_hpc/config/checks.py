@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from piper_hpc.config.errors import Problem
-from piper_hpc.config.schema import Config, TrainConfig
+from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
 from piper_hpc.paths import data_folder
-from piper_hpc.spec import ModelSpec
+from piper_hpc.spec import TIERS, ModelSpec
 
 # What the executor has today; the planner may reason about more.
 CHOICES = {
@@ -44,13 +44,16 @@ POSITIVE = (
     *(f"task.{key}" for key in ("budget_s", "candidates", "profile_steps")),
 )
 
+ACCELERATORS = data_folder("conf") / "accelerator"
+"""One file a device, of its data sheet's facts."""
+
 BYTES = 256
 """Values of a byte: what the vocabulary of a byte-level model must hold."""
 
 
 def example_of(key: str) -> str:
     """An override that sets a key which must be given."""
-    return f"{key}={'config.json' if key == 'model.path' else 1}"
+    return f"{key}=1"
 
 
 def _value(config: Config, key: str) -> object:
@@ -100,12 +103,21 @@ def paths(config: Config) -> Iterator[Problem]:
     if config.tracking.name != "none" and find_spec("wandb") is None:
         rule = "needs the wandb package: pip install wandb"
         yield Problem("tracking", config.tracking.name, rule, "tracking=none")
-    if cluster.scheduler == "slurm" and (
-        cluster.template is None or not (data_folder("sbatch_templates") / cluster.template).is_file()
-    ):
+    if cluster.scheduler == "slurm" and not _has_template(config):
         found = ", ".join(sorted(path.name for path in data_folder("sbatch_templates").glob("*.sbatch")))
-        rule = f"must name a file of sbatch_templates/ ({found})"
-        yield Problem("cluster.template", cluster.template, rule, "cluster.template=testbed.sbatch")
+        rule = f"must name a file of sbatch_templates/ ({found}): without one {cluster.name} is for task=plan alone"
+        yield Problem("cluster.template", cluster.template, rule, "cluster.template=testbed.sbatch, or task=plan")
+    if cluster.accelerator is not None and not (ACCELERATORS / f"{cluster.accelerator}.yaml").is_file():
+        found = ", ".join(sorted(path.stem for path in ACCELERATORS.glob("*.yaml")))
+        yield Problem("cluster.accelerator", cluster.accelerator, f"must be one of {found}", "cluster.accelerator=h100")
+
+
+def _has_template(config: Config) -> bool:
+    """Whether the batch script's template is there, or nothing is submitted."""
+    template = config.cluster.template
+    if template is None:
+        return config.task.name == "plan"
+    return (data_folder("sbatch_templates") / template).is_file()
 
 
 def _has_file(pattern: str) -> bool:
@@ -116,11 +128,39 @@ def _has_file(pattern: str) -> bool:
 
 
 def racks(config: Config) -> Iterator[Problem]:
-    """The rack of every node, where racks are given."""
+    """The rack of every node, or the domains of a uniform machine, where they are given."""
     cluster = config.cluster
+    if cluster.topology is not None:
+        yield from _topology(cluster)
+    for tier, link in (cluster.data_sheet.links if cluster.data_sheet else {}).items():
+        if tier not in TIERS:
+            works = "cluster.data_sheet.links.node.bytes_per_s=1e11"
+            yield Problem(f"cluster.data_sheet.links.{tier}", tier, f"must be one of {', '.join(TIERS)}", works)
+        for fact, at_least in (("latency_s", 0), ("bytes_per_s", 1)):
+            value = getattr(link, fact)
+            if value is not None and value < at_least:
+                key = f"cluster.data_sheet.links.{tier}.{fact}"
+                yield Problem(key, value, f"must be at least {at_least}", f"{key}={max(at_least, 1e-5)}")
     if cluster.racks is not None and len(cluster.racks) != cluster.nodes:
         rule = f"must name the rack of each of the {cluster.nodes} nodes"
         yield Problem("cluster.racks", list(cluster.racks), rule, f"cluster.racks={[0] * cluster.nodes}")
+
+
+def _topology(cluster: ClusterConfig) -> Iterator[Problem]:
+    topology = cluster.topology
+    assert topology is not None
+    for key, value in vars(topology).items():
+        if value is not None and value < 1:
+            yield Problem(f"cluster.topology.{key}", value, "must be at least 1", f"cluster.topology.{key}=1")
+            return
+    pair, switch, rack = topology.ranks_per_pair, topology.nodes_per_switch, topology.nodes_per_rack
+    if pair and cluster.ranks_per_node % pair:
+        rule = f"must divide cluster.ranks_per_node = {cluster.ranks_per_node}"
+        yield Problem("cluster.topology.ranks_per_pair", pair, rule, "cluster.topology.ranks_per_pair=null")
+    if switch and rack and rack % switch:
+        rule = f"must be a multiple of cluster.topology.nodes_per_switch = {switch}"
+        works = f"cluster.topology.nodes_per_rack={-(-rack // switch) * switch}"
+        yield Problem("cluster.topology.nodes_per_rack", rack, rule, works)
 
 
 def task(config: Config, spec: ModelSpec) -> Iterator[Problem]:

@@ -32,16 +32,26 @@ def _refusal(key: str, value: object, rule: str, works: str) -> ConfigError:
     return ConfigError(Problem(f"model.path: {key}", value, rule, works))
 
 
-def _need(config: Json, key: str) -> Any:
+def _of(kind: type, config: Json, key: str) -> Any:
+    """The value, which must be of that kind; an int also where a float is meant."""
+    value = config[key]
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        called = {int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+        raise _refusal(key, value, f"must be {called[kind]}", "the config.json that was released with the model")
+    return value
+
+
+def _need(config: Json, key: str, kind: type = int) -> Any:
     if config.get(key) is None:
         works = "the config.json that was released with the model"
         raise _refusal(key, None, "must be given: it decides the size of this family", works)
-    return config[key]
+    return _of(kind, config, key)
 
 
 def _or(config: Json, key: str, default: Any) -> Any:
     """A key whose absence (or null) means `default`, as in the family's configuration class."""
-    return default if config.get(key) is None else config[key]
+    return default if config.get(key) is None else _of(type(default), config, key)
 
 
 def _must(config: Json, key: str, allowed: Iterable[object], default: object) -> None:
@@ -67,7 +77,7 @@ def _decoder(config: Json) -> Json:
         "head_dim": _or(config, "head_dim", hidden // heads),
         "vocab": _need(config, "vocab_size"),
         "tied_embeddings": _or(config, "tie_word_embeddings", False),
-        "rope_theta": float(_or(config, "rope_theta", rope.get("rope_theta", 10_000.0))),
+        "rope_theta": float(_or(config, "rope_theta", _or(rope, "rope_theta", 10_000.0))),
         "norm_eps": float(_or(config, "rms_norm_eps", 1e-5)),
     }
 
@@ -101,7 +111,7 @@ def _which_layers(moe: list[bool], dense_ffn: int, key: str) -> Json:
     return {"dense_first": first, "moe_every": every, "dense_ffn": 0 if all(moe) else dense_ffn}
 
 
-def _windows(kinds: list[str], window: int | None, windowed: str) -> Json:
+def _windows(kinds: list[str], window: int, windowed: str) -> Json:
     """sliding_window and full_attention_every of `layer_types`."""
     full = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
     if unknown := set(kinds) - {"full_attention", windowed}:
@@ -154,7 +164,7 @@ def _qwen_layers(config: Json) -> Json:
 def _qwen2_moe(config: Json) -> Json:
     facts = _decoder(config) | _experts(config, "num_experts", "moe_intermediate_size") | _qwen_layers(config)
     if _or(config, "use_sliding_window", False):
-        facts |= _windows(_need(config, "layer_types"), config.get("sliding_window"), "sliding_attention")
+        facts |= _windows(_need(config, "layer_types", list), _or(config, "sliding_window", 0), "sliding_attention")
     return facts | {
         "shared_experts": 1,
         "shared_expert_ffn": _need(config, "shared_expert_intermediate_size"),
@@ -182,7 +192,7 @@ def _gpt_oss(config: Json) -> Json:
     bias = _or(config, "attention_bias", True)
     layers = _need(config, "num_hidden_layers")
     alternating = ["sliding_attention" if n % 2 == 0 else "full_attention" for n in range(layers)]
-    windows = _windows(_or(config, "layer_types", alternating), config.get("sliding_window"), "sliding_attention")
+    windows = _windows(_or(config, "layer_types", alternating), _or(config, "sliding_window", 0), "sliding_attention")
     facts = _decoder(config) | _experts(config, "num_local_experts", "intermediate_size") | windows
     vectors = {"attention_bias": bias, "output_bias": bias, "ffn_bias": True, "router_bias": True}
     return facts | vectors | {"attention_sinks": True}
@@ -241,13 +251,13 @@ def _glm4_moe(config: Json) -> Json:
 
 def _llama4_text(config: Json) -> Json:
     layers, step = _need(config, "num_hidden_layers"), _or(config, "interleave_moe_layer_step", 1)
-    chosen = _or(config, "moe_layers", range(step - 1, layers, step))
+    chosen = _or(config, "moe_layers", list(range(step - 1, layers, step)))
     pattern = _which_layers([n in chosen for n in range(layers)], _need(config, "intermediate_size_mlp"), "moe_layers")
     every = _or(config, "no_rope_layer_interval", 4)
     # An empty list means the default, as the configuration class reads it.
-    rope = config.get("no_rope_layers") or [(n + 1) % every != 0 for n in range(layers)]
+    rope = _or(config, "no_rope_layers", []) or [(n + 1) % every != 0 for n in range(layers)]
     kinds = _or(config, "layer_types", ["chunked_attention" if each else "full_attention" for each in rope])
-    windows = _windows(kinds, config.get("attention_chunk_size"), "chunked_attention")
+    windows = _windows(kinds, _or(config, "attention_chunk_size", 0), "chunked_attention")
     bias = _or(config, "attention_bias", False)
     facts = _decoder(config) | _experts(config, "num_local_experts", "intermediate_size") | pattern | windows
     return facts | {
@@ -261,8 +271,8 @@ def _llama4_text(config: Json) -> Json:
 
 
 def _llama4(config: Json) -> Json:
-    facts = _llama4_text(_need(config, "text_config"))
-    vision = config.get("vision_config")
+    facts = _llama4_text(_need(config, "text_config", dict))
+    vision = _or(config, "vision_config", {})
     return facts | {"encoder_parameters": _llama4_vision(vision, facts["hidden"]) if vision else 0}
 
 
@@ -281,7 +291,7 @@ def _llama4_vision(vision: Json, text_hidden: int) -> int:
 
 
 def _dbrx(config: Json) -> Json:
-    attention, ffn = _need(config, "attn_config"), _need(config, "ffn_config")
+    attention, ffn = _need(config, "attn_config", dict), _need(config, "ffn_config", dict)
     hidden, heads = _need(config, "d_model"), _need(config, "n_heads")
     return {
         "layers": _need(config, "n_layers"),

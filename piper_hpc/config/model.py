@@ -27,6 +27,9 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     if "head_dim" not in given and {"hidden", "heads"} <= given.keys():
         given["head_dim"] = _head_dim(given)
     missing = [key for key in REQUIRED if key not in given]
+    if "name" in missing:
+        rule = f"must be given where the model's own keys are not: {', '.join(missing)}"
+        raise ConfigError(Problem("model.path", None, rule, "model.path=config.json"))
     if missing:
         raise ConfigError(*(Problem(f"model.{key}", "???", "must be given", f"model.{key}=1") for key in missing))
     return ModelSpec(**given)

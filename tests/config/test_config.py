@@ -17,11 +17,18 @@ CONF = data_folder("conf")
 GROUPS = ("task", "model", "parallelism", "cluster", "data", "train", "tracking", "experiment")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
+PLANNED_ONLY = [
+    path.stem
+    for path in sorted((CONF / "cluster").glob("*.yaml"))
+    if (facts := OmegaConf.load(path)).scheduler == "slurm" and "template" not in facts
+]
+
 # What an option needs beside it to make a run that fits together.
 COMPANIONS = {
     ("data", "text"): ["data.path=" + str(CONF)],
     ("parallelism", "pp2_ep4"): ["cluster.ranks_per_node=8"],
     ("cluster", "frontier"): ["train.global_batch=512"],
+    **{("cluster", name): ["task=plan"] for name in PLANNED_ONLY},
     ("experiment", "paper_mixtral"): ["task=plan"],
     ("model", "hf"): ["task=plan", "model.path=" + str(Path(__file__).with_name("qwen3_moe.json"))],
 }
@@ -32,8 +39,9 @@ TRAINED = ("tiny", "small", "mixtral", "xmoe", "m10b")
 
 
 def companions(group: str, option: str) -> list[str]:
-    planned = ["task=plan"] if group == "model" and not option.startswith(TRAINED) else []
-    return COMPANIONS.get((group, option), planned)
+    elsewhere = group == "cluster" and option not in ("local", "testbed")  # ranks and batch of a plan are its own
+    planned = elsewhere or (group == "model" and not option.startswith(TRAINED))
+    return COMPANIONS.get((group, option), ["task=plan"] if planned else [])
 
 
 def checked(*overrides: str) -> Experiment:
