@@ -28,19 +28,10 @@ def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | No
         except calibrations.CalibrationError as error:
             problem = Problem("cluster.calibration", str(path), str(error), "cluster.calibration=off")
             raise ConfigError(problem) from error
-    sheet = cluster.data_sheet
-    if sheet is None:
-        return None
     try:
-        return data_sheet.calibration(
-            peak_flops=sheet.peak_flops,
-            gemm_efficiency=sheet.gemm_efficiency,
-            memory_bytes_per_s=sheet.memory_bytes_per_s,
-            links={tier: (link.latency_s, link.bytes_per_s) for tier, link in sheet.links.items()},
-            host_op_s=sheet.host_op_s,
-        )
+        return data_sheet.of_cluster(cluster, experiment.train.dtype)
     except ValueError as error:
-        works = f"cluster={cluster.name}, with the values of its file"
+        works = f"a value in place of null, or cluster={cluster.name} with the values of its file"
         raise ConfigError(Problem("cluster.data_sheet", cluster.name, str(error), works)) from error
 
 

@@ -6,7 +6,60 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from piper_hpc.spec import DATA_SHEET, Calibration, Curve
+from piper_hpc.cluster import accelerator
+from piper_hpc.config.schema import ClusterConfig, DataSheetConfig
+from piper_hpc.spec import DATA_SHEET, Calibration, Curve, Link
+
+ASSUMED = "assumed"
+"""How the source of a value begins that nobody published."""
+
+
+def of_cluster(cluster: ClusterConfig, dtype: str) -> Calibration | None:
+    """The calibration that a cluster's data sheet and its accelerator's make for matrix products of `dtype`.
+
+    None where it has neither. Raises ValueError for a fact that is missing, naming the key that gives it.
+    """
+    if cluster.data_sheet is None and cluster.accelerator is None:
+        return None
+    sheet = cluster.data_sheet or DataSheetConfig()
+    peak_flops, efficiency, memory_bytes_per_s = sheet.peak_flops, sheet.gemm_efficiency, sheet.memory_bytes_per_s
+    notes = {key: source for key, source in cluster.sources.items() if source.startswith(ASSUMED)}
+    if cluster.accelerator is not None:
+        device = accelerator.facts(cluster.accelerator)
+        best = device.mamf_flops.get(dtype)
+        peak_flops = peak_flops or device.peak_flops.get(dtype)
+        memory_bytes_per_s = memory_bytes_per_s or device.memory_bytes_per_s
+        if efficiency is None and best and peak_flops:
+            efficiency = best / peak_flops
+            notes["gemm_efficiency"] = f"the best measured matrix product: {device.mamf_source(dtype)}"
+    for key, value in (("peak_flops", peak_flops), ("memory_bytes_per_s", memory_bytes_per_s)):
+        if value is None:
+            device_name = f"{cluster.accelerator} in {dtype}" if key == "peak_flops" else cluster.accelerator
+            raise ValueError(f"data_sheet.{key} is not public for {device_name}: give cluster.data_sheet.{key}")
+    for tier in set(sheet.links) - set(links_of(cluster)):
+        key = "latency_s" if sheet.links[tier].latency_s is None else "bytes_per_s"
+        raise ValueError(f"data_sheet.links.{tier}.{key} is not public: give cluster.data_sheet.links.{tier}.{key}")
+    if efficiency is None:
+        efficiency, notes["gemm_efficiency"] = 1.0, f"{ASSUMED}: the peak itself, as no share of it is published"
+    assert peak_flops is not None and memory_bytes_per_s is not None
+    return calibration(
+        peak_flops=peak_flops,
+        gemm_efficiency=efficiency,
+        memory_bytes_per_s=memory_bytes_per_s,
+        links={tier: (link.latency_s, link.bytes_per_s) for tier, link in links_of(cluster).items()},
+        host_op_s=sheet.host_op_s or 0.0,
+        provenance=notes,
+    )
+
+
+def links_of(cluster: ClusterConfig) -> dict[str, Link]:
+    """The links of a cluster's data sheet by tier, without those that are not public."""
+    links = cluster.data_sheet.links if cluster.data_sheet else {}
+    return {
+        tier: Link(link.latency_s, link.bytes_per_s)
+        for tier, link in links.items()
+        if link.latency_s is not None and link.bytes_per_s is not None
+    }
 
 
 def calibration(
@@ -21,7 +74,7 @@ def calibration(
     """Curves of ideal devices and links: one rate, and a latency where there is one.
 
     peak_flops: FLOP/s of one rank's device; gemm_efficiency: the share of it that matrix products reach, 0 < x <= 1;
-    memory_bytes_per_s: of its memory; links: tier (node, rack, system) -> (latency in s, bytes per second of one rank
+    memory_bytes_per_s: of its memory; links: tier (see spec.Tier) -> (latency in s, bytes per second of one rank
     while all ranks of a node send); host_op_s: seconds to launch one operation. Such curves have no spread.
     Raises ValueError for a rate that is not above zero.
     """

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import psutil
 
+from piper_hpc.cluster import accelerator, data_sheet
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runtime import quota
-from piper_hpc.spec import BENCHMARK_VERSION, Calibration, ClusterSpec
+from piper_hpc.spec import BENCHMARK_VERSION, Calibration, ClusterSpec, Topology
 from piper_hpc.testbed import state
 
 GIB = 2**30
@@ -52,6 +53,8 @@ class Machine:
             calibration=calibration,
             devices_share_cores=self.devices_share_cores,
             cores=self.cores,
+            topology=_topology(cluster),
+            links=data_sheet.links_of(cluster),
         )
 
     def calibration_file(self, cluster: ClusterConfig, dtype: str, runs: Path) -> Path:
@@ -104,6 +107,8 @@ def _memory(cluster: ClusterConfig, on_host: int) -> int:
     """Bytes that one rank may use: as configured, else its share of the host's."""
     if cluster.memory_gib_per_rank:
         return int(cluster.memory_gib_per_rank * GIB)
+    if cluster.accelerator is not None:
+        return accelerator.facts(cluster.accelerator).memory_bytes
     return on_host // cluster.ranks_per_node
 
 
@@ -111,31 +116,47 @@ def _racks(cluster: ClusterConfig) -> tuple[int, ...]:
     return tuple(cluster.racks) if cluster.racks is not None else (0,) * cluster.nodes
 
 
+def _topology(cluster: ClusterConfig) -> Topology | None:
+    """The domains of a uniform machine in ranks; None where its nodes and racks are all that is known."""
+    if cluster.topology is None or cluster.racks is not None:
+        return None
+    domains, host = cluster.topology, cluster.ranks_per_node
+    node = host * domains.hosts_per_node
+    return Topology(
+        node=node,
+        pair=domains.ranks_per_pair,
+        switch=domains.nodes_per_switch and node * domains.nodes_per_switch,
+        rack=domains.nodes_per_rack and node * domains.nodes_per_rack,
+        nics_per_node=domains.nics_per_node,
+        ranks_per_nic=domains.nics_per_node and max(1, host // domains.nics_per_node),
+    )
+
+
 def _local(cluster: ClusterConfig) -> Machine:
     if cluster.nodes != 1:
         rule = "cluster.scheduler=local is one machine"
         raise ConfigError(Problem("cluster.nodes", cluster.nodes, rule, "cluster.nodes=1, or cluster=testbed"))
-    accelerator = cluster.device == "cuda" or (cluster.device == "auto" and has_accelerator())
-    if accelerator and not cluster.memory_gib_per_rank:
+    on_device = cluster.device == "cuda" or (cluster.device == "auto" and has_accelerator())
+    if on_device and not (cluster.memory_gib_per_rank or cluster.accelerator):
         rule = "must be given for an accelerator (GiB of one device)"
         raise ConfigError(Problem("cluster.memory_gib_per_rank", 0, rule, "cluster.memory_gib_per_rank=80"))
     cores = len(os.sched_getaffinity(0))
     ranks = cluster.ranks_per_node
     share = None
-    if not accelerator and cluster.quota == "auto" and quota.writable():
+    if not on_device and cluster.quota == "auto" and quota.writable():
         share = round(min(1.0, QUOTA_HEADROOM * cores / ranks), 3)
     return Machine(
         rack_of_node=(0,),
         memory_bytes=_memory(cluster, psutil.virtual_memory().total),
         cores=float(cores),
         cpu_share=share,
-        devices_share_cores=not accelerator and share is None and ranks > cores,
+        devices_share_cores=not on_device and share is None and ranks > cores,
         fingerprint={
             "host": platform.node(),
             "processor": _processor(),
             "torch": version("torch"),
             "cpu_share": str(share),
-            "device": "accelerator" if accelerator else "cpu",
+            "device": "accelerator" if on_device else "cpu",
         },
     )
 
@@ -165,7 +186,7 @@ def _testbed(cluster: ClusterConfig) -> Machine:
 
 
 def _slurm(cluster: ClusterConfig) -> Machine:
-    if not cluster.memory_gib_per_rank:
+    if not (cluster.memory_gib_per_rank or cluster.accelerator):
         rule = "must be given for a Slurm cluster (GiB that one rank may use)"
         raise ConfigError(Problem("cluster.memory_gib_per_rank", 0, rule, "cluster.memory_gib_per_rank=64"))
     return Machine(

@@ -96,21 +96,32 @@ class ParallelismConfig:
 
 @dataclass
 class LinkConfig:
-    """A data sheet's link: latency in seconds, bandwidth of one rank in bytes per second."""
+    """A data sheet's link, of one rank while all of its node send, one way; null where not public."""
 
-    latency_s: float = MISSING
-    bytes_per_s: float = MISSING
+    latency_s: float | None = None
+    bytes_per_s: float | None = None
 
 
 @dataclass
 class DataSheetConfig:
-    """What to predict with where nothing was measured; every value with its source in the file."""
+    """What to predict with where nothing was measured; what is null comes from the accelerator, if it names one."""
 
-    peak_flops: float = MISSING
-    gemm_efficiency: float = MISSING
-    memory_bytes_per_s: float = MISSING
-    host_op_s: float = MISSING
-    links: dict[str, LinkConfig] = field(default_factory=dict)
+    peak_flops: float | None = None
+    gemm_efficiency: float | None = None  # the best measured matrix product over the peak where null
+    memory_bytes_per_s: float | None = None
+    host_op_s: float | None = None  # not known: launches are charged nothing, and the prediction says so
+    links: dict[str, LinkConfig] = field(default_factory=dict)  # by tier: pair, node, switch, rack, system
+
+
+@dataclass
+class TopologyConfig:
+    """Domains of a uniform machine, near to far; null where it has none, or none is public. See spec.Topology."""
+
+    ranks_per_pair: int | None = None  # devices of one module
+    hosts_per_node: int = 1  # Slurm nodes that one scale-up link joins, which model and planner then call a node
+    nodes_per_switch: int | None = None
+    nodes_per_rack: int | None = None  # or dragonfly group, or cell
+    nics_per_node: int | None = None  # of one host
 
 
 @dataclass
@@ -118,12 +129,15 @@ class ClusterConfig:
     """Where to run. `scheduler` is `local` (this machine) or `slurm`."""
 
     name: str = MISSING
+    checked: str | None = None  # when its facts were last compared with their sources
     scheduler: str = "local"
     nodes: int = 1
     ranks_per_node: int = 1
-    racks: list[int] | None = None  # rack of each node; all in one where not given
+    racks: list[int] | None = None  # rack of each node, in place of `topology`; all in one where neither is given
+    topology: TopologyConfig | None = None
     device: str = "auto"  # auto, cpu or cuda
-    memory_gib_per_rank: float = 0.0  # 0: this machine's memory over its ranks
+    accelerator: str | None = None  # a file of conf/accelerator: what data sheets say of one device
+    memory_gib_per_rank: float = 0.0  # 0: the accelerator's, else this machine's memory over its ranks
     quota: str = "auto"  # local: auto gives each rank a CPU quota where cgroups are writable; off
     template: str | None = None  # slurm: a file of sbatch_templates/
     partition: str | None = None
@@ -133,6 +147,7 @@ class ClusterConfig:
     gpus_per_task: int = 0
     calibration: str = "auto"  # auto: cached, else measured in the job; a path; off: data sheet or no prediction
     data_sheet: DataSheetConfig | None = None
+    sources: dict[str, str] = field(default_factory=dict)  # key -> where its value is from; `assumed...` says so
     environment: dict[str, str] = field(default_factory=dict)  # variables of every rank, beside the template's
     comm_timeout_s: float = 120.0
 
