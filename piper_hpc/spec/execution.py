@@ -22,6 +22,7 @@ class Execution:
     sequence_parallel: bool = True
     dropout: bool = False
     fused_loss: bool = True
+    fused_optimizer: bool = True
     overlap_grads: bool = True
     overlap_p2p: bool = True
     overlap_experts: bool = False
@@ -40,6 +41,7 @@ EXECUTIONS = {
             sequence_parallel=False,
             dropout=True,
             fused_loss=False,
+            fused_optimizer=False,
             overlap_grads=False,
             overlap_p2p=False,
             transformer_engine=False,

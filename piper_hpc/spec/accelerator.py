@@ -1,0 +1,44 @@
+"""One device: what its data sheet says, and how much of that kernels reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of the data sheet that kernels reach, and the time that none of it explains.
+
+    gemm, grouped_gemm, attention_forward, attention_backward: of the peak rate; memory: of the memory's bandwidth, by
+    streaming kernels; link: tier -> share of the link's bandwidth that collectives reach. gemm_edge: a product of
+    depth k takes 1 + edge / k times as long as an endless one. launch_s: seconds that every kernel takes
+    beyond its work: launch, ramps, and the host's own work where the device waits for it. step_host_s: the same of a whole step.
+    spread: half of the 90 % interval of each of these by name, as a share of it.
+    fitted_on: ids of the published rows that they were fitted on; sources: name -> public source.
+    """
+
+    gemm: float
+    grouped_gemm: float
+    attention_forward: float
+    attention_backward: float
+    memory: float
+    gemm_edge: float = 0.0
+    launch_s: float = 0.0
+    step_host_s: float = 0.0
+    link: Mapping[str, float] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
+    fitted_on: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A device's published figures, FLOP/s by dtype, bytes, bytes per second; and its efficiency."""
+
+    name: str
+    peak_flops: Mapping[str, float]
+    memory_bytes: int
+    memory_bytes_per_s: float
+    compute_units: int
+    efficiency: Efficiency
