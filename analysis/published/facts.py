@@ -6,7 +6,8 @@
    `vocab N`, `N dense`, `N-matrix experts`, `N layers inferred` in words.
 3. What neither states: heads of 128, kv_heads = heads, head_dim = hidden / heads, three matrices (two where the model
    is a GPT, or where the size in an MoE's name is nearer to that count), vocab 51,200 for a GPT, else 32,000.
-4. A model cut to fewer layers has no multi-token prediction, and keeps dense layers only as far as experts follow.
+4. Multi-token prediction is trained where the notes say MTP, and by DeepSeek itself (arXiv 2412.19437, one module); not
+   in a model cut to fewer layers, which keeps dense layers only as far as experts follow.
 5. Without layers and hidden (and experts, topk, moe_ffn of an MoE) from 1 or 2 the run is refused.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from analysis.published.names import family, plain
+from analysis.published.names import family, framework, plain
 from analysis.published.request import Refused
 from analysis.published.rows import PublishedRun
 from piper_hpc.paths import data_folder
@@ -124,6 +125,11 @@ def _overridden(run: PublishedRun, base: ModelSpec, facts: dict[str, Any], assum
         facts["mtp_layers"] = 0
         if base.dense_first or base.mtp_layers:
             assumed["layers"] = f"cut to {layers}: {facts['dense_first']} dense first, no multi-token prediction"
+    elif re.search(r"(?<!no )(?<!without )\bmtp\b", run.words, re.I) or (
+        base.attention == "mla" and framework(run)[0] == "deepseek"
+    ):
+        facts["mtp_layers"] = max(base.mtp_layers, 1)
+        assumed["mtp_layers"] = f"{facts['mtp_layers']}: as its authors train"
     if base.positions and (sequence := run.degree("seq")):
         facts["positions"] = max(base.positions, sequence)
     return _checked(run, lambda: replace(base, **(facts | {"name": plain(run.cells["model"])})))

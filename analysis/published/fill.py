@@ -28,7 +28,7 @@ of the same document with the same model, layers, tp and pp (vpp, micro_batch, z
     sequence parallel   Megatron and FSDP with tp > 1 since 2023; before only where stated
     precision           16-bit with 18 B of state for Megatron and DeepSeek, 16 B elsewhere
     routing             capacity factor named elsewhere in the document; else dropless, as X-MoE always
-    all_to_all          DeepSeek and X-MoE deduplicated and hierarchical, Piper HALO, else flat
+    all_to_all          DeepSeek, X-MoE and a DeepEP dispatcher deduplicated and hierarchical, Piper HALO, else flat
 
 Published runs are the best that their authors found: of searched values, the run takes those with which the model
 predicts the fastest step that fits the memory; where none fits, those with least memory, and it is predicted to be out
@@ -68,7 +68,7 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
     routing = habits.routing(run, document, method, assumed) if model.experts else Routing("forced")
     recipe = habits.recipe(run, name, assumed)
     zero = habits.zero_stage(run, twins, old, assumed)
-    algorithm = habits.all_to_all(name, method, assumed) if model.experts else "flat"
+    algorithm = habits.all_to_all(run, name, method, assumed) if model.experts else "flat"
     recomputes = [habits.recompute(run)] if habits.recompute(run) else list(RECOMPUTE)
     sequence = run.degree("seq") or SEQUENCE
     if not run.degree("seq"):

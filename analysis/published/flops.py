@@ -4,65 +4,47 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
+
+import yaml
 
 from analysis.published.habits import LAST_PLAIN_YEAR
 from analysis.published.metrics import FLOPS_GPU, FLOPS_TOTAL, MFU, STEP_TIME, TOKENS, TOKENS_GPU
-from analysis.published.request import Request
+from analysis.published.request import Refused, Request
 from analysis.published.rows import PublishedRow, PublishedRun
+from piper_hpc.paths import data_folder
+from piper_hpc.resource_model.flops import CONVENTIONS, TRAINING_OVER_FORWARD, ModuleFlops, forward_flops
 from piper_hpc.spec import ModelSpec
 
-CAUSAL, NONCAUSAL, HARDWARE = "causal", "noncausal", "hardware"
-PEAK_FLOPS = {
-    "a100_40gb": 312e12, "a100_80gb": 312e12, "h100": 989e12, "h800": 989e12, "h200": 989e12, "gh200": 989e12,
-    "b200": 2250e12, "gb200": 2500e12, "mi250x_gcd": 191.5e12, "mi300x": 1307e12, "mi325x": 1307e12, "mi355x": 2500e12,
-}  # fmt: skip
-"""Dense bf16 rates that publications divide by, where a row does not name its own; also for FP8 runs."""
+CAUSAL, NONCAUSAL, HARDWARE = "causal_without_mtp", "noncausal_without_mtp", "hardware"
 NEAR = 0.06
 """A run's FLOPs per token decide its convention where one is nearer than this."""
 
 
-def layer_weights(model: ModelSpec) -> tuple[float, float]:
-    """Matrix parameters that a token meets in all layers, and in the head: embeddings, router and norms excluded."""
-    matrices = model.matrices_per_expert
-    routed = (
-        model.top_k * model.expert_weights + matrices * model.hidden * model.shared_experts * model.shared_expert_ffn
-    )
-    residual = model.dense_matrices * model.hidden * model.dense_residual_ffn
-    dense = model.dense_matrices * model.hidden * model.dense_ffn
-    layers = (
-        model.layers * model.attention_weights + model.moe_layers * (routed + residual) + model.dense_layers * dense
-    )
-    return float(layers), float(model.hidden * model.vocab)
-
-
-def score_width(model: ModelSpec, sequence: int) -> float:
-    """Tokens that a query meets times (q_dim + v_dim), over all layers, without a causal mask."""
-    seen = sum(min(window, sequence) if window else sequence for window in model.windows)
-    return float(seen * (model.q_dim + model.v_dim))
-
-
 def flops_per_token(request: Request, convention: str) -> float:
-    """Training FLOPs per token: 6 x matrices + 6 x scores, these halved in `causal`.
+    """Training FLOPs per token in a convention of `resource_model.flops.CONVENTIONS`, or `hardware`.
 
-    `hardware` counts without a mask and adds the forward that is computed again: of layers for recompute `full`, of
+    `hardware` is without a causal mask, and adds the forward that is computed again: of layers for recompute `full`, of
     scores where attention is recomputed (arXiv 2104.04473 Eq 3, 2205.05198 Eq 7 and 8).
     """
-    model = request.model
-    layers, head = layer_weights(model)
-    scores = score_width(model, request.sequence)
-    if convention == CAUSAL:
-        return 6 * (layers + head) + 3 * scores
+    forward = _forward(request.model, request.sequence, NONCAUSAL if convention == HARDWARE else convention)
     again = 0.0
     if convention == HARDWARE:
         recomputed = request.layout.recomputed
-        again = 2 * layers + 2 * scores if recomputed.full else 2 * scores * recomputed.attention
-    return 6 * (layers + head) + 6 * scores + again
+        again = forward.total - forward.head if recomputed.full else forward.scores * recomputed.attention
+    return TRAINING_OVER_FORWARD * forward.total + again
 
 
 def layer_flops(request: Request) -> float:
     """Training FLOPs per token of the layers alone, without a mask."""
-    layers, _ = layer_weights(request.model)
-    return 6 * layers + 6 * score_width(request.model, request.sequence)
+    forward = _forward(request.model, request.sequence, NONCAUSAL)
+    return TRAINING_OVER_FORWARD * (forward.total - forward.head)
+
+
+@cache
+def _forward(model: ModelSpec, sequence: int, convention: str) -> ModuleFlops:
+    """One token's forward FLOPs; the fillings of a run share them."""
+    return forward_flops(model, sequence, CONVENTIONS[convention])
 
 
 def convention(run: PublishedRun, row: PublishedRow, request: Request) -> str:
@@ -73,12 +55,13 @@ def convention(run: PublishedRun, row: PublishedRow, request: Request) -> str:
     NeMo and torchtitan with one. Hardware FLOPs are those that the notes call so.
     """
     if row.quantity.convention:
-        return row.quantity.convention
+        return {"causal": CAUSAL, "noncausal": NONCAUSAL}.get(row.quantity.convention, HARDWARE)
     notes = run.cells["notes"].lower()
     if re.search(r"hardware flop|counts recompute", notes):
         return HARDWARE
     if implied := _implied(run, request):
-        ways = (CAUSAL, NONCAUSAL) if (run.year or LAST_PLAIN_YEAR + 1) > LAST_PLAIN_YEAR else (NONCAUSAL, HARDWARE)
+        recent = (run.year or LAST_PLAIN_YEAR + 1) > LAST_PLAIN_YEAR
+        ways = (CAUSAL, NONCAUSAL, "causal", "noncausal", "causal_unwindowed") if recent else (NONCAUSAL, HARDWARE)
         off = {way: abs(math.log(flops_per_token(request, way) / implied)) for way in ways}
         best = min(off, key=lambda way: off[way])
         if off[best] < NEAR:
@@ -103,7 +86,20 @@ def _implied(run: PublishedRun, request: Request) -> float | None:
 
 
 def peak_flops(run: PublishedRun, request: Request) -> float:
-    """The peak that the row names (`peak 989.5`, `191.5 TFLOP/s peak`), else the accelerator's in PEAK_FLOPS."""
-    notes = run.cells["notes"]
-    found = re.search(r"peak (?:of )?([\d.]+\d)|([\d.]+\d) ?TFLOP/?s peak", notes, re.I)
-    return float(found.group(1) or found.group(2)) * 1e12 if found else PEAK_FLOPS[request.accelerator]
+    """The peak that the row names (`peak 989.5`, `191.5 TFLOP/s peak`), else the accelerator's in bf16, FP8 or not.
+
+    Raises Refused where neither is known.
+    """
+    found = re.search(r"peak (?:of )?([\d.]+\d)|([\d.]+\d) ?TFLOP/?s peak", run.cells["notes"], re.I)
+    peak = float(found.group(1) or found.group(2)) * 1e12 if found else bf16_peak(request.accelerator)
+    if not peak:
+        raise Refused(f"gpu={run.cells['gpu']}: its peak is not public, so that the notes must name one, as peak 312")
+    return peak
+
+
+@cache
+def bf16_peak(accelerator: str) -> float | None:
+    """The dense bf16 peak of a file of `conf/accelerator/`, FLOP/s; None where none is public."""
+    document = yaml.safe_load((data_folder("conf") / "accelerator" / f"{accelerator}.yaml").read_text())
+    peak = document["peak_flops"]["bfloat16"]
+    return float(peak) if peak else None

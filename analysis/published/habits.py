@@ -122,8 +122,11 @@ ALL_TO_ALL = (
 )
 
 
-def all_to_all(framework: str, method: str, assumed: Assumed) -> str:
-    """The all-to-all that a system is known for, else flat."""
+def all_to_all(run: PublishedRun, framework: str, method: str, assumed: Assumed) -> str:
+    """The all-to-all that the dispatcher column or the system's name stands for, else flat."""
+    if re.search(r"deep-?ep|hybrid-?ep", run.text("dispatcher"), re.I):
+        assumed["all_to_all"] = f"halo_dedup: {run.text('dispatcher')} sends a token once a node"
+        return "halo_dedup"
     for pattern, name, why in ALL_TO_ALL:
         if re.search(pattern, f"{framework} {method}"):
             assumed["all_to_all"] = f"{name}: {why}"

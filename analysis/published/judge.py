@@ -133,18 +133,17 @@ def _judged(row: PublishedRow, answer: Answer, fitted: bool) -> Judged:
         measured: float | str | None = "OOM" if row.out_of_memory else "fits"
     else:
         measured = row.value / in_si(1.0, row.cells["unit"]) if row.value is not None else None
-    convention = ""
-    if kind == TIME and row.quantity.name in (metrics.FLOPS_GPU, metrics.FLOPS_TOTAL, metrics.MFU) and request:
-        convention = flops.convention(answer.run, row, request)
-    if row.problem or answer.refused or request is None or outcome is None:
-        reason = row.problem or answer.refused
-        return Judged(row, answer, measured, None, reason, fitted, convention)
+    reason, convention = row.problem or answer.refused, ""
     try:
+        if kind == TIME and row.quantity.name in (metrics.FLOPS_GPU, metrics.FLOPS_TOTAL, metrics.MFU) and request:
+            convention = flops.convention(answer.run, row, request)
+        if reason or request is None or outcome is None:
+            return Judged(row, answer, measured, None, reason, fitted, convention)
         if kind == STATUS:
             return Judged(row, answer, measured, "fits" if outcome.fits else "OOM", "", fitted)
         predicted = value(row, answer.run, request, outcome, convention) / in_si(1.0, row.cells["unit"])
     except Refused as error:
-        return Judged(row, answer, measured, None, str(error), fitted, convention)
+        return Judged(row, answer, measured, None, reason or str(error), fitted, convention)
     return Judged(row, answer, measured, predicted, "", fitted, convention)
 
 
@@ -154,8 +153,7 @@ def value(row: PublishedRow, run: PublishedRun, request: Request, outcome: Outco
     if kind == TIME:
         if name == metrics.STEP_TIME and "global_batch" in request.filled:
             raise Refused("global_batch=(empty): must be stated for a step time; rates are judged without")
-        rates = rates_of(run, request, outcome.step_time_s, convention)
-        return rates[name]
+        return rate(name, run, request, outcome.step_time_s, convention)
     if kind == MEMORY:
         reserved = outcome.reserved_bytes if name == "peak_memory_reserved" else 0.0
         return reserved or outcome.peak_memory_bytes
@@ -172,17 +170,15 @@ def value(row: PublishedRow, run: PublishedRun, request: Request, outcome: Outco
     return flops.layer_flops(request) * tokens / request.gpus / seconds
 
 
-def rates_of(run: PublishedRun, request: Request, step_time_s: float, convention: str) -> dict[str, float]:
-    """Every metric of time that a step time implies, by canonical name."""
+def rate(name: str, run: PublishedRun, request: Request, step_time_s: float, convention: str) -> float:
+    """The metric of time that a step time implies, by its canonical name. Raises Refused for MFU of an unknown peak."""
     sequences = request.global_batch / step_time_s
     tokens = sequences * request.sequence
+    if name in (metrics.SEQUENCES, metrics.TOKENS, metrics.TOKENS_GPU):
+        return {metrics.SEQUENCES: sequences, metrics.TOKENS: tokens}.get(name, tokens / request.gpus)
+    if name == metrics.STEP_TIME:
+        return step_time_s
     work = tokens * flops.flops_per_token(request, convention or flops.NONCAUSAL)
-    return {
-        metrics.STEP_TIME: step_time_s,
-        metrics.SEQUENCES: sequences,
-        metrics.TOKENS: tokens,
-        metrics.TOKENS_GPU: tokens / request.gpus,
-        metrics.FLOPS_GPU: work / request.gpus,
-        metrics.FLOPS_TOTAL: work,
-        metrics.MFU: work / request.gpus / flops.peak_flops(run, request),
-    }
+    if name == metrics.FLOPS_TOTAL:
+        return work
+    return work / request.gpus / (flops.peak_flops(run, request) if name == metrics.MFU else 1.0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from analysis.published.request import Refused
 from analysis.published.rows import PublishedRun
 
-_DEVICES: tuple[tuple[str, str, str], ...] = (
+DEVICES: tuple[tuple[str, str, str], ...] = (
     # a pattern on the GPU column, accelerator, cluster whose node and network it stands for
     (r"mi250x?.*lumi|lumi.*mi250", "mi250x_gcd", "lumi_g"),
     (r"mi250x?", "mi250x_gcd", "frontier"),
@@ -24,17 +24,18 @@ _DEVICES: tuple[tuple[str, str, str], ...] = (
     (r"\bh800", "h800", "h800"),
     (r"a100.*perlmutter.*80|a100.*80.*perlmutter", "a100_80gb", "perlmutter"),
     (r"a100.*perlmutter", "a100_40gb", "perlmutter"),
-    (r"a100.*juwels", "a100_40gb", "juwels_booster"),
+    (r"a100.*(juwels|jwb)", "a100_40gb", "juwels_booster"),
+    (r"a100.*leonardo|leonardo.*a100", "a100_64gb_custom", "leonardo_booster"),
     (r"a100.*40", "a100_40gb", "dgx_a100"),
     (r"a100", "a100_80gb", "dgx_a100"),
 )
-KNOWN = tuple(dict.fromkeys(accelerator for _, accelerator, _ in _DEVICES))
+KNOWN = tuple(dict.fromkeys(accelerator for _, accelerator, _ in DEVICES))
 
 
 def device(gpu: str) -> tuple[str, str]:
     """(accelerator, cluster) of a GPU column. Raises Refused for one that names no known accelerator."""
     text = re.sub(r"[_\s]+", " ", gpu.lower())
-    for pattern, accelerator, cluster in _DEVICES:
+    for pattern, accelerator, cluster in DEVICES:
         if re.search(pattern, text):
             return accelerator, cluster
     raise Refused(f"gpu={gpu or '(empty)'}: must name one of {', '.join(KNOWN)}")
@@ -70,7 +71,7 @@ def framework(run: PublishedRun) -> tuple[str, str]:
     """(framework, the method or system as printed), by the words of the row; Megatron where they name none."""
     method = run.note("method") or run.note("system")
     words = f"{method} {run.cells['notes']} {run.cells['source']}".lower() if not method else method.lower()
-    if "fsdp" in words or run.number("zero_stage") == 3:
+    if re.search(r"fsdp|torchtitan", words) or run.number("zero_stage") == 3:
         return "fsdp", method
     if re.search(r"deepspeed|tutel|x-moe", words):
         return "deepspeed", method

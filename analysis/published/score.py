@@ -8,9 +8,9 @@ from statistics import fmean, median
 from typing import Any
 
 from analysis.published import flops, metrics
-from analysis.published.judge import REFUSED_PCT, Judged, rates_of
+from analysis.published.judge import REFUSED_PCT, Judged, rate
 from analysis.published.metrics import MEMORY, STATUS, TIME
-from analysis.published.request import Request
+from analysis.published.request import Refused, Request
 
 STATE_BYTES = 16
 """Bytes per parameter of the memory baseline: states alone."""
@@ -96,14 +96,16 @@ def _efficiency(judged: Judged) -> float | None:
         return row.value
     if request is None or (name == metrics.STEP_TIME and "global_batch" in request.filled):
         return None
-    peak = flops.peak_flops(judged.answer.run, request)
-    if name == metrics.FLOPS_GPU:
-        return row.value / peak
-    stated = "recompute" not in request.filled
-    ideal_s = 1.0
-    rates = rates_of(judged.answer.run, request, ideal_s, flops.HARDWARE if stated else flops.NONCAUSAL)
-    at_peak = rates[metrics.FLOPS_GPU] / peak
-    return at_peak / row.value if name == metrics.STEP_TIME else at_peak * row.value / rates[name]
+    run = judged.answer.run
+    counted = flops.NONCAUSAL if "recompute" in request.filled else flops.HARDWARE
+    try:
+        if name == metrics.FLOPS_GPU:
+            return row.value / flops.peak_flops(run, request)
+        in_one_s = rate(metrics.MFU, run, request, 1.0, counted)
+    except Refused:
+        return None
+    steps_per_s = 1 / row.value if name == metrics.STEP_TIME else row.value / rate(name, run, request, 1.0, counted)
+    return in_one_s * steps_per_s
 
 
 def states_bytes(request: Request) -> float:

@@ -110,7 +110,8 @@ def test_deepseek_v3_is_as_its_report_says(shipped: list[PublishedRun]) -> None:
     (request,) = fill(named(shipped, "dsv3-0001"), shipped)
     assert (request.layout.schedule, request.layout.vpp, request.layout.dp) == ("dualpipev", 2, 2)
     assert (request.recipe, request.layout.recompute) == ("fp8_deepseek", "norm+mla_up+activation")
-    assert request.model.parameters == pytest.approx(671.0e9, rel=0.002)
+    assert request.model.mtp_layers == 1
+    assert request.model.parameters - request.model.mtp_parameters == pytest.approx(671.0e9, rel=0.002)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +177,8 @@ def test_the_convention_of_flops_is_what_two_rates_imply() -> None:
     assert flops_per_token(request, "noncausal") > 1.02 * causal
     both = [run_of(metric="tokens_per_s_per_gpu", value="1000", unit="tok/s/GPU").rows[0],
             run_of(metric="tflops_per_gpu", value=str(causal * 1000 / 1e12), unit="TFLOP/s").rows[0]]  # fmt: skip
-    assert convention(PublishedRun(tuple(both)), both[1], request) == "causal"
-    assert convention(PublishedRun((both[1],)), both[1], request) == "noncausal"
+    assert convention(PublishedRun(tuple(both)), both[1], request) == "causal_without_mtp"
+    assert convention(PublishedRun((both[1],)), both[1], request) == "noncausal_without_mtp"
     hardware = run_of(metric="hw_tflops_per_gpu", value="140", unit="TFLOP/s")
     assert convention(hardware, hardware.rows[0], request) == "hardware"
 
@@ -193,13 +194,14 @@ def test_the_convention_of_flops_is_what_two_rates_imply() -> None:
         ("Llama3-8B", 8192, "noncausal", 57.9),
         ("Llama3-70B", 8192, "causal", 449.2),
         ("Llama3-405B", 8192, "causal", 2524.0),
-        ("DeepSeek-V3", 4096, "causal", 249.7),
-        ("DeepSeek-V3", 4096, "noncausal", 280.2),
+        ("DeepSeek-V3", 4096, "causal_without_mtp", 249.7),
+        ("DeepSeek-V3", 4096, "noncausal_without_mtp", 280.2),
+        ("DeepSeek-V3", 4096, "causal", 260.0),
     ],
 )
 def test_flops_per_token_are_the_published_ones(model: str, sequence: int, way: str, gigaflops: float) -> None:
     empty = {key: "" for key in ("layers", "hidden", "experts", "topk", "moe_ffn")}
-    spec, _ = model_facts(run_of(model=model, **empty), None)
+    spec, _ = model_facts(run_of(model=model, notes="with MTP" if gigaflops == 260.0 else "", **empty), None)
     (request,) = fill(run_of())
     request = replace(request, model=spec, sequence=sequence)
     assert flops_per_token(request, way) / 1e9 == pytest.approx(gigaflops, rel=0.002)
@@ -212,8 +214,13 @@ def test_the_peak_of_mfu_is_the_rows_own() -> None:
     assert peak_flops(run_of(), request) == 989e12
 
 
-def test_a_step_time_needs_a_stated_batch() -> None:
+def test_an_unstated_batch_is_four_micro_batches_a_stage() -> None:
     run = run_of(global_batch="")
     chosen = answer(run, [run], steady)
     assert chosen.request is not None
     assert chosen.request.layout.micro_batches(chosen.request.global_batch) == 4 * chosen.request.layout.pp
+
+
+def test_a_dispatcher_names_its_all_to_all() -> None:
+    (request,) = fill(run_of(dispatcher="DeepEP"))
+    assert request.layout.all_to_all == "halo_dedup" and "DeepEP" in request.filled["all_to_all"]

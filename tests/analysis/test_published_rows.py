@@ -8,9 +8,10 @@ import pytest
 
 from analysis.load import UsageError
 from analysis.published.metrics import COMPONENT, MEMORY, STATUS, TIME, UNKNOWN, UnknownUnit, in_si, quantity
-from analysis.published.names import device, family, framework, schedule
+from analysis.published.names import DEVICES, device, family, framework, schedule
 from analysis.published.request import Refused
 from analysis.published.rows import COLUMNS, load, runs
+from piper_hpc.paths import data_folder
 from tests.analysis.published_rows import run_of, write
 
 
@@ -98,6 +99,12 @@ def test_numbers_in_text(text: str, number: int | None) -> None:
 )
 def test_a_gpu_names_its_accelerator_and_cluster(gpu: str, expected: tuple[str, str]) -> None:
     assert device(gpu) == expected
+
+
+def test_every_known_device_has_its_files() -> None:
+    for _, accelerator, cluster in DEVICES:
+        assert (data_folder("conf") / "accelerator" / f"{accelerator}.yaml").is_file()
+        assert (data_folder("conf") / "cluster" / f"{cluster}.yaml").is_file()
 
 
 @pytest.mark.parametrize("gpu", ["", "V100", "8-GPU node (type not stated)", "GB300", "H20"])

@@ -30,7 +30,7 @@ def refuse(request: Request) -> Outcome:
 def constant(request: Request) -> Outcome:
     """40 % of the peak at every row: what the trivial baseline says with another constant."""
     work = flops.flops_per_token(request, "noncausal") * request.global_batch * request.sequence / request.gpus
-    return Outcome(work / (0.4 * flops.PEAK_FLOPS[request.accelerator]), 1.0, 2.0)
+    return Outcome(work / (0.4 * (flops.bf16_peak(request.accelerator) or 0)), 1.0, 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_an_error_is_in_the_rows_own_unit() -> None:
 def test_mfu_is_taken_over_the_rows_own_peak() -> None:
     (row,) = judge([run_of(metric="mfu", value="40", unit="%", notes="peak 494.5 TFLOP/s")], constant)
     assert row.predicted == pytest.approx(80)
-    assert row.document()["flop_convention"] == "noncausal"
+    assert row.document()["flop_convention"] == "noncausal_without_mtp"
 
 
 def test_a_layers_rate_follows_from_its_two_times() -> None:
@@ -105,6 +105,21 @@ def test_one_time_error_a_run_is_the_first_that_it_states() -> None:
     assert [row.row.row_id for row in one_per_run(judge([run], steady))] == ["c"]
     without = PublishedRun(run.rows[:2])
     assert [row.row.row_id for row in one_per_run(judge([without], steady))] == ["b"]
+
+
+def test_a_step_time_without_a_batch_is_refused_and_a_rate_is_not() -> None:
+    (step,) = judge([run_of(global_batch="")], steady)
+    (tokens,) = judge([run_of(global_batch="", metric="tokens_per_s_total", value="100", unit="tok/s")], steady)
+    assert "global_batch" in step.refused and step.counted_pct is None
+    assert tokens.error_pct is not None and "global_batch" in tokens.document()["filled"]
+
+
+def test_a_device_without_a_public_peak_is_refused_for_mfu_alone() -> None:
+    leonardo = {"gpu": "A100-64GB (Leonardo)"}
+    (mfu,) = judge([run_of(metric="mfu", value="40", unit="%", **leonardo)], steady)
+    (step,) = judge([run_of(**leonardo)], steady)
+    assert "peak is not public" in mfu.refused and step.error_pct == pytest.approx(-80)
+    assert statistics([step])["baseline"]["n"] == 0
 
 
 # Sets.
