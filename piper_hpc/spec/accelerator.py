@@ -31,6 +31,11 @@ class Efficiency:
     fitted_on: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
+    def link_share(self, tier: str) -> float:
+        """Share of a tier's bandwidth: its own, else that of the scale-up links (pair, node) or of the network."""
+        kind = "node" if tier in ("pair", "node") else "system"
+        return self.link.get(tier, self.link.get(kind, 1.0))
+
 
 @dataclass(frozen=True)
 class Accelerator:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
+from piper_hpc.spec.accelerator import Accelerator
+
 DATA_SHEET = "data sheet"
 """`Calibration.source` of a cluster on which nothing was measured."""
 
@@ -132,6 +134,7 @@ class ClusterSpec:
     core to the others, and a step is bound by all work over `cores` instead of by the critical stage.
     `memory_bytes` is what one rank may use. `topology` gives the domains of a uniform machine in ranks; without it they
     are the nodes and racks alone. `links`: tier -> Link, from data sheets; measured curves of the calibration go first.
+    `accelerator`: the device and what kernels reach of it, where that is known.
     """
 
     name: str
@@ -144,6 +147,7 @@ class ClusterSpec:
     cores: float = 0.0
     topology: Topology | None = None
     links: Mapping[str, Link] = field(default_factory=dict)
+    accelerator: Accelerator | None = None
 
     @property
     def ranks(self) -> int:

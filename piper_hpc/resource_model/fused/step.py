@@ -9,6 +9,7 @@ from functools import cached_property, reduce
 import numpy as np
 
 from piper_hpc.resource_model import collectives, schedule
+from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.fused import compute, exchange, memory
 from piper_hpc.resource_model.fused.device import Device, Times
 from piper_hpc.resource_model.fused.exchange import Network, beside
@@ -16,7 +17,8 @@ from piper_hpc.resource_model.fused.host import launches
 from piper_hpc.resource_model.fused.shapes import Shapes
 from piper_hpc.resource_model.fused.stages import Chunk, Kind, chunks
 from piper_hpc.resource_model.numbers import Number
-from piper_hpc.spec import Execution
+from piper_hpc.resource_model.topology import axis_groups, boundary_tier, tier_links, topology_of
+from piper_hpc.spec import ClusterSpec, Degrees, Execution, Link, ModelSpec, Workload
 
 Modules = dict[str, Times]
 """Term -> seconds of one micro-batch."""
@@ -49,6 +51,38 @@ class Step:
         return reduce(np.maximum, by_rank)
 
 
+def stepper(
+    model: ModelSpec, cluster: ClusterSpec, layout: Degrees, workload: Workload, execution: Execution
+) -> Stepper:
+    """The step of `layout` on `cluster`; ResourceModelError where nothing is known of its device or its links.
+
+    A link of the data sheet counts with the share of it that the device's efficiency says collectives reach.
+    """
+    accelerator = cluster.accelerator
+    if accelerator is None:
+        raise ResourceModelError(
+            f"cluster '{cluster.name}' names no accelerator, so kernels have no price; give cluster.accelerator, "
+            "for example cluster.accelerator=h100, or predict for executor=piper with measured curves"
+        )
+    links = {
+        tier: Link(link.latency_s, link.bytes_per_s * accelerator.efficiency.link_share(tier))
+        for tier, link in cluster.links.items()
+    }
+    topology = topology_of(cluster)
+    stage_ranks = layout.ep * layout.etp * layout.dp
+    boundaries = [boundary_tier(topology, stage_ranks, stage) for stage in range(layout.pp - 1)]
+    return Stepper(
+        Shapes(model, layout, workload, execution.sequence_parallel),
+        Device(accelerator, workload.recipe),
+        Network(
+            axis_groups(layout, topology),
+            tier_links(links, name=cluster.name, tiers=topology.tiers),
+            reduce(np.maximum, boundaries, 0),
+        ),
+        execution,
+    )
+
+
 @dataclass(frozen=True)
 class Stepper:
     """The step of one layout, or of a grid of layouts that share pp, vpp and schedule."""
@@ -57,7 +91,6 @@ class Stepper:
     device: Device
     network: Network
     execution: Execution
-    algorithm: str
 
     def evaluate(self) -> Step:
         """Every term and every stage's memory."""
@@ -73,7 +106,7 @@ class Stepper:
         critical = self._select(totals, busy, work)
         rest = reduce(Times.__add__, work) + critical * -1.0
         as_work = [schedule.Work(times.forward, times.input, times.weight) for times in (critical, rest)]
-        terms["bubble_s"] = schedule.bubble_s(layout.schedule, pp, vpp, *as_work) if pp > 1 else 0.0 * mean
+        terms["bubble_s"] = schedule.bubble_s(layout.schedule, pp, vpp, *as_work, micro_batches=micro_batches) if pp > 1 else 0.0 * mean
         message_s = self._message_s
         waits = schedule.exposed_messages(
             layout.schedule, pp, vpp, micro_batches, blocking=not self.execution.overlap_p2p
@@ -105,7 +138,7 @@ class Stepper:
         modules = {"attention_s": attention}
         if kind.moe:
             permutation = compute.permutation(device, shapes) * 0.5
-            moved_s = exchange.experts(device, shapes, self.network, self.algorithm)
+            moved_s = exchange.experts(device, shapes, self.network, shapes.layout.all_to_all)
             shared = compute.shared(device, shapes)
             if shapes.model.dense_width:
                 shared += exchange.tensor(shapes, self.network, execution, shared)

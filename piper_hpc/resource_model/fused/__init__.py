@@ -1,0 +1,5 @@
+"""Steps under fused kernels and every axis of parallelism, in closed form, for one layout or a grid of them."""
+
+from piper_hpc.resource_model.fused.step import Step, Stepper, stepper
+
+__all__ = ["Step", "Stepper", "stepper"]
