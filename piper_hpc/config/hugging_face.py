@@ -32,26 +32,34 @@ def _refusal(key: str, value: object, rule: str, works: str) -> ConfigError:
     return ConfigError(Problem(f"model.path: {key}", value, rule, works))
 
 
-def _of(kind: type, config: Json, key: str) -> Any:
-    """The value, which must be of that kind; an int also where a float is meant."""
+RELEASED = "the config.json that was released with the model"
+
+
+def _of(kind: type, config: Json, key: str, least: int | None) -> Any:
+    """The value, which must be of that kind (an int also where a float is meant) and, a count, at least `least`."""
     value = config[key]
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
         called = {int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
-        raise _refusal(key, value, f"must be {called[kind]}", "the config.json that was released with the model")
+        raise _refusal(key, value, f"must be {called[kind]}", RELEASED)
+    if kind is int and least is not None and value < least:
+        raise _refusal(key, value, f"must be a whole number, at least {least}", RELEASED)
     return value
 
 
 def _need(config: Json, key: str, kind: type = int) -> Any:
     if config.get(key) is None:
-        works = "the config.json that was released with the model"
-        raise _refusal(key, None, "must be given: it decides the size of this family", works)
-    return _of(kind, config, key)
+        raise _refusal(key, None, "must be given: it decides the size of this family", RELEASED)
+    return _of(kind, config, key, least=1)
 
 
 def _or(config: Json, key: str, default: Any) -> Any:
-    """A key whose absence (or null) means `default`, as in the family's configuration class."""
-    return default if config.get(key) is None else _of(type(default), config, key)
+    """A key whose absence (or null) means `default`, as in the family's configuration class.
+
+    Counts whose default is at least 1 (steps, intervals, heads) must be so too; the others must not be negative.
+    """
+    least = min(default, 1) if type(default) is int else None
+    return default if config.get(key) is None else _of(type(default), config, key, least)
 
 
 def _must(config: Json, key: str, allowed: Iterable[object], default: object) -> None:
