@@ -27,8 +27,10 @@ def of_cluster(cluster: ClusterConfig, dtype: str) -> Calibration | None:
     if cluster.accelerator is not None:
         device = accelerator.facts(cluster.accelerator)
         best = device.mamf_flops.get(dtype)
-        peak_flops = peak_flops or device.peak_flops.get(dtype)
-        memory_bytes_per_s = memory_bytes_per_s or device.memory_bytes_per_s
+        if peak_flops is None:
+            peak_flops = device.peak_flops.get(dtype)
+        if memory_bytes_per_s is None:
+            memory_bytes_per_s = device.memory_bytes_per_s
         if efficiency is None and best and peak_flops:
             efficiency = best / peak_flops
             notes["gemm_efficiency"] = f"the best measured matrix product: {device.mamf_source(dtype)}"
