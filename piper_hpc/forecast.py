@@ -31,7 +31,9 @@ def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | No
     try:
         return data_sheet.of_cluster(cluster, experiment.train.dtype)
     except ValueError as error:
-        works = f"a value in place of null, or cluster={cluster.name} with the values of its file"
+        works = f"cluster={cluster.name}, with the values of its file"
+        if isinstance(error, data_sheet.UnknownFact):
+            works = error.example
         raise ConfigError(Problem("cluster.data_sheet", cluster.name, str(error), works)) from error
 
 

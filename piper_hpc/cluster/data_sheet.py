@@ -14,10 +14,18 @@ ASSUMED = "assumed"
 """How the source of a value begins that nobody published."""
 
 
+class UnknownFact(ValueError):
+    """A fact that the model needs and nobody published; `example` is an override that gives it, of a likely size."""
+
+    def __init__(self, key: str, of_what: str, example: str) -> None:
+        super().__init__(f"data_sheet.{key} is not public{of_what}, and predictions need it: give your own figure")
+        self.example = f"cluster.data_sheet.{key}={example}, or what you know it to be"
+
+
 def of_cluster(cluster: ClusterConfig, dtype: str) -> Calibration | None:
     """The calibration that a cluster's data sheet and its accelerator's make for matrix products of `dtype`.
 
-    None where it has neither. Raises ValueError for a fact that is missing, naming the key that gives it.
+    None where it has neither. Raises UnknownFact for one that is null, ValueError for one that makes no sense.
     """
     if cluster.data_sheet is None and cluster.accelerator is None:
         return None
@@ -34,16 +42,15 @@ def of_cluster(cluster: ClusterConfig, dtype: str) -> Calibration | None:
         if efficiency is None and best and peak_flops:
             efficiency = best / peak_flops
             notes["gemm_efficiency"] = f"the best measured matrix product: {device.mamf_source(dtype)}"
-    for key, value in (("peak_flops", peak_flops), ("memory_bytes_per_s", memory_bytes_per_s)):
-        if value is None:
-            device_name = f"{cluster.accelerator} in {dtype}" if key == "peak_flops" else cluster.accelerator
-            raise ValueError(f"data_sheet.{key} is not public for {device_name}: give cluster.data_sheet.{key}")
+    if peak_flops is None:
+        raise UnknownFact("peak_flops", f" for {cluster.accelerator} in {dtype}", "3e14")
+    if memory_bytes_per_s is None:
+        raise UnknownFact("memory_bytes_per_s", f" for {cluster.accelerator}", "1.5e12")
     for tier in set(sheet.links) - set(links_of(cluster)):
-        key = "latency_s" if sheet.links[tier].latency_s is None else "bytes_per_s"
-        raise ValueError(f"data_sheet.links.{tier}.{key} is not public: give cluster.data_sheet.links.{tier}.{key}")
+        fact, example = ("latency_s", "1e-5") if sheet.links[tier].latency_s is None else ("bytes_per_s", "1e10")
+        raise UnknownFact(f"links.{tier}.{fact}", "", example)
     if efficiency is None:
         efficiency, notes["gemm_efficiency"] = 1.0, f"{ASSUMED}: the peak itself, as no share of it is published"
-    assert peak_flops is not None and memory_bytes_per_s is not None
     return calibration(
         peak_flops=peak_flops,
         gemm_efficiency=efficiency,
