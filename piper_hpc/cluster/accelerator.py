@@ -22,7 +22,7 @@ class DeviceFacts:
 
     name: str
     checked: str
-    compute_units: int
+    compute_units: int | None
     peak_flops: Mapping[str, float]
     memory_bytes: int
     memory_bytes_per_s: float | None
