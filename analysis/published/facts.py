@@ -30,6 +30,8 @@ from piper_hpc.spec import ModelSpec
 _FIELDS = {field.name for field in fields(ModelSpec)}
 _SAME_AS = {"gpt": "gpt3", "mtnlg": "gpt3", "llama31": "llama3"}
 GPT_VOCAB, OTHER_VOCAB = 51_200, 32_000
+LARGEST = {"layers": 2_000, "experts": 100_000}
+"""More is a misprint; formulas walk over layers and experts."""
 _COLUMNS = {"layers": "layers", "hidden": "hidden", "heads": "heads", "kv_heads": "kv_heads", "experts": "experts",
             "topk": "top_k", "moe_ffn": "expert_ffn", "ffn": "dense_ffn"}  # fmt: skip
 
@@ -91,6 +93,9 @@ def model_facts(run: PublishedRun, vocab: int | None) -> tuple[ModelSpec, dict[s
     facts: dict[str, Any] = {ours: value for theirs, ours in _COLUMNS.items() if (value := run.degree(theirs))}
     if found := re.search(r"(\d+) layers inferred", run.words):
         facts["layers"] = int(found.group(1))
+    for key, most in LARGEST.items():
+        if facts.get(key, 0) > most:
+            raise Refused(f"{key}={facts[key]}: must be at most {most}")
     if vocab:
         facts["vocab"] = vocab
     if found := re.search(r"\b([23])-matrix", run.words):

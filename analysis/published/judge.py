@@ -115,9 +115,11 @@ def _seconds_per_token(request: Request, outcome: Outcome) -> float:
     return outcome.step_time_s / (request.global_batch * request.sequence)
 
 
-def judge(runs: Sequence[PublishedRun], predict: Predictor) -> list[Judged]:
-    """Every row of every run, in the order of the runs."""
-    answers = [answer(run, runs, predict) for run in runs]
+def judge(
+    runs: Sequence[PublishedRun], predict: Predictor, others: Sequence[PublishedRun] | None = None
+) -> list[Judged]:
+    """Every row of every run, in the order of the runs; `others` are the file's runs where `runs` are a part of it."""
+    answers = [answer(run, others or runs, predict) for run in runs]
     ids = {row_id for each in answers if each.outcome for row_id in each.outcome.fitted_on}
     judged = []
     for each in answers:

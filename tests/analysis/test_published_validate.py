@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 from collections.abc import Callable
@@ -308,3 +309,18 @@ def test_predictors_are_plain_functions() -> None:
     predictor: Predictor = predict
     judge([run_of(micro_batch="")], predictor)
     assert sorted(request.layout.micro_batch for request in asked) == [1, 2, 4, 8]
+
+
+def test_any_mixture_of_odd_cells_gets_an_answer() -> None:
+    """Shipped rows with cells replaced at random: each is judged or refused with a reason, none ends the command."""
+    odd = ["", "0", "-3", "abc", "2 (weird)", "1e9", "999999999999", "7", "3.5", "not stated", "é", "1,2"]
+    draw = random.Random(7)
+    shipped = load()
+    rows = []
+    for row in draw.choices(shipped, k=150):
+        changed = {name: draw.choice(odd) for name in draw.sample(COLUMNS, draw.randint(1, 6))}
+        rows.append(PublishedRow.of(dict(row.cells) | changed))
+    answers = document(judge(runs(rows), steady), "odd")["rows"]
+    assert len(answers) == 150
+    assert all((row["error_pct"] is None) == bool(row["refused"]) for row in answers)
+    json.dumps(answers, allow_nan=False)

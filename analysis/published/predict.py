@@ -1,0 +1,69 @@
+"""The resource model's answer to a Request: the predictor behind `python -m analysis.validate published`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from analysis.published.request import Outcome, Refused, Request
+from piper_hpc.cluster import accelerator, preset
+from piper_hpc.resource_model import ResourceModelError, fused
+from piper_hpc.resource_model.fused import memory
+from piper_hpc.spec import RECIPES, Accelerator, Workload
+
+FRAMEWORK_BYTES = 3e9
+"""Of a device's memory, what no tensor gets: context, kernels and communicators (assumed; 2 to 4 GB are usual)."""
+
+
+@lru_cache(maxsize=64)
+def _device(name: str) -> Accelerator:
+    return accelerator.load(name)
+
+
+def predict(request: Request, device: Accelerator | None = None) -> Outcome:
+    """Step time, memory and components of one request; `device` stands in for the one that it names.
+
+    Raises Refused where the model does not cover it.
+    """
+    try:
+        device = device or _device(request.accelerator)
+        cluster = preset.cluster(request.cluster, request.gpus, device)
+        workload = Workload(request.global_batch, request.sequence, RECIPES[request.recipe], request.routing)
+        stepper = fused.stepper(request.model, cluster, request.layout, workload, request.execution)
+        step = stepper.evaluate()
+    except (ResourceModelError, ValueError, KeyError) as error:
+        raise Refused(str(error)) from error
+    return Outcome(
+        step_time_s=float(step.step_time_s),
+        peak_memory_bytes=float(step.peak_bytes),
+        capacity_bytes=device.memory_bytes - FRAMEWORK_BYTES,
+        components=_components(stepper, step),
+        fitted_on=device.efficiency.fitted_on,
+    )
+
+
+def _components(stepper: fused.Stepper, step: fused.Step) -> dict[str, float]:
+    """Seconds of one layer and of a step's parts, and bytes of states and activations on the fullest rank."""
+    forward_s, backward_s = (float(seconds) for seconds in stepper.layer_s)
+    peaks = [sum(float(kinds[rank]) for kinds in step.memory.values()) for rank in range(len(step.ranks))]
+    worst = peaks.index(max(peaks))
+    states = sum(float(step.memory[kind][worst]) for kind in ("parameters", "gradients", "optimizer"))
+    found = {
+        "layer_forward_s": forward_s,
+        "layer_backward_s": backward_s,
+        "bubble_s": float(step.terms["bubble_s"]),
+        "optimizer_s": float(step.terms["optimizer_s"]),
+        "states_bytes": states,
+        "activations_bytes": float(step.memory["activations"][worst]),
+    }
+    micro_batches = float(step.micro_batches)
+    busiest = max(
+        (sum((part for part in parts), fused.Times()) for parts in step.ranks), key=lambda t: t.forward + t.backward
+    )
+    found |= {
+        "forward_s": micro_batches * float(busiest.forward),
+        "backward_s": micro_batches * float(busiest.input),
+        "weight_s": micro_batches * float(busiest.weight),
+    }
+    if stepper.shapes.model.moe_layers:
+        found["moe_layer_activation_bytes"] = float(memory.moe_bytes(stepper.shapes, stepper.execution))
+    return found
