@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import yaml
 
+from piper_hpc.cluster import efficiency
 from piper_hpc.paths import data_folder
+from piper_hpc.spec import Accelerator
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class DeviceFacts:
 
     peak_flops, mamf_flops: by dtype, FLOP/s, dense: the theoretical peak, and the best matrix product that anyone
     measured (maximum achievable). memory_bytes: what the driver reports where that is known, else what is printed.
-    efficiency: what kernels reach, as the file has it; empty where nothing was fitted or published.
+    efficiency: the file of conf/efficiency that says what kernels reach; None where nothing was fitted or published.
     """
 
     name: str
@@ -28,7 +29,7 @@ class DeviceFacts:
     memory_bytes_per_s: float | None
     mamf_flops: Mapping[str, float] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
-    efficiency: Mapping[str, Any] = field(default_factory=dict)
+    efficiency: str | None = None
 
     def mamf_source(self, dtype: str) -> str:
         """Where the best measured matrix product of `dtype` is from."""
@@ -48,3 +49,21 @@ def facts(name: str) -> DeviceFacts:
     for key in ("peak_flops", "mamf_flops"):
         document[key] = {dtype: rate for dtype, rate in document[key].items() if rate is not None}
     return DeviceFacts(**{**document, "memory_bytes": int(document["memory_bytes"])})
+
+
+def load(name: str) -> Accelerator:
+    """Device `name` with what kernels reach of it. ValueError where there is no file, or a figure is not public."""
+    known = facts(name)
+    if known.efficiency is None or known.memory_bytes_per_s is None or "bfloat16" not in known.peak_flops:
+        raise ValueError(
+            f"accelerator={name}: its peak rate, memory bandwidth or efficiency is not public; measure it with "
+            "`python -m piper_hpc.launch task=microbench`, or plan for accelerator=a100_80gb"
+        )
+    return Accelerator(
+        name=name,
+        peak_flops=known.peak_flops,
+        memory_bytes=known.memory_bytes,
+        memory_bytes_per_s=known.memory_bytes_per_s,
+        compute_units=known.compute_units,
+        efficiency=efficiency.load(known.efficiency),
+    )

@@ -53,7 +53,7 @@ class Machine:
             calibration=calibration,
             devices_share_cores=self.devices_share_cores,
             cores=self.cores,
-            topology=_topology(cluster),
+            topology=topology(cluster),
             links=data_sheet.links_of(cluster),
         )
 
@@ -116,7 +116,7 @@ def _racks(cluster: ClusterConfig) -> tuple[int, ...]:
     return tuple(cluster.racks) if cluster.racks is not None else (0,) * cluster.nodes
 
 
-def _topology(cluster: ClusterConfig) -> Topology | None:
+def topology(cluster: ClusterConfig) -> Topology | None:
     """The domains of a uniform machine in ranks; None where its nodes and racks are all that is known."""
     if cluster.topology is None or cluster.racks is not None:
         return None

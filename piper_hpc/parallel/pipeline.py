@@ -12,7 +12,7 @@ from piper_hpc.parallel.messages import WatchedStage, watched
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec.layout import Layout
 from piper_hpc.spec.model import ModelSpec
-from piper_hpc.spec.prediction import Workload
+from piper_hpc.spec import Workload
 
 
 class TokenLoss:

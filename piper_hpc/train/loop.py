@@ -23,7 +23,7 @@ from piper_hpc.profiling.spans import EVERYONE, Message, Recorder, Span
 from piper_hpc.spec.layout import Layout, RankMap
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.spec.placement import Placement
-from piper_hpc.spec.prediction import Workload
+from piper_hpc.spec import Workload
 from piper_hpc.train import checkpoint, metrics
 from piper_hpc.train.data import Dataset
 from piper_hpc.train.optimizer import learning_rate, make_optimizer, set_learning_rate

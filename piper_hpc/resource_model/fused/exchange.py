@@ -91,3 +91,12 @@ def experts(device: Device, shapes: Shapes, network: Network, algorithm: str) ->
 def message_bytes(shapes: Shapes) -> Number:
     """One activation or gradient between stages: every tensor-parallel rank sends its share."""
     return shapes.tokens / shapes.layout.tp * shapes.model.hidden * shapes.value_bytes
+
+
+def message_s(shapes: Shapes, network: Network, execution: Execution) -> Number:
+    """Seconds of one message; without sequence parallelism the receivers gather its shares (arXiv 2104.04473, 4.1)."""
+    sent = message_bytes(shapes)
+    seconds = network.send_s(network.boundary_tier, sent)
+    if execution.sequence_parallel:
+        return seconds
+    return seconds + collectives.all_gather_s(network.groups.tensor, network.links, sent * shapes.layout.tp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -10,45 +10,54 @@ import numpy as np
 
 from piper_hpc.resource_model import collectives, schedule
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.fused import compute, exchange, memory
+from piper_hpc.resource_model.fused import exchange, memory
+from piper_hpc.resource_model.fused.blocks import Blocks, Counts, Parts, weighted, weighted_times
 from piper_hpc.resource_model.fused.device import Device, Times
 from piper_hpc.resource_model.fused.exchange import Network, beside
-from piper_hpc.resource_model.fused.host import launches
 from piper_hpc.resource_model.fused.shapes import Shapes
-from piper_hpc.resource_model.fused.stages import Chunk, Kind, chunks
+from piper_hpc.resource_model.fused.stages import Chunk, chunks
 from piper_hpc.resource_model.numbers import Number
 from piper_hpc.resource_model.topology import axis_groups, boundary_tier, tier_links, topology_of
 from piper_hpc.spec import ClusterSpec, Degrees, Execution, Link, ModelSpec, Workload
 
-Modules = dict[str, Times]
-"""Term -> seconds of one micro-batch."""
+Memory = dict[str, list[Number]]
+"""Kind -> bytes by pipeline rank."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What `evaluate` finds. Arrays have the shape that the layout's fields broadcast to.
+    """What `evaluate` finds. Every entry has a shape that broadcasts to that of the layout's fields.
 
     terms: exposed seconds of the busiest rank's step, they add up to step_time_s; hidden: seconds beside compute;
-    memory: kind -> bytes by pipeline rank; ranks: seconds of one micro-batch by pipeline rank and chunk.
+    memory: kind -> bytes by pipeline rank.
     """
 
     terms: dict[str, Number]
     hidden: dict[str, Number]
-    memory: dict[str, list[Number]]
-    ranks: tuple[tuple[Times, ...], ...]
+    memory: Memory
     message_s: Number
     micro_batches: Number
+    chunk_times: Callable[[], tuple[tuple[Times, ...], ...]]
 
-    @property
+    @cached_property
+    def ranks(self) -> tuple[tuple[Times, ...], ...]:
+        """Seconds of one micro-batch by pipeline rank and chunk."""
+        return self.chunk_times()
+
+    @cached_property
     def step_time_s(self) -> Number:
         """Seconds of the step."""
-        return sum(self.terms.values())
+        return _sum(self.terms.values())
 
     @property
     def peak_bytes(self) -> Number:
         """Bytes of the fullest rank."""
-        by_rank = [sum(kinds) for kinds in zip(*self.memory.values(), strict=True)]
-        return reduce(np.maximum, by_rank)
+        return peak_bytes(self.memory)
+
+
+def peak_bytes(memory: Memory) -> Number:
+    """Bytes of the fullest rank."""
+    return reduce(np.maximum, [_sum(kinds) for kinds in zip(*memory.values(), strict=True)])
 
 
 def stepper(
@@ -64,60 +73,97 @@ def stepper(
             f"cluster '{cluster.name}' names no accelerator, so kernels have no price; give cluster.accelerator, "
             "for example cluster.accelerator=h100, or predict for executor=piper with measured curves"
         )
+    shapes = Shapes(model, layout, workload, execution.sequence_parallel)
+    network = network_of(cluster, layout)
+    blocks = Blocks(shapes, Device(accelerator, workload.recipe), network, execution)
+    return Stepper(Parts(blocks, network, layout.all_to_all), layout)
+
+
+def network_of(cluster: ClusterSpec, layout: Degrees) -> Network:
+    """The groups of `layout` on `cluster` and the links under them, at the rate that collectives reach."""
+    accelerator = cluster.accelerator
     links = {
-        tier: Link(link.latency_s, link.bytes_per_s * accelerator.efficiency.link_share(tier))
+        tier: Link(link.latency_s, link.bytes_per_s * (accelerator.efficiency.link_share(tier) if accelerator else 1.0))
         for tier, link in cluster.links.items()
     }
     topology = topology_of(cluster)
     stage_ranks = layout.ep * layout.etp * layout.dp
     boundaries = [boundary_tier(topology, stage_ranks, stage) for stage in range(layout.pp - 1)]
-    return Stepper(
-        Shapes(model, layout, workload, execution.sequence_parallel),
-        Device(accelerator, workload.recipe),
-        Network(
-            axis_groups(layout, topology),
-            tier_links(links, name=cluster.name, tiers=topology.tiers),
-            reduce(np.maximum, boundaries, 0),
-        ),
-        execution,
+    return Network(
+        axis_groups(layout, topology),
+        tier_links(links, name=cluster.name, tiers=topology.tiers),
+        reduce(np.maximum, boundaries, 0),
     )
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """The step of one layout, or of a grid of layouts that share pp, vpp and schedule."""
+    """The step of one layout, or of a grid of layouts that share pp, vpp, schedule, algorithm and placement.
 
-    shapes: Shapes
-    device: Device
-    network: Network
-    execution: Execution
+    Grids of other pipelines may share `parts`, which do not depend on how a pipeline cuts the model.
+    """
 
-    def evaluate(self) -> Step:
-        """Every term and every stage's memory."""
-        layout = self.shapes.layout
+    parts: Parts
+    layout: Degrees
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Sizes of one rank."""
+        shared = self.parts.blocks.shapes
+        return Shapes(shared.model, self.layout, shared.workload, shared.sequence_parallel)
+
+    @property
+    def device(self) -> Device:
+        """What prices kernels."""
+        return self.parts.blocks.device
+
+    @property
+    def network(self) -> Network:
+        """What prices exchanges."""
+        return self.parts.network
+
+    @property
+    def execution(self) -> Execution:
+        """The framework's habits."""
+        return self.parts.blocks.execution
+
+    @cached_property
+    def micro_batches(self) -> Number:
+        """Micro-batches of a step."""
+        layout = self.layout
+        return self.shapes.workload.global_batch / (layout.micro_batch * layout.dense_dp)
+
+    def evaluate(self, memory: Memory | None = None) -> Step:
+        """Every term and every stage's memory; `memory` where it is known already."""
+        layout, parts, micro_batches = self.layout, self.parts, self.micro_batches
         pp, vpp = layout.pp, layout.vpp
-        micro_batches = self.shapes.workload.global_batch / (layout.micro_batch * layout.dense_dp)
-        of_rank = [tuple(self._total(self._chunk(chunk)) for chunk in of_rank) for of_rank in self.chunks]
-        work = [sum(parts, Times()) for parts in of_rank]
-        totals = [times.forward + times.backward for times in work]
-        busy, mean = reduce(np.maximum, totals), sum(totals)
-        terms = self._busy_terms(totals, busy, micro_batches)
-
-        critical = self._select(totals, busy, work)
-        rest = reduce(Times.__add__, work) + critical * -1.0
-        as_work = [schedule.Work(times.forward, times.input, times.weight) for times in (critical, rest)]
-        terms["bubble_s"] = schedule.bubble_s(layout.schedule, pp, vpp, *as_work, micro_batches=micro_batches) if pp > 1 else 0.0 * mean
-        message_s = self._message_s
+        counts = self._busiest
+        critical = weighted_times(counts, parts.totals)
+        every = [sum(of_part) for of_part in zip(*self._counts, strict=True)]
+        rest = weighted_times([of_all - own for of_all, own in zip(every, counts, strict=True)], parts.totals)
+        terms = {
+            name: micro_batches * weighted(counts, [of_part.get(name, 0.0) for of_part in parts.seconds])
+            for name in dict.fromkeys(term for of_part in parts.seconds for term in of_part)
+        }
+        idle: Number = 0.0
+        if pp > 1:
+            idle = schedule.bubble_s(layout.schedule, pp, vpp, _work(critical), _work(rest), micro_batches)
+        terms["bubble_s"] = idle
         waits = schedule.exposed_messages(
             layout.schedule, pp, vpp, micro_batches, blocking=not self.execution.overlap_p2p
         )
-        terms["p2p_s"] = waits * message_s
+        terms["p2p_s"] = waits * self._message_s
         reduced, hidden = self._grad_reduce(critical)
         terms["grad_reduce_s"] = reduced * np.where(np.asarray(layout.zero) >= 3, micro_batches, 1.0)
         terms["optimizer_s"] = self._optimizer()
-        terms["other_s"] = self.device.accelerator.efficiency.step_host_s + 0.0 * busy
+        terms["other_s"] = self.device.accelerator.efficiency.step_host_s
         return Step(
-            terms, {"grad_reduce_s": hidden}, self._memory(micro_batches), tuple(of_rank), message_s, micro_batches
+            terms={name: _plain(seconds) for name, seconds in terms.items()},
+            hidden={"grad_reduce_s": _plain(hidden)},
+            memory=self.memory_by_rank() if memory is None else memory,
+            message_s=self._message_s,
+            micro_batches=micro_batches,
+            chunk_times=self._chunk_times,
         )
 
     @cached_property
@@ -128,96 +174,50 @@ class Stepper:
 
     # Time.
 
-    def _layer(self, kind: Kind) -> Modules:
-        shapes, device, execution = self.shapes, self.device, self.execution
-        recompute = shapes.layout.recomputed
-        core = compute.scores(device, shapes, execution, kind.window)
-        attention = compute.attention(device, shapes, execution, kind.window)
-        attention += exchange.tensor(shapes, self.network, execution, attention)
-        attention += exchange.context(shapes, self.network, core)
-        modules = {"attention_s": attention}
-        if kind.moe:
-            permutation = compute.permutation(device, shapes) * 0.5
-            moved_s = exchange.experts(device, shapes, self.network, shapes.layout.all_to_all)
-            shared = compute.shared(device, shapes)
-            if shapes.model.dense_width:
-                shared += exchange.tensor(shapes, self.network, execution, shared)
-            moe = {
-                "router_s": compute.router(device, shapes),
-                "dispatch_s": permutation + Times(moved_s, moved_s),
-                "expert_s": compute.experts(device, shapes) + shared,
-                "combine_s": permutation + Times(moved_s, moved_s) + compute.residual(device, shapes, execution),
-            }
-            modules |= {term: times.recomputed(recompute.moe * (1 - recompute.full)) for term, times in moe.items()}
-        else:
-            dense = compute.dense(device, shapes, execution)
-            modules["expert_s"] = dense + exchange.tensor(shapes, self.network, execution, dense)
-        launch_s = device.accelerator.efficiency.launch_s
-        modules["host_s"] = launches(shapes, execution, moe=kind.moe) * launch_s
-        return {term: times.recomputed(recompute.full) for term, times in modules.items()}
+    @property
+    def layer_s(self) -> tuple[Number, Number]:
+        """Forward and backward seconds of the model's last kind of layer, which is the one with experts."""
+        layer = self.parts.totals[len(self.parts.blocks.kinds) - 1]
+        return layer.forward, layer.backward
+
+    def _chunk_times(self) -> tuple[tuple[Times, ...], ...]:
+        blocks, totals = self.parts.blocks, self.parts.totals
+        return tuple(
+            tuple(weighted_times(blocks.counts(chunk), totals) for chunk in of_rank) for of_rank in self.chunks
+        )
 
     @cached_property
-    def _layers(self) -> dict[Kind, Modules]:
-        return {kind: self._layer(kind) for of_rank in self.chunks for chunk in of_rank for kind, _ in chunk.layers}
+    def _counts(self) -> list[tuple[float, ...]]:
+        """What every rank has of each part."""
+        of_chunks = [[self.parts.blocks.counts(chunk) for chunk in of_rank] for of_rank in self.chunks]
+        return [tuple(map(sum, zip(*of_rank, strict=True))) for of_rank in of_chunks]
 
     @cached_property
-    def _head(self) -> Times:
-        shapes, device = self.shapes, self.device
-        head = compute.head(device, shapes, self.execution)
-        return head + exchange.tensor(shapes, self.network, self.execution, head)
-
-    def _chunk(self, chunk: Chunk) -> Modules:
-        parts = [(modules, count) for kind, count in chunk.layers for modules in (self._layers[kind],)]
-        total = _sum_modules(parts)
-        ends = Times()
-        if chunk.first:
-            ends += compute.embedding(self.device, self.shapes)
-        if chunk.last:
-            ends += self._head * (1 + self.shapes.model.mtp_layers)
-            total = _sum_modules([(total, 1.0), *self._mtp()])
-        return total | ({"head_s": ends} if chunk.first or chunk.last else {})
-
-    def _mtp(self) -> Iterable[tuple[Modules, float]]:
-        """Multi-token prediction: each module a projection of two hidden states to one, and a layer (arXiv 2412.19437)."""
-        model = self.shapes.model
-        if model.mtp_layers:
-            join = self.device.linear(self.shapes.local_tokens, 2 * model.hidden, model.hidden)
-            yield {"expert_s": join}, float(model.mtp_layers)
-            yield self._layers[Kind(model.is_moe(model.layers - 1), model.window(model.layers - 1))], model.mtp_layers
-
-    def _total(self, modules: Modules) -> Times:
-        return reduce(Times.__add__, modules.values(), Times())
-
-    def _busy_terms(self, totals: list[Number], busy: Number, micro_batches: Number) -> dict[str, Number]:
-        """Terms of the busiest rank; in a grid it may be another rank in every layout."""
-        names = dict.fromkeys(term for kind in self._layers.values() for term in kind) | {"head_s": None}
-        of_rank = [_sum_modules([(self._chunk(chunk), 1.0) for chunk in of_rank]) for of_rank in self.chunks]
-        return {
-            name: micro_batches
-            * self._select(totals, busy, [modules.get(name, Times()) for modules in of_rank], whole=True)
-            for name in names
-        }
-
-    def _select(
-        self, totals: list[Number], busy: Number, values: list[Times], *, whole: bool = False
-    ) -> Times | Number:
-        """The entry of the first rank that is as busy as the busiest."""
-        masks = [np.asarray(total == busy) for total in totals]
-
-        def pick(field: list[Number]) -> Number:
-            chosen = np.select(
-                masks, [np.broadcast_to(np.asarray(value, dtype=float), np.shape(busy)) for value in field]
-            )
-            return chosen if chosen.ndim else float(chosen)
-
-        if whole:
-            return pick([times.forward + times.backward for times in values])
-        return Times(*(pick([getattr(times, name) for times in values]) for name in ("forward", "input", "weight")))
+    def _busiest(self) -> Counts:
+        """What the busiest rank has of each part; in a grid it may be another rank in every layout."""
+        distinct = list(dict.fromkeys(self._counts))
+        # A rank that has nothing more than another has is never busier.
+        rivals = [
+            one
+            for one in distinct
+            if not any(other != one and all(map(float.__le__, one, other)) for other in distinct)
+        ]
+        seconds = [times.forward + times.backward for times in self.parts.totals]
+        chosen: list[Number] = list(rivals[0])
+        longest = weighted(rivals[0], seconds)
+        for rival in rivals[1:]:
+            own = weighted(rival, seconds)
+            longer = own > longest
+            chosen = [
+                old if isinstance(old, float) and old == new else np.where(longer, new, old)
+                for new, old in zip(rival, chosen, strict=True)
+            ]
+            longest = np.maximum(own, longest)
+        return [_plain(count) for count in chosen]
 
     @cached_property
     def _message_s(self) -> Number:
-        message = exchange.message_bytes(self.shapes)
-        return self.network.send_s(self.network.boundary_tier, message) * (self.shapes.layout.pp > 1)
+        return exchange.message_s(self.shapes, self.network, self.execution) * (self.shapes.layout.pp > 1)
 
     def _grad_reduce(self, critical: Times) -> tuple[Number, Number]:
         """Exposed and hidden seconds of making replicas equal: once a step, or for every micro-batch with ZeRO 3.
@@ -244,7 +244,7 @@ class Stepper:
         return exposed, scattered + gathered + again - exposed
 
     def _optimizer(self) -> Number:
-        """AdamW reads gradients and states and writes states and weights; gradients are cleared, and read for the norm."""
+        """AdamW reads gradients and states, writes states and weights; gradients are cleared, and read for the norm."""
         recipe = self.shapes.workload.recipe
         states = recipe.master_bytes + recipe.moment_bytes
         kept = memory.state_bytes(self.shapes, self._largest_parameters)
@@ -257,18 +257,7 @@ class Stepper:
 
     @cached_property
     def _parameters(self) -> list[memory.Parameters]:
-        of_kind = {moe: memory.layer_parameters(self.shapes, moe=moe) for moe in {kind.moe for kind in self._layers}}
-        return [
-            reduce(
-                memory.Parameters.__add__,
-                [
-                    memory.end_parameters(self.shapes, first=chunk.first, last=chunk.last)
-                    + reduce(memory.Parameters.__add__, [of_kind[kind.moe] * count for kind, count in chunk.layers])
-                    for chunk in of_rank
-                ],
-            )
-            for of_rank in self.chunks
-        ]
+        return [self.parts.blocks.parameters(of_rank) for of_rank in self.chunks]
 
     @cached_property
     def _largest_parameters(self) -> memory.Parameters:
@@ -277,40 +266,46 @@ class Stepper:
             reduce(np.maximum, [parameters.experts for parameters in self._parameters]),
         )
 
-    def _memory(self, micro_batches: Number) -> dict[str, list[Number]]:
-        """Bytes by kind and pipeline rank."""
-        shapes, execution, layout = self.shapes, self.execution, self.shapes.layout
-        kept = {moe: memory.layer_bytes(shapes, execution, moe=moe) for moe in {kind.moe for kind in self._layers}}
-        back = {moe: memory.backward_bytes(shapes, execution, moe=moe) for moe in kept}
-        head = memory.head_bytes(shapes, execution)
-        table = shapes.model.embedding_parameters / layout.tp * shapes.value_bytes * execution.transformer_engine
+    def memory_by_rank(self) -> Memory:
+        """Bytes by kind and pipeline rank; they depend on neither the all-to-all nor the placement."""
+        shapes, execution, layout, blocks = self.shapes, self.execution, self.layout, self.parts.blocks
+        messages = 2.0 * exchange.message_bytes(shapes) * (layout.pp > 1)
+        with_loss = {moe: np.maximum(bytes_, blocks.loss) for moe, bytes_ in blocks.backward.items()}
         by_rank = []
         for rank, of_rank in enumerate(self.chunks):
-            alive = schedule.in_flight_by_chunk(layout.schedule, rank, layout.pp, layout.vpp, micro_batches)
-            activations = sum(
-                count * sum(number * kept[kind.moe] for kind, number in chunk.layers)
-                for count, chunk in zip(alive, of_rank, strict=True)
-            )
+            alive = schedule.in_flight_by_chunk(layout.schedule, rank, layout.pp, layout.vpp, self.micro_batches)
+            # Micro-batches times layers, by kind: small numbers, before they meet what one layer keeps of one.
+            held: dict[bool, Number] = {}
+            for count, chunk in zip(alive, of_rank, strict=True):
+                for kind, number in chunk.layers:
+                    held[kind.moe] = held.get(kind.moe, 0.0) + count * number
             present = {kind.moe for chunk in of_rank for kind, _ in chunk.layers}
-            last_kind = of_rank[-1].layers[-1][0].moe
-            loss = any(chunk.last for chunk in of_rank) * (head + table)
+            workspace = with_loss if any(chunk.last for chunk in of_rank) else blocks.backward
             by_rank.append(
                 memory.state_bytes(shapes, self._parameters[rank])
                 | {
-                    "activations": activations,
-                    "workspace": np.maximum(back[last_kind], loss),
+                    "activations": sum(count * blocks.kept[moe] for moe, count in held.items()),
+                    "workspace": workspace[of_rank[-1].layers[-1][0].moe],
                     "weight_gradients": memory.weight_gradient_bytes(
                         shapes, execution, dense=False in present, moe=True in present
                     ),
-                    "messages": 2.0 * exchange.message_bytes(shapes) * (layout.pp > 1),
+                    "messages": messages,
                 }
             )
-        return {kind: [of_rank[kind] for of_rank in by_rank] for kind in by_rank[0]}
+        return {kind: [_plain(of_rank[kind]) for of_rank in by_rank] for kind in by_rank[0]}
 
 
-def _sum_modules(parts: Iterable[tuple[Modules, float]]) -> Modules:
-    total: Modules = {}
-    for modules, count in parts:
-        for term, times in modules.items():
-            total[term] = total.get(term, Times()) + times * count
+def _sum(values: Iterable[Number]) -> Number:
+    """The sum, small arrays first, so that few additions are as large as the grid."""
+    first, *rest = sorted(values, key=np.size)
+    total: Number = sum(rest, first)
     return total
+
+
+def _work(times: Times) -> schedule.Work:
+    return schedule.Work(times.forward, times.input, times.weight)
+
+
+def _plain(value: Number) -> Number:
+    """A float where NumPy made an array of a single layout's number."""
+    return float(value) if np.ndim(value) == 0 else value
