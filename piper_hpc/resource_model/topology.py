@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.spec import TIERS, ClusterSpec, Curve, Layout, Link, Tier, Topology
+from piper_hpc.spec import TIERS, ClusterSpec, Curve, Degrees, Link, Tier, Topology
 
 Number = Any
 """An int or float, or a NumPy array of them; formulas broadcast."""
@@ -100,7 +100,7 @@ class AxisGroups:
     world: Group
 
 
-def axis_groups(layout: Layout, topology: Topology, *, host_ranks: int | None = None) -> AxisGroups:
+def axis_groups(layout: Degrees, topology: Topology, *, host_ranks: int | None = None) -> AxisGroups:
     """The groups of `layout` in its placement, `linear` or `strided`.
 
     linear: experts are adjacent ranks, replicas follow. strided: the expert group takes one place of every node (rails:

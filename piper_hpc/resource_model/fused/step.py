@@ -235,8 +235,9 @@ class Stepper:
             gradient_bytes, weight_bytes = count * recipe.gradient_bytes, count * recipe.weight_bytes
             scatter = collectives.reduce_scatter_s(group, links, gradient_bytes)
             whole = collectives.all_reduce_s(group, links, gradient_bytes)
-            scattered = scattered + np.where(zero >= 1, scatter, whole)
-            gathered = gathered + np.where(zero >= 1, collectives.all_gather_s(group, links, weight_bytes), 0.0)
+            sharded = (zero >= 1) * 1.0
+            scattered = scattered + sharded * scatter + (1 - sharded) * whole
+            gathered = gathered + sharded * collectives.all_gather_s(group, links, weight_bytes)
         again = np.where(zero >= 3, gathered, 0.0)
         if not self.execution.overlap_grads:
             return scattered + gathered + again, 0.0 * scattered
