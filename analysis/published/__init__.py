@@ -10,6 +10,7 @@ ships the public rows that the project knows, each with its source.
     fill.py     the one written rule that fills what a run leaves unstated
     request.py  the question put to the predictor, and its answer
     flops.py    FLOPs per token in the convention of the row
+    repeats.py  runs that a document prints twice
     judge.py    predicted against measured, row by row
     score.py    statistics over rows: errors, trivial baseline, ranking, OOM
     score.py    statistics over rows: errors, trivial baseline, ranking, out of memory

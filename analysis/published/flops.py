@@ -85,13 +85,18 @@ def _implied(run: PublishedRun, request: Request) -> float | None:
     return flops / tokens if flops and tokens else None
 
 
+def noted_peak(run: PublishedRun) -> float | None:
+    """The peak that the notes name, FLOP/s."""
+    found = re.search(r"peak (?:of )?([\d.]+\d)|([\d.]+\d) ?TFLOP/?s peak", run.cells["notes"], re.I)
+    return float(found.group(1) or found.group(2)) * 1e12 if found else None
+
+
 def peak_flops(run: PublishedRun, request: Request) -> float:
     """The peak that the row names (`peak 989.5`, `191.5 TFLOP/s peak`), else the accelerator's in bf16, FP8 or not.
 
     Raises Refused where neither is known.
     """
-    found = re.search(r"peak (?:of )?([\d.]+\d)|([\d.]+\d) ?TFLOP/?s peak", run.cells["notes"], re.I)
-    peak = float(found.group(1) or found.group(2)) * 1e12 if found else bf16_peak(request.accelerator)
+    peak = noted_peak(run) or bf16_peak(request.accelerator)
     if not peak:
         raise Refused(f"gpu={run.cells['gpu']}: its peak is not public, so that the notes must name one, as peak 312")
     return peak

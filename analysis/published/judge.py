@@ -10,6 +10,7 @@ from analysis.published import flops, metrics
 from analysis.published.fill import fill
 from analysis.published.metrics import COMPONENT, MEMORY, STATUS, TIME, in_si
 from analysis.published.names import family
+from analysis.published.repeats import repeats
 from analysis.published.request import Outcome, Predictor, Refused, Request
 from analysis.published.rows import PublishedRow, PublishedRun
 
@@ -46,6 +47,7 @@ class Judged:
     refused: str
     fitted: bool
     convention: str = ""
+    repeat_of: str = ""
 
     @property
     def error_pct(self) -> float | None:
@@ -81,6 +83,7 @@ class Judged:
             "counted_pct": self.counted_pct,
             "fully_stated": self.answer.run.fully_stated,
             "fitted": self.fitted,
+            "repeat_of": self.repeat_of or None,
             "filled": request.filled if request else {},
             "candidates": self.answer.candidates,
             "layout": vars(request.layout) if request else None,
@@ -121,15 +124,17 @@ def judge(
     """Every row of every run, in the order of the runs; `others` are the file's runs where `runs` are a part of it."""
     answers = [answer(run, others or runs, predict) for run in runs]
     ids = {row_id for each in answers if each.outcome for row_id in each.outcome.fitted_on}
+    twice = repeats(others or runs)
     judged = []
     for each in answers:
-        seen = {row.quantity.kind for row in each.run.rows if row.row_id in ids}
-        judged += [_judged(row, each, row.quantity.kind in seen) for row in each.run.rows]
+        seen = {row.quantity.kind for row in each.run.rows if {row.row_id, twice.get(row.row_id)} & ids}
+        for row in each.run.rows:
+            judged.append(_judged(row, each, row.quantity.kind in seen, twice.get(row.row_id, "")))
     return judged
 
 
-def _judged(row: PublishedRow, answer: Answer, fitted: bool) -> Judged:
-    """`fitted`: a constant saw this row, or one of the same kind of the same run, which is the same measurement."""
+def _judged(row: PublishedRow, answer: Answer, fitted: bool, repeat_of: str) -> Judged:
+    """`fitted`: a constant saw this row, its repeat, or one of the same kind of the same run: the same measurement."""
     kind, request, outcome = row.quantity.kind, answer.request, answer.outcome
     if kind == STATUS:
         measured: float | str | None = "OOM" if row.out_of_memory else "fits"
@@ -140,13 +145,13 @@ def _judged(row: PublishedRow, answer: Answer, fitted: bool) -> Judged:
         if kind == TIME and row.quantity.name in (metrics.FLOPS_GPU, metrics.FLOPS_TOTAL, metrics.MFU) and request:
             convention = flops.convention(answer.run, row, request)
         if reason or request is None or outcome is None:
-            return Judged(row, answer, measured, None, reason, fitted, convention)
+            return Judged(row, answer, measured, None, reason, fitted, convention, repeat_of)
         if kind == STATUS:
-            return Judged(row, answer, measured, "fits" if outcome.fits else "OOM", "", fitted)
+            return Judged(row, answer, measured, "fits" if outcome.fits else "OOM", "", fitted, "", repeat_of)
         predicted = value(row, answer.run, request, outcome, convention) / in_si(1.0, row.cells["unit"])
     except Refused as error:
-        return Judged(row, answer, measured, None, reason or str(error), fitted, convention)
-    return Judged(row, answer, measured, predicted, "", fitted, convention)
+        return Judged(row, answer, measured, None, reason or str(error), fitted, convention, repeat_of)
+    return Judged(row, answer, measured, predicted, "", fitted, convention, repeat_of)
 
 
 def value(row: PublishedRow, run: PublishedRun, request: Request, outcome: Outcome, convention: str) -> float:

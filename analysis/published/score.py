@@ -17,10 +17,13 @@ STATE_BYTES = 16
 
 
 def one_per_run(judged: Iterable[Judged]) -> list[Judged]:
-    """The row that gives a run's one time error: the first of step time, tokens/s, TFLOP/s, MFU that it states."""
+    """The row that gives a run's one time error: the first of step time, tokens/s, TFLOP/s, MFU that it states.
+
+    What a document prints a second time is no second run.
+    """
     chosen: dict[int, Judged] = {}
     for each in judged:
-        if each.row.quantity.kind != TIME or each.measured is None:
+        if each.row.quantity.kind != TIME or each.measured is None or each.repeat_of:
             continue
         run = id(each.answer.run)
         if run not in chosen or _order(each) < _order(chosen[run]):
