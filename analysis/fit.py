@@ -24,9 +24,12 @@ from piper_hpc.cluster import accelerator, efficiency
 from piper_hpc.spec import Accelerator, Efficiency
 
 KOR_LAYER = tuple(f"kor-{number:04d}" for number in range(15, 25))
-SIMU_DENSE = tuple(f"simu-{number:04d}" for number in (*range(1, 11, 3), *range(19, 29, 3), *range(37, 47, 3), 55, 58, 61, 64))
+SIMU_DENSE = tuple(
+    f"simu-{number:04d}" for number in (*range(1, 11, 3), *range(19, 29, 3), *range(37, 47, 3), 55, 58, 61, 64)
+)
 MPF_TWO = ("mpf-0004", "mpf-0005")
 
+FLASH_2 = "FlashAttention-2 (arXiv 2307.08691), figures 5 and 6: causal, head size 128, read off"
 FLASH_3 = "FlashAttention-3 (arXiv 2407.08608), figures 5 and 6: causal, head size 128, 4k to 16k tokens, read off"
 BOUNDS = {"launch_s": (0.0, 1e-4), "gemm_edge": (0.0, 1000.0)}
 SHARE = (0.05, 1.0)
@@ -54,8 +57,8 @@ FITS = {
         free={"gemm": 0.75, "gemm_edge": 100.0, "memory": 0.85, "link.node": 0.8},
         tied={"grouped_gemm": "gemm"},
         public={
-            "attention_forward": (0.6, "FlashAttention-2 (arXiv 2307.08691), figure 5: causal, head size 128, read off"),
-            "attention_backward": (0.5, "FlashAttention-2 (arXiv 2307.08691), figure 6: causal, head size 128, read off"),
+            "attention_forward": (0.6, FLASH_2),
+            "attention_backward": (0.5, FLASH_2),
             "launch_s": (0.0, "not seen: the fitted rows are of one large layer"),
             "link.system": (0.85, "NVIDIA/nccl-tests #119: 84.8 of 100 GB/s on average, all-reduce, HDR"),
         },
@@ -175,7 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         differs |= not same
         if not chosen.check:
             path.write_text(text, encoding="utf-8")
-        print(f"{name}: {len(fit.rows)} rows, mean error {np.abs(errors).mean():.2f} %, {path.name} {'same' if same else 'new'}")
+        mean_pct = np.abs(errors).mean()
+        print(f"{name}: {len(fit.rows)} rows, mean error {mean_pct:.2f} %, {path.name} {'same' if same else 'new'}")
     if chosen.check and differs:
         raise SystemExit(1)
 

@@ -12,7 +12,8 @@ from piper_hpc.spec import EXECUTIONS, Execution, ModelSpec, Routing
 
 Assumed = dict[str, str]
 LAST_PLAIN_YEAR = 2022
-"""Publications up to this year ran attention that stores its scores, and no distributed optimizer."""
+"""Publications up to this year ran attention that stores its scores, and no distributed optimizer; before it weight
+gradients were added up by a kernel of their own (Apex's fused accumulation is of the end of 2021)."""
 
 
 def plain_era(run: PublishedRun, model: ModelSpec, accelerator: str) -> bool:
@@ -103,7 +104,9 @@ def recompute(run: PublishedRun) -> str:
 
 def execution(run: PublishedRun, framework: str, method: str, old: bool, tp: int, assumed: Assumed) -> Execution:
     """The framework's habits; sequence parallelism as stated, else with tp > 1 since 2023 and never before."""
-    base = EXECUTIONS["piper" if framework == "piper" else "megatron_2022" if old else "megatron"]
+    before_fusion = old and run.year is not None and run.year < LAST_PLAIN_YEAR
+    era = "megatron_2021" if before_fusion else "megatron_2022" if old else "megatron"
+    base = EXECUTIONS["piper" if framework == "piper" else era]
     said = re.search(r"\+ ?(sp|sequence parallel)\b", f"{run.text('recompute')} {run.cells['notes']}", re.I)
     split = bool(said) or (not old and tp > 1 and framework in ("megatron", "fsdp"))
     if tp > 1 and not said:

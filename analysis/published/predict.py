@@ -55,15 +55,22 @@ def _components(stepper: fused.Stepper, step: fused.Step) -> dict[str, float]:
         "states_bytes": states,
         "activations_bytes": float(step.memory["activations"][worst]),
     }
-    micro_batches = float(step.micro_batches)
-    busiest = max(
-        (sum((part for part in parts), fused.Times()) for parts in step.ranks), key=lambda t: t.forward + t.backward
-    )
-    found |= {
-        "forward_s": micro_batches * float(busiest.forward),
-        "backward_s": micro_batches * float(busiest.input),
-        "weight_s": micro_batches * float(busiest.weight),
-    }
+    found |= _by_kind(stepper, step)
     if stepper.shapes.model.moe_layers:
         found["moe_layer_activation_bytes"] = float(memory.moe_bytes(stepper.shapes, stepper.execution))
     return found
+
+
+def _by_kind(stepper: fused.Stepper, step: fused.Step) -> dict[str, float]:
+    """Seconds of the first rank's actions by kind, off the simulated timeline: lone ones, and pairs that overlap."""
+    layout = stepper.layout
+    if layout.schedule != "dualpipev":
+        return {}
+    timeline = fused.simulate(step, layout, stepper.execution)
+    if timeline is None:
+        return {}
+    names = {"F": "forward_s", "B": "backward_s", "I": "backward_s", "W": "weight_s", "FB": "overlapped_s"}
+    seconds = dict.fromkeys(names.values(), 0.0)
+    for slot in timeline.slots[0]:
+        seconds[names[slot.kind]] += slot.end_s - slot.start_s
+    return seconds | {"bubble_s": timeline.bubble_s[0]}

@@ -13,7 +13,8 @@ class Efficiency:
     gemm, grouped_gemm, attention_forward, attention_backward: of the peak rate; memory: of the memory's bandwidth, by
     streaming kernels; link: tier -> share of the link's bandwidth that collectives reach. gemm_edge: a product of
     depth k takes 1 + edge / k times as long as an endless one. launch_s: seconds that every kernel takes
-    beyond its work: launch, ramps, and the host's own work where the device waits for it. step_host_s: the same of a whole step.
+    beyond its work: launch, ramps, and the host's own work where the device waits for it. step_host_s: the same of a
+    whole step.
     spread: half of the 90 % interval of each of these by name, as a share of it.
     fitted_on: ids of the published rows that they were fitted on; sources: name -> public source.
     """

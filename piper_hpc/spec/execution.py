@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class Execution:
     dropout: masks are drawn, kept and applied. fused_loss: one kernel over the logits instead of several in fp32.
     overlap_grads: gradients are reduced beside the last backward; overlap_p2p: stage messages beside compute;
     overlap_experts: dispatch and combine beside the other half of the batch.
+    fused_optimizer: one kernel updates a parameter; else gradients are unscaled, checked, clipped and copied in passes.
+    fused_accumulation: products of weight gradients add to the sum themselves (Apex, since the end of 2021).
     transformer_engine: weight gradients go through buffers that stay allocated.
     """
 
@@ -23,28 +25,33 @@ class Execution:
     dropout: bool = False
     fused_loss: bool = True
     fused_optimizer: bool = True
+    fused_accumulation: bool = True
     overlap_grads: bool = True
     overlap_p2p: bool = True
     overlap_experts: bool = False
     transformer_engine: bool = True
 
 
+_MEGATRON_2022 = Execution(
+    "megatron_2022",
+    flash=False,
+    sequence_parallel=False,
+    dropout=True,
+    fused_loss=False,
+    fused_optimizer=False,
+    overlap_grads=False,
+    overlap_p2p=False,
+    transformer_engine=False,
+)
+"""Megatron-LM of arXiv 2205.05198: stored scores, dropout, own kernels."""
+
 EXECUTIONS = {
     execution.name: execution
     for execution in (
         Execution("piper", sequence_parallel=False, fused_loss=False, overlap_grads=False, overlap_p2p=False),
         Execution("megatron"),
-        # Megatron-LM of 2021 and 2022 (arXiv 2104.04473, 2205.05198): stored scores, dropout, own kernels.
-        Execution(
-            "megatron_2022",
-            flash=False,
-            sequence_parallel=False,
-            dropout=True,
-            fused_loss=False,
-            fused_optimizer=False,
-            overlap_grads=False,
-            overlap_p2p=False,
-            transformer_engine=False,
-        ),
+        _MEGATRON_2022,
+        # Megatron-LM of arXiv 2104.04473.
+        replace(_MEGATRON_2022, name="megatron_2021", fused_accumulation=False),
     )
 }

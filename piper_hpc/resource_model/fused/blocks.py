@@ -133,6 +133,10 @@ class Blocks:
             )
             for chunk in of_rank
         ]
+        model = self.shapes.model
+        if model.mtp_layers and any(chunk.last for chunk in of_rank):
+            parts.append(self.layer_parameters[model.is_moe(model.layers - 1)] * model.mtp_layers)
+            parts.append(memory.Parameters(model.mtp_layers * 2.0 * model.hidden**2))
         return reduce(memory.Parameters.__add__, parts)
 
     @property
@@ -149,33 +153,52 @@ class Parts:
     algorithm: str
 
     @cached_property
-    def exchanged(self) -> Times:
+    def whole(self) -> Times:
         """Seconds of a dispatch, or of a combine, in a layer with experts; recomputed with it."""
         shapes, recompute = self.blocks.shapes, self.blocks.shapes.layout.recomputed
         seconds = exchange.experts(self.blocks.device, shapes, self.network, self.algorithm)
         return Times(seconds, seconds).recomputed(recompute.moe * (1 - recompute.full)).recomputed(recompute.full)
 
     @cached_property
+    def exchanged(self) -> tuple[Times, ...]:
+        """What of it is exposed, in every part: with overlap both run beside the kernels of another micro-batch."""
+        exposed = []
+        for times, moe in zip(self.blocks.totals, self._with_experts, strict=True):
+            if not moe:
+                exposed.append(Times())
+            elif not self.blocks.execution.overlap_experts:
+                exposed.append(self.whole)
+            else:
+                forward = exchange.beside(2 * self.whole.forward, times.forward) / 2
+                exposed.append(Times(forward, exchange.beside(2 * self.whole.backward, times.backward) / 2))
+        return tuple(exposed)
+
+    @cached_property
+    def hidden_s(self) -> tuple[Number, ...]:
+        """Seconds of a dispatch, or of a combine, that run beside compute, in every part."""
+        whole = self.whole.forward + self.whole.backward
+        return tuple(
+            whole - times.forward - times.backward if moe else 0.0
+            for times, moe in zip(self.exchanged, self._with_experts, strict=True)
+        )
+
+    @cached_property
     def totals(self) -> tuple[Times, ...]:
         """Seconds of every part."""
         return tuple(
-            times + self.exchanged * 2.0 if moe else times
-            for times, moe in zip(self.blocks.totals, self._with_experts, strict=True)
+            times + exposed * 2.0 if moe else times
+            for times, exposed, moe in zip(self.blocks.totals, self.exchanged, self._with_experts, strict=True)
         )
 
     @cached_property
     def seconds(self) -> tuple[dict[str, Number], ...]:
         """Seconds of every part by term, forward and backward."""
         return tuple(
-            of_part | {term: of_part[term] + self._exchanged_s for term in ("dispatch_s", "combine_s")}
+            of_part | {term: of_part[term] + exposed.forward + exposed.backward for term in ("dispatch_s", "combine_s")}
             if moe
             else of_part
-            for of_part, moe in zip(self.blocks.seconds, self._with_experts, strict=True)
+            for of_part, exposed, moe in zip(self.blocks.seconds, self.exchanged, self._with_experts, strict=True)
         )
-
-    @cached_property
-    def _exchanged_s(self) -> Number:
-        return self.exchanged.forward + self.exchanged.backward
 
     @property
     def _with_experts(self) -> list[bool]:

@@ -43,6 +43,7 @@ class Device:
 
     accelerator: Accelerator
     recipe: Recipe
+    fused_accumulation: bool = True
 
     @property
     def peak_flops(self) -> float:
@@ -77,18 +78,21 @@ class Device:
     def linear(self, rows: Number, inputs: Number, outputs: Number, groups: Number = 1.0) -> Times:
         """A projection of `rows` in all through `groups` weights of [inputs, outputs]; gradients add up in their dtype.
 
-        Its backward has two products; that of the weights reads and writes the gradient's sum.
+        Its backward has two products. That of the weights reads and writes the gradient's sum where accumulation is
+        fused; else it writes a gradient of its own, which another kernel then adds.
         """
         efficiency = self.accelerator.efficiency
         share = np.where(np.asarray(groups) > 1, efficiency.grouped_gemm, efficiency.gemm)
         value, weights = self.recipe.value_bytes, groups * inputs * outputs
+        sums = 2 * weights * self.recipe.gradient_bytes
         moved = (rows * (inputs + outputs) + weights) * value
-        updated = rows * (inputs + outputs) * value + 2 * weights * self.recipe.gradient_bytes
+        updated = moved if not self.fused_accumulation else moved - weights * value + sums
+        added_s = 0.0 if self.fused_accumulation else self.stream_s(weights * value + sums)
         each = rows / groups
         return Times(
             forward=self.gemm_s(each, outputs, inputs, moved, share, groups),
             input=self.gemm_s(each, inputs, outputs, moved, share, groups),
-            weight=self.gemm_s(inputs, outputs, each, updated, share, groups),
+            weight=self.gemm_s(inputs, outputs, each, updated, share, groups) + added_s,
         )
 
     def streamed(self, values: Number, forward: float, backward: float) -> Times:

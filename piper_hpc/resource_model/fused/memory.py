@@ -144,7 +144,7 @@ def head_bytes(shapes: Shapes, execution: Execution) -> Number:
 
 
 def weight_gradient_bytes(shapes: Shapes, execution: Execution, *, dense: bool, moe: bool) -> Number:
-    """Buffers of one weight gradient for every shape of weight, which Transformer Engine keeps once it has made them."""
+    """A gradient buffer for every shape of weight, which Transformer Engine keeps once it has made one."""
     if not execution.transformer_engine:
         return 0.0
     model, tp, h = shapes.model, shapes.layout.tp, shapes.model.hidden

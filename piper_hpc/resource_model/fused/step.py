@@ -75,7 +75,7 @@ def stepper(
         )
     shapes = Shapes(model, layout, workload, execution.sequence_parallel)
     network = network_of(cluster, layout)
-    blocks = Blocks(shapes, Device(accelerator, workload.recipe), network, execution)
+    blocks = Blocks(shapes, Device(accelerator, workload.recipe, execution.fused_accumulation), network, execution)
     return Stepper(Parts(blocks, network, layout.all_to_all), layout)
 
 
@@ -159,12 +159,19 @@ class Stepper:
         terms["other_s"] = self.device.accelerator.efficiency.step_host_s
         return Step(
             terms={name: _plain(seconds) for name, seconds in terms.items()},
-            hidden={"grad_reduce_s": _plain(hidden)},
+            hidden={"grad_reduce_s": _plain(hidden)} | self._hidden_exchanges(counts),
             memory=self.memory_by_rank() if memory is None else memory,
             message_s=self._message_s,
             micro_batches=micro_batches,
             chunk_times=self._chunk_times,
         )
+
+    def _hidden_exchanges(self, counts: Counts) -> dict[str, Number]:
+        """Seconds of dispatch and combine that run beside compute, where the framework overlaps them."""
+        if not self.execution.overlap_experts:
+            return {}
+        hidden = self.micro_batches * weighted(counts, self.parts.hidden_s)
+        return {"dispatch_s": _plain(hidden), "combine_s": _plain(hidden)}
 
     @cached_property
     def chunks(self) -> tuple[tuple[Chunk, ...], ...]:

@@ -1,0 +1,160 @@
+"""A whole prediction under fused kernels: the closed form, put on the schedule's timeline, with its 90 % intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from piper_hpc.resource_model import schedule
+from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
+from piper_hpc.resource_model.fused.step import Step, stepper
+from piper_hpc.spec import (
+    TERMS,
+    Accelerator,
+    ClusterSpec,
+    Efficiency,
+    Execution,
+    Layout,
+    ModelSpec,
+    Prediction,
+    Workload,
+)
+
+MOST_ACTIONS = 400_000
+"""Actions of a step that are still simulated one by one, about two seconds; beyond, the closed form stands."""
+
+
+def predict(
+    model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload, execution: Execution
+) -> Prediction:
+    """Time by term, memory by stage and MFU of one step of `workload` under `layout`, as `execution` carries it out.
+
+    Intervals carry the spread of every constant and of the fit. Raises ResourceModelError for a layout that has no
+    such step, and for a cluster whose device or links are not known.
+    """
+    stepping = stepper(model, cluster, layout, workload, execution)
+    step = stepping.evaluate()
+    notes = [*stepping.network.links.notes]
+    timeline = simulate(step, layout, execution)
+    terms = {name: float(step.terms.get(name, 0.0)) for name in TERMS}
+    if timeline is None:
+        notes.append("bubble: in closed form, the step has too many actions to be simulated one by one")
+    elif layout.pp > 1:
+        busy = max(timeline.busy_s)
+        waits = timeline.p2p_s[timeline.busy_s.index(busy)]
+        terms |= {"p2p_s": waits, "bubble_s": max(0.0, timeline.step_s - busy - waits)}
+    step_time_s = sum(terms.values())
+    accelerator = stepping.device.accelerator
+    flops = flops_per_token(model, workload.sequence)
+    share = flops * workload.tokens / (stepping.device.peak_flops * layout.ranks)
+    memory = {kind: [int(size) for size in sizes] for kind, sizes in step.memory.items()}
+    by_stage = [sum(kinds) for kinds in zip(*memory.values(), strict=True)]
+    return Prediction(
+        layout=asdict(layout),
+        step_time_s=step_time_s,
+        tokens_per_s=workload.tokens / step_time_s,
+        mfu=share / step_time_s,
+        peak_memory_bytes=[size for size in by_stage for _ in range(layout.ranks // layout.pp)],
+        bubble_fraction=terms["bubble_s"] / step_time_s,
+        terms=terms,
+        hidden={name: float(seconds) for name, seconds in step.hidden.items()},
+        intervals=_intervals(step, terms, share, model, cluster, layout, workload, execution),
+        memory=memory,
+        model={
+            "name": model.name,
+            "parameters": model.reported_parameters,
+            "active_parameters": model.reported_active_parameters,
+            "flops_per_token": flops,
+            "flop_convention": FLOP_CONVENTION,
+        },
+        calibration=_evidence(accelerator, execution),
+        notes=notes,
+    )
+
+
+def simulate(step: Step, layout: Layout, execution: Execution) -> schedule.Timeline | None:
+    """The step's pipeline played action by action; None where it has too many of them."""
+    micro_batches = int(step.micro_batches)
+    if layout.pp * layout.vpp * micro_batches * 3 > MOST_ACTIONS:
+        return None
+    stages = layout.pp * layout.vpp
+    of_stage = {
+        schedule.stage_of(layout.schedule, rank, chunk, layout.pp): times
+        for rank, chunks in enumerate(step.ranks)
+        for chunk, times in enumerate(chunks)
+    }
+    message = [float(step.message_s)] * (stages - 1)
+    return schedule.simulate(
+        layout.schedule,
+        layout.pp,
+        micro_batches,
+        [float(of_stage[stage].forward) for stage in range(stages)],
+        [float(of_stage[stage].backward) for stage in range(stages)],
+        weight_s=[float(of_stage[stage].weight) for stage in range(stages)],
+        send_forward_s=message,
+        send_backward_s=message,
+        blocking=not execution.overlap_p2p,
+    )
+
+
+def _intervals(
+    step: Step,
+    terms: Mapping[str, float],
+    mfu_seconds: float,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    layout: Layout,
+    workload: Workload,
+    execution: Execution,
+) -> dict[str, tuple[float, float]]:
+    """Every constant moved by half its interval in turn; what moves combines as the root of the sum of squares.
+
+    The spread of the fit, `model`, moves every term and the step as one.
+    """
+    assert cluster.accelerator is not None, "stepper has refused a cluster without one"
+    efficiency = cluster.accelerator.efficiency
+    moved: dict[str, list[float]] = {name: [] for name in (*terms, "step_time_s")}
+    base = {name: float(value) for name, value in step.terms.items()} | {"step_time_s": float(step.step_time_s)}
+    for name, spread in efficiency.spread.items():
+        if name == "model" or not spread:
+            continue
+        accelerator = replace(cluster.accelerator, efficiency=_moved(efficiency, name, spread))
+        other = stepper(model, replace(cluster, accelerator=accelerator), layout, workload, execution).evaluate()
+        changed = {key: float(value) for key, value in other.terms.items()} | {"step_time_s": float(other.step_time_s)}
+        for key, widths in moved.items():
+            widths.append(changed.get(key, 0.0) - base.get(key, 0.0))
+    step_time_s = sum(terms.values())
+    found = {}
+    for key, seconds in (*terms.items(), ("step_time_s", step_time_s)):
+        widths = [*moved[key], efficiency.spread.get("model", 0.0) * seconds]
+        ratio = 1 + math.sqrt(sum(width * width for width in widths)) / seconds if seconds else 1.0
+        found[key] = (seconds / ratio, seconds * ratio)
+    low, high = found["step_time_s"]
+    found["tokens_per_s"] = (workload.tokens / high, workload.tokens / low)
+    found["mfu"] = (mfu_seconds / high, mfu_seconds / low)
+    return found
+
+
+def _moved(efficiency: Efficiency, name: str, spread: float) -> Efficiency:
+    """With one constant lower by its spread: a share so that time grows, a time so that it shrinks."""
+    if name.startswith("link."):
+        tier = name.removeprefix("link.")
+        return replace(efficiency, link={**efficiency.link, tier: efficiency.link[tier] / (1 + spread)})
+    return replace(efficiency, **{name: getattr(efficiency, name) / (1 + spread)})
+
+
+def _evidence(accelerator: Accelerator, execution: Execution) -> dict[str, Any]:
+    """What the prediction rests on."""
+    efficiency = accelerator.efficiency
+    return {
+        "source": f"conf/accelerator/{accelerator.name}.yaml and what kernels reach of it",
+        "measured": False,
+        "measured_at": "",
+        "peak_flops": max(accelerator.peak_flops.values()),
+        "accelerator": accelerator.name,
+        "execution": execution.name,
+        "fitted_on": list(efficiency.fitted_on),
+        "sources": dict(efficiency.sources),
+    }
