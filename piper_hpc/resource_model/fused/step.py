@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
@@ -28,21 +28,25 @@ Memory = dict[str, list[Number]]
 class Step:
     """What `evaluate` finds. Every entry has a shape that broadcasts to that of the layout's fields.
 
-    terms: exposed seconds of the busiest rank's step, they add up to step_time_s; hidden: seconds beside compute;
-    memory: kind -> bytes by pipeline rank.
+    terms: exposed seconds of the busiest rank's step, they add up to step_time_s; memory: kind -> bytes by pipeline
+    rank. What few ask for (hidden, ranks) is computed when it is asked for.
     """
 
     terms: dict[str, Number]
-    hidden: dict[str, Number]
     memory: Memory
     message_s: Number
     micro_batches: Number
-    chunk_times: Callable[[], tuple[tuple[Times, ...], ...]]
+    stepper: Stepper
+
+    @cached_property
+    def hidden(self) -> dict[str, Number]:
+        """Seconds that run beside compute, by term."""
+        return self.stepper.hidden(self.terms)
 
     @cached_property
     def ranks(self) -> tuple[tuple[Times, ...], ...]:
         """Seconds of one micro-batch by pipeline rank and chunk."""
-        return self.chunk_times()
+        return self.stepper.chunk_times()
 
     @cached_property
     def step_time_s(self) -> Number:
@@ -53,6 +57,22 @@ class Step:
     def peak_bytes(self) -> Number:
         """Bytes of the fullest rank."""
         return peak_bytes(self.memory)
+
+
+@dataclass(frozen=True)
+class Once:
+    """What a step does and holds whatever the algorithm of the experts' exchange: grids of several share it.
+
+    gathered_s, scattered_s: seconds of making weights and gradients equal, before what runs beside compute;
+    synced: how often in a step.
+    """
+
+    memory: Memory
+    gathered_s: Number
+    scattered_s: Number
+    synced: Number
+    optimizer_s: Number
+    p2p_s: Number
 
 
 def peak_bytes(memory: Memory) -> Number:
@@ -133,12 +153,12 @@ class Stepper:
         layout = self.layout
         return self.shapes.workload.global_batch / (layout.micro_batch * layout.dense_dp)
 
-    def evaluate(self, memory: Memory | None = None) -> Step:
-        """Every term and every stage's memory; `memory` where it is known already."""
+    def evaluate(self, once: Once | None = None) -> Step:
+        """Every term and every stage's memory; `once` where another algorithm's stepper has it already."""
         layout, parts, micro_batches = self.layout, self.parts, self.micro_batches
         pp, vpp = layout.pp, layout.vpp
-        counts = self._busiest
-        critical = weighted_times(counts, parts.totals)
+        once = once or self.once()
+        counts, critical = self._busiest, self._critical
         every = [sum(of_part) for of_part in zip(*self._counts, strict=True)]
         rest = weighted_times([of_all - own for of_all, own in zip(every, counts, strict=True)], parts.totals)
         terms = {
@@ -149,29 +169,43 @@ class Stepper:
         if pp > 1:
             idle = schedule.bubble_s(layout.schedule, pp, vpp, _work(critical), _work(rest), micro_batches)
         terms["bubble_s"] = idle
-        waits = schedule.exposed_messages(
-            layout.schedule, pp, vpp, micro_batches, blocking=not self.execution.overlap_p2p
-        )
-        terms["p2p_s"] = waits * self._message_s
-        reduced, hidden = self._grad_reduce(critical)
-        terms["grad_reduce_s"] = reduced * np.where(np.asarray(layout.zero) >= 3, micro_batches, 1.0)
-        terms["optimizer_s"] = self._optimizer()
+        terms["p2p_s"] = once.p2p_s
+        terms["grad_reduce_s"] = self._exposed_sync(once)
+        terms["optimizer_s"] = once.optimizer_s
         terms["other_s"] = self.device.accelerator.efficiency.step_host_s
         return Step(
             terms={name: _plain(seconds) for name, seconds in terms.items()},
-            hidden={"grad_reduce_s": _plain(hidden)} | self._hidden_exchanges(counts),
-            memory=self.memory_by_rank() if memory is None else memory,
+            memory=once.memory,
             message_s=self._message_s,
             micro_batches=micro_batches,
-            chunk_times=self._chunk_times,
+            stepper=self,
         )
 
-    def _hidden_exchanges(self, counts: Counts) -> dict[str, Number]:
-        """Seconds of dispatch and combine that run beside compute, where the framework overlaps them."""
-        if not self.execution.overlap_experts:
-            return {}
-        hidden = self.micro_batches * weighted(counts, self.parts.hidden_s)
-        return {"dispatch_s": _plain(hidden), "combine_s": _plain(hidden)}
+    def once(self, memory: Memory | None = None) -> Once:
+        """What no algorithm of the experts' exchange changes; `memory` where it is known: no placement changes that."""
+        layout = self.layout
+        waits = schedule.exposed_messages(
+            layout.schedule, layout.pp, layout.vpp, self.micro_batches, blocking=not self.execution.overlap_p2p
+        )
+        gathered, scattered = self._syncs()
+        return Once(
+            memory=self.memory_by_rank() if memory is None else memory,
+            gathered_s=gathered,
+            scattered_s=scattered,
+            synced=np.where(np.asarray(layout.zero) >= 3, self.micro_batches, 1.0),
+            optimizer_s=self._optimizer(),
+            p2p_s=waits * self._message_s,
+        )
+
+    def hidden(self, terms: dict[str, Number]) -> dict[str, Number]:
+        """Seconds that run beside compute, by term: of gradients and weights, of expert rows where they overlap."""
+        gathered, scattered = self._syncs()
+        synced = np.where(np.asarray(self.layout.zero) >= 3, self.micro_batches, 1.0)
+        hidden: dict[str, Number] = {"grad_reduce_s": (gathered + scattered) * synced - terms["grad_reduce_s"]}
+        if self.execution.overlap_experts:
+            exchanged = self.micro_batches * weighted(self._busiest, self.parts.hidden_s)
+            hidden |= {"dispatch_s": exchanged, "combine_s": exchanged}
+        return {name: _plain(seconds) for name, seconds in hidden.items()}
 
     @cached_property
     def chunks(self) -> tuple[tuple[Chunk, ...], ...]:
@@ -187,7 +221,8 @@ class Stepper:
         layer = self.parts.totals[len(self.parts.blocks.kinds) - 1]
         return layer.forward, layer.backward
 
-    def _chunk_times(self) -> tuple[tuple[Times, ...], ...]:
+    def chunk_times(self) -> tuple[tuple[Times, ...], ...]:
+        """Seconds of one micro-batch by pipeline rank and chunk."""
         blocks, totals = self.parts.blocks, self.parts.totals
         return tuple(
             tuple(weighted_times(blocks.counts(chunk), totals) for chunk in of_rank) for of_rank in self.chunks
@@ -226,15 +261,20 @@ class Stepper:
     def _message_s(self) -> Number:
         return exchange.message_s(self.shapes, self.network, self.execution) * (self.shapes.layout.pp > 1)
 
-    def _grad_reduce(self, critical: Times) -> tuple[Number, Number]:
-        """Exposed and hidden seconds of making replicas equal: once a step, or for every micro-batch with ZeRO 3.
+    @cached_property
+    def _critical(self) -> Times:
+        """One micro-batch on the busiest rank."""
+        return weighted_times(self._busiest, self.parts.totals)
 
-        All-reduce without ZeRO; with it gradients are scattered and weights gathered, beside the last backward and the
-        first forward where the framework overlaps them.
+    def _syncs(self) -> tuple[Number, Number]:
+        """Seconds of gathering weights and of reducing gradients, once a step, or for every micro-batch with ZeRO 3.
+
+        All-reduce without ZeRO; with it gradients are scattered and weights gathered; ZeRO 3 gathers for the backward
+        too.
         """
-        shapes, groups, links = self.shapes, self.network.groups, self.network.links
-        zero = np.asarray(shapes.layout.zero)
-        recipe = shapes.workload.recipe
+        groups, links = self.network.groups, self.network.links
+        zero = np.asarray(self.layout.zero)
+        recipe = self.shapes.workload.recipe
         parameters = self._largest_parameters
         scattered: Number = 0.0
         gathered: Number = 0.0
@@ -245,11 +285,16 @@ class Stepper:
             sharded = (zero >= 1) * 1.0
             scattered = scattered + sharded * scatter + (1 - sharded) * whole
             gathered = gathered + sharded * collectives.all_gather_s(group, links, weight_bytes)
-        again = np.where(zero >= 3, gathered, 0.0)
+        scattered = scattered + np.where(zero >= 3, 1.0, 0.0) * gathered
+        return gathered, scattered
+
+    def _exposed_sync(self, once: Once) -> Number:
+        """What of it is exposed: where the framework overlaps, it runs beside the first forward and the last backward."""
         if not self.execution.overlap_grads:
-            return scattered + gathered + again, 0.0 * scattered
-        exposed = beside(gathered, critical.forward) + beside(scattered + again, critical.backward)
-        return exposed, scattered + gathered + again - exposed
+            return (once.gathered_s + once.scattered_s) * once.synced
+        exposed = beside(once.gathered_s, self._critical.forward)
+        exposed = exposed + beside(once.scattered_s, self._critical.backward)
+        return exposed * once.synced
 
     def _optimizer(self) -> Number:
         """AdamW reads gradients and states, writes states and weights; gradients are cleared, and read for the norm."""
@@ -304,8 +349,12 @@ class Stepper:
 
 
 def _sum(values: Iterable[Number]) -> Number:
-    """The sum, small arrays first, so that few additions are as large as the grid."""
-    first, *rest = sorted(values, key=np.size)
+    """The sum: equal shapes first, then from small to large, so that few additions are as large as the grid."""
+    of_shape: dict[tuple[int, ...], Number] = {}
+    for value in values:
+        shape = np.shape(value)
+        of_shape[shape] = of_shape[shape] + value if shape in of_shape else value
+    first, *rest = sorted(of_shape.values(), key=np.size)
     total: Number = sum(rest, first)
     return total
 

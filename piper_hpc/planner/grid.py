@@ -1,0 +1,209 @@
+"""Every layout of one pipeline degree at once: which combinations are layouts, and what the others break.
+
+A grid has three dimensions, [zero, recompute, degrees]: the last one lists all combinations of micro-batch, tp, cp, ep
+and etp that are layouts, since most of what could be combined is none. What does not depend on a dimension is never
+computed along it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from piper_hpc.planner.axes import Axes
+from piper_hpc.resource_model.schedule import problem
+from piper_hpc.resource_model.topology import NODE, AxisGroups, Group
+from piper_hpc.spec import TIERS, Layout, ModelSpec, Recompute, Workload
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+ANOTHER_NAME = "another name for a layout that is counted already"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the rules of a stage look at: degrees as equally long arrays, [combinations]."""
+
+    model: ModelSpec
+    workload: Workload
+    stage_ranks: int
+    micro_batch: Ints
+    tp: Ints
+    cp: Ints
+    ep: Ints
+    etp: Ints
+
+    @property
+    def sequences(self) -> Ints:
+        """Sequences of one micro-batch on all ranks of a stage."""
+        return self.micro_batch * (self.stage_ranks // (self.tp * self.cp))
+
+
+RULES: dict[str, Callable[[Case], Mask]] = {
+    "Eq 7: ep * etp and tp * cp must divide the ranks of a stage": lambda case: (
+        (case.stage_ranks % (case.ep * case.etp) == 0) & (case.stage_ranks % (case.tp * case.cp) == 0)
+    ),
+    "Eq 8: ep must divide the experts": lambda case: case.model.experts % case.ep == 0,
+    "tp must divide the heads, and the kv heads or be a multiple of them": lambda case: (
+        (case.model.heads % case.tp == 0)
+        & ((case.model.kv_heads % case.tp == 0) | (case.tp % case.model.kv_heads == 0))
+    ),
+    "tp must divide the dense feed-forwards, etp that of an expert": lambda case: (
+        (case.model.dense_ffn % case.tp == 0)
+        & (case.model.dense_width % case.tp == 0)
+        & (case.model.expert_ffn % case.etp == 0)
+    ),
+    "tp * cp must divide the sequence": lambda case: case.workload.sequence % (case.tp * case.cp) == 0,
+    "batch: micro_batch * data-parallel ranks must divide the global batch": lambda case: (
+        case.workload.global_batch % case.sequences == 0
+    ),
+}
+"""What makes degrees a layout, by the words that say so (equations of arXiv 2605.05049)."""
+
+
+@dataclass(frozen=True)
+class LayoutGrid:
+    """Layouts that share pp, vpp, schedule, algorithm and placement; satisfies spec.Degrees.
+
+    micro_batch, tp, cp, ep, etp: [layouts]; zero: [zero, 1, 1]; recomputed: each part [recompute, 1].
+    """
+
+    pp: int
+    vpp: int
+    schedule: str
+    all_to_all: str
+    placement: str
+    stage_ranks: int
+    micro_batch: Ints
+    tp: Ints
+    cp: Ints
+    ep: Ints
+    etp: Ints
+    zero: Ints
+    recompute: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Layouts along each dimension."""
+        return len(self.zero), len(self.recompute), len(self.tp)
+
+    @cached_property
+    def dp(self) -> Ints:
+        """Replicas of an expert."""
+        return self.stage_ranks // (self.ep * self.etp)
+
+    @cached_property
+    def dense_dp(self) -> Ints:
+        """Data-parallel ranks of everything else."""
+        return self.stage_ranks // (self.tp * self.cp)
+
+    @cached_property
+    def recomputed(self) -> Recompute:
+        """What is computed again, a column of 0 and 1 for every part."""
+        chosen = [Recompute.parse(text) for text in self.recompute]
+        flags = {
+            field.name: np.array([[getattr(one, field.name)] for one in chosen], dtype=float)
+            for field in fields(Recompute)
+        }
+        # What nobody recomputes stays a number: it costs no array.
+        return Recompute(**{name: flag if flag.any() else 0 for name, flag in flags.items()})
+
+    def micro_batches(self, global_batch: int) -> Ints:
+        """Micro-batches of a step, [layouts]."""
+        return global_batch // (self.micro_batch * self.dense_dp)
+
+    def at(self, **scalars: Any) -> LayoutGrid:
+        """The same degrees with another vpp, schedule, algorithm or placement."""
+        return replace(self, **scalars)
+
+    def layout(self, index: int) -> Layout:
+        """The layout at an index of the flattened grid."""
+        z, r, v = np.unravel_index(index, self.shape)
+        return Layout(
+            pp=self.pp,
+            vpp=self.vpp,
+            ep=int(self.ep[v]),
+            etp=int(self.etp[v]),
+            tp=int(self.tp[v]),
+            cp=int(self.cp[v]),
+            dp=int(self.dp[v]),
+            zero=int(self.zero[z, 0, 0]),
+            schedule=self.schedule,
+            micro_batch=int(self.micro_batch[v]),
+            recompute=self.recompute[r],
+            all_to_all=self.all_to_all,
+            placement=self.placement,
+        )
+
+    # Combinations that are no layouts of their own; each mask broadcasts to the grid's shape.
+
+    def sharded(self) -> Mask:
+        """Where ZeRO shards anything: with nobody to shard over, its stages are names of the same layout."""
+        alone = (self.dense_dp * self.cp == 1) & (self.dp == 1)
+        return np.asarray(~alone | (self.zero == self.zero.min()))
+
+    def own_exchange(self, groups: AxisGroups, placed_linear: AxisGroups) -> Mask:
+        """Where algorithm and placement are not another name for a simpler one, [layouts].
+
+        Inside one node every algorithm is the flat one, without a level between nodes and all three has two of them;
+        strided ranks stand as linear ones do where the group falls back to them.
+        """
+        own = exchange_levels(groups.experts) >= LEVELS[self.all_to_all]
+        if self.placement == "linear":
+            return own
+        same = [np.asarray(a == b) for a, b in zip(groups.experts.peers, placed_linear.experts.peers, strict=True)]
+        return own & ~np.logical_and.reduce(np.broadcast_arrays(*same))
+
+    def scheduled(self, global_batch: int) -> Mask:
+        """Where the schedule runs with that many micro-batches, [layouts]."""
+        counts, where = np.unique(self.micro_batches(global_batch), return_inverse=True)
+        runs = [problem(self.schedule, self.pp, self.vpp, int(count)) is None for count in counts]
+        return np.array(runs)[where]
+
+
+LEVELS = {"flat": 1, "flat_dedup": 2, "halo": 2, "halo_dedup": 2, "halo3": 3, "halo3_dedup": 3}
+"""Levels that a group must have for the algorithm to be one of its own."""
+
+
+def exchange_levels(group: Group) -> Ints:
+    """1 for a group inside a node, 2 across nodes, 3 where a switch or a rack holds several of its nodes, not all."""
+    node, size = group.within(NODE), group.size
+    switch, rack = (group.within(TIERS.index(name)) for name in ("switch", "rack"))
+    between = ((switch > node) & (switch < size)) | ((rack > node) & (rack < size))
+    return np.asarray(1 + (size > node) * 1 + ((size > node) & between) * 1)
+
+
+def degrees(model: ModelSpec, workload: Workload, ranks: int, pp: int, axes: Axes) -> tuple[LayoutGrid, Counter[str]]:
+    """All layouts of `pp` stages on `ranks` (linear, flat, 1f1b; see `LayoutGrid.at`), `pp` a divisor of `ranks`.
+
+    The counter has the combinations of micro-batch, tp, cp, ep and etp that are none, by the first rule they break.
+    """
+    names = ("micro_batch", "tp", "cp", "ep", "etp")
+    columns = np.meshgrid(*(np.array(getattr(axes, name), dtype=np.int64) for name in names), indexing="ij")
+    of_axis = {name: column.ravel() for name, column in zip(names, columns, strict=True)}
+    broken: Counter[str] = Counter()
+    for rule, holds in RULES.items():
+        kept = holds(Case(model, workload, ranks // pp, **of_axis))
+        if not kept.all():
+            broken[rule] = int(np.count_nonzero(~kept))
+            # Later rules see only what kept the earlier ones.
+            of_axis = {name: column[kept] for name, column in of_axis.items()}
+    grid = LayoutGrid(
+        pp=pp,
+        vpp=1,
+        schedule="1f1b",
+        all_to_all="flat",
+        placement="linear",
+        stage_ranks=ranks // pp,
+        zero=np.array(axes.zero, dtype=np.int64).reshape(-1, 1, 1),
+        recompute=axes.recompute,
+        **of_axis,
+    )
+    return grid, broken

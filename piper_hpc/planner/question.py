@@ -1,0 +1,125 @@
+"""What is asked of a search, and what it finds: the same for both executors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from piper_hpc.planner.axes import Axes
+from piper_hpc.spec import TIERS, ClusterSpec, Layout, ModelSpec, Prediction, Tier, Workload
+
+RANK_BY = ("mfu", "tokens_per_s", "memory")
+EP_DOMAINS = ("none", "switch", "node")
+
+ROOMIER = 1.25
+"""Memory that is asked about beside what there is: would a quarter more have made a better plan?"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """ranks: how many a layout may use, each a search of its own; keep: how many of the best to return."""
+
+    model: ModelSpec
+    cluster: ClusterSpec
+    workload: Workload
+    axes: Axes
+    ranks: tuple[int, ...]
+    rank_by: str = "mfu"
+    ep_domain: str = "none"
+    keep: int = 100
+
+    def score(self, ranks: int, step_time_s: Any, peak_bytes: Any) -> Any:
+        """What is ranked, lower first. At a fixed workload MFU is the inverse of rank-seconds, tokens/s of seconds."""
+        return {"mfu": ranks * step_time_s, "tokens_per_s": step_time_s, "memory": peak_bytes}[self.rank_by]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A layout with what it was ranked by, in closed form."""
+
+    score: float
+    step_time_s: float
+    peak_bytes: float
+    layout: Layout
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Order of a list: equal scores by step time, then by the layout, so that there is one order."""
+        one = self.layout
+        degrees = (one.ranks, one.pp, one.vpp, one.ep, one.etp, one.tp, one.cp, one.dp, one.zero, one.micro_batch)
+        return self.score, self.step_time_s, degrees, one.schedule, one.recompute, one.all_to_all, one.placement
+
+
+@dataclass
+class Found:
+    """Every combination of the axes is rejected (counted by the rule it breaks), searched or pruned.
+
+    searched: fits, with every term and every stage's memory evaluated; pruned: fits, and a bound shows it is none of
+    the best. evaluated: all that were evaluated in full, those that then did not fit included. best: best first;
+    front: those of which none is both faster and smaller (nor on fewer ranks); inside: the best whose experts stay in
+    the domain of Eq 10; roomier: the best with ROOMIER times the memory.
+    """
+
+    searched: int = 0
+    pruned: int = 0
+    evaluated: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    best: list[Ranked] = field(default_factory=list)
+    front: list[Ranked] = field(default_factory=list)
+    inside: Ranked | None = None
+    roomier: Ranked | None = None
+
+    @property
+    def feasible(self) -> int:
+        """Layouts that break no rule."""
+        return self.searched + self.pruned
+
+
+class Engine(Protocol):
+    """One executor's search and its price of one layout."""
+
+    name: str
+
+    def search(self, question: Question) -> Found:
+        """Every layout of the axes that the executor has."""
+        ...
+
+    def predict(self, question: Question, layout: Layout) -> Prediction:
+        """All there is to say of one of them."""
+        ...
+
+
+def domain_tier(cluster: ClusterSpec, ep_domain: str) -> int:
+    """Number of the widest tier that an expert group may cross: Eq 10 of arXiv 2605.05049 for `switch`.
+
+    Where a machine knows racks and no switches, a rack is what one leaf switch joins.
+    """
+    if ep_domain == "none":
+        return TIERS.index(Tier.SYSTEM.value)
+    if ep_domain == "node":
+        return TIERS.index(Tier.NODE.value)
+    has_switch = cluster.topology is not None and cluster.topology.switch is not None
+    return TIERS.index(Tier.SWITCH.value if has_switch else Tier.RACK.value)
+
+
+def pareto(points: list[Ranked]) -> list[Ranked]:
+    """Points of which no other is as fast, as small and on as few ranks, and better in one; fastest first."""
+    kept: list[Ranked] = []
+    for one in sorted(points, key=lambda point: (point.step_time_s, point.peak_bytes, point.layout.ranks, point.key)):
+        if not any(two.peak_bytes <= one.peak_bytes and two.layout.ranks <= one.layout.ranks for two in kept):
+            kept.append(one)
+    return kept
+
+
+def front_indices(step_time_s: Any, peak_bytes: Any, known: list[Ranked]) -> Any:
+    """Indices of points on the front of two equally long arrays, without most of those that `known` beats."""
+    left = np.arange(len(step_time_s))
+    for point in known[:: max(1, len(known) // 16)]:
+        seconds, size = step_time_s[left], peak_bytes[left]
+        left = left[(seconds < point.step_time_s) | (size < point.peak_bytes)]
+    order = left[np.lexsort((step_time_s[left], peak_bytes[left]))]
+    falling = step_time_s[order]
+    return order[falling < np.minimum.accumulate(np.concatenate([[np.inf], falling[:-1]]))]
