@@ -9,7 +9,7 @@ import yaml
 
 from piper_hpc.cluster import efficiency
 from piper_hpc.paths import data_folder
-from piper_hpc.spec import Accelerator
+from piper_hpc.spec import Accelerator, Efficiency
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,30 @@ def facts(name: str) -> DeviceFacts:
 
 def load(name: str) -> Accelerator:
     """Device `name` with what kernels reach of it. ValueError where there is no file, or a figure is not public."""
-    known = facts(name)
-    if known.efficiency is None or known.memory_bytes_per_s is None or "bfloat16" not in known.peak_flops:
+    device = facts(name)
+    if device.efficiency is None or device.memory_bytes_per_s is None or "bfloat16" not in device.peak_flops:
         raise ValueError(
             f"accelerator={name}: its peak rate, memory bandwidth or efficiency is not public; measure it with "
             "`python -m piper_hpc.launch task=microbench`, or plan for accelerator=a100_80gb"
         )
+    return build(device, efficiency.load(device.efficiency))
+
+
+def build(device: DeviceFacts, reached: Efficiency) -> Accelerator:
+    """The device of these facts, with what kernels reach of it."""
     return Accelerator(
-        name=name,
-        peak_flops=known.peak_flops,
-        memory_bytes=known.memory_bytes,
-        memory_bytes_per_s=known.memory_bytes_per_s,
-        compute_units=known.compute_units,
-        efficiency=efficiency.load(known.efficiency),
+        name=device.name,
+        peak_flops=device.peak_flops,
+        memory_bytes=device.memory_bytes,
+        memory_bytes_per_s=device.memory_bytes_per_s or 0.0,
+        compute_units=device.compute_units,
+        efficiency=reached,
     )
+
+
+def known(name: str | None) -> Accelerator | None:
+    """Device `name`, or None where none is named or too little of it is public."""
+    try:
+        return load(name) if name else None
+    except ValueError:
+        return None

@@ -55,6 +55,7 @@ class Machine:
             cores=self.cores,
             topology=topology(cluster),
             links=data_sheet.links_of(cluster),
+            accelerator=accelerator.known(cluster.accelerator),
         )
 
     def calibration_file(self, cluster: ClusterConfig, dtype: str, runs: Path) -> Path:

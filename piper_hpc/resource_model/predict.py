@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from piper_hpc.resource_model import fused
 from piper_hpc.resource_model.cost import Cost, total
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
@@ -12,7 +13,7 @@ from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
 from piper_hpc.resource_model.memory import memory_by_stage
 from piper_hpc.resource_model.schedule import Timeline, simulate
 from piper_hpc.resource_model.step import StepCost, step_cost
-from piper_hpc.spec import TERMS, ClusterSpec, Layout, ModelSpec, Prediction, Workload
+from piper_hpc.spec import EXECUTIONS, TERMS, ClusterSpec, Execution, Layout, ModelSpec, Prediction, Workload
 
 CORES_ARE_SHARED = "bubble_fraction: not applicable: ranks share cores, a waiting stage lends its core to the others"
 
@@ -29,13 +30,21 @@ def paper_mfu(
     return model_flops / (peak_flops * gpus * compute_s) * (compute_s / step_s)
 
 
-def predict(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
+def predict(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    layout: Layout,
+    workload: Workload,
+    execution: Execution = EXECUTIONS["piper"],
+) -> Prediction:
     """Time by term, memory by stage and MFU of one step of `workload` under `layout` on `cluster`.
 
-    Routing is taken as balanced. Intervals (90 %) carry the spread of the curves alone: what the model leaves out is
-    not in them. Raises ResourceModelError for a layout that has no such step, and for a cluster without a peak rate
-    or without any link where the layout needs one.
+    execution: this project's own executor, priced by measured curves, or one with fused kernels (see fused/), priced
+    by what the cluster's accelerator is known to reach. Raises ResourceModelError for a layout that has no such step,
+    and for a cluster without a peak rate or without any link where the layout needs one.
     """
+    if execution.name != "piper":
+        return fused.predict(model, cluster, layout, workload, execution)
     return finish(step_cost(model, cluster, layout, workload), model, cluster, layout, workload)
 
 
@@ -65,8 +74,8 @@ def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layou
         memory=memory,
         model={
             "name": model.name,
-            "parameters": model.parameters,
-            "active_parameters": model.active_parameters,
+            "parameters": model.reported_parameters,
+            "active_parameters": model.reported_active_parameters,
             "flops_per_token": flops,
             "flop_convention": FLOP_CONVENTION,
         },

@@ -83,15 +83,14 @@ class Blocks:
         attention += exchange.context(shapes, self.network, core)
         modules = {"attention_s": attention}
         if kind.moe:
-            permutation = compute.permutation(device, shapes) * 0.5
             shared = compute.shared(device, shapes)
             if shapes.model.dense_width:
                 shared += exchange.tensor(shapes, self.network, execution, shared)
             moe = {
                 "router_s": compute.router(device, shapes),
-                "dispatch_s": permutation,
+                "dispatch_s": compute.dispatched(device, shapes),
                 "expert_s": compute.experts(device, shapes) + shared,
-                "combine_s": permutation + compute.residual(device, shapes, execution),
+                "combine_s": compute.combined(device, shapes) + compute.residual(device, shapes, execution),
             }
             modules |= {term: times.recomputed(recompute.moe * (1 - recompute.full)) for term, times in moe.items()}
         else:

@@ -29,6 +29,10 @@ FUSED_LOSS_PASSES, LOSS_PASSES = (2, 2), (12, 8)
 ROUTER_PASSES = (12, 12)
 """Per routing logit in units of an activation value: scores, top-k, map and statistics in fp32."""
 
+PERMUTE_PASSES, UNPERMUTE_PASSES, SORT_PASSES = (2, 3), (5, 8), (2, 2)
+"""Per value of a row, as Megatron-LM does it without its permute fusion: gather; product with the weights and a scattered
+sum; their backwards with the weights' gradients; and the sort of chunks by expert."""
+
 FLASH_BACKWARD_FLOPS = 2.5
 """FLOPs of flash attention's backward over its forward's: five products against two."""
 
@@ -144,11 +148,19 @@ def router(device: Device, shapes: Shapes) -> Times:
     return norm(device, shapes).recomputed(recompute) + gate + chosen
 
 
-def permutation(device: Device, shapes: Shapes) -> Times:
+def dispatched(device: Device, shapes: Shapes) -> Times:
     """Rows gathered from tokens before they leave, and sorted by expert where they arrive."""
-    copies = device.streamed(shapes.sent_rows * shapes.model.hidden, 2, 2)
-    sort = device.streamed(np.where(shapes.experts_per_rank > 1, shapes.hot_rows, 0.0) * shapes.model.hidden, 2, 2)
-    return copies + sort
+    return device.streamed(shapes.sent_rows * shapes.model.hidden, *PERMUTE_PASSES) + _sorted(device, shapes)
+
+
+def combined(device: Device, shapes: Shapes) -> Times:
+    """Rows put back into the order they came in, weighted, and added up by token."""
+    return device.streamed(shapes.sent_rows * shapes.model.hidden, *UNPERMUTE_PASSES) + _sorted(device, shapes)
+
+
+def _sorted(device: Device, shapes: Shapes) -> Times:
+    rows = np.where(shapes.experts_per_rank > 1, shapes.hot_rows, 0.0)
+    return device.streamed(rows * shapes.model.hidden, *SORT_PASSES)
 
 
 def experts(device: Device, shapes: Shapes) -> Times:

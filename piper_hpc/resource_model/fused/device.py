@@ -9,6 +9,9 @@ import numpy as np
 from piper_hpc.resource_model.numbers import Number
 from piper_hpc.spec import Accelerator, Recipe
 
+STREAMS = 4
+"""Products of a group that Transformer Engine runs side by side, each a kernel of its own."""
+
 TILE = (128, 256)
 """Output tile of the large matrix products of cuBLAS, hipBLASLt and CUTLASS (the guides' most efficient size)."""
 
@@ -55,14 +58,23 @@ class Device:
         return moved_bytes / (self.accelerator.memory_bytes_per_s * self.accelerator.efficiency.memory)
 
     def gemm_s(
-        self, rows: Number, columns: Number, depth: Number, moved_bytes: Number, share: Number, groups: Number = 1.0
+        self,
+        rows: Number,
+        columns: Number,
+        depth: Number,
+        moved_bytes: Number,
+        share: Number,
+        groups: Number = 1.0,
+        beside: Number | None = None,
     ) -> Number:
-        """`groups` products [rows, depth] x [depth, columns] in one kernel, or at the speed of what it moves.
+        """`groups` products [rows, depth] x [depth, columns], `beside` of them at once; or the speed of what they move.
 
-        Output tiles go to the compute units in whole waves, and a tile's first step along the depth is not overlapped.
+        All run in one kernel where `beside` is not given. Output tiles go to the compute units in whole waves, and a tile's first step along the depth is not overlapped.
         """
         flops = 2.0 * groups * rows * columns * depth
-        slower = self.waves(rows, columns, groups) * (1 + self.accelerator.efficiency.gemm_edge / depth)
+        slower = self.waves(rows, columns, groups if beside is None else beside) * (
+            1 + self.accelerator.efficiency.gemm_edge / depth
+        )
         return np.maximum(flops * slower / (share * self.peak_flops), self.stream_s(moved_bytes))
 
     def waves(self, rows: Number, columns: Number, groups: Number = 1.0) -> Number:
@@ -88,11 +100,11 @@ class Device:
         moved = (rows * (inputs + outputs) + weights) * value
         updated = moved if not self.fused_accumulation else moved - weights * value + sums
         added_s = 0.0 if self.fused_accumulation else self.stream_s(weights * value + sums)
-        each = rows / groups
+        each, beside = rows / groups, np.minimum(groups, STREAMS)
         return Times(
-            forward=self.gemm_s(each, outputs, inputs, moved, share, groups),
-            input=self.gemm_s(each, inputs, outputs, moved, share, groups),
-            weight=self.gemm_s(inputs, outputs, each, updated, share, groups) + added_s,
+            forward=self.gemm_s(each, outputs, inputs, moved, share, groups, beside),
+            input=self.gemm_s(each, inputs, outputs, moved, share, groups, beside),
+            weight=self.gemm_s(inputs, outputs, each, updated, share, groups, beside) + added_s,
         )
 
     def streamed(self, values: Number, forward: float, backward: float) -> Times:

@@ -1,7 +1,7 @@
 """Kernels that a layer launches: what it costs beyond the work inside them is counted, and priced by one constant.
 
 Counted from the module lists of Megatron-LM with Transformer Engine, forward and backward. Grouped products are one
-launch an expert there. The price, `launch_s` of a device, is the gap that a kernel leaves behind: launch, ramp up
+launch an expert there, STREAMS of them side by side. The price, `launch_s` of a device, is the gap that a kernel leaves behind: launch, ramp up
 and down, and the host's own work where the device waits for it.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from piper_hpc.resource_model.fused.device import Times
+from piper_hpc.resource_model.fused.device import STREAMS, Times
 from piper_hpc.resource_model.fused.shapes import Shapes
 from piper_hpc.spec import Execution
 
@@ -46,5 +46,5 @@ def launches(shapes: Shapes, execution: Execution, *, moe: bool) -> Times:
     forward, backward = attention + rest
     blocks = 2 if not moe or model.dense_width else 1
     split = np.where(np.asarray(shapes.layout.tp) > 1, blocks, 0)
-    experts = moe * shapes.experts_per_rank * 2
+    experts = moe * shapes.experts_per_rank * 2 / STREAMS
     return Times(forward + split * TENSOR_KERNELS[0] + experts, backward + split * TENSOR_KERNELS[1] + 2 * experts)
