@@ -21,7 +21,7 @@ from piper_hpc.profiling.clock import clock_for
 from piper_hpc.profiling.memory import LiveBytes, peak_tensor_bytes
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.resource_model.memory import memory_by_stage, peak_bytes, stage_parameters
-from piper_hpc.spec import Layout, ModelSpec, RankMap, Workload
+from piper_hpc.spec import RECIPES, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.spec.placement import Placement
 from piper_hpc.train.optimizer import make_optimizer
 from piper_hpc.train.settings import TrainSettings
@@ -44,7 +44,7 @@ def test_more_of_anything_never_needs_less_memory(model: ModelSpec, pp: int, ep:
     elif what == "sequence":
         workload = replace(workload, sequence=256)
     elif what == "bytes":
-        workload = replace(workload, bytes_per_value=8)
+        workload = replace(workload, recipe=RECIPES["float64"])
     else:
         model = replace(model, **{what: 2 * getattr(model, what)})
     assert all(after >= size for size, after in zip(before, peak_bytes(model, layout, workload), strict=True))
