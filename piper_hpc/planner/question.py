@@ -79,9 +79,10 @@ class Found:
 
 
 class Engine(Protocol):
-    """One executor's search and its price of one layout."""
+    """One executor's search and its price of one layout. `rescored`: how many of the best deserve the simulation."""
 
     name: str
+    rescored: int
 
     def search(self, question: Question) -> Found:
         """Every layout of the axes that the executor has."""
@@ -91,18 +92,29 @@ class Engine(Protocol):
         """All there is to say of one of them."""
         ...
 
+    def step_time_s(self, question: Question, layout: Layout) -> float:
+        """Seconds of the step, as `search` ranks by."""
+        ...
+
+    def simulated(self, question: Question, one: Ranked) -> Ranked:
+        """The same layout with the step time of the schedule's simulation."""
+        ...
+
 
 def domain_tier(cluster: ClusterSpec, ep_domain: str) -> int:
     """Number of the widest tier that an expert group may cross: Eq 10 of arXiv 2605.05049 for `switch`.
 
-    Where a machine knows racks and no switches, a rack is what one leaf switch joins.
+    Where a machine knows racks and no switches, a rack is what one leaf switch joins; where it knows neither, nothing
+    between a node and the system is a domain.
     """
     if ep_domain == "none":
         return TIERS.index(Tier.SYSTEM.value)
     if ep_domain == "node":
         return TIERS.index(Tier.NODE.value)
-    has_switch = cluster.topology is not None and cluster.topology.switch is not None
-    return TIERS.index(Tier.SWITCH.value if has_switch else Tier.RACK.value)
+    known = cluster.topology
+    if known is None or (known.rack and not known.switch):
+        return TIERS.index(Tier.RACK.value)
+    return TIERS.index(Tier.SWITCH.value if known.switch else Tier.NODE.value)
 
 
 def pareto(points: list[Ranked]) -> list[Ranked]:

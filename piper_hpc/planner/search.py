@@ -1,54 +1,45 @@
-"""The search: every layout that satisfies the constraints, the best of them predicted in full and ranked."""
+"""A plan: the layouts that fit, the best of them predicted in full and ranked, and what limits the best."""
 
 from __future__ import annotations
 
 import time
-from bisect import insort
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from piper_hpc.planner.constraints import (
-    EP_DOMAINS,
-    broken_by_degrees,
-    broken_by_micro_batch,
-    degrees,
-    divisors,
-)
-from piper_hpc.resource_model.memory import peak_bytes
-from piper_hpc.resource_model.predict import finish, shortest_step_s
-from piper_hpc.resource_model.step import StepCost, step_cost
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Prediction, Workload
+from piper_hpc.planner.axes import Axes
+from piper_hpc.planner.engines import engine_of
+from piper_hpc.planner.limits import limits
+from piper_hpc.planner.measured import divisors
+from piper_hpc.planner.question import EP_DOMAINS, RANK_BY, Question, Ranked
+from piper_hpc.spec import ClusterSpec, ModelSpec, Prediction, Workload
 
-SCHEMA_VERSION = 1
-
-Score = Callable[[Layout, float], float]
-"""What is ranked, lower first, from a layout and its step time; it must not fall when the step gets longer."""
-
-Key = tuple[float, tuple[int, ...]]
-"""A score, then the degrees: equal scores keep one order."""
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Plan:
     """Layouts ranked by prediction, best first, and what became of the others.
 
-    Every layout is either rejected (counted by the rule it breaks) or feasible; a feasible one is either searched
-    (every term and every stage's memory evaluated) or pruned (its busiest stage alone takes longer than the step of
-    every candidate, so it cannot be one).
+    Every combination of the axes is rejected (counted by the rule it breaks), searched or pruned; see
+    question.Found. pareto: the layouts of which none is both faster and smaller (nor on fewer ranks).
     """
 
     model: dict[str, Any]
     cluster: str
+    executor: str
     workload: Workload
     rank_by: str
     searched: int
     pruned: int
     feasible: int
+    evaluated: int
     seconds: float
+    memory_bytes: int
     candidates: list[Prediction]
     rejected: dict[str, int]
+    pareto: list[Ranked] = field(default_factory=list)
+    limits: dict[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -56,15 +47,28 @@ class Plan:
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
             "cluster": self.cluster,
+            "executor": self.executor,
             "global_batch": self.workload.global_batch,
             "sequence": self.workload.sequence,
             "rank_by": self.rank_by,
             "searched": self.searched,
             "pruned": self.pruned,
             "feasible": self.feasible,
+            "evaluated": self.evaluated,
             "seconds": self.seconds,
+            "memory_bytes": self.memory_bytes,
             "candidates": [candidate.document() for candidate in self.candidates],
             "rejected": self.rejected,
+            "pareto": [
+                {
+                    "layout": asdict(one.layout),
+                    "ranks": one.layout.ranks,
+                    "step_time_s": one.step_time_s,
+                    "peak_bytes": int(one.peak_bytes),
+                }
+                for one in self.pareto
+            ],
+            "limits": self.limits,
         }
 
 
@@ -77,86 +81,53 @@ def plan(
     rank_by: str = "mfu",
     ep_domain: str = "none",
     candidates: int = 20,
+    executor: str = "auto",
+    axes: Axes | None = None,
 ) -> Plan:
     """Rank the layouts of `model` on `cluster` for `workload`, the best `candidates` of them in full.
 
     ranks: how many ranks a layout may use (default: all of the cluster, none fewer); rank_by: mfu, tokens_per_s or
-    memory (the least peak first); ep_domain: none, switch or node, how far an expert group may reach (Eq 10). Nothing
-    feasible is no error: there are no candidates then. Raises ValueError for an unknown option, and
-    ResourceModelError for a cluster that nothing is known of.
+    memory (the least peak, the most head-room first); ep_domain: none, switch or node, how far an expert group may
+    reach (Eq 10); executor: piper, megatron or auto (see engine_of); axes: their values, by default those of
+    conf/plan/default.yaml, for piper every divisor. Nothing feasible is no error: there are no candidates then. Raises
+    ValueError for an unknown option, and ResourceModelError for a cluster that nothing is known of.
     """
     started = time.perf_counter()
-    if ep_domain not in EP_DOMAINS:
-        raise ValueError(f"ep_domain={ep_domain!r}: must be one of {', '.join(EP_DOMAINS)}, for example ep_domain=none")
-    score = _score(rank_by, model, workload)
-    rejected: Counter[str] = Counter()
-    layouts = list(_feasible(model, cluster, workload, ranks or [cluster.ranks], ep_domain, rejected))
-
-    bounded: list[tuple[Key, Layout, StepCost]] = []
-    for layout in layouts:
-        cost = step_cost(model, cluster, layout, workload)
-        bounded.append((_key(score(layout, shortest_step_s(cost, cluster)), layout), layout, cost))
-    bounded.sort(key=lambda entry: entry[0])
-
-    best: list[tuple[Key, Prediction]] = []
-    searched = 0
-    for bound, layout, cost in bounded:
-        if len(best) >= candidates and bound[0] > best[candidates - 1][0][0]:
-            break
-        prediction = finish(cost, model, cluster, layout, workload)
-        insort(best, (_key(score(layout, prediction.step_time_s), layout), prediction), key=lambda entry: entry[0])
-        searched += 1
+    for name, value, allowed in (("ep_domain", ep_domain, EP_DOMAINS), ("rank_by", rank_by, RANK_BY)):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}, for example {name}={allowed[0]}")
+    counts = tuple(sorted(set(ranks or [cluster.ranks])))
+    for count in counts:
+        if not 0 < count <= cluster.ranks:
+            raise ValueError(f"ranks={count}: cluster '{cluster.name}' has {cluster.ranks}; use ranks={cluster.ranks}")
+    engine = engine_of(executor, cluster)
+    if axes is None:
+        axes = Axes.shipped()
+        if engine.name == "piper":
+            of_ranks = tuple(sorted({divisor for count in counts for divisor in divisors(count)}))
+            axes = replace(axes, pp=of_ranks, ep=of_ranks, micro_batch=tuple(divisors(workload.global_batch)))
+    question = Question(
+        model, cluster, workload, axes.of_model(model), counts, rank_by, ep_domain, max(candidates, engine.rescored)
+    )
+    found = engine.search(question)
+    simulated = sorted((engine.simulated(question, one) for one in found.best), key=lambda one: one.key)
+    best = [engine.predict(question, one.layout) for one in simulated[:candidates]]
+    by_closed_form = {one.layout: one for one in found.best}
+    found.best = [by_closed_form[one.layout] for one in simulated]
     return Plan(
         model={"name": model.name, "parameters": model.parameters, "active_parameters": model.active_parameters},
         cluster=cluster.name,
+        executor=engine.name,
         workload=workload,
         rank_by=rank_by,
-        searched=searched,
-        pruned=len(layouts) - searched,
-        feasible=len(layouts),
+        searched=found.searched,
+        pruned=found.pruned,
+        feasible=found.feasible,
+        evaluated=found.evaluated,
         seconds=time.perf_counter() - started,
-        candidates=[prediction for _, prediction in best[:candidates]],
-        rejected=dict(sorted(rejected.items())),
+        memory_bytes=cluster.memory_bytes,
+        candidates=best,
+        rejected=dict(sorted(found.rejected.items())),
+        pareto=found.front,
+        limits=limits(engine, question, found, best[0]) if best else None,
     )
-
-
-def _feasible(
-    model: ModelSpec,
-    cluster: ClusterSpec,
-    workload: Workload,
-    ranks: Sequence[int],
-    ep_domain: str,
-    rejected: Counter[str],
-) -> Iterator[Layout]:
-    """Layouts that break no rule; the others are counted in `rejected`, by rule."""
-    for count in sorted(set(ranks)):
-        if not 0 < count <= cluster.ranks:
-            raise ValueError(f"ranks={count}: cluster '{cluster.name}' has {cluster.ranks}; use ranks={cluster.ranks}")
-        for layout in degrees(count):
-            rule = broken_by_degrees(layout, model, cluster, workload, ep_domain)
-            if rule is not None:
-                rejected[rule] += 1
-                continue
-            for micro_batch in divisors(workload.global_batch // layout.dense_dp):
-                candidate = replace(layout, micro_batch=micro_batch)
-                rule = broken_by_micro_batch(candidate, model, cluster, workload)
-                if rule is None:
-                    yield candidate
-                else:
-                    rejected[rule] += 1
-
-
-def _score(rank_by: str, model: ModelSpec, workload: Workload) -> Score:
-    scores: dict[str, Score] = {
-        # MFU at a fixed workload is the inverse of rank-seconds, tokens/s that of seconds.
-        "mfu": lambda layout, step_time_s: layout.ranks * step_time_s,
-        "tokens_per_s": lambda layout, step_time_s: step_time_s,
-        "memory": lambda layout, step_time_s: max(peak_bytes(model, layout, workload)),
-    }
-    if rank_by not in scores:
-        raise ValueError(f"rank_by={rank_by!r}: must be one of {', '.join(scores)}, for example rank_by=mfu")
-    return scores[rank_by]
-
-
-def _key(score: float, layout: Layout) -> Key:
-    return score, (layout.ranks, layout.pp, layout.ep, layout.dp, layout.micro_batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from piper_hpc.planner.constraints import paper_expert_domain
+from piper_hpc.planner.measured import paper_expert_domain
 from piper_hpc.resource_model import communication, memory
 from piper_hpc.resource_model.predict import paper_mfu
 from piper_hpc.spec import ModelSpec, Workload

@@ -1,0 +1,136 @@
+"""What limits a plan and what would lift it: the best layout again, with one constraint relaxed at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+from piper_hpc.planner.question import ROOMIER, Engine, Found, Question, Ranked, domain_tier
+from piper_hpc.spec import TIERS, Accelerator, Calibration, Curve, Link, Prediction, Tier
+
+NODE = TIERS.index(Tier.NODE.value)
+NEAR = TIERS[: NODE + 1]
+
+KERNELS = ("gemm", "grouped_gemm", "attention_forward", "attention_backward")
+LARGEST = 4
+"""How many terms are named."""
+
+
+def limits(engine: Engine, question: Question, found: Found, best: Prediction) -> dict[str, Any]:
+    """Largest terms, memory of the worst rank, the price of Eq 10, and by how much each relaxation speeds the step up.
+
+    gain_pct: more tokens a second, in per cent. All but memory's and the batch's are of the same layout, so that a new
+    search could only gain more.
+    """
+    first = found.best[0]
+    lifts = sorted(_lifts(engine, question, found, first), key=lambda lift: -float(lift["gain_pct"]))
+    return {
+        "largest_terms": [
+            {"term": name, "seconds": seconds, "share": seconds / best.step_time_s}
+            for name, seconds in sorted(best.terms.items(), key=lambda item: -item[1])[:LARGEST]
+        ],
+        "memory": _memory(question, best),
+        "lifts": lifts,
+        "binding": lifts[0]["constraint"] if lifts and lifts[0]["gain_pct"] > 0 else None,
+        "eq_10": _eq_10(question, found, first, best),
+    }
+
+
+def _memory(question: Question, best: Prediction) -> dict[str, Any]:
+    stages = [sum(kinds) for kinds in zip(*best.memory.values(), strict=True)]
+    worst = stages.index(max(stages))
+    kinds = {kind: sizes[worst] for kind, sizes in best.memory.items()}
+    largest = max(kinds, key=lambda kind: kinds[kind])
+    return {
+        "stage": worst,
+        "rank": worst * (len(best.peak_memory_bytes) // len(stages)),
+        "peak_bytes": stages[worst],
+        "available_bytes": question.cluster.memory_bytes,
+        "headroom_bytes": question.cluster.memory_bytes - stages[worst],
+        "largest_kind": largest,
+        "largest_kind_bytes": kinds[largest],
+    }
+
+
+def _eq_10(question: Question, found: Found, first: Ranked, best: Prediction) -> dict[str, Any]:
+    """The preference with its price: what crossing costs, and what staying inside would."""
+    crosses = found.inside is None or found.inside.layout != first.layout
+    exchange_s = best.terms["dispatch_s"] + best.terms["combine_s"]
+    price = {
+        "domain": TIERS[domain_tier(question.cluster, "switch")],
+        "crosses": crosses,
+        "all_to_all_s": exchange_s,
+        "all_to_all_share": exchange_s / best.step_time_s,
+        "inside": None,
+        "inside_costs_pct": None,
+    }
+    if crosses and found.inside is not None:
+        price["inside"] = asdict(found.inside.layout)
+        price["inside_costs_pct"] = 100 * (found.inside.step_time_s / first.step_time_s - 1)
+    return price
+
+
+def _lifts(engine: Engine, question: Question, found: Found, first: Ranked) -> Iterator[dict[str, Any]]:
+    rate = question.workload.tokens / first.step_time_s
+
+    def gain(constraint: str, change: str, tokens_per_s: float, layout: Any) -> dict[str, Any]:
+        gain_pct = 100 * (tokens_per_s / rate - 1)
+        other = None if layout == first.layout else asdict(layout)
+        return {"constraint": constraint, "change": change, "gain_pct": gain_pct, "other_layout": other}
+
+    if found.roomier is not None and question.rank_by != "memory":
+        change = f"{100 * (ROOMIER - 1):.0f} % more memory"
+        yield gain("memory", change, question.workload.tokens / found.roomier.step_time_s, found.roomier.layout)
+    for constraint, change, relaxed in _relaxed(question):
+        seconds = engine.step_time_s(relaxed, first.layout)
+        yield gain(constraint, change, relaxed.workload.tokens / seconds, first.layout)
+
+
+def _relaxed(question: Question) -> Iterator[tuple[str, str, Question]]:
+    cluster, workload = question.cluster, question.workload
+
+    def links(near: bool) -> dict[str, Link]:
+        return {
+            tier: Link(link.latency_s, link.bytes_per_s * (2 if (tier in NEAR) == near else 1))
+            for tier, link in cluster.links.items()
+        }
+
+    def measured(*prefixes: str, tiers: tuple[str, ...] = ()) -> Calibration:
+        def eased(name: str, curve: Curve) -> Curve:
+            parts = name.split("/")
+            if parts[0] not in prefixes or (tiers and parts[1] not in tiers):
+                return curve
+            return replace(curve, seconds=tuple(seconds / 2 for seconds in curve.seconds))
+
+        curves = {name: eased(name, curve) for name, curve in cluster.calibration.curves.items()}
+        return replace(cluster.calibration, curves=curves)
+
+    exchanges = ("p2p", "all_to_all", "all_reduce")
+    far = tuple(tier for tier in TIERS if tier not in NEAR)
+    device = cluster.accelerator
+    eased = {
+        "links between nodes": replace(cluster, links=links(False), calibration=measured(*exchanges, tiers=far)),
+        "links inside nodes": replace(cluster, links=links(True), calibration=measured(*exchanges, tiers=NEAR)),
+        "compute": replace(cluster, accelerator=device and _faster(device, compute=2), calibration=measured(*KERNELS)),
+        "memory bandwidth": replace(
+            cluster,
+            accelerator=device and _faster(device, memory=2),
+            calibration=measured("elementwise", "activation", "norm", "gate", "adamw"),
+        ),
+        "host": replace(cluster, accelerator=device and _faster(device, host=2), calibration=measured("host_op")),
+    }
+    for constraint, other in eased.items():
+        yield constraint, "twice as fast", replace(question, cluster=other)
+    twice = replace(workload, global_batch=2 * workload.global_batch)
+    yield "global batch", "twice as many sequences a step", replace(question, workload=twice)
+
+
+def _faster(device: Accelerator, *, compute: float = 1, memory: float = 1, host: float = 1) -> Accelerator:
+    efficiency = device.efficiency
+    return replace(
+        device,
+        peak_flops={dtype: rate * compute for dtype, rate in device.peak_flops.items()},
+        memory_bytes_per_s=device.memory_bytes_per_s * memory,
+        efficiency=replace(efficiency, launch_s=efficiency.launch_s / host, step_host_s=efficiency.step_host_s / host),
+    )
