@@ -18,15 +18,18 @@ from rich.console import Console
 from piper_hpc.cli import show
 from piper_hpc.cli.errors import INTERRUPTED, USAGE_ERROR, message_of, run_command
 from piper_hpc.cli.follow import follow
+from piper_hpc.cli.plan import show as show_plan
 from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.config import ConfigError, Experiment, Problem, experiment, register
 from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.paths import data_folder
-from piper_hpc.planner.search import Plan, plan
+from piper_hpc.planner import Axes, Plan, plan
+from piper_hpc.planner import save as saved
+from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
 from piper_hpc.runs.manifest import provenance
-from piper_hpc.spec import Prediction
+from piper_hpc.spec import Prediction, SpecError
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
 from piper_hpc.train.settings import WARMUP_STEPS
@@ -41,11 +44,10 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
     asked = experiment(composed)
     machine = describe(asked.cluster)
     if asked.task.name == "plan":
-        found = _plan(asked, machine)
-        show.plan(found, asked, console)
-        return found.document(), 0
+        return _planned(asked, machine, console), 0
     if asked.layout is None and asked.task.name != "microbench":
-        composed = _with_best_layout(composed, _plan(asked, machine))
+        # The executor's own space: what it lacks cannot be trained.
+        composed = _with_best_layout(composed, _plan(asked, machine, "piper"))
         asked = experiment(composed)
     prediction = _predict(asked, machine)
     run = RunFolder(asked.runs / new_run_id())
@@ -78,20 +80,46 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
     return _wait(run, asked, console)
 
 
-def _plan(asked: Experiment, machine: Machine) -> Plan:
+def _planned(asked: Experiment, machine: Machine, console: Console) -> dict[str, Any]:
+    """Plan, show it, and save its best layout for training where a name for it is given."""
+    name = asked.plan.save
+    try:
+        path = saved.check_name(name, Path.cwd()) if name else None
+        found = _plan(asked, machine, asked.task.executor)
+        show_plan(found, asked, console)
+        if not name or path is None:
+            return found.document()
+        own = found if found.executor == "piper" else _plan(asked, machine, "piper")
+        best = saved.best_of_executor(name, found, own)
+    except SpecError as error:
+        raise ConfigError(*error.problems) from error
+    saved.save(own, best, path)
+    console.print(f"saved {path}; train with: python -m piper_hpc.launch parallelism={name}", highlight=False)
+    return found.document() | {"saved": {"path": str(path), "layout": best.layout}}
+
+
+def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
     calibration = calibration_of(asked, machine)
     if calibration is None:
         measure = f"measure it first: python -m piper_hpc.launch task=microbench cluster={asked.cluster.name}"
         rule = f"planning needs measurements or a data sheet, and there is neither; {measure}"
         raise ConfigError(Problem("cluster", asked.cluster.name, rule, "cluster=frontier"))
-    return plan(
-        asked.model,
-        machine.spec(asked.cluster, calibration),
-        asked.workload,
-        rank_by=asked.task.rank_by,
-        ep_domain=asked.task.ep_domain,
-        candidates=asked.task.candidates,
-    )
+    try:
+        return plan(
+            asked.model,
+            machine.spec(asked.cluster, calibration),
+            asked.workload,
+            ranks=asked.task.ranks,
+            rank_by=asked.task.rank_by,
+            ep_domain=asked.task.ep_domain,
+            candidates=asked.task.candidates,
+            executor=executor,
+            axes=Axes.of(vars(asked.plan.axes)),
+        )
+    except SpecError as error:
+        raise ConfigError(*error.problems) from error
+    except ResourceModelError as error:
+        raise ConfigError(Problem("task.executor", executor, str(error), "task.executor=piper")) from error
 
 
 def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
@@ -136,6 +164,14 @@ def _wait(run: RunFolder, asked: Experiment, console: Console) -> tuple[dict[str
     return document, 0 if status.state == "completed" else 1
 
 
+def _add_own_options() -> None:
+    """Let Hydra find the options that plans were saved as where the command runs."""
+    own = saved.folder_of_user(Path.cwd())
+    given = any(word.split("=")[0] in ("--config-dir", "-cd") for word in sys.argv[1:])
+    if (own / "parallelism").is_dir() and own.resolve() != Path(data_folder("conf")).resolve() and not given:
+        sys.argv[1:1] = ["--config-dir", str(own)]
+
+
 def main() -> int:
     """The command."""
     register()
@@ -163,6 +199,7 @@ def main() -> int:
         codes.append(code)
 
     def command() -> int:
+        _add_own_options()
         decorated = hydra.main(version_base="1.3", config_path=str(Path(data_folder("conf"))), config_name="config")
         decorated(one)()
         if as_json and all(as_json):

@@ -1,4 +1,4 @@
-"""Tables for the terminal: a plan, what would be submitted, how a run went against its prediction."""
+"""Tables for the terminal: what would be submitted, how a run went against its prediction. Plans: cli/plan.py."""
 
 from __future__ import annotations
 
@@ -10,42 +10,8 @@ from rich.table import Table
 
 from analysis import report, table
 from piper_hpc.config import Experiment
-from piper_hpc.planner.search import Plan
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import Prediction
-
-GIB = 2**30
-
-
-def plan(found: Plan, asked: Experiment, console: Console) -> None:
-    """Ranked layouts, and why the others were left out."""
-    columns = Table(box=None, header_style="bold")
-    for name in ("", "pp", "ep", "dp", "micro-batch", "step", "tokens/s", "MFU", "bubble", "peak memory"):
-        columns.add_column(name, justify="right")
-    for rank, candidate in enumerate(found.candidates, start=1):
-        layout = candidate.layout
-        bubble = "-" if candidate.bubble_fraction is None else f"{100 * candidate.bubble_fraction:.1f} %"
-        columns.add_row(
-            str(rank),
-            *(str(layout[key]) for key in ("pp", "ep", "dp", "micro_batch")),
-            f"{candidate.step_time_s:.4g} s",
-            f"{candidate.tokens_per_s:,.0f}",
-            f"{100 * candidate.mfu:.1f} %",
-            bubble,
-            f"{max(candidate.peak_memory_bytes) / GIB:.3g} GiB",
-        )
-    ranks = asked.cluster.nodes * asked.cluster.ranks_per_node
-    console.print(f"[bold]{asked.model.name}[/] on {asked.cluster.name}, {ranks} ranks", highlight=False)
-    console.print(columns)
-    console.print(
-        f"{found.feasible} feasible layouts, {found.searched} evaluated and {found.pruned} excluded by a bound, "
-        f"in {found.seconds:.2f} s",
-        highlight=False,
-    )
-    for reason, count in sorted(found.rejected.items()):
-        console.print(f"rejected {count}: {reason}", highlight=False)
-    if found.candidates:
-        console.print(f"rests on: {found.candidates[0].calibration['source']}", highlight=False)
 
 
 def preview(text: str, prediction: Prediction | None, asked: Experiment, console: Console) -> None:

@@ -71,6 +71,7 @@ def build(device: DeviceFacts, reached: Efficiency) -> Accelerator:
         memory_bytes_per_s=device.memory_bytes_per_s or 0.0,
         compute_units=device.compute_units,
         efficiency=reached,
+        best_flops=device.mamf_flops,
     )
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from piper_hpc.config.errors import Problem
 from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
 from piper_hpc.paths import data_folder
-from piper_hpc.spec import TIERS, ModelSpec
+from piper_hpc.spec import RECIPES, TIERS, ModelSpec
 
 # What the executor has today; the planner may reason about more.
 CHOICES = {
     "task.name": ("train", "microbench", "profile", "plan"),
+    "task.executor": ("auto", "piper", "megatron"),
     "task.rank_by": ("mfu", "tokens_per_s", "memory"),
     "task.ep_domain": ("none", "switch", "node"),
     "parallelism.schedule": ("1f1b",),
@@ -31,6 +32,7 @@ CHOICES = {
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda"),
     "cluster.quota": ("auto", "off"),
+    "task.recipe": (None, *RECIPES),
     "train.lr_schedule": ("cosine", "constant"),
     "train.dtype": ("float32", "float64", "bfloat16"),
     "tracking.name": ("none", "wandb_offline", "wandb"),
@@ -68,8 +70,8 @@ def choices(config: Config) -> Iterator[Problem]:
     for key, allowed in CHOICES.items():
         value = _value(config, key)
         if value not in allowed:
-            listed = ", ".join(str(choice) for choice in allowed)
-            yield Problem(key, value, f"must be one of {listed}", f"{_override(key)}={allowed[0]}")
+            listed = ", ".join("null" if choice is None else str(choice) for choice in allowed)
+            yield Problem(key, value, f"must be one of {listed}", f"{_override(key)}={listed.split(', ')[0]}")
 
 
 def _override(key: str) -> str:
@@ -168,6 +170,11 @@ def task(config: Config, spec: ModelSpec) -> Iterator[Problem]:
     if config.task.name in ("train", "profile") and spec.vocab < BYTES:
         rule = f"text is read as bytes: at least {BYTES}"
         yield Problem("model.vocab", spec.vocab, rule, f"model.vocab={BYTES}")
+    ranks = config.cluster.nodes * config.cluster.ranks_per_node
+    for count in config.task.ranks or ():
+        if not 0 < count <= ranks:
+            rule = f"must lie between 1 and cluster.nodes * cluster.ranks_per_node = {ranks}"
+            yield Problem("task.ranks", count, rule, f"task.ranks=[{ranks}]")
     if config.task.name == "microbench" and config.train.dtype == "float64":
         rule = "the grouped GEMM that is measured has no float64"
         yield Problem("train.dtype", config.train.dtype, rule, "train.dtype=float32")

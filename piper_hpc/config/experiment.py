@@ -11,7 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from piper_hpc.config import checks
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.model import model_spec
-from piper_hpc.config.schema import ClusterConfig, Config, DataConfig, TaskConfig, TrackingConfig, TrainConfig
+from piper_hpc.config.schema import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    PlanConfig,
+    TaskConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from piper_hpc.spec import RECIPES, Layout, ModelSpec, SpecError, Workload
 
 
@@ -22,6 +30,7 @@ class Experiment:
     task: TaskConfig
     model: ModelSpec
     layout: Layout | None
+    plan: PlanConfig
     workload: Workload
     cluster: ClusterConfig
     data: DataConfig
@@ -72,7 +81,8 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         task=config.task,
         model=model,
         layout=layout,
-        workload=Workload(config.train.global_batch, config.train.sequence, RECIPES[config.train.dtype]),
+        plan=config.plan,
+        workload=Workload(config.train.global_batch, config.train.sequence, RECIPES[_recipe(config)]),
         cluster=config.cluster,
         data=config.data,
         train=config.train,
@@ -83,6 +93,11 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         wait=config.wait,
         format=config.format,
     )
+
+
+def _recipe(config: Config) -> str:
+    """The precision recipe; a plan may ask for one that the executor lacks."""
+    return (config.task.name == "plan" and config.task.recipe) or config.train.dtype
 
 
 def _layout(config: Config) -> Layout:

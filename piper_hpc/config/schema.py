@@ -14,9 +14,12 @@ class TaskConfig:
 
     name: str = MISSING
     budget_s: float = 10.0  # microbench, and the measuring before a first training run
+    executor: str = "auto"  # plan: piper (this project's, measured), megatron (every axis) or auto (what fits)
     rank_by: str = "mfu"  # plan: mfu, tokens_per_s or memory
     ep_domain: str = "none"  # plan: how far Eq 10 lets an expert group reach: none (anywhere), switch or node
     candidates: int = 20  # plan: how many to print
+    ranks: list[int] | None = None  # plan: how many ranks a layout may use; null: all of the cluster
+    recipe: str | None = None  # plan: bytes kept of every parameter (see spec.RECIPES); null: what train.dtype keeps
     profile_steps: int = 3  # profile: traced steps, after two that warm up
 
 
@@ -92,6 +95,32 @@ class ParallelismConfig:
     recompute: str = "none"
     all_to_all: str = "flat"
     placement: str = "linear"
+
+
+@dataclass
+class AxesConfig:
+    """What a plan searches, value by value; see piper_hpc.planner.Axes. conf/plan/default.yaml fills it."""
+
+    pp: list[int] = field(default_factory=list)
+    vpp: list[int] = field(default_factory=list)
+    ep: list[int] = field(default_factory=list)
+    etp: list[int] = field(default_factory=list)
+    tp: list[int] = field(default_factory=list)
+    cp: list[int] = field(default_factory=list)
+    zero: list[int] = field(default_factory=list)
+    schedule: list[str] = field(default_factory=list)
+    micro_batch: list[int] = field(default_factory=list)
+    recompute: list[str] = field(default_factory=list)
+    all_to_all: list[str] = field(default_factory=list)
+    placement: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PlanConfig:
+    """The search of task=plan and parallelism=auto. `save`: a name for the best plan that the executor has."""
+
+    save: str | None = None
+    axes: AxesConfig = field(default_factory=AxesConfig)
 
 
 @dataclass
@@ -199,6 +228,7 @@ class Config:
     task: TaskConfig = MISSING
     model: ModelConfig = MISSING
     parallelism: ParallelismConfig = MISSING
+    plan: PlanConfig = field(default_factory=PlanConfig)
     cluster: ClusterConfig = MISSING
     data: DataConfig = MISSING
     train: TrainConfig = MISSING

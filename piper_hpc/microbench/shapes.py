@@ -81,9 +81,9 @@ CPU = Grid(
         "host_op": ({"operations": 64}, {"operations": 256}, {"operations": 1024}),
     },
     messages={
-        "p2p": (KIB, 16 * KIB, 128 * KIB, MIB, 4 * MIB),
-        "all_to_all": (KIB, 16 * KIB, 128 * KIB, MIB, 4 * MIB),
-        "all_reduce": (KIB, 16 * KIB, 256 * KIB, 2 * MIB, 16 * MIB),
+        "p2p": (KIB, 32 * KIB, 256 * KIB, 2 * MIB),
+        "all_to_all": (KIB, 32 * KIB, 256 * KIB, 2 * MIB),
+        "all_reduce": (KIB, 64 * KIB, 512 * KIB, 4 * MIB),
     },
     skew=(4e-4, 1.5e-3, 5e-3, 1.5e-2),
 )

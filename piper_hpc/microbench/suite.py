@@ -14,12 +14,15 @@ from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, al
 from piper_hpc.microbench.groups import GroupFamily, group_families, pairs
 from piper_hpc.microbench.operators import build
 from piper_hpc.microbench.shapes import Grid, grid_for
-from piper_hpc.microbench.skew import time_skew
+from piper_hpc.microbench.skew import time_rested, time_skew
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
 from piper_hpc.spec import BENCHMARK_VERSION, RankMap
 
 SKEW_POINTS = 6
 """A point of skew is measured as long as so many others: it is the mean of times with a heavy tail."""
+
+RESTED_POINTS = 2
+UNIT_POINTS = 3
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,7 +47,7 @@ def run(
     node_names: names for the rows, by node index (default: the index).
 
     Compute operators run on all ranks at once and a row holds the statistics over all ranks; a sample of an exchange
-    is its slowest rank, one of skew is any rank. Raises ValueError for a dtype without grouped GEMM or a placement of
+    is the mean over a group, as terms of a step are over a stage, one of skew is any rank. Raises ValueError for a dtype without grouped GEMM or a placement of
     another size.
     """
     if dtype not in DTYPES:
@@ -61,7 +64,8 @@ def run(
     points = sum(len(shapes) for shapes in grid.compute.values()) + sum(
         len(sizes) * (len(pairs(ranks)) if name == "p2p" else len(families)) for name, sizes in grid.messages.items()
     )
-    points += len(families) * SKEW_POINTS * len(grid.skew) + bool(families)
+    points += bool(families) * (UNIT_POINTS + RESTED_POINTS * len(grid.skew))
+    points += len(_nearest(families)) * SKEW_POINTS * len(grid.skew)
     _Suite(ranks, device, dtype, grid, Budget(budget_s, points), on_row, node_names).run(families)
 
 
@@ -90,10 +94,13 @@ class _Suite:
         if not families:
             return
         work, work_s = self.unit_of_compute()
+        self.measure_rested(work, work_s)
+        nearest = _nearest(families)
         for family in families:
             with _process_group(family) as group:
                 together_s = {name: self.measure_collective(name, family, group) for name in COLLECTIVES}
-                self.measure_skew(family, group, together_s["all_to_all"], work, work_s)
+                if family in nearest:
+                    self.measure_skew(family, group, together_s["all_to_all"], work, work_s)
 
     def measure_compute(self) -> None:
         # What is loaded and allocated once, at an operator's first use, belongs to no operator's share.
@@ -128,23 +135,12 @@ class _Suite:
     def unit_of_compute(self) -> tuple[Call, float]:
         """The smallest GEMM, which makes up the compute before a meeting, and its mean seconds on all ranks at once."""
         call = build("gemm", self.grid.compute["gemm"][0], self.device, self.dtype).call
-        timing = time_compute(call, self.team, self.budget.share())
-        self.budget.spend()
+        timing = time_compute(call, self.team, self.budget.share(UNIT_POINTS))
+        self.budget.spend(UNIT_POINTS)
         return call, float(timing.samples.mean())
 
-    def measure_skew(
-        self, family: GroupFamily, group: dist.ProcessGroup | None, together_s: float, work: Call, work_s: float
-    ) -> None:
-        """Mean extra time of the smallest all-to-all over `together_s`, by the seconds that ranks computed before it.
-
-        Those are the seconds it took them there, between meetings, as terms of a step are.
-        """
-        members = next((group for group in family.groups if self.team.rank in group), None)
-        item = torch.empty((), dtype=self.dtype).element_size()
-        elements = -(-self.grid.messages["all_to_all"][0] // (item * family.size)) * family.size
-        exchange, correct = (
-            _bystander() if members is None else all_to_all(group, members, elements, self.device, self.dtype)
-        )
+    def computes(self, work: Call, work_s: float) -> Iterator[tuple[int, float, Call]]:
+        """Pieces of compute of the grid's lengths: how many calls of `work` each has, its busy seconds, and itself."""
         for seconds in self.grid.skew:
             calls = max(1, round(seconds / work_s))
 
@@ -152,22 +148,51 @@ class _Suite:
                 for _ in range(calls):
                     work()
 
-            timing, compute_s = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
+            yield calls, calls * work_s, compute
+
+    def measure_rested(self, work: Call, work_s: float) -> None:
+        """Seconds of compute after a long wait, over those of a rank that never waits."""
+        if self.device.type != "cpu":
+            self.budget.spend(RESTED_POINTS * len(self.grid.skew))
+            return
+        for calls, busy_s, compute in self.computes(work, work_s):
+            timing = time_rested(compute, busy_s, self.team, self.budget.share(RESTED_POINTS))
+            self.budget.spend(RESTED_POINTS)
+            everyone = range(self.team.world)
+            self.write("rested", busy_s, "seconds", {"gemms": calls}, timing, True, everyone, statistic="mean")
+
+    def measure_skew(
+        self, family: GroupFamily, group: dist.ProcessGroup | None, together_s: float, work: Call, work_s: float
+    ) -> None:
+        """Mean extra time of the smallest all-to-all over `together_s`, and the time of the compute before it.
+
+        Both over the seconds of that compute on ranks that never wait. They follow the size of a group and hardly its
+        links, since the message is small, so that each size is measured on its nearest tier alone.
+        """
+        members = next((group for group in family.groups if self.team.rank in group), None)
+        item = torch.empty((), dtype=self.dtype).element_size()
+        elements = -(-self.grid.messages["all_to_all"][0] // (item * family.size)) * family.size
+        exchange, correct = (
+            _bystander() if members is None else all_to_all(group, members, elements, self.device, self.dtype)
+        )
+        for calls, busy_s, compute in self.computes(work, work_s):
+            timings = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
             self.budget.spend(SKEW_POINTS)
-            self.write(
-                f"skew/{family.tier}/{family.size}",
-                float(compute_s[family.ranks].mean()),
-                "seconds",
-                {"gemms": calls, "elements": elements},
-                Timing(timing.samples[family.ranks], timing.iterations),
-                correct,
-                family.ranks,
-                statistic="mean",  # a step adds many exchanges up, and their sum follows the mean
-                together_s=together_s,
-                group_size=family.size,
-                tier=family.tier,
-                concurrent_groups=len(family.groups),
-            )
+            for operator, timing in zip(("skew", "paced"), timings, strict=True):
+                self.write(
+                    f"{operator}/{family.tier}/{family.size}",
+                    busy_s,
+                    "seconds",
+                    {"gemms": calls, "elements": elements},
+                    Timing(timing.samples[family.ranks], timing.iterations),
+                    correct,
+                    family.ranks,
+                    statistic="mean",  # a step adds many exchanges up, and their sum follows the mean
+                    together_s=together_s,
+                    group_size=family.size,
+                    tier=family.tier,
+                    concurrent_groups=len(family.groups),
+                )
 
     def measure_sizes(
         self,
@@ -189,8 +214,8 @@ class _Suite:
             call, correct = prepare(elements)
             timing = time_exchange(call, self.team, self.budget.share())
             self.budget.spend()
-            slowest = np.stack([timing.samples[list(group)].max(axis=0) for group in family.groups])
-            timing = Timing(slowest * calls_per_message, timing.iterations)
+            of_group = np.stack([timing.samples[list(group)].mean(axis=0) for group in family.groups])
+            timing = Timing(of_group * calls_per_message, timing.iterations)
             statistics = timing.statistics()
             medians.append(float(statistics["median_s"]))
             bytes_ = elements * item
@@ -251,6 +276,14 @@ class _Suite:
                 **extra,
             }
         )
+
+
+def _nearest(families: Sequence[GroupFamily]) -> list[GroupFamily]:
+    """The first family of each size: near tiers come first."""
+    by_size: dict[int, GroupFamily] = {}
+    for family in families:
+        by_size.setdefault(family.size, family)
+    return list(by_size.values())
 
 
 def _bystander() -> tuple[Call, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time, sleep
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ SAMPLE_S = 0.03
 COMPUTE_SAMPLES = 3
 """At least so many on each rank; a row has those of all ranks."""
 EXCHANGE_SAMPLES = 8
-"""At least so many; a row has the slowest rank of each, and waking a rank up takes a time that varies."""
+"""At least so many of an exchange after compute: waking a rank up takes a time that varies."""
+RESTED_SAMPLES = 4
+REST_S = 0.012
+"""A CPU rank waits so long before an exchange is timed: longer than a period of its quota, which is then whole."""
 MAX_SAMPLES = 30
 WARMUP_SAMPLES = 1
 
@@ -30,6 +33,16 @@ class Team:
         self.device = device
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
+        self.core_share = self._core_share() if device.type == "cpu" else 1.0
+
+    def _core_share(self, span_s: float = 0.08) -> float:
+        """What share of a core a busy rank gets while all are busy, mean over ranks: its quota, where it has one."""
+        self.barrier()
+        values = torch.ones(4096)
+        start, start_cpu = perf_counter(), process_time()
+        while perf_counter() - start < span_s:
+            values.mul_(1.0)
+        return float(self.table([(process_time() - start_cpu) / (perf_counter() - start)]).mean())
 
     def maximum(self, *values: float) -> list[float]:
         """The largest of each value over all ranks, the same list on every rank."""
@@ -157,15 +170,30 @@ def time_compute(call: Call, team: Team, share_s: float) -> Timing:
 def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
     """Time a call in which ranks meet: the same number of calls on every rank, after a barrier.
 
+    On CPU ranks each sample is one call after a rest. Called back to back, small exchanges use a rank's quota up, and
+    what is timed is its waiting for the next period, 20 to 100 times what they take in a step. In its place a sample
+    is at least the CPU time that the call used over the share of a core that the rank has: what a busy rank pays.
     Ranks that do not take part give a call that does nothing; their samples are in the table and mean nothing.
     """
+    rest_s = REST_S if team.device.type == "cpu" else 0.0
     team.barrier()
     iteration_s, share_s = team.maximum(_seconds(call, 2, team), share_s)
-    again = max(1, min(100, int(share_s / 20 / iteration_s)))  # the first calls open connections and wake ranks up
-    (iteration_s,) = team.maximum(_seconds(call, again, team))
-    effort = Effort.plan(iteration_s, share_s, EXCHANGE_SAMPLES)
-    team.barrier()
+    if rest_s:
+        samples = min(MAX_SAMPLES, max(RESTED_SAMPLES, int(0.67 * share_s / (rest_s + iteration_s))))
+        effort = Effort(samples, 1, iteration_s)
+    else:
+        again = max(1, min(100, int(share_s / 20 / iteration_s)))  # the first calls open connections
+        (iteration_s,) = team.maximum(_seconds(call, again, team))
+        effort = Effort.plan(iteration_s, share_s, EXCHANGE_SAMPLES)
+
+    def sample() -> float:
+        sleep(rest_s)
+        team.barrier()
+        used_s = process_time()
+        seconds = _seconds(call, effort.iterations, team)
+        used_s = (process_time() - used_s) / effort.iterations
+        return max(seconds, used_s / team.core_share) if rest_s else seconds
+
     for _ in range(WARMUP_SAMPLES):
-        _seconds(call, effort.iterations, team)
-    samples = [_seconds(call, effort.iterations, team) for _ in range(effort.samples)]
-    return Timing(team.table(samples), effort.iterations)
+        sample()
+    return Timing(team.table([sample() for _ in range(effort.samples)]), effort.iterations)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from piper_hpc.paths import data_folder
 from piper_hpc.resource_model.all_to_all import ALGORITHMS
 from piper_hpc.resource_model.schedule import SCHEDULES
-from piper_hpc.spec import Layout, ModelSpec, Recompute
+from piper_hpc.spec import Layout, ModelSpec, Problem, Recompute, SpecError
 
 CHOICES = {"schedule": SCHEDULES, "all_to_all": ALGORITHMS, "placement": ("linear", "strided"), "zero": (0, 1, 2, 3)}
 """What an axis of names may hold; an axis of degrees holds numbers from 1, recompute what Recompute.parse reads."""
@@ -36,23 +36,14 @@ class Axes:
     placement: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            values = getattr(self, field.name)
-            works = f"plan.axes.{field.name}=[{getattr(Layout(), field.name)}]"
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"plan.axes.{field.name}={list(values)}: needs values, each once; use {works}")
-            for value in values:
-                if field.name == "recompute":
-                    Recompute.parse(value)
-                elif field.name in CHOICES and value not in CHOICES[field.name]:
-                    allowed = ", ".join(map(str, CHOICES[field.name]))
-                    raise ValueError(f"plan.axes.{field.name}: {value} must be one of {allowed}; use {works}")
-                elif field.name not in CHOICES and value < 1:
-                    raise ValueError(f"plan.axes.{field.name}: {value} must be at least 1; use {works}")
+        if problems := [
+            problem for field in fields(self) for problem in _problems(field.name, getattr(self, field.name))
+        ]:
+            raise SpecError(*problems)
 
     @staticmethod
     def of(values: Mapping[str, Sequence[Any]]) -> Axes:
-        """From the `axes` of a configuration. ValueError names the axis, the value, the rule and a value that works."""
+        """From the `axes` of a configuration. SpecError names the axis, the value, the rule and a value that works."""
         return Axes(**{axis: tuple(listed) for axis, listed in values.items()})
 
     @staticmethod
@@ -64,16 +55,6 @@ class Axes:
     def size(self) -> int:
         """Combinations, whether they fit or not."""
         return math.prod(len(getattr(self, field.name)) for field in fields(self))
-
-    def only(self, allowed: Mapping[str, Sequence[Any]]) -> Axes:
-        """The values that are also `allowed`, of the axes named there; `allowed` itself where an axis has none."""
-        return replace(
-            self,
-            **{
-                axis: tuple(value for value in getattr(self, axis) if value in values) or tuple(values)
-                for axis, values in allowed.items()
-            },
-        )
 
     def of_model(self, model: ModelSpec) -> Axes:
         """Without values that name the same layout twice for this model: parts it has not cannot be recomputed.
@@ -93,3 +74,20 @@ class Axes:
         if model.moe_layers:
             return alike
         return replace(alike, ep=(1,), etp=(1,), all_to_all=("flat",), placement=("linear",))
+
+
+def _problems(axis: str, values: Sequence[Any]) -> Iterator[Problem]:
+    key = f"plan.axes.{axis}"
+    works = f"{key}=[{getattr(Layout(), axis)}]"
+    if not values or len(set(values)) < len(values):
+        yield Problem(key, list(values), "needs values, each of them once", works)
+    for value in values:
+        if axis == "recompute":
+            try:
+                Recompute.parse(value)
+            except ValueError as error:
+                yield Problem(key, value, str(error), works)
+        elif axis in CHOICES and value not in CHOICES[axis]:
+            yield Problem(key, value, f"must be one of {', '.join(map(str, CHOICES[axis]))}", works)
+        elif axis not in CHOICES and value < 1:
+            yield Problem(key, value, "must be at least 1", works)

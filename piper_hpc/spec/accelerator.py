@@ -40,7 +40,10 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device's published figures, FLOP/s by dtype, bytes, bytes per second; and its efficiency."""
+    """A device's published figures, FLOP/s by dtype, bytes, bytes per second; and its efficiency.
+
+    best_flops: the best matrix product that anyone measured, by dtype. `Efficiency.gemm` is of bfloat16 products.
+    """
 
     name: str
     peak_flops: Mapping[str, float]
@@ -48,3 +51,11 @@ class Accelerator:
     memory_bytes_per_s: float
     compute_units: int
     efficiency: Efficiency
+    best_flops: Mapping[str, float] = field(default_factory=dict)
+
+    def relative_share(self, dtype: str) -> float:
+        """How much less of their peak the best products of `dtype` reach than those of bfloat16; 1 where not known."""
+        best, peak = self.best_flops, self.peak_flops
+        if dtype not in best or "bfloat16" not in best:
+            return 1.0
+        return best[dtype] / peak[dtype] / (best["bfloat16"] / peak["bfloat16"])

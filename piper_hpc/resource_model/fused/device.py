@@ -95,17 +95,23 @@ class Device:
         """
         efficiency = self.accelerator.efficiency
         share = np.where(np.asarray(groups) > 1, efficiency.grouped_gemm, efficiency.gemm)
+        share = share * self.accelerator.relative_share(self.recipe.gemm_dtype)
         value, weights = self.recipe.value_bytes, groups * inputs * outputs
         sums = 2 * weights * self.recipe.gradient_bytes
         moved = (rows * (inputs + outputs) + weights) * value
         updated = moved if not self.fused_accumulation else moved - weights * value + sums
         added_s = 0.0 if self.fused_accumulation else self.stream_s(weights * value + sums)
         each, beside = rows / groups, np.minimum(groups, STREAMS)
+        cast_s, cast_back_s = self._cast_s(rows * inputs), self._cast_s(rows * outputs)
         return Times(
-            forward=self.gemm_s(each, outputs, inputs, moved, share, groups, beside),
-            input=self.gemm_s(each, inputs, outputs, moved, share, groups, beside),
+            forward=cast_s + self.gemm_s(each, outputs, inputs, moved, share, groups, beside),
+            input=cast_back_s + self.gemm_s(each, inputs, outputs, moved, share, groups, beside),
             weight=self.gemm_s(inputs, outputs, each, updated, share, groups, beside) + added_s,
         )
+
+    def _cast_s(self, values: Number) -> Number:
+        """Making FP8 of `values`: they are read, and written twice, the second time transposed for the backward."""
+        return self.stream_s(values * (self.recipe.value_bytes + 2)) if self.recipe.gemm_dtype == "float8" else 0.0
 
     def streamed(self, values: Number, forward: float, backward: float) -> Times:
         """Element-wise work: how often `values` are moved in forward and in backward."""
