@@ -27,6 +27,8 @@ Array = npt.NDArray[np.float64]
 
 NO_FIT = "Eq 11: peak memory must fit the rank's memory"
 EVERY = "Eq 7: pp must divide the ranks"
+NO_PIPELINE = "schedule: needs another number of chunks a rank (vpp), or more than one stage"
+FEW = "schedule: needs more micro-batches a step, or a multiple of pp"
 LAYERS = "Eq 9: pp * vpp must not exceed the layers"
 
 
@@ -175,7 +177,7 @@ class _Search:
                 if grid.pp * vpp > question.model.layers:
                     rejected[LAYERS] += layouts
                 elif rule is not None:
-                    rejected[f"schedule {schedule}: needs other chunks a rank (vpp) or more than one stage"] += layouts
+                    rejected[NO_PIPELINE] += layouts
                 elif grid.pp == 1 and schedule != only:
                     rejected[ANOTHER_NAME] += layouts
                 else:
@@ -183,7 +185,7 @@ class _Search:
                     each = len(grid.recompute) * exchanges
                     runs = scheduled.scheduled(question.workload.global_batch)
                     late = int(np.count_nonzero(~runs)) * len(grid.zero) * each
-                    rejected[f"schedule {schedule}: does not run with that many micro-batches"] += late
+                    rejected[FEW] += late
                     rejected[ANOTHER_NAME] += int(np.count_nonzero(runs & ~sharded)) * each
                     memory = Stepper(shared.parts, scheduled).memory_by_rank()
                     peak = np.array(np.broadcast_to(peak_bytes(memory), grid.shape))

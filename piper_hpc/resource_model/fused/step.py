@@ -93,6 +93,12 @@ def stepper(
             f"cluster '{cluster.name}' names no accelerator, so kernels have no price; give cluster.accelerator, "
             "for example cluster.accelerator=h100, or predict for executor=piper with measured curves"
         )
+    if workload.recipe.gemm_dtype not in accelerator.peak_flops:
+        known = ", ".join(accelerator.peak_flops)
+        raise ResourceModelError(
+            f"recipe '{workload.recipe.name}' multiplies in {workload.recipe.gemm_dtype}, a rate that is not known of "
+            f"{accelerator.name} (known: {known}); use train.dtype=bfloat16"
+        )
     shapes = Shapes(model, layout, workload, execution.sequence_parallel)
     network = network_of(cluster, layout)
     blocks = Blocks(shapes, Device(accelerator, workload.recipe, execution.fused_accumulation), network, execution)
@@ -289,7 +295,7 @@ class Stepper:
         return gathered, scattered
 
     def _exposed_sync(self, once: Once) -> Number:
-        """What of it is exposed: where the framework overlaps, it runs beside the first forward and the last backward."""
+        """What of it is exposed: where the framework overlaps, it runs beside the first forward and last backward."""
         if not self.execution.overlap_grads:
             return (once.gathered_s + once.scattered_s) * once.synced
         exposed = beside(once.gathered_s, self._critical.forward)
