@@ -9,7 +9,8 @@ from piper_hpc.planner.question import Engine, Found, Question, Ranked
 from piper_hpc.resource_model import fused as model_of_fused
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.predict import predict
-from piper_hpc.spec import EXECUTIONS, ClusterSpec, Layout, Prediction
+from piper_hpc.resource_model.topology import axis_groups, topology_of
+from piper_hpc.spec import EXECUTIONS, TIERS, ClusterSpec, Layout, Prediction
 
 EXECUTORS = ("piper", "megatron")
 
@@ -32,6 +33,10 @@ class Piper:
         """Seconds of the step, as `search` ranks by."""
         return self.predict(question, layout).step_time_s
 
+    def expert_tier(self, question: Question, layout: Layout) -> int:
+        """Of all stages' expert groups."""
+        return measured.widest_tier(layout, question.cluster)
+
     def simulated(self, question: Question, one: Ranked) -> Ranked:
         """The same: it was simulated."""
         return one
@@ -49,12 +54,17 @@ class Megatron:
         return fused.search(question, self.execution)
 
     def predict(self, question: Question, layout: Layout) -> Prediction:
-        """See resource_model.fused.predict."""
-        return model_of_fused.predict(question.model, question.cluster, layout, question.workload, self.execution)
+        """See resource_model.predict."""
+        return predict(question.model, question.cluster, layout, question.workload, self.execution)
 
     def step_time_s(self, question: Question, layout: Layout) -> float:
         """Seconds of the step in closed form, as `search` ranks by."""
         return float(self._step(question, layout).step_time_s)
+
+    def expert_tier(self, question: Question, layout: Layout) -> int:
+        """Of the all-to-all group."""
+        group = axis_groups(layout, topology_of(question.cluster)).experts
+        return next(tier for tier in range(len(TIERS)) if group.within(tier) >= group.size)
 
     def simulated(self, question: Question, one: Ranked) -> Ranked:
         """With the bubble and the waits of the timeline; as it is where that has too many actions to be played."""

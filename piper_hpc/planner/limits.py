@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from piper_hpc.planner.question import ROOMIER, Engine, Found, Question, Ranked, domain_tier
-from piper_hpc.spec import TIERS, Accelerator, Calibration, Curve, Link, Prediction, Tier
+from piper_hpc.spec import TIERS, Accelerator, Calibration, Curve, Layout, Link, Prediction, Tier
 
 NODE = TIERS.index(Tier.NODE.value)
 NEAR = TIERS[: NODE + 1]
@@ -17,14 +17,15 @@ LARGEST = 4
 """How many terms are named."""
 
 
-def limits(engine: Engine, question: Question, found: Found, best: Prediction) -> dict[str, Any]:
+def limits(
+    engine: Engine, question: Question, found: Found, simulated: Sequence[Ranked], best: Prediction
+) -> dict[str, Any]:
     """Largest terms, memory of the worst rank, the price of Eq 10, and by how much each relaxation speeds the step up.
 
     gain_pct: more tokens a second, in per cent. All but memory's and the batch's are of the same layout, so that a new
-    search could only gain more.
+    search could only gain more; they compare closed forms. simulated: what is ranked, the best first.
     """
-    first = found.best[0]
-    lifts = sorted(_lifts(engine, question, found, first), key=lambda lift: -float(lift["gain_pct"]))
+    lifts = sorted(_lifts(engine, question, found, simulated[0].layout), key=lambda lift: -float(lift["gain_pct"]))
     return {
         "largest_terms": [
             {"term": name, "seconds": seconds, "share": seconds / best.step_time_s}
@@ -33,7 +34,7 @@ def limits(engine: Engine, question: Question, found: Found, best: Prediction) -
         "memory": _memory(question, best),
         "lifts": lifts,
         "binding": lifts[0]["constraint"] if lifts and lifts[0]["gain_pct"] > 0 else None,
-        "eq_10": _eq_10(question, found, first, best),
+        "eq_10": _eq_10(engine, question, simulated, best),
     }
 
 
@@ -53,38 +54,39 @@ def _memory(question: Question, best: Prediction) -> dict[str, Any]:
     }
 
 
-def _eq_10(question: Question, found: Found, first: Ranked, best: Prediction) -> dict[str, Any]:
+def _eq_10(engine: Engine, question: Question, simulated: Sequence[Ranked], best: Prediction) -> dict[str, Any]:
     """The preference with its price: what crossing costs, and what staying inside would."""
-    crosses = found.inside is None or found.inside.layout != first.layout
+    domain = domain_tier(question.cluster, "switch")
+    inside = next((one for one in simulated if engine.expert_tier(question, one.layout) <= domain), None)
+    crosses = inside is not simulated[0]
     exchange_s = best.terms["dispatch_s"] + best.terms["combine_s"]
-    price = {
-        "domain": TIERS[domain_tier(question.cluster, "switch")],
+    stays = inside if crosses else None
+    return {
+        "domain": TIERS[domain],
         "crosses": crosses,
         "all_to_all_s": exchange_s,
         "all_to_all_share": exchange_s / best.step_time_s,
-        "inside": None,
-        "inside_costs_pct": None,
+        "inside": asdict(stays.layout) if stays else None,
+        "inside_costs_pct": 100 * (stays.step_time_s / simulated[0].step_time_s - 1) if stays else None,
     }
-    if crosses and found.inside is not None:
-        price["inside"] = asdict(found.inside.layout)
-        price["inside_costs_pct"] = 100 * (found.inside.step_time_s / first.step_time_s - 1)
-    return price
 
 
-def _lifts(engine: Engine, question: Question, found: Found, first: Ranked) -> Iterator[dict[str, Any]]:
-    rate = question.workload.tokens / first.step_time_s
+def _lifts(engine: Engine, question: Question, found: Found, layout: Layout) -> Iterator[dict[str, Any]]:
+    tokens = question.workload.tokens
 
-    def gain(constraint: str, change: str, tokens_per_s: float, layout: Any) -> dict[str, Any]:
-        gain_pct = 100 * (tokens_per_s / rate - 1)
-        other = None if layout == first.layout else asdict(layout)
-        return {"constraint": constraint, "change": change, "gain_pct": gain_pct, "other_layout": other}
+    def gain(constraint: str, change: str, ratio: float, other: Layout | None = None) -> dict[str, Any]:
+        named = None if other is None else asdict(other)
+        return {"constraint": constraint, "change": change, "gain_pct": 100 * (ratio - 1), "other_layout": named}
 
-    if found.roomier is not None and question.rank_by != "memory":
-        change = f"{100 * (ROOMIER - 1):.0f} % more memory"
-        yield gain("memory", change, question.workload.tokens / found.roomier.step_time_s, found.roomier.layout)
+    first, roomier = found.best[0], found.roomier
+    if roomier is not None and question.rank_by != "memory":
+        more = roomier.score < first.score
+        ratio = first.step_time_s / roomier.step_time_s if more else 1.0
+        yield gain("memory", f"{100 * (ROOMIER - 1):.0f} % more", ratio, roomier.layout if more else None)
+    rate = tokens / engine.step_time_s(question, layout)
     for constraint, change, relaxed in _relaxed(question):
-        seconds = engine.step_time_s(relaxed, first.layout)
-        yield gain(constraint, change, relaxed.workload.tokens / seconds, first.layout)
+        seconds = engine.step_time_s(relaxed, layout)
+        yield gain(constraint, change, relaxed.workload.tokens / seconds / rate)
 
 
 def _relaxed(question: Question) -> Iterator[tuple[str, str, Question]]:

@@ -112,7 +112,7 @@ def _costed(question: Question, rejected: Counter[str]) -> Iterator[Costed]:
             if rule is not None:
                 rejected[rule] += 1
                 continue
-            inside = _widest(degree, cluster) <= eq10
+            inside = widest_tier(degree, cluster) <= eq10
             for micro_batch in divisors(workload.global_batch // degree.dense_dp):
                 if micro_batch not in axes.micro_batch:
                     continue
@@ -138,12 +138,12 @@ def _broken_by_degrees(
         "Eq 9: pp must not exceed the layers": lambda: layout.pp <= model.layers,
         "batch: ranks / pp must divide the global batch": lambda: workload.global_batch % layout.dense_dp == 0,
         f"Eq 10: expert groups must stay within ep_domain={ep_domain}": lambda: (
-            ep_domain == "none" or _widest(layout, cluster) <= domain_tier(cluster, ep_domain)
+            ep_domain == "none" or widest_tier(layout, cluster) <= domain_tier(cluster, ep_domain)
         ),
     }
     return next((rule for rule, holds in rules.items() if not holds()), None)
 
 
-def _widest(layout: Layout, cluster: ClusterSpec) -> int:
+def widest_tier(layout: Layout, cluster: ClusterSpec) -> int:
     """Number of the widest tier that an expert group crosses."""
     return max(TIERS.index(stage.experts.tier) for stage in layout_groups(layout, cluster).stages)

@@ -96,6 +96,10 @@ class Engine(Protocol):
         """Seconds of the step, as `search` ranks by."""
         ...
 
+    def expert_tier(self, question: Question, layout: Layout) -> int:
+        """Number of the widest tier that an expert group of the layout crosses."""
+        ...
+
     def simulated(self, question: Question, one: Ranked) -> Ranked:
         """The same layout with the step time of the schedule's simulation."""
         ...

@@ -110,10 +110,10 @@ def plan(
         model, cluster, workload, axes.of_model(model), counts, rank_by, ep_domain, max(candidates, engine.rescored)
     )
     found = engine.search(question)
-    simulated = sorted((engine.simulated(question, one) for one in found.best), key=lambda one: one.key)
+    # The best inside Eq 10's domain is simulated too: what staying inside costs compares like with like.
+    contenders = dict.fromkeys([*found.best, *([found.inside] if found.inside else [])])
+    simulated = sorted((engine.simulated(question, one) for one in contenders), key=lambda one: one.key)
     best = [engine.predict(question, one.layout) for one in simulated[:candidates]]
-    by_closed_form = {one.layout: one for one in found.best}
-    found.best = [by_closed_form[one.layout] for one in simulated]
     return Plan(
         model={"name": model.name, "parameters": model.parameters, "active_parameters": model.active_parameters},
         cluster=cluster.name,
@@ -129,5 +129,5 @@ def plan(
         candidates=best,
         rejected=dict(sorted(found.rejected.items())),
         pareto=found.front,
-        limits=limits(engine, question, found, best[0]) if best else None,
+        limits=limits(engine, question, found, simulated, best[0]) if best else None,
     )
