@@ -56,6 +56,7 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
         if context.machine.cpu_share is not None:
             # From here on this rank is a device of its own; its imports were free to use any core.
             quota.create(f"{run.run_id}/rank{place.rank}", context.machine.cpu_share).enter()
+            quota.pin(place.local_rank)
         if context.is_first:
             run.write_manifest(run.manifest() | {"job": context.facts()})
             run.write_status(Status("running", place.attempt))

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from piper_hpc.runtime.group import let_senders_go_first
 from piper_hpc.spec.layout import RankMap, RankPlace
 
 
@@ -45,7 +46,7 @@ def make_groups(rank_map: RankMap, timeout: timedelta) -> Groups:
                 made[ranks] = dist.new_group(list(ranks), timeout=timeout)
         return made.get(tuple(members(rank)))
 
-    return Groups(
+    groups = Groups(
         place=rank_map.places[rank],
         expert=mine(rank_map.expert_group),
         replica=mine(rank_map.replica_group),
@@ -53,3 +54,5 @@ def make_groups(rank_map: RankMap, timeout: timedelta) -> Groups:
         pipeline=mine(rank_map.pipeline_group),
         world=dist.group.WORLD if layout.ranks > 1 else None,
     )
+    let_senders_go_first()
+    return groups

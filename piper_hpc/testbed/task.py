@@ -25,6 +25,11 @@ def task_group() -> str:
     return f"{job_group()}/step{os.environ['SLURM_STEP_ID']}_task{os.environ['SLURM_PROCID']}"
 
 
+def turn() -> int:
+    """Counts ranks so that those of one node, and the first ones of neighbouring nodes, differ: they share cores."""
+    return int(os.environ["SLURMD_NODENAME"].removeprefix("n")) + int(os.environ["SLURM_LOCALID"])
+
+
 def end_job() -> None:
     """End what a job left in its groups, then remove them: the next job finds the devices free."""
     deadline = time.monotonic() + 5.0
@@ -42,7 +47,9 @@ def main() -> int:
         return 0  # the batch script itself: no rank, and it only waits for its steps
     if when == "task_prolog":
         group = quota.create(task_group(), float(cpu_share), int(memory_bytes), int(period_us))
-        group.enter(int(os.environ["SLURM_TASK_PID"]))
+        pid = int(os.environ["SLURM_TASK_PID"])
+        group.enter(pid)
+        quota.pin(turn(), pid)
         print("export GLOO_SOCKET_IFNAME=eth0")
     elif when == "task_epilog":
         # A child that outlives its task stays in its group until the job ends.

@@ -185,3 +185,20 @@ def test_removal_waits_for_processes_and_leaves_nothing(prefix: str) -> None:
     quota.remove_tree(prefix)
     assert not other.folders[0].parent.exists()
     assert quota.processes(prefix) == []
+
+
+def test_a_pinned_process_keeps_its_threads_on_one_core_and_neighbours_differ() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    code = "import threading, time; threading.Thread(target=time.sleep, args=(30,)).start(); print(flush=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline()
+        for turn in (1, 0):
+            os.sched_setaffinity(process.pid, cores)
+            assert quota.pin(turn, process.pid) == cores[turn % len(cores)]
+        threads = os.listdir(f"/proc/{process.pid}/task")
+        assert len(threads) == 2
+        assert [os.sched_getaffinity(int(thread)) for thread in threads] == [{cores[0]}] * 2
+    finally:
+        process.kill()
+        process.wait()
