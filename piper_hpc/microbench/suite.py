@@ -16,6 +16,7 @@ from piper_hpc.microbench.operators import build
 from piper_hpc.microbench.shapes import Grid, grid_for
 from piper_hpc.microbench.skew import time_rested, time_skew
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
+from piper_hpc.runtime.group import let_senders_go_first
 from piper_hpc.spec import BENCHMARK_VERSION, RankMap
 
 SKEW_POINTS = 6
@@ -47,7 +48,8 @@ def run(
     node_names: names for the rows, by node index (default: the index).
 
     Compute operators run on all ranks at once and a row holds the statistics over all ranks; a sample of an exchange
-    is the mean over a group, as terms of a step are over a stage, one of skew is any rank. Raises ValueError for a dtype without grouped GEMM or a placement of
+    is the mean over a group, as terms of a step are over a stage, one of skew is any rank. Raises ValueError for a
+    dtype without grouped GEMM or a placement of
     another size.
     """
     if dtype not in DTYPES:
@@ -302,6 +304,7 @@ def _process_group(family: GroupFamily) -> Iterator[dist.ProcessGroup | None]:
         group = dist.new_group(list(members))
         if dist.get_rank() in members:
             own = group
+    let_senders_go_first()
     yield own
     dist.barrier()
     if own is not None:
