@@ -114,7 +114,8 @@ def execution(run: PublishedRun, framework: str, method: str, old: bool, tp: int
     overlaps = framework == "deepseek" or method == "MegaScale-MoE"
     if overlaps:
         assumed["overlap_experts"] = "on: the system's own feature"
-    return replace(base, sequence_parallel=split, overlap_experts=overlaps)
+    prefetches = bool(re.search(r"fsdp ?2|torchtitan", f"{method} {run.cells['source']}", re.I))
+    return replace(base, sequence_parallel=split, overlap_experts=overlaps, overlap_shards=prefetches)
 
 
 ALL_TO_ALL = (

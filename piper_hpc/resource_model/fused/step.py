@@ -287,9 +287,9 @@ class Stepper:
         for group, count in ((groups.dense, parameters.dense), (groups.replicas, parameters.experts)):
             gradient_bytes, weight_bytes = count * recipe.gradient_bytes, count * recipe.weight_bytes
             scatter = collectives.reduce_scatter_s(group, links, gradient_bytes)
-            whole = collectives.all_reduce_s(group, links, gradient_bytes)
+            reduced = collectives.all_reduce_s(group, links, gradient_bytes)
             sharded = (zero >= 1) * 1.0
-            scattered = scattered + sharded * scatter + (1 - sharded) * whole
+            scattered = scattered + sharded * scatter + (1 - sharded) * reduced
             gathered = gathered + sharded * collectives.all_gather_s(group, links, weight_bytes)
         scattered = scattered + np.where(zero >= 3, 1.0, 0.0) * gathered
         return gathered, scattered
