@@ -30,8 +30,8 @@ ROUTER_PASSES = (12, 12)
 """Per routing logit in units of an activation value: scores, top-k, map and statistics in fp32."""
 
 PERMUTE_PASSES, UNPERMUTE_PASSES, SORT_PASSES = (2, 3), (5, 8), (2, 2)
-"""Per value of a row, as Megatron-LM does it without its permute fusion: gather; product with the weights and a scattered
-sum; their backwards with the weights' gradients; and the sort of chunks by expert."""
+"""Per value of a row, as Megatron-LM does it without its permute fusion: gather; product with the weights and a
+scattered sum; their backwards with the weights' gradients; and the sort of chunks by expert."""
 
 FLASH_BACKWARD_FLOPS = 2.5
 """FLOPs of flash attention's backward over its forward's: five products against two."""

@@ -69,7 +69,8 @@ class Device:
     ) -> Number:
         """`groups` products [rows, depth] x [depth, columns], `beside` of them at once; or the speed of what they move.
 
-        All run in one kernel where `beside` is not given. Output tiles go to the compute units in whole waves, and a tile's first step along the depth is not overlapped.
+        All run in one kernel where `beside` is not given. Output tiles go to the compute units in whole waves, and a
+        tile's first step along the depth is not overlapped.
         """
         flops = 2.0 * groups * rows * columns * depth
         slower = self.waves(rows, columns, groups if beside is None else beside) * (

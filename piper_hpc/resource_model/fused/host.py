@@ -1,8 +1,8 @@
 """Kernels that a layer launches: what it costs beyond the work inside them is counted, and priced by one constant.
 
 Counted from the module lists of Megatron-LM with Transformer Engine, forward and backward. Grouped products are one
-launch an expert there, STREAMS of them side by side. The price, `launch_s` of a device, is the gap that a kernel leaves behind: launch, ramp up
-and down, and the host's own work where the device waits for it.
+launch an expert there, STREAMS of them side by side. The price, `launch_s` of a device, is the gap that a kernel
+leaves behind: launch, ramp up and down, and the host's own work where the device waits for it.
 """
 
 from __future__ import annotations

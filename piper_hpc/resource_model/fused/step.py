@@ -295,12 +295,17 @@ class Stepper:
         return gathered, scattered
 
     def _exposed_sync(self, once: Once) -> Number:
-        """What of it is exposed: where the framework overlaps, it runs beside the first forward and last backward."""
-        if not self.execution.overlap_grads:
-            return (once.gathered_s + once.scattered_s) * once.synced
+        """What of it is exposed: where the framework overlaps, it runs beside the first forward and last backward.
+
+        With ZeRO 3 beside those of every micro-batch.
+        """
+        execution, whole = self.execution, once.gathered_s + once.scattered_s
+        if not (execution.overlap_grads or execution.overlap_shards):
+            return whole * once.synced
         exposed = beside(once.gathered_s, self._critical.forward)
         exposed = exposed + beside(once.scattered_s, self._critical.backward)
-        return exposed * once.synced
+        overlaps = np.where(np.asarray(self.layout.zero) >= 3, execution.overlap_shards, execution.overlap_grads)
+        return np.where(overlaps, exposed, whole) * once.synced
 
     def _optimizer(self) -> Number:
         """AdamW reads gradients and states, writes states and weights; gradients are cleared, and read for the norm."""
