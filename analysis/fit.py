@@ -116,7 +116,7 @@ def fitted(name: str) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
             return replace(predict.predict(request, trial), fitted_on=())
 
         judged = [one for one in judge.judge(seen, priced, every) if one.row.row_id in fit.rows]
-        return np.log([row.predicted / row.measured for row in judged])
+        return np.log([float(row.predicted or 0) / float(row.measured or 0) for row in judged])
 
     start = np.array(list(fit.free.values()))
     low, high = np.array([BOUNDS.get(key, SHARE) for key in fit.free]).T

@@ -54,7 +54,7 @@ def facts(name: str) -> DeviceFacts:
 def load(name: str) -> Accelerator:
     """Device `name` with what kernels reach of it. ValueError where there is no file, or a figure is not public."""
     device = facts(name)
-    if device.efficiency is None or device.memory_bytes_per_s is None or "bfloat16" not in device.peak_flops:
+    if device.efficiency is None or "bfloat16" not in device.peak_flops:
         raise ValueError(
             f"accelerator={name}: its peak rate, memory bandwidth or efficiency is not public; measure it with "
             "`python -m piper_hpc.launch task=microbench`, or plan for accelerator=a100_80gb"
@@ -63,12 +63,14 @@ def load(name: str) -> Accelerator:
 
 
 def build(device: DeviceFacts, reached: Efficiency) -> Accelerator:
-    """The device of these facts, with what kernels reach of it."""
+    """The device of these facts, with what kernels reach of it. ValueError where a figure is not public."""
+    if device.memory_bytes_per_s is None or device.compute_units is None:
+        raise ValueError(f"accelerator={device.name}: memory bandwidth or compute units are not public")
     return Accelerator(
         name=device.name,
         peak_flops=device.peak_flops,
         memory_bytes=device.memory_bytes,
-        memory_bytes_per_s=device.memory_bytes_per_s or 0.0,
+        memory_bytes_per_s=device.memory_bytes_per_s,
         compute_units=device.compute_units,
         efficiency=reached,
         best_flops=device.mamf_flops,

@@ -8,7 +8,7 @@ import numpy as np
 
 from piper_hpc.cluster import accelerator
 from piper_hpc.config.schema import ClusterConfig, DataSheetConfig
-from piper_hpc.spec import DATA_SHEET, Calibration, Curve, Link
+from piper_hpc.spec import DATA_SHEET, Calibration, Curve, Link, Topology
 
 ASSUMED = "assumed"
 """How the source of a value begins that nobody published."""
@@ -69,6 +69,22 @@ def links_of(cluster: ClusterConfig) -> dict[str, Link]:
         for tier, link in links.items()
         if link.latency_s is not None and link.bytes_per_s is not None
     }
+
+
+def topology_of(cluster: ClusterConfig) -> Topology | None:
+    """The domains of a uniform machine in ranks; None where its nodes and racks are all that is known."""
+    if cluster.topology is None or cluster.racks is not None:
+        return None
+    domains, host = cluster.topology, cluster.ranks_per_node
+    node = host * domains.hosts_per_node
+    return Topology(
+        node=node,
+        pair=domains.ranks_per_pair,
+        switch=domains.nodes_per_switch and node * domains.nodes_per_switch,
+        rack=domains.nodes_per_rack and node * domains.nodes_per_rack,
+        nics_per_node=domains.nics_per_node,
+        ranks_per_nic=domains.nics_per_node and max(1, host // domains.nics_per_node),
+    )
 
 
 def calibration(

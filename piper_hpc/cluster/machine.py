@@ -18,7 +18,7 @@ from piper_hpc.cluster import accelerator, data_sheet
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runtime import quota
-from piper_hpc.spec import BENCHMARK_VERSION, Calibration, ClusterSpec, Topology
+from piper_hpc.spec import BENCHMARK_VERSION, Calibration, ClusterSpec
 from piper_hpc.testbed import state
 
 GIB = 2**30
@@ -53,7 +53,7 @@ class Machine:
             calibration=calibration,
             devices_share_cores=self.devices_share_cores,
             cores=self.cores,
-            topology=topology(cluster),
+            topology=data_sheet.topology_of(cluster),
             links=data_sheet.links_of(cluster),
             accelerator=accelerator.known(cluster.accelerator),
         )
@@ -115,22 +115,6 @@ def _memory(cluster: ClusterConfig, on_host: int) -> int:
 
 def _racks(cluster: ClusterConfig) -> tuple[int, ...]:
     return tuple(cluster.racks) if cluster.racks is not None else (0,) * cluster.nodes
-
-
-def topology(cluster: ClusterConfig) -> Topology | None:
-    """The domains of a uniform machine in ranks; None where its nodes and racks are all that is known."""
-    if cluster.topology is None or cluster.racks is not None:
-        return None
-    domains, host = cluster.topology, cluster.ranks_per_node
-    node = host * domains.hosts_per_node
-    return Topology(
-        node=node,
-        pair=domains.ranks_per_pair,
-        switch=domains.nodes_per_switch and node * domains.nodes_per_switch,
-        rack=domains.nodes_per_rack and node * domains.nodes_per_rack,
-        nics_per_node=domains.nics_per_node,
-        ranks_per_nic=domains.nics_per_node and max(1, host // domains.nics_per_node),
-    )
 
 
 def _local(cluster: ClusterConfig) -> Machine:

@@ -7,7 +7,7 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from piper_hpc.cluster import data_sheet, machine
+from piper_hpc.cluster import data_sheet
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.spec import DATA_SHEET, Accelerator, Calibration, ClusterSpec
@@ -35,7 +35,7 @@ def cluster(name: str, ranks: int, accelerator: Accelerator) -> ClusterSpec:
         rack_of_node=(0,) * nodes,
         memory_bytes=accelerator.memory_bytes,
         calibration=Calibration(DATA_SHEET, "", accelerator.peak_flops["bfloat16"]),
-        topology=machine.topology(preset),
+        topology=data_sheet.topology_of(preset),
         links=data_sheet.links_of(preset),
         accelerator=accelerator,
     )

@@ -10,9 +10,9 @@ from piper_hpc.model import Stage
 from piper_hpc.parallel.groups import Groups
 from piper_hpc.parallel.messages import WatchedStage, watched
 from piper_hpc.profiling.spans import Recorder
+from piper_hpc.spec import Workload
 from piper_hpc.spec.layout import Layout
 from piper_hpc.spec.model import ModelSpec
-from piper_hpc.spec import Workload
 
 
 class TokenLoss:

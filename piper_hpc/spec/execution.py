@@ -12,11 +12,11 @@ class Execution:
     name: `piper` is this project's eager executor; the others are modelled after published frameworks.
     flash: attention without stored scores. sequence_parallel: norms and residuals are split over tp as well.
     dropout: masks are drawn, kept and applied. fused_loss: one kernel over the logits instead of several in fp32.
-    overlap_grads: gradients are reduced beside the last backward; overlap_shards: ZeRO 3 gathers weights and scatters
-    gradients beside compute, as FSDP2 does; without, a plan gets no credit for what may not be hidden; overlap_p2p: stage messages beside compute;
-    overlap_experts: dispatch and combine beside the other half of the batch.
     fused_optimizer: one kernel updates a parameter; else gradients are unscaled, checked, clipped and copied in passes.
     fused_accumulation: products of weight gradients add to the sum themselves (Apex, since the end of 2021).
+    overlap_grads: gradients are reduced beside the last backward. overlap_shards: ZeRO 3 gathers weights and scatters
+    gradients beside compute, as FSDP2 does; without, a plan gets no credit for what may not be hidden.
+    overlap_p2p: stage messages beside compute. overlap_experts: dispatch and combine beside another micro-batch.
     transformer_engine: weight gradients go through buffers that stay allocated.
     """
 

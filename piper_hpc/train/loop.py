@@ -20,10 +20,10 @@ from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for, clock_offset_s
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
 from piper_hpc.profiling.spans import EVERYONE, Message, Recorder, Span
+from piper_hpc.spec import Workload
 from piper_hpc.spec.layout import Layout, RankMap
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.spec.placement import Placement
-from piper_hpc.spec import Workload
 from piper_hpc.train import checkpoint, metrics
 from piper_hpc.train.data import Dataset
 from piper_hpc.train.optimizer import learning_rate, make_optimizer, set_learning_rate

@@ -14,6 +14,7 @@ from piper_hpc.spec import (
     TERMS,
     Accelerator,
     ClusterSpec,
+    Degrees,
     Efficiency,
     Execution,
     Layout,
@@ -74,7 +75,7 @@ def predict(
     )
 
 
-def simulate(step: Step, layout: Layout, execution: Execution) -> schedule.Timeline | None:
+def simulate(step: Step, layout: Degrees, execution: Execution) -> schedule.Timeline | None:
     """The step's pipeline played action by action; None where it has too many of them."""
     micro_batches = int(step.micro_batches)
     if layout.pp * layout.vpp * micro_batches * 3 > MOST_ACTIONS:
