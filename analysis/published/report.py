@@ -37,8 +37,13 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
         "refused": sum(row.error_pct is None for row in judged),
         "fitted_rows": [row.row.row_id for row in judged if row.fitted],
         "time": statistics(times),
+        "time_stated": statistics([row for row in times if row.answer.run.fully_stated]),
         "memory": statistics(_of(judged, MEMORY)),
         "component": statistics(_of(judged, COMPONENT)),
+        "sources": {
+            name: statistics([row for row in times if _source(row) == name])
+            for name in dict.fromkeys(map(_source, times))
+        },
         "models": {name: _family(judged, times, name) for name in families},
         "metrics": {
             metric: statistics([row for row in judged if row.row.cells["metric"] == metric])
@@ -48,6 +53,13 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
         "oom": out_of_memory(judged),
         "reasons": dict(Counter(row.refused for row in judged if row.error_pct is None).most_common()),
     }
+
+
+def _source(row: Judged) -> str:
+    """The publication, and the system or method where it compares several."""
+    run, request = row.answer.run, row.answer.request
+    method = f", {request.method}" if request and request.method else ""
+    return f"{run.document}{method}"
 
 
 def _of(judged: Sequence[Judged], kind: str) -> list[Judged]:
@@ -76,9 +88,14 @@ def show(answer: dict[str, Any], console: Console) -> None:
     found = answer["summary"]
     models = found["models"]
     console.print(_table("one time error a run, by model family", {name: models[name]["time"] for name in models}))
+    console.print(_table("the same, by publication and method", found["sources"]))
     console.print(_table("peak memory, by model family", {name: models[name]["memory"] for name in models}))
     console.print(_table("parts of a step and of memory, by family", {n: models[n]["component"] for n in models}))
-    everything = found["metrics"] | {"all runs, time": found["time"], "all rows, memory": found["memory"]}
+    everything = found["metrics"] | {
+        "all runs, time": found["time"],
+        "runs that state their layout, time": found["time_stated"],
+        "all rows, memory": found["memory"],
+    }
     console.print(_table("every row, by metric", everything))
     console.print(
         "absolute errors in percent; a refused row that states tp, pp, ep, batch, sequence and GPUs counts as 100 %; "
