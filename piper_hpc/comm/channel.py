@@ -1,0 +1,103 @@
+"""One phase's exchange between real ranks, and the error that says who was missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+GRACE_S = 5.0
+"""How long a rank whose exchange failed waits for the others to say how far they came."""
+
+
+class Pending(Protocol):
+    """An exchange under way."""
+
+    def wait(self) -> None:
+        """Return once the rows are there."""
+
+
+class Channel(Protocol):
+    """What moves rows among the ranks of one group; every rank of the group calls it equally often."""
+
+    def exchange(
+        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
+    ) -> Pending:
+        """Send `send[q]` rows of `source` to peer q and receive `receive[q]` rows into `output`, in peer order."""
+
+
+class MissingPeerError(dist.DistError):
+    """An exchange failed or timed out; the message names the phase and the first rank that did not enter it."""
+
+
+class Local:
+    """The channel of a group of one: a copy."""
+
+    def exchange(
+        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
+    ) -> Pending:
+        """See `Channel.exchange`."""
+        output.copy_(source)
+        return self
+
+    def wait(self) -> None:
+        """Nothing is under way."""
+
+
+class GroupChannel:
+    """A channel over a process group by `all_to_all_single`. phase: what an error calls it; ranks: global, by peer."""
+
+    def __init__(self, group: dist.ProcessGroup, phase: str, ranks: Sequence[int], store: dist.Store) -> None:
+        self.group, self.phase, self.ranks = group, phase, tuple(ranks)
+        self.entered = 0
+        self._store = dist.PrefixStore(f"entered/{phase}/{'-'.join(map(str, ranks))}", store)
+
+    def exchange(
+        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
+    ) -> Pending:
+        """See `Channel.exchange`. Raises MissingPeerError here or in `wait`."""
+        self.entered += 1
+        try:
+            work = dist.all_to_all_single(output, source, list(receive), list(send), group=self.group, async_op=True)
+        except RuntimeError as error:
+            raise self.failed(error, self.entered) from None
+        return _Work(self, work, self.entered)
+
+    def failed(self, error: RuntimeError, number: int) -> MissingPeerError:
+        """What to raise for exchange `number`. Ranks that fail leave in the store how far they came; who leaves nothing
+        in time, or came less far, did not enter."""
+        late: list[int] = []
+        try:
+            self._store.set(str(dist.get_rank()), str(self.entered))
+            deadline = time.monotonic() + GRACE_S
+            while True:
+                late = [rank for rank in self.ranks if self._reached(rank) < number]
+                if not late or time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+            who = f"rank {late[0]} is the first that did not enter it" if late else "every rank had entered it"
+            if late and (reached := self._reached(late[0])):
+                who += f" (its last was number {reached})"
+        except RuntimeError:
+            who = "the store that knows who entered it is gone, with rank 0 or its node"
+        reason = str(error).strip().splitlines()[0]
+        return MissingPeerError(
+            f"all-to-all {self.phase}, exchange {number} of ranks {', '.join(map(str, self.ranks))}: {who} ({reason})"
+        )
+
+    def _reached(self, rank: int) -> int:
+        return int(self._store.get(str(rank))) if self._store.check([str(rank)]) else 0
+
+
+class _Work:
+    def __init__(self, channel: GroupChannel, work: dist.Work, number: int) -> None:
+        self._channel, self._work, self._number = channel, work, number
+
+    def wait(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise self._channel.failed(error, self._number) from None

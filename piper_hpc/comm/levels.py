@@ -1,0 +1,164 @@
+"""The hops of the family: which ranks exchange at each level, and through whom a row travels. Plain arithmetic.
+
+An expert group is split into nested domains, farthest first (racks, nodes, ranks). One hop a level: between the domains
+of the level, each rank exchanges with the ranks of equal place in the other domains (a rail), so that ranks that share
+a NIC index talk to one another; inside the last domain every rank is its own. `flat` is the single level of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import lru_cache
+
+ALGORITHMS = ("flat", "halo", "halo3", "halo_dedup", "halo3_dedup")
+"""What `parallelism.all_to_all` may name."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the ranks of one expert group stand: node and rack of each, in group order, as labels of any kind."""
+
+    node_of_rank: tuple[int, ...]
+    rack_of_rank: tuple[int, ...]
+
+    @property
+    def ranks(self) -> int:
+        """Ranks in the group."""
+        return len(self.node_of_rank)
+
+    def tier(self, a: int, b: int) -> str:
+        """The widest link between two ranks: self, node, rack (other node, same rack) or system."""
+        if a == b:
+            return "self"
+        if self.rack_of_rank[a] != self.rack_of_rank[b]:
+            return "system"
+        return "node" if self.node_of_rank[a] == self.node_of_rank[b] else "rack"
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One exchange of one rank. phase: what an error calls it; group: the ranks that exchange, in the order of their
+    messages; peer_of_target: index into `group` of the rank that a row for each rank of the domain goes through."""
+
+    phase: str
+    group: tuple[int, ...]
+    peer_of_target: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The hops of one rank, in order.
+
+    domains[i]: ranks that rows which wait here before hop i may be for; sources[i]: ranks they may come from, in the
+    order of their arrival; arriving[i][q]: how many of sources[i + 1] come by peer q of hop i, 0 where that peer sends
+    rows for this rank's domain through another rank. Before the first hop a rank holds its own rows, for anybody;
+    after the last, rows for itself.
+    """
+
+    rank: int
+    hops: tuple[Hop, ...]
+    domains: tuple[tuple[int, ...], ...]
+    sources: tuple[tuple[int, ...], ...]
+    arriving: tuple[tuple[int, ...], ...]
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The ranks of this rank's node, whose rows take the last hop alone; all of them where one hop is all."""
+        return self.hops[-1].group
+
+
+def labels_of(algorithm: str, places: Places) -> list[tuple[str, tuple[Hashable, ...]]]:
+    """(phase, label of each rank) of each level, farthest first.
+
+    A level that has one domain, or one for each domain of the next level, has nothing to join and is left out; only
+    deduplication keeps nodes of one rank, where a row that arrives once is fanned out to that rank's experts.
+    Raises ValueError for an algorithm that is not of the family.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"all_to_all={algorithm}: must be one of {', '.join(ALGORITHMS)}, for example flat")
+    nodes = tuple(zip(places.rack_of_rank, places.node_of_rank, strict=True))
+    outer = {"flat": [], "halo": [("between nodes", nodes)]}.get(
+        algorithm.removesuffix("_dedup"), [("between racks", places.rack_of_rank), ("between nodes", nodes)]
+    )
+    kept: list[tuple[str, tuple[Hashable, ...]]] = [("inside nodes", tuple(range(places.ranks)))]
+    for phase, labels in reversed(outer):
+        fans_out = len(kept) == 1 and algorithm.endswith("_dedup")
+        if len(set(labels)) > 1 and (fans_out or len(set(labels)) < len(set(kept[0][1]))):
+            kept.insert(0, (phase, labels))
+    return kept
+
+
+class Chains:
+    """The chains of all ranks of a group, each computed when asked for."""
+
+    def __init__(self, algorithm: str, places: Places) -> None:
+        self.places = places
+        self._levels = labels_of(algorithm, places)
+        self._hop = lru_cache(maxsize=None)(self._make_hop)
+        self._sources = lru_cache(maxsize=None)(self._make_sources)
+
+    @property
+    def depth(self) -> int:
+        """Hops of a row, 1 to 3."""
+        return len(self._levels)
+
+    def chain(self, rank: int) -> Chain:
+        """The hops of one rank."""
+        domains = tuple(self.domain(rank, level) for level in range(self.depth + 1))
+        hops = tuple(self._hop(rank, level) for level in range(self.depth))
+        return Chain(
+            rank=rank,
+            hops=hops,
+            domains=domains,
+            sources=tuple(self._sources(rank, level) for level in range(self.depth + 1)),
+            arriving=tuple(
+                tuple(
+                    len(self._sources(peer, level)) if self._relays(peer, level, rank) else 0
+                    for peer in hops[level].group
+                )
+                for level in range(self.depth)
+            ),
+        )
+
+    def domain(self, rank: int, level: int) -> tuple[int, ...]:
+        """Ranks of the domain that hop `level` joins with others; level 0 is the whole group, `depth` the rank."""
+        members = range(self.places.ranks)
+        if level == 0:
+            return tuple(members)
+        labels = self._levels[level - 1][1]
+        return tuple(other for other in members if labels[other] == labels[rank])
+
+    def groups(self, level: int) -> list[tuple[int, ...]]:
+        """All groups of a level, each once, in an order that every rank derives alike."""
+        return sorted({self._hop(rank, level).group for rank in range(self.places.ranks)})
+
+    def phase(self, level: int) -> str:
+        """What the hop is called."""
+        return self._levels[level][0]
+
+    def _make_hop(self, rank: int, level: int) -> Hop:
+        """Domains may differ in size: the rails are as many as the smallest has ranks, and a rank whose place another
+        domain lacks sends there through the place modulo that number, which is on its rail."""
+        phase, labels = self._levels[level]
+        scope = self.domain(rank, level)
+        domains: dict[Hashable, list[int]] = {}
+        for other in scope:
+            domains.setdefault(labels[other], []).append(other)
+        width = min(map(len, domains.values()))
+        place = domains[labels[rank]].index(rank)
+        rail = place % width
+        group = tuple(other for members in domains.values() for other in members[rail::width])
+        relay = {label: members[place if place < len(members) else rail] for label, members in domains.items()}
+        return Hop(phase, group, tuple(group.index(relay[labels[target]]) for target in scope))
+
+    def _relays(self, sender: int, level: int, rank: int) -> bool:
+        """Whether `sender` sends its rows for the domain of `rank` through `rank`."""
+        hop = self._hop(sender, level)
+        return hop.group[hop.peer_of_target[self.domain(sender, level).index(rank)]] == rank
+
+    def _make_sources(self, rank: int, level: int) -> tuple[int, ...]:
+        if level == 0:
+            return (rank,)
+        senders = [peer for peer in self._hop(rank, level - 1).group if self._relays(peer, level - 1, rank)]
+        return tuple(source for peer in senders for source in self._sources(peer, level - 1))

@@ -1,0 +1,152 @@
+"""Where counts stand: the fixed index tables with which one rank packs, reads and reorders the counts of its hops.
+
+Counts are kept by block: all rows of one chunk from one source for one expert. Which blocks exist follows from the
+places of the ranks alone, so every reordering of rows is a fixed permutation of blocks and a cumulative sum of counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from piper_hpc.comm.levels import Chain, Chains
+
+
+@dataclass(frozen=True)
+class LevelTable:
+    """One hop. Counts before it are [chunks, sources, targets, slots], after it the same of the next level.
+
+    peers: ranks in its group; send_blocks: blocks of a chunk in sending order (peer, source, target, slot), int64
+    [blocks]; peer_of_block: int64 [blocks], in the counts' own order; peer_of_source: by source after the hop.
+    A message of counts: to each peer those of this node's own rows (last hop), of its blocks by chunk, and of its
+    distinct rows by chunk. message: index into (own, counts, rows) flattened; to_peer, from_peer: its length by peer;
+    arrived: index into what came that gives (own, counts after the hop, rows) flattened; shape: of those counts.
+    """
+
+    peers: int
+    send_blocks: torch.Tensor
+    peer_of_block: torch.Tensor
+    peer_of_source: torch.Tensor
+    message: torch.Tensor
+    to_peer: list[int]
+    from_peer: list[int]
+    arrived: torch.Tensor
+    shape: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All tables of one rank. chunks: parts of the tokens that travel one after the other, 0 where all rows are own.
+
+    is_own, own_block, peer_of_position, first_block: by position (rank * slots + slot) of an expert: whether its rank
+    is on this rank's node; its block among own rows; the peer of the first hop; its place in sending order of a chunk.
+    final_blocks: blocks of all arrived rows (own, then chunks) by slot, then source, then chunk: the flat order.
+    """
+
+    chain: Chain
+    chunks: int
+    slots: int
+    levels: tuple[LevelTable, ...]
+    is_own: torch.Tensor
+    own_block: torch.Tensor
+    own_positions: torch.Tensor
+    peer_of_position: torch.Tensor
+    first_block: torch.Tensor
+    final_blocks: torch.Tensor
+
+    @cached_property
+    def own_peers(self) -> int:
+        """Ranks of the own node."""
+        return len(self.chain.own)
+
+
+def make_tables(chains: Chains, rank: int, *, chunks: int, slots: int, dedup: bool, device: torch.device) -> Tables:
+    """The tables of `rank` for experts in `slots` slots a rank."""
+    chain = chains.chain(rank)
+    chunks = chunks if chains.depth > 1 else 0
+    last = chains.depth - 1
+    levels = tuple(
+        _level(chain, level, chunks, slots, own=level == last, rows=dedup and level == 0, device=device)
+        for level in range(chains.depth)
+    )
+    own = [target * slots + slot for target in chain.own for slot in range(slots)]
+    own_block = torch.zeros(chains.places.ranks * slots, dtype=torch.int64)
+    own_block[own] = torch.arange(len(own))
+    is_own = torch.zeros_like(own_block, dtype=torch.bool)
+    is_own[own] = True
+    first_block = torch.empty_like(own_block)
+    first_block[levels[0].send_blocks.cpu()] = torch.arange(len(first_block))
+    arriving = [(slot, source, -1) for source in chain.own for slot in range(slots)] + [
+        (slot, source, chunk) for chunk in range(chunks) for source in chain.sources[-1] for slot in range(slots)
+    ]
+    return Tables(
+        chain=chain,
+        chunks=chunks,
+        slots=slots,
+        levels=levels,
+        is_own=is_own.to(device),
+        own_block=own_block.to(device),
+        own_positions=_index(own, device),
+        peer_of_position=levels[0].peer_of_block,
+        first_block=first_block.to(device),
+        final_blocks=_index(sorted(range(len(arriving)), key=arriving.__getitem__), device),
+    )
+
+
+def _level(
+    chain: Chain, level: int, chunks: int, slots: int, *, own: bool, rows: bool, device: torch.device
+) -> LevelTable:
+    hop, sources, targets = chain.hops[level], len(chain.sources[level]), len(chain.domains[level])
+    peers, arriving = len(hop.group), chain.arriving[level]
+    own_values = peers * slots if own else 0
+    blocks = sources * targets * slots
+    block_peer = [hop.peer_of_target[block // slots % targets] for block in range(blocks)]
+    of_peer: list[list[int]] = [[] for _ in range(peers)]
+    for block, peer in enumerate(block_peer):
+        of_peer[peer].append(block)
+    message: list[int] = []
+    to_peer: list[int] = []
+    for peer in range(peers):
+        before = len(message)
+        message += range(peer * slots, (peer + 1) * slots) if own else ()
+        message += (own_values + chunk * blocks + block for chunk in range(chunks) for block in of_peer[peer])
+        message += (own_values + chunks * blocks + chunk * peers + peer for chunk in range(chunks) if rows)
+        to_peer.append(len(message) - before)
+    # What comes: from each peer its own rows' counts, its blocks by chunk, its rows by chunk.
+    inner = len(chain.domains[level + 1]) * slots
+    starts, from_peer = [0], []
+    for peer in range(peers):
+        from_peer.append(slots * own + chunks * arriving[peer] * inner + chunks * rows)
+        starts.append(starts[-1] + from_peer[peer])
+    arrived = [starts[peer] + slot for peer in range(peers) for slot in range(slots * own)]
+    for chunk in range(chunks):
+        for peer in range(peers):
+            start = starts[peer] + slots * own + chunk * arriving[peer] * inner
+            arrived += range(start, start + arriving[peer] * inner)
+    arrived += [starts[peer + 1] - chunks + chunk for chunk in range(chunks) if rows for peer in range(peers)]
+    return LevelTable(
+        peers=peers,
+        send_blocks=_index([block for listed in of_peer for block in listed], device),
+        peer_of_block=_index(block_peer, device),
+        peer_of_source=_index([peer for peer, count in enumerate(arriving) for _ in range(count)], device),
+        message=_index(message, device),
+        to_peer=to_peer,
+        from_peer=from_peer,
+        arrived=_index(arrived, device),
+        shape=(chunks, sum(arriving), len(chain.domains[level + 1]), slots),
+    )
+
+
+def _index(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def regroup(counts: torch.Tensor, blocks: torch.Tensor, rows: int) -> torch.Tensor:
+    """Row indices of blocks of `counts` rows each, [blocks], taken in the order `blocks`: int64 [rows], no sort."""
+    sizes = counts.index_select(0, blocks)
+    starts = (counts.cumsum(0) - counts).index_select(0, blocks)
+    shift = starts - (sizes.cumsum(0) - sizes)
+    return torch.repeat_interleave(shift, sizes, output_size=rows) + torch.arange(rows, device=counts.device)

@@ -1,0 +1,100 @@
+"""Many ranks in one process: a thread each, whose exchanges meet in memory. The code under test is that of real ranks;
+only the channel is another."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from piper_hpc.comm.channel import Channel, Pending
+from piper_hpc.comm.halo import HaloDispatcher
+from piper_hpc.comm.levels import Chains, Places
+
+TIMEOUT_S = 60.0
+
+
+class Switchboard:
+    """Mailboxes by (group, exchange number, source, target)."""
+
+    def __init__(self) -> None:
+        self.mail: dict[tuple[object, ...], torch.Tensor] = {}
+        self.changed = threading.Condition()
+        self.failed = False
+        self.calls: dict[int, list[tuple[str, int]]] = defaultdict(list)
+
+    def run(self, ranks: int, function: Callable[[int], Any]) -> list[Any]:
+        """`function(rank)` on a thread each, results in rank order; the first exception is raised."""
+        results: list[Any] = [None] * ranks
+        errors: list[BaseException] = []
+
+        def work(rank: int) -> None:
+            try:
+                results[rank] = function(rank)
+            except BaseException as error:
+                errors.append(error)
+                with self.changed:
+                    self.failed = True
+                    self.changed.notify_all()
+
+        threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(ranks)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT_S)
+        if errors:
+            raise errors[0]
+        assert not any(thread.is_alive() for thread in threads), "a rank did not come to an end"
+        assert not self.mail, "messages that nobody received"
+        return results
+
+
+class MemoryChannel:
+    """One rank's channel to the ranks of `group`; checks that what is sent is what is expected, in rows and dtype."""
+
+    def __init__(self, board: Switchboard, phase: str, group: Sequence[int], rank: int) -> None:
+        self.board, self.phase, self.group, self.rank = board, phase, tuple(group), rank
+        self.number = 0
+
+    def exchange(
+        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
+    ) -> Pending:
+        board, self.number = self.board, self.number + 1
+        assert output.is_contiguous() and source.is_contiguous()
+        assert len(output) == sum(receive) and len(source) == sum(send)
+        board.calls[self.rank].append((self.phase, source[:0].element_size()))
+        with board.changed:
+            for peer, part in zip(self.group, source.split(list(send)), strict=True):
+                board.mail[self.phase, self.group, self.number, self.rank, peer] = part.clone()
+            board.changed.notify_all()
+        return _Arrival(self, self.number, output, list(receive))
+
+
+class _Arrival:
+    def __init__(self, channel: MemoryChannel, number: int, output: torch.Tensor, receive: list[int]) -> None:
+        self.channel, self.number, self.output, self.receive = channel, number, output, receive
+
+    def wait(self) -> None:
+        channel, board = self.channel, self.channel.board
+        keys = [(channel.phase, channel.group, self.number, peer, channel.rank) for peer in channel.group]
+        with board.changed:
+            there = board.changed.wait_for(lambda: board.failed or all(key in board.mail for key in keys), TIMEOUT_S)
+            assert there and not board.failed, "a peer did not enter"
+            parts = [board.mail.pop(key) for key in keys]
+        for into, part in zip(self.output.split(self.receive), parts, strict=True):
+            assert into.shape == part.shape and into.dtype == part.dtype
+            into.copy_(part)
+
+
+def dispatcher(
+    board: Switchboard, algorithm: str, places: Places, rank: int, chains: Chains | None = None, **options: Any
+) -> HaloDispatcher:
+    """The hierarchical dispatcher of one rank of `places`, on a switchboard; flat where `algorithm` says so."""
+    chains = chains or Chains(algorithm, places)
+    channels: list[Channel] = [
+        MemoryChannel(board, chains.phase(level), hop.group, rank) for level, hop in enumerate(chains.chain(rank).hops)
+    ]
+    return HaloDispatcher(chains, rank, channels, dedup=algorithm.endswith("_dedup"), **options)
