@@ -1,5 +1,6 @@
-"""How far the model was from what was measured: `runs`, term by term, and `published`, others' printed rows.
+"""How far the model is from what is known: `exact` arithmetic, own `runs` term by term, others' `published` rows.
 
+python -m analysis.validate exact
 python -m analysis.validate runs RUN...
 python -m analysis.validate published --rows FILE.csv
 """
@@ -16,8 +17,9 @@ from typing import Any
 
 from rich.console import Console
 
+from analysis.exact import command as exact
 from analysis.load import UsageError, comparable, metrics, open_run, steady
-from analysis.published import command
+from analysis.published import command as published
 from analysis.table import Row, predicted_against_measured, render
 from analysis.units import percent, seconds
 from piper_hpc.runs import RunFolder
@@ -157,7 +159,7 @@ def _tolerance(text: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; exit code 0 for ok, 1 for a run beyond the tolerance, 2 for what cannot be answered."""
+    """The command; exit code 0 for ok, 1 for a run beyond the tolerance or a case that fails, 2 for no answer."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -170,11 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs.add_argument(
         "--tolerance", type=_tolerance, metavar="PCT", help="exit with 1 where a step time is further off than this"
     )
-    command.add(commands, _tolerance)
+    published.add(commands, _tolerance)
+    exact.add(commands)
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "published":
-            return OK if command.run(chosen) else FAILED
+            return OK if published.run(chosen) else FAILED
+        if chosen.command == "exact":
+            return OK if exact.run(chosen) else FAILED
         named = [open_run(name) for name in chosen.runs]
         comparisons = [Comparison.of(run) for run in named or comparable()]
     except UsageError as error:
