@@ -16,11 +16,6 @@ from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload
 NO_FIT = "Eq 11: peak memory must fit the rank's memory"
 
 
-def paper_expert_domain(gpus_per_node: int, nodes_per_switch: int) -> int:
-    """Eq 10: the largest EP that stays behind one switch, g N_h."""
-    return gpus_per_node * nodes_per_switch
-
-
 def divisors(number: int) -> list[int]:
     """All divisors in ascending order."""
     small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]

@@ -24,15 +24,6 @@ def paper_migration_bytes(model: ModelSpec, ep: int) -> int:
     return 16 * model.experts // ep * model.expert_parameters
 
 
-def deduplicated_share(experts: int, top_k: int, nodes: int) -> float:
-    """Share of inter-node rows left when a token crosses to a node once, for uniform routing over `nodes`.
-
-    N (1 - C(E - E/N, k) / C(E, k)) / k.
-    """
-    elsewhere = experts - experts // nodes
-    return nodes * (1 - math.comb(elsewhere, top_k) / math.comb(experts, top_k)) / top_k
-
-
 def all_to_all_bytes(tokens: int, model: ModelSpec, bytes_per_value: int) -> int:
     """The whole send buffer of one rank in one dispatch: tokens k d values; (EP-1)/EP of it leaves the rank."""
     return tokens * model.top_k * model.hidden * bytes_per_value
