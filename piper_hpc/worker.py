@@ -44,7 +44,7 @@ def work(run_path: str) -> None:
 def _task(run: RunFolder, place: RankEnvironment) -> None:
     from piper_hpc.config import experiment
     from piper_hpc.runtime import quota
-    from piper_hpc.runtime.group import device_of, process_group
+    from piper_hpc.runtime.group import device_of, let_senders_go_first, process_group
     from piper_hpc.tasks import TASKS
     from piper_hpc.tasks.context import Context
 
@@ -57,6 +57,7 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
             # From here on this rank is a device of its own; its imports were free to use any core.
             quota.create(f"{run.run_id}/rank{place.rank}", context.machine.cpu_share).enter()
             quota.pin(place.local_rank)
+            let_senders_go_first()
         if context.is_first:
             run.write_manifest(run.manifest() | {"job": context.facts()})
             run.write_status(Status("running", place.attempt))

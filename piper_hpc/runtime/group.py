@@ -22,6 +22,7 @@ from piper_hpc.runtime.rank import RankEnvironment
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 GLOO_RECEIVER = "gloo_tcp_loop"
 """The name that gloo gives to the thread which receives, one in each process group."""
+LOWEST_PRIORITY = 19
 
 
 class RendezvousError(RuntimeError):
@@ -76,17 +77,20 @@ def process_group(place: RankEnvironment, meeting: Path, device: torch.device, t
 
 
 def let_senders_go_first() -> None:
-    """Keep gloo's receiving threads from interrupting others; call it after making a group. Nothing without gloo.
+    """Keep gloo's receiving threads from interrupting senders, where a rank has one core; call it after making a group.
 
-    Such a thread does not wait for the lock of a connection: it asks again and again while another thread sends. Where
-    a message wakes it on the core of that sender, it spins there until the scheduler's next tick, up to 4 ms, and the
-    sender cannot finish meanwhile. Under SCHED_BATCH being woken interrupts nobody.
+    Such a thread does not wait for the lock of a connection: it asks again and again while another thread sends. Woken
+    by a message on the core of that sender, it spins there until the scheduler's next tick, up to 4 ms, and the sender
+    cannot finish meanwhile. At the lowest priority it comes after this rank's other threads; among ranks it counts as
+    before where each has a control group of its own.
     """
+    if len(os.sched_getaffinity(0)) > 1:
+        return
     for thread in Path("/proc/self/task").glob("*"):
         # A thread may end in between, and a sandbox may refuse the call: exchanges are slower then.
         with suppress(OSError):
             if (thread / "comm").read_text().strip() == GLOO_RECEIVER:
-                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), LOWEST_PRIORITY)
 
 
 def _store(place: RankEnvironment, meeting: Path, timeout: timedelta) -> dist.TCPStore:

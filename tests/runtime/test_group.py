@@ -9,27 +9,33 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from piper_hpc.runtime.group import GLOO_RECEIVER, let_senders_go_first
+from piper_hpc.runtime.group import GLOO_RECEIVER, LOWEST_PRIORITY, let_senders_go_first
 from tests.processes import run_ranks
 
 pytestmark = pytest.mark.processes
 
 
-def _policies() -> tuple[set[int], set[int], float]:
-    """Scheduling policies of the threads that receive and of all others, and a sum that they exchanged."""
+def _priorities(cores: int) -> tuple[set[int], set[int], float]:
+    """Nice values of the threads that receive and of all others, and a sum that was exchanged; rank has `cores`."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     group = dist.new_group([0, 1])
     let_senders_go_first()
     receiving, others = set(), set()
     for thread in Path("/proc/self/task").glob("*"):
         receives = (thread / "comm").read_text().strip() == GLOO_RECEIVER
-        (receiving if receives else others).add(os.sched_getscheduler(int(thread.name)))
+        (receiving if receives else others).add(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
     total = torch.ones(1)
     dist.all_reduce(total, group=group)
     return receiving, others, float(total)
 
 
-def test_threads_that_receive_interrupt_nobody() -> None:
-    for receiving, others, total in run_ranks(2, _policies):
-        assert receiving == {os.SCHED_BATCH}
-        assert others == {os.SCHED_OTHER}
+def test_threads_that_receive_come_after_those_that_send_on_one_core() -> None:
+    for receiving, others, total in run_ranks(2, _priorities, 1):
+        assert receiving == {LOWEST_PRIORITY} and others == {0}
         assert total == 2.0
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_with_cores_to_choose_from_nothing_changes() -> None:
+    for receiving, others, _ in run_ranks(2, _priorities, 2):
+        assert receiving == others == {0}
