@@ -154,7 +154,7 @@ class _Search:
         for number, (placement, algorithm) in enumerate(self.exchanges):
             placed = grid.at(placement=placement, all_to_all=algorithm)
             network = shared.network if placement == "linear" else network_of(question.cluster, placed)
-            own = placed.own_exchange(network.groups, linear)
+            own = placed.own_exchange(axes, network.groups, linear)
             near = _within(network.groups.experts, self.allowed_tier)
             inside = _within(network.groups.experts, self.eq10_tier)
             parts = Parts(shared.parts.blocks, network, algorithm)

@@ -149,16 +149,22 @@ class LayoutGrid:
         alone = (self.dense_dp * self.cp == 1) & (self.dp == 1)
         return np.asarray(~alone | (self.zero == self.zero.min()))
 
-    def own_exchange(self, groups: AxisGroups, placed_linear: AxisGroups) -> Mask:
-        """Where algorithm and placement are not another name for a simpler one, [layouts].
+    def own_exchange(self, axes: Axes, groups: AxisGroups, linear: AxisGroups) -> Mask:
+        """Where algorithm and placement are not another name for an earlier one of `axes`, [layouts].
 
         Inside one node every algorithm is the flat one, without a level between nodes and all three has two of them;
-        strided ranks stand as linear ones do where the group falls back to them.
+        strided ranks stand as `linear` ones do where the group falls back to them.
         """
-        own = exchange_levels(groups.experts) >= LEVELS[self.all_to_all]
-        if self.placement == "linear":
+        levels = exchange_levels(groups.experts)
+        first = [
+            self.all_to_all == next(name for name in axes.all_to_all if _acts_as(name, level) == effect)
+            for level in (1, 2, 3)
+            for effect in (_acts_as(self.all_to_all, level),)
+        ]
+        own = np.array(first)[levels - 1]
+        if self.placement == "linear" or "linear" not in axes.placement:
             return own
-        same = [np.asarray(a == b) for a, b in zip(groups.experts.peers, placed_linear.experts.peers, strict=True)]
+        same = [np.asarray(a == b) for a, b in zip(groups.experts.peers, linear.experts.peers, strict=True)]
         return own & ~np.logical_and.reduce(np.broadcast_arrays(*same))
 
     def scheduled(self, global_batch: int) -> Mask:
@@ -168,8 +174,11 @@ class LayoutGrid:
         return np.array(runs)[where]
 
 
-LEVELS = {"flat": 1, "flat_dedup": 2, "halo": 2, "halo_dedup": 2, "halo3": 3, "halo3_dedup": 3}
-"""Levels that a group must have for the algorithm to be one of its own."""
+def _acts_as(algorithm: str, levels: int) -> str:
+    """The simplest algorithm that this one is in a group of so many levels."""
+    if levels == 1:
+        return "flat"
+    return algorithm if levels == 3 else algorithm.replace("halo3", "halo")
 
 
 def exchange_levels(group: Group) -> Ints:

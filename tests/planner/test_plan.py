@@ -89,8 +89,32 @@ def test_pruning_loses_no_candidate(rank_by: str) -> None:
     everything = plan(TINY, TESTBED, WORKLOAD, ranks=ranks, rank_by=rank_by, candidates=1000)
     few = plan(TINY, TESTBED, WORKLOAD, ranks=ranks, rank_by=rank_by, candidates=3)
     assert few.candidates == everything.candidates[:3]
+    assert few.pareto == everything.pareto
     assert few.pruned > 0
     assert few.searched + few.pruned == few.feasible == everything.feasible
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from([TINY, WIDE]),
+    st.sampled_from([[4], [8], [2, 8]]),
+    st.sampled_from([8, 24, 96]),
+    st.sampled_from([2**22, 2**23, 2**26]),
+    st.sampled_from(["mfu", "tokens_per_s", "memory"]),
+    st.integers(1, 4),
+)
+def test_the_bound_is_exact(
+    model: ModelSpec, ranks: list[int], batch: int, memory_bytes: int, rank_by: str, candidates: int
+) -> None:
+    """What a search with a bound finds is what evaluating everything finds: the best, the front, and what limits."""
+    where, workload = replace(TESTBED, memory_bytes=memory_bytes), Workload(batch, 128)
+    everything = plan(model, where, workload, ranks=ranks, rank_by=rank_by, candidates=10_000)
+    few = plan(model, where, workload, ranks=ranks, rank_by=rank_by, candidates=candidates)
+    assert few.candidates == everything.candidates[:candidates]
+    assert few.pareto == everything.pareto
+    assert few.searched + few.pruned == everything.searched
+    assert few.limits == everything.limits
+    assert few.rejected == everything.rejected
 
 
 def test_the_same_question_gets_the_same_answer() -> None:
