@@ -1,5 +1,6 @@
 """The exchange of tokens between the ranks of an expert group: plans, and the algorithms that carry them out."""
 
 from piper_hpc.comm.flat import FlatDispatcher
+from piper_hpc.comm.halo import HaloDispatcher
 
-__all__ = ["FlatDispatcher"]
+__all__ = ["FlatDispatcher", "HaloDispatcher"]

@@ -48,12 +48,17 @@ class Local:
 
 
 class GroupChannel:
-    """A channel over a process group by `all_to_all_single`. phase: what an error calls it; ranks: global, by peer."""
+    """A channel over a process group by `all_to_all_single`. phase: what an error calls it.
 
-    def __init__(self, group: dist.ProcessGroup, phase: str, ranks: Sequence[int], store: dist.Store) -> None:
-        self.group, self.phase, self.ranks = group, phase, tuple(ranks)
+    Exchanges are numbered; two channels over the same ranks have different phases.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, phase: str) -> None:
+        self.group, self.phase, self.ranks = group, phase, tuple(dist.get_process_group_ranks(group))
         self.entered = 0
-        self._store = dist.PrefixStore(f"entered/{phase}/{'-'.join(map(str, ranks))}", store)
+        self._store = dist.PrefixStore(
+            f"entered/{phase}/{'-'.join(map(str, self.ranks))}", dist.distributed_c10d._get_default_store()
+        )
 
     def exchange(
         self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from piper_hpc.comm.channel import GroupChannel
 from piper_hpc.comm.moves import Exchange, Permute, Spread
 from piper_hpc.comm.plan import Handle, plan_exchange
 from piper_hpc.spec.placement import Placement
@@ -17,7 +18,7 @@ class FlatDispatcher:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self._group = group
+        self._channel = GroupChannel(group, "flat") if group is not None else None
         self._ranks = dist.get_world_size(group) if group is not None else 1
         self._positions: dict[tuple[Placement, torch.device], torch.Tensor] = {}
 
@@ -25,19 +26,19 @@ class FlatDispatcher:
         self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement
     ) -> tuple[torch.Tensor, Handle]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
-        plan = plan_exchange(expert_ids, self._position_of_expert(placement, tokens.device), self._ranks, self._group)
+        plan = plan_exchange(expert_ids, self._position_of_expert(placement, tokens.device), self._ranks, self._channel)
         rows: torch.Tensor = Spread.apply(tokens, plan.order, plan.place, plan.top_k)
-        if self._group is not None:
-            rows = Exchange.apply(rows, plan.send_rows, plan.receive_rows, self._group)
+        if self._channel is not None:
+            rows = Exchange.apply(rows, plan.send_rows, plan.receive_rows, self._channel)
             rows = Permute.apply(rows, plan.group_order, plan.arrival)
         return rows, Handle(plan, weights)
 
     def combine(self, rows: torch.Tensor, handle: Handle) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         plan = handle.plan
-        if self._group is not None:
+        if self._channel is not None:
             rows = Permute.apply(rows, plan.arrival, plan.group_order)
-            rows = Exchange.apply(rows, plan.receive_rows, plan.send_rows, self._group)
+            rows = Exchange.apply(rows, plan.receive_rows, plan.send_rows, self._channel)
         copies = Permute.apply(rows, plan.place, plan.order).view(-1, plan.top_k, rows.shape[-1])
         # Not a batched product: of matrices this thin it takes about three times as long on a CPU.
         return (copies * handle.weights.unsqueeze(-1)).sum(1)

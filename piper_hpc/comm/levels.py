@@ -71,8 +71,8 @@ class Chain:
 def labels_of(algorithm: str, places: Places) -> list[tuple[str, tuple[Hashable, ...]]]:
     """(phase, label of each rank) of each level, farthest first.
 
-    A level that has one domain, or one for each domain of the next level, has nothing to join and is left out; only
-    deduplication keeps nodes of one rank, where a row that arrives once is fanned out to that rank's experts.
+    A level that has one domain has nothing to join and is left out, and so are racks of one node each. Nodes of one
+    rank are kept: there a row that arrives once is fanned out to that rank's experts.
     Raises ValueError for an algorithm that is not of the family.
     """
     if algorithm not in ALGORITHMS:
@@ -81,10 +81,10 @@ def labels_of(algorithm: str, places: Places) -> list[tuple[str, tuple[Hashable,
     outer = {"flat": [], "halo": [("between nodes", nodes)]}.get(
         algorithm.removesuffix("_dedup"), [("between racks", places.rack_of_rank), ("between nodes", nodes)]
     )
-    kept: list[tuple[str, tuple[Hashable, ...]]] = [("inside nodes", tuple(range(places.ranks)))]
+    innermost = "flat" if algorithm == "flat" else "inside nodes"
+    kept: list[tuple[str, tuple[Hashable, ...]]] = [(innermost, tuple(range(places.ranks)))]
     for phase, labels in reversed(outer):
-        fans_out = len(kept) == 1 and algorithm.endswith("_dedup")
-        if len(set(labels)) > 1 and (fans_out or len(set(labels)) < len(set(kept[0][1]))):
+        if len(set(labels)) > 1 and (len(kept) == 1 or len(set(labels)) < len(set(kept[0][1]))):
             kept.insert(0, (phase, labels))
     return kept
 
@@ -148,7 +148,7 @@ class Chains:
         width = min(map(len, domains.values()))
         place = domains[labels[rank]].index(rank)
         rail = place % width
-        group = tuple(other for members in domains.values() for other in members[rail::width])
+        group = tuple(sorted(other for members in domains.values() for other in members[rail::width]))
         relay = {label: members[place if place < len(members) else rail] for label, members in domains.items()}
         return Hop(phase, group, tuple(group.index(relay[labels[target]]) for target in scope))
 

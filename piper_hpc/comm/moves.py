@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
+
+from piper_hpc.comm.channel import Channel
 
 
 class Spread(torch.autograd.Function):
@@ -46,20 +47,18 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: torch.Tensor, send_rows: list[int], receive_rows: list[int], group: dist.ProcessGroup
+        ctx: Any, rows: torch.Tensor, send_rows: list[int], receive_rows: list[int], channel: Channel
     ) -> torch.Tensor:
-        ctx.send_rows, ctx.receive_rows, ctx.group = send_rows, receive_rows, group
-        return exchange(rows, send_rows, receive_rows, group)
+        ctx.send_rows, ctx.receive_rows, ctx.channel = send_rows, receive_rows, channel
+        return exchange(rows, send_rows, receive_rows, channel)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        return exchange(gradient, ctx.receive_rows, ctx.send_rows, ctx.group), None, None, None
+        return exchange(gradient, ctx.receive_rows, ctx.send_rows, ctx.channel), None, None, None
 
 
-def exchange(
-    rows: torch.Tensor, send_rows: list[int], receive_rows: list[int], group: dist.ProcessGroup
-) -> torch.Tensor:
-    """Send `send_rows[r]` rows to rank r of the group and receive `receive_rows[r]` from it, in rank order."""
+def exchange(rows: torch.Tensor, send_rows: list[int], receive_rows: list[int], channel: Channel) -> torch.Tensor:
+    """Send `send_rows[r]` rows to peer r of the channel and receive `receive_rows[r]` from it, in peer order."""
     received = rows.new_empty((sum(receive_rows), *rows.shape[1:]))
-    dist.all_to_all_single(received, rows.contiguous(), receive_rows, send_rows, group=group)
+    channel.exchange(received, rows.contiguous(), receive_rows, send_rows).wait()
     return received

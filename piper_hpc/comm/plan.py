@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
+
+from piper_hpc.comm.channel import Channel
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Handle:
 
 
 def plan_exchange(
-    expert_ids: torch.Tensor, position_of_expert: torch.Tensor, ranks: int, group: dist.ProcessGroup | None
+    expert_ids: torch.Tensor, position_of_expert: torch.Tensor, ranks: int, channel: Channel | None
 ) -> ExchangePlan:
     """Plan the exchange of every (token, choice) of `expert_ids`, int64 [tokens, top_k].
 
     position_of_expert: rank * experts_per_rank + slot of each logical expert, int64 [experts]. Counts are exchanged
-    over `group`, then read by the host once: the only synchronisation of a dispatch.
+    over `channel`, then read by the host once: the only synchronisation of a dispatch.
     """
     experts = position_of_expert.numel()
     positions = position_of_expert[expert_ids.reshape(-1)]
@@ -56,13 +57,13 @@ def plan_exchange(
     place = inverse(order)
     # Not bincount: on a GPU it reads the largest value on the host.
     sent = positions.new_zeros(experts).scatter_add_(0, positions, torch.ones_like(positions)).view(ranks, -1)
-    if group is None:
+    if channel is None:
         rows = positions.numel()
         return ExchangePlan(
             expert_ids.shape[-1], order, place, [rows], [rows], None, None, sent[0].cumsum(0).to(torch.int32)
         )
     received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
+    channel.exchange(received, sent, [1] * ranks, [1] * ranks).wait()
     send_rows, receive_rows = torch.stack((sent.sum(1), received.sum(1))).tolist()
     group_order = _order_by_slot(received, sum(receive_rows))
     return ExchangePlan(

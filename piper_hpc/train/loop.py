@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from piper_hpc.comm import FlatDispatcher
 from piper_hpc.model import Stage
 from piper_hpc.model.names import initialise
+from piper_hpc.parallel.exchange import make_dispatcher
 from piper_hpc.parallel.gradients import Gradients
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.pipeline import Pipeline
@@ -48,7 +48,8 @@ class Trainer:
         device: torch.device,
     ) -> None:
         dtype = getattr(torch, settings.dtype)
-        groups = make_groups(rank_map, timedelta(seconds=settings.collective_timeout_s))
+        timeout = timedelta(seconds=settings.collective_timeout_s)
+        groups = make_groups(rank_map, timeout)
         placement = Placement.linear(model.experts, layout.ep)
         self.experts = placement.experts_of(groups.place.shard)
         self.recorder = Recorder(clock_for(device))
@@ -57,7 +58,7 @@ class Trainer:
             layout.stage_layers(model.layers)[groups.place.stage],
             sequence=workload.sequence,
             aux_scale=model.router_aux_coef / workload.global_batch,
-            dispatcher=FlatDispatcher(groups.expert),
+            dispatcher=make_dispatcher(rank_map, groups, timeout),
             placement=placement,
             recorder=self.recorder,
             device=device,

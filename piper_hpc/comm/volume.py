@@ -1,0 +1,55 @@
+"""What a plan sends, counted: rows, bytes and messages of one rank by the widest link that each crosses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from piper_hpc.comm.levels import Chain, Places
+from piper_hpc.comm.routes import RoutePlan
+
+TIERS = ("node", "rack", "system")
+"""Links by width: inside a node, between nodes of a rack, between racks. What a rank keeps crosses none."""
+
+INDEX_BYTES = 4
+"""A deduplicated choice's row, int32; its expert follows from the counts."""
+
+
+@dataclass
+class Traffic:
+    """Sent over the links of one tier. payload_bytes: rows alone; metadata_bytes: the row index and weight that a
+    deduplicated choice takes along; messages: parts of exchanges that hold rows."""
+
+    rows: int = 0
+    payload_bytes: int = 0
+    metadata_bytes: int = 0
+    messages: int = 0
+
+
+def volume(
+    plan: RoutePlan, chain: Chain, places: Places, *, row_bytes: int, weight_bytes: int = 4
+) -> dict[str, Traffic]:
+    """What the rank of `chain` sends in one dispatch of `plan`, by tier; what it receives in one combine.
+
+    row_bytes: of one row; weight_bytes: of one weight.
+    """
+    sent = {tier: Traffic() for tier in TIERS}
+    for legs in plan.routes:
+        for step, leg in enumerate(legs):
+            group = chain.hops[leg.level].group
+            for traffic, rows in _abroad(sent, chain.rank, group, leg.send, places):
+                traffic.rows += rows
+                traffic.payload_bytes += rows * row_bytes
+                traffic.messages += rows > 0
+            if leg.parcel is not None and step < len(legs) - 1:
+                for traffic, choices in _abroad(sent, chain.rank, group, leg.parcel.send, places):
+                    traffic.metadata_bytes += choices * (INDEX_BYTES + weight_bytes)
+    return sent
+
+
+def _abroad(
+    sent: dict[str, Traffic], rank: int, group: tuple[int, ...], counts: list[int], places: Places
+) -> Iterable[tuple[Traffic, int]]:
+    for peer, count in zip(group, counts, strict=True):
+        if peer != rank:
+            yield sent[places.tier(rank, peer)], count
