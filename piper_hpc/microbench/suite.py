@@ -14,7 +14,7 @@ from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, al
 from piper_hpc.microbench.groups import GroupFamily, group_families, pairs
 from piper_hpc.microbench.operators import build
 from piper_hpc.microbench.shapes import Grid, grid_for
-from piper_hpc.microbench.skew import time_rested, time_skew
+from piper_hpc.microbench.skew import time_skew
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
 from piper_hpc.runtime.group import let_senders_go_first
 from piper_hpc.spec import BENCHMARK_VERSION, RankMap
@@ -22,7 +22,6 @@ from piper_hpc.spec import BENCHMARK_VERSION, RankMap
 SKEW_POINTS = 6
 """A point of skew is measured as long as so many others: it is the mean of times with a heavy tail."""
 
-RESTED_POINTS = 2
 UNIT_POINTS = 3
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -66,7 +65,7 @@ def run(
     points = sum(len(shapes) for shapes in grid.compute.values()) + sum(
         len(sizes) * (len(pairs(ranks)) if name == "p2p" else len(families)) for name, sizes in grid.messages.items()
     )
-    points += bool(families) * (UNIT_POINTS + RESTED_POINTS * len(grid.skew))
+    points += bool(families) * UNIT_POINTS
     points += len(_nearest(families)) * SKEW_POINTS * len(grid.skew)
     _Suite(ranks, device, dtype, grid, Budget(budget_s, points), on_row, node_names).run(families)
 
@@ -96,7 +95,6 @@ class _Suite:
         if not families:
             return
         work, work_s = self.unit_of_compute()
-        self.measure_rested(work, work_s)
         nearest = _nearest(families)
         for family in families:
             with _process_group(family) as group:
@@ -141,35 +139,13 @@ class _Suite:
         self.budget.spend(UNIT_POINTS)
         return call, float(timing.samples.mean())
 
-    def computes(self, work: Call, work_s: float) -> Iterator[tuple[int, float, Call]]:
-        """Pieces of compute of the grid's lengths: how many calls of `work` each has, its busy seconds, and itself."""
-        for seconds in self.grid.skew:
-            calls = max(1, round(seconds / work_s))
-
-            def compute(calls: int = calls) -> None:
-                for _ in range(calls):
-                    work()
-
-            yield calls, calls * work_s, compute
-
-    def measure_rested(self, work: Call, work_s: float) -> None:
-        """Seconds of compute after a long wait, over those of a rank that never waits."""
-        if self.device.type != "cpu":
-            self.budget.spend(RESTED_POINTS * len(self.grid.skew))
-            return
-        for calls, busy_s, compute in self.computes(work, work_s):
-            timing = time_rested(compute, busy_s, self.team, self.budget.share(RESTED_POINTS))
-            self.budget.spend(RESTED_POINTS)
-            everyone = range(self.team.world)
-            self.write("rested", busy_s, "seconds", {"gemms": calls}, timing, True, everyone, statistic="mean")
-
     def measure_skew(
         self, family: GroupFamily, group: dist.ProcessGroup | None, together_s: float, work: Call, work_s: float
     ) -> None:
-        """Mean extra time of the smallest all-to-all over `together_s`, and the time of the compute before it.
+        """Mean extra time of the smallest all-to-all over `together_s`, by the seconds that busy ranks need before it.
 
-        Both over the seconds of that compute on ranks that never wait. They follow the size of a group and hardly its
-        links, since the message is small, so that each size is measured on its nearest tier alone.
+        It follows the size of a group and hardly its links, since the message is small: each size is measured on its
+        nearest tier alone.
         """
         members = next((group for group in family.groups if self.team.rank in group), None)
         item = torch.empty((), dtype=self.dtype).element_size()
@@ -177,24 +153,29 @@ class _Suite:
         exchange, correct = (
             _bystander() if members is None else all_to_all(group, members, elements, self.device, self.dtype)
         )
-        for calls, busy_s, compute in self.computes(work, work_s):
-            timings = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
+        for seconds in self.grid.skew:
+            calls = max(1, round(seconds / work_s))
+
+            def compute(calls: int = calls) -> None:
+                for _ in range(calls):
+                    work()
+
+            timing = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
             self.budget.spend(SKEW_POINTS)
-            for operator, timing in zip(("skew", "paced"), timings, strict=True):
-                self.write(
-                    f"{operator}/{family.tier}/{family.size}",
-                    busy_s,
-                    "seconds",
-                    {"gemms": calls, "elements": elements},
-                    Timing(timing.samples[family.ranks], timing.iterations),
-                    correct,
-                    family.ranks,
-                    statistic="mean",  # a step adds many exchanges up, and their sum follows the mean
-                    together_s=together_s,
-                    group_size=family.size,
-                    tier=family.tier,
-                    concurrent_groups=len(family.groups),
-                )
+            self.write(
+                f"skew/{family.tier}/{family.size}",
+                calls * work_s,
+                "seconds",
+                {"gemms": calls, "elements": elements},
+                Timing(timing.samples[family.ranks], timing.iterations),
+                correct,
+                family.ranks,
+                statistic="mean",  # a step adds many exchanges up, and their sum follows the mean
+                together_s=together_s,
+                group_size=family.size,
+                tier=family.tier,
+                concurrent_groups=len(family.groups),
+            )
 
     def measure_sizes(
         self,

@@ -41,6 +41,15 @@ def p2p(curves: Curves, tier: str, message_bytes: float) -> Cost:
     return curves.measured(f"p2p/{chosen}", message_bytes)
 
 
+def message(curves: Curves, tier: str, message_bytes: float, compute: Cost) -> Cost:
+    """Seconds from when a stage has posted a message until its neighbour has it, when both compute in between.
+
+    Two ranks meet here as in any exchange: `compute` is what the sender goes on with, and it keeps the message waiting.
+    """
+    pair = Group(tuple(int(each == tier) for each in TIERS))
+    return p2p(curves, tier, message_bytes) + skew(curves, pair, compute)
+
+
 def all_to_all(curves: Curves, group: Group, send_bytes: float) -> Cost:
     """Seconds of one all-to-all in `group`; `send_bytes` is the whole send buffer of one rank."""
     measured = _collective(curves, "all_to_all", group, send_bytes)
@@ -61,7 +70,7 @@ def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
 
 
 def skew(curves: Curves, group: Group, compute: Cost) -> Cost:
-    """Mean seconds that a rank waits for the others of `group` at a meeting, after each has computed for `compute`.
+    """Mean seconds that a rank waits for the others of `group` at a meeting, after compute of `compute` busy seconds.
 
     The time is as uncertain as the curve, and as the compute that it is read at. Groups of another size or tier stand
     in unscaled. Ranks that share cores are charged nothing: one that waits lends its core to those it waits for.
@@ -71,11 +80,11 @@ def skew(curves: Curves, group: Group, compute: Cost) -> Cost:
     if curves.cluster.devices_share_cores:
         curves.note("skew: not charged, ranks share cores: a rank that waits lends its core to those it waits for")
         return Cost()
-    chosen = _nearest_skew(curves, group)
+    chosen = _nearest_group(curves, "skew", group)
     if chosen is None:
         curves.note("skew: not measured; ranks are taken to arrive at every exchange together")
         return Cost()
-    if chosen != f"skew/{group.tier}/{group.size}":
+    if not chosen.endswith(f"/{group.size}"):
         curves.note(f"skew/{group.tier}/{group.size}: not measured; {chosen} stands in")
     waited = curves.measured(chosen, compute.seconds)
     later = {
@@ -85,14 +94,18 @@ def skew(curves: Curves, group: Group, compute: Cost) -> Cost:
     return waited + Cost(0.0, later)
 
 
-def _nearest_skew(curves: Curves, group: Group) -> str | None:
-    """The skew curve of the nearest size on this tier, else on the next wider one, else on the next narrower."""
+def _nearest_group(curves: Curves, operator: str, group: Group) -> str | None:
+    """The curve of this group, else of its size on another tier (wider ones first), else of the nearest size."""
     place = TIERS.index(group.tier)
-    for tier in (*TIERS[place:], *reversed(TIERS[:place])):
-        sizes = _sizes(curves, f"skew/{tier}/")
-        if sizes:
-            return f"skew/{tier}/{_nearest_size(sizes, group)}"
-    return None
+    found = [
+        (size, tier)
+        for tier in (*TIERS[place:], *reversed(TIERS[:place]))
+        for size in _sizes(curves, f"{operator}/{tier}/")
+    ]
+    if not found:
+        return None
+    nearest = _nearest_size([size for size, _ in found], group)
+    return next(f"{operator}/{tier}/{size}" for size, tier in found if size == nearest)
 
 
 def _sizes(curves: Curves, prefix: str) -> list[int]:

@@ -12,7 +12,7 @@ from piper_hpc.spec.accelerator import Accelerator
 DATA_SHEET = "data sheet"
 """`Calibration.source` of a cluster on which nothing was measured."""
 
-BENCHMARK_VERSION = 3
+BENCHMARK_VERSION = 4
 """Raised whenever the way of measuring changes: rows of different versions are not compared."""
 
 

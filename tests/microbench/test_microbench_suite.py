@@ -30,7 +30,7 @@ COMPUTE = {
     "gemm", "grouped_gemm", "attention_forward", "attention_backward", "elementwise", "activation", "norm",
     "gate", "adamw", "host_op",
 }  # fmt: skip
-BETWEEN_MEETINGS = {"rested"} | {f"{name}/{place}" for name in ("skew", "paced") for place in ("node/2", "rack/4")}
+SKEWS = {"skew/node/2", "skew/rack/4"}
 """Skew follows the size of a group: each size on its nearest tier."""
 DELAY_S = 0.004
 DELAY_S_PER_BYTE = 1e-7
@@ -82,7 +82,7 @@ def test_every_operator_is_measured_under_its_name(rows: list[dict[str, Any]]) -
     exchanges = {"p2p/node", "p2p/rack"} | {
         f"{name}/{place}" for name in ("all_to_all", "all_reduce") for place in ("node/2", "rack/2", "rack/4")
     }
-    assert {row["operator"] for row in rows} == COMPUTE | exchanges | BETWEEN_MEETINGS
+    assert {row["operator"] for row in rows} == COMPUTE | exchanges | SKEWS
 
 
 def test_rows_have_the_contract_s_keys_and_are_right(rows: list[dict[str, Any]]) -> None:
@@ -90,7 +90,7 @@ def test_rows_have_the_contract_s_keys_and_are_right(rows: list[dict[str, Any]])
         assert set(row) >= KEYS, row["operator"]
         assert row["correct"] is True, row["operator"]
         assert row["n"] >= 3 and row["dtype"] == "float32"
-        assert row["statistic"] == ("mean" if row["operator"] in BETWEEN_MEETINGS else "median")
+        assert row["statistic"] == ("mean" if row["operator"] in SKEWS else "median")
         assert row["operator"].startswith("skew/") or row["min_s"] > 0  # skew is a difference of times
         assert row["min_s"] <= row["p5_s"] <= row["median_s"] <= row["p95_s"] <= row["max_s"]
         if row["operator"] in COMPUTE:
@@ -116,14 +116,13 @@ def test_more_work_takes_longer(rows: list[dict[str, Any]]) -> None:
 
 
 def test_skew_is_measured_over_what_busy_ranks_compute(rows: list[dict[str, Any]]) -> None:
-    for place in ("node/2", "rack/4"):
-        skew, paced = _curve(rows, f"skew/{place}"), _curve(rows, f"paced/{place}")
-        assert [row["unit"] for row in skew] == ["seconds"] * len(CPU.skew)
-        assert [row["work"] for row in skew] == [row["work"] for row in paced] == sorted(row["work"] for row in skew)
-        per_gemm_s = [row["work"] / row["shape"]["gemms"] for row in skew]
+    for operator in sorted(SKEWS):
+        curve = _curve(rows, operator)
+        assert [row["unit"] for row in curve] == ["seconds"] * len(CPU.skew)
+        assert [row["work"] for row in curve] == sorted(row["work"] for row in curve)
+        per_gemm_s = [row["work"] / row["shape"]["gemms"] for row in curve]
         assert max(per_gemm_s) == pytest.approx(min(per_gemm_s))
-        assert skew[0]["ranks"] == [0, 1, 2, 3] and skew[0]["together_s"] > 0
-        assert [row["mean_s"] for row in paced] == sorted(row["mean_s"] for row in paced)
+        assert curve[0]["ranks"] == [0, 1, 2, 3] and curve[0]["together_s"] > 0
 
 
 def _skew(late_s: float) -> list[float]:
@@ -131,7 +130,7 @@ def _skew(late_s: float) -> list[float]:
     team, values = Team(torch.device("cpu")), torch.zeros(8)
     exchange, wait_s = (lambda: dist.all_reduce(values)), 0.001 + late_s * dist.get_rank()
     together = np.median(time_exchange(exchange, team, 0.3).samples)
-    timing, _ = time_skew(lambda: time.sleep(wait_s), exchange, float(together), team, 0.5)
+    timing = time_skew(lambda: time.sleep(wait_s), exchange, float(together), team, 0.5)
     return [float(seconds) for seconds in np.median(timing.samples, axis=1)]
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.communication import all_reduce, all_to_all, all_to_all_bytes, p2p, skew
+from piper_hpc.resource_model.communication import all_reduce, all_to_all, all_to_all_bytes, message, p2p, skew
 from piper_hpc.resource_model.cost import Cost
 from piper_hpc.resource_model.curves import Curves, seconds_at
 from piper_hpc.resource_model.errors import ResourceModelError
@@ -118,6 +118,20 @@ def test_skew_of_another_group_stands_in_and_is_said_to() -> None:
     curves, compute = read("skew/rack/4"), Cost(1e-3)
     assert skew(curves, ACROSS_NODES, compute).curves == ["skew/node/2"]
     assert "skew/rack/4: not measured; skew/node/2 stands in" in " ".join(curves.notes)
+
+
+def test_skew_of_the_same_size_on_another_tier_goes_before_another_size() -> None:
+    curves = read()
+    assert skew(curves, Group((0, 0, 0, 3, 0)), Cost(1e-3)).curves == ["skew/rack/4"]
+    assert skew(curves, Group((0, 0, 0, 1, 0)), Cost(1e-3)).curves == ["skew/node/2"]
+    assert curves.notes == {}
+
+
+def test_a_message_waits_for_what_its_sender_goes_on_with() -> None:
+    curves, compute = read(), Cost(1e-3)
+    alone = p2p(curves, "node", 1e5)
+    assert message(curves, "node", 1e5, compute).seconds == pytest.approx(alone.seconds + 1e-5 + 1e-3 / 4)
+    assert message(curves, "node", 1e5, Cost()).seconds == alone.seconds
 
 
 def test_no_link_at_all_is_refused_with_what_to_do() -> None:
