@@ -50,7 +50,7 @@ class ModuleCost:
 class MicroBatch:
     """What one rank computes at once: `sequences` of `sequence` tokens.
 
-    Routing is taken as balanced: tokens * top_k rows leave a rank, and as many arrive at its experts.
+    tokens * top_k rows leave every rank; `load` times as many arrive at the busiest of an expert group.
     """
 
     model: ModelSpec
@@ -58,6 +58,7 @@ class MicroBatch:
     sequences: int
     sequence: int
     bytes_per_value: int
+    load: float = 1.0
 
     @property
     def tokens(self) -> int:
@@ -66,7 +67,7 @@ class MicroBatch:
 
     @property
     def rows(self) -> int:
-        """Rows that one rank's experts compute."""
+        """Rows that the experts of a rank compute, on average."""
         return self.tokens * self.model.top_k
 
     @property
@@ -144,10 +145,13 @@ def router(batch: MicroBatch) -> ModuleCost:
 
 
 def exchange(batch: MicroBatch, group: Group) -> Cost:
-    """One all-to-all of every row, and its rows sorted between expert order and arrival; nothing for a group of one."""
+    """One all-to-all of every row, and its rows sorted between expert order and arrival; nothing for a group of one.
+
+    It lasts as long as the busiest rank's: one of balanced rows where every rank sent and received as many as that.
+    """
     if group.size == 1:
         return Cost()
-    send_bytes = communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
+    send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
     sort = batch.stream((2 * batch.rows * batch.model.hidden, 1))
     return communication.all_to_all(batch.curves, group, send_bytes) + sort
 
@@ -164,12 +168,15 @@ def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
     )
 
 
-def experts(batch: MicroBatch, ep: int) -> ModuleCost:
-    """n_mat grouped GEMMs with the activation between them; the backward has two for each, and adds up E/EP experts."""
-    model = batch.model
+def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
+    """n_mat grouped GEMMs with the activation between them; the backward has two for each, and adds up E/EP experts.
+
+    load: rows of this rank over the mean.
+    """
+    model, received = batch.model, load * batch.rows
     matrices, gated = model.matrices_per_expert, model.matrices_per_expert == 3
-    grouped = batch.curves.operation("grouped_gemm", 2 * batch.rows * model.hidden * model.expert_ffn)
-    inner, rows = batch.rows * model.expert_ffn, batch.rows * model.hidden
+    grouped = batch.curves.operation("grouped_gemm", 2 * received * model.hidden * model.expert_ffn)
+    inner, rows = received * model.expert_ffn, received * model.hidden
     activation = batch.transcend(2 * inner) + batch.stream((3 * inner, int(gated)))
     gradients = batch.transcend(3 * inner) + batch.stream((3 * inner, 2 * gated), (3 * rows, int(gated)))
     weights = batch.accumulate(model.experts // ep * model.hidden * model.expert_ffn) * matrices

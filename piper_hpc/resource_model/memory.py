@@ -117,8 +117,10 @@ INDEX_BYTES = 8
 """torch's indices are int64."""
 
 
-def layer_activation_bytes(model: ModelSpec, tokens: int, ep: int, value_bytes: int) -> int:
-    """Bytes that autograd keeps of one layer, its input included, for `tokens` of one rank; routing balanced.
+def layer_activation_bytes(model: ModelSpec, tokens: int, ep: int, value_bytes: int, load: float = 1.0) -> int:
+    """Bytes that autograd keeps of one layer, its input included, for `tokens` of one rank.
+
+    load: rows that arrive at this rank's experts over the mean, tokens * top_k; those it sent come back to it.
 
     Counted from the modules as torch runs them one by one: a norm keeps its input, the normalised and the scaled
     rows; attention its heads, their output before and after it is laid out by token, and the softmax's sums; the
@@ -130,8 +132,9 @@ def layer_activation_bytes(model: ModelSpec, tokens: int, ep: int, value_bytes: 
     attention = norm + 3 * model.q_dim + 2 * model.kv_dim + model.heads
     router = norm + model.experts + 1 + 2 * model.top_k
     products = 4 if model.matrices_per_expert == 3 else 2
-    values = tokens * (attention + router) + rows * (2 * model.hidden + products * model.expert_ffn)
-    indices = tokens * model.top_k + rows * (4 if ep > 1 else 2)
+    values = tokens * (attention + router) + rows * model.hidden
+    values += round(load * rows) * (model.hidden + products * model.expert_ffn)
+    indices = tokens * model.top_k + 2 * rows + (2 * round(load * rows) if ep > 1 else 0)
     return values * value_bytes + indices * INDEX_BYTES
 
 
@@ -140,13 +143,15 @@ def head_activation_bytes(model: ModelSpec, tokens: int, value_bytes: int) -> in
     return tokens * (3 * model.hidden + 1 + model.vocab) * value_bytes
 
 
-def backward_workspace_bytes(model: ModelSpec, tokens: int, ep: int, value_bytes: int, *, last: bool) -> int:
+def backward_workspace_bytes(
+    model: ModelSpec, tokens: int, ep: int, value_bytes: int, *, last: bool, load: float = 1.0
+) -> int:
     """Bytes that the backward of one micro-batch needs for a while, beyond what the forward kept.
 
     Either in the loss (the gradients of the probabilities and of the logits at once), or in the experts of the last
     layer: gradients of their inner rows beside one weight gradient not yet added up. What was freed by then is less.
     """
-    inner = tokens * model.top_k * model.expert_ffn
+    inner = round(load * tokens * model.top_k) * model.expert_ffn
     weight = model.experts // ep * model.hidden * model.expert_ffn
     values = max(inner + weight, (2 if model.matrices_per_expert == 3 else 1) * inner)
     if last:
@@ -167,7 +172,8 @@ def memory_by_stage(model: ModelSpec, layout: Layout, workload: Workload) -> dic
     micro_batches = layout.micro_batches(workload.global_batch)
     message = tokens * model.hidden * value
     logits = tokens * model.vocab * value
-    layer = layer_activation_bytes(model, tokens, layout.ep, value)
+    load = float(workload.routing.load(layout.ep))
+    layer = layer_activation_bytes(model, tokens, layout.ep, value, load)
     rotary = workload.sequence * model.head_dim * value
     batch = micro_batches * layout.micro_batch * (workload.sequence + 1) * INDEX_BYTES
     stages = []
@@ -186,7 +192,7 @@ def memory_by_stage(model: ModelSpec, layout: Layout, workload: Workload) -> dic
                 "gradients": parameters * value,
                 "optimizer": MOMENT_VALUES * parameters * value,
                 "activations": alive * (len(layers) * layer + head + returned - received),
-                "workspace": backward_workspace_bytes(model, tokens, layout.ep, value, last=last),
+                "workspace": backward_workspace_bytes(model, tokens, layout.ep, value, last=last, load=load),
                 # torch's stages hold a buffer for every micro-batch and neighbour, and a message on its way to each.
                 "messages": (micro_batches + 1) * message * ((not first) + (not last)),
                 "buffers": len(layers) * rotary + batch,

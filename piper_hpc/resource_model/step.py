@@ -100,7 +100,8 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
         raise ResourceModelError(problem)
     micro_batches = layout.micro_batches(workload.global_batch)
     curves = Curves(cluster, workload.bytes_per_value)
-    batch = MicroBatch(model, curves, layout.micro_batch, workload.sequence, workload.bytes_per_value)
+    load = float(workload.routing.load(layout.ep))
+    batch = MicroBatch(model, curves, layout.micro_batch, workload.sequence, workload.bytes_per_value, load)
     groups = layout_groups(layout, cluster)
     if any(of_stage.experts.tier == Tier.SYSTEM.value for of_stage in groups.stages):
         curves.note(
@@ -111,33 +112,39 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
         _stage(batch, layout, groups, stage, layers[of_stage.experts]) for stage, of_stage in enumerate(groups.stages)
     )
     message_bytes = batch.tokens * model.hidden * workload.bytes_per_value
-    messages = tuple(communication.p2p(curves, tier, message_bytes) for tier in groups.boundaries)
+    following = compute.attention(batch).forward + compute.router(batch).forward
+    messages = tuple(communication.message(curves, tier, message_bytes, following) for tier in groups.boundaries)
     return StepCost(stages, micro_batches, messages, curves)
 
 
 def _layer(batch: MicroBatch, layout: Layout, group: Group) -> dict[str, ModuleCost]:
-    """One layer. Its expert group meets five times, and each meeting waits for the skew of the compute before it.
+    """One layer, on the mean rank. Its expert group meets five times, and each meeting waits for the ranks before it.
 
-    Between combine and the next dispatch that is attention's and the router's, between dispatch and combine the
+    Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
     experts', both ways; in forward, between the exchanges of counts and of rows, what a dispatch computes by itself.
+    At each meeting ranks wait for the skew of that compute, and where experts come before it, for the busiest rank.
     """
+    curves = batch.curves
     attention, router, experts = compute.attention(batch), compute.router(batch), compute.experts(batch, layout.ep)
+    dense, rows = attention + router, compute.dispatch(batch, Group())
+    late = compute.experts(batch, layout.ep, batch.load) + experts * -1
 
     def meetings(before_forward: Cost, before_backward: Cost) -> ModuleCost:
         return ModuleCost(
-            communication.skew(batch.curves, group, before_forward),
-            communication.skew(batch.curves, group, before_backward),
+            communication.skew(curves, group, before_forward), communication.skew(curves, group, before_backward)
         )
 
-    dense, rows = attention + router, compute.dispatch(batch, Group())
     return {
         "attention_s": attention,
         "router_s": router,
         "dispatch_s": compute.dispatch(batch, group)
         + meetings(dense.forward, experts.backward)
-        + meetings(rows.forward, Cost()),
+        + meetings(rows.forward, Cost())
+        + ModuleCost(Cost(), late.backward),
         "expert_s": experts,
-        "combine_s": compute.combine(batch, group) + meetings(experts.forward, dense.backward),
+        "combine_s": compute.combine(batch, group)
+        + meetings(experts.forward, dense.backward)
+        + ModuleCost(late.forward, Cost()),
     }
 
 

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from piper_hpc.resource_model import FLOP_CONVENTION, ResourceModelError, flops_per_token, predict
 from piper_hpc.resource_model.predict import shortest_step_s
 from piper_hpc.resource_model.step import step_cost
-from piper_hpc.spec import DATA_SHEET, TERMS, Calibration, ClusterSpec, Layout, ModelSpec, Prediction, Workload
+from piper_hpc.spec import (
+    DATA_SHEET,
+    TERMS,
+    Calibration,
+    ClusterSpec,
+    Layout,
+    ModelSpec,
+    Prediction,
+    Routing,
+    Workload,
+)
 from tests.resource_model.clusters import TINY, UNITS, WIDE, calibration, cluster, slower
 
 WORKLOAD = Workload(global_batch=32, sequence=128)
@@ -84,7 +94,8 @@ def test_each_term_rests_on_the_operators_it_does() -> None:
     assert rests_on["router_s"] == ["elementwise", "gate", "gemm", "host_op", "norm"]
     compute = ["attention_backward", "attention_forward", "elementwise", "gemm", "host_op", "norm"]
     assert rests_on["attention_s"] == compute
-    assert rests_on["p2p_s"] == ["p2p/system"]
+    # A message waits for what its sender goes on with.
+    assert {"p2p/system", "skew/node/2", "attention_forward"} <= set(rests_on["p2p_s"])
     for term in ("dispatch_s", "combine_s"):
         assert {"all_to_all/node/2", "skew/node/2"} <= set(rests_on[term])
         # What decides how long ranks wait for one another is what they computed before.
@@ -95,7 +106,7 @@ def test_each_term_rests_on_the_operators_it_does() -> None:
 def test_skew_is_waited_for_where_ranks_meet_and_nowhere_else() -> None:
     before, after = run(), run(given_cluster=cluster(slower(calibration(), "skew/node/2")))
     moved = {term for term in TERMS if after.terms[term] != before.terms[term]}
-    assert moved == {"dispatch_s", "combine_s", "bubble_s"}
+    assert moved == {"dispatch_s", "combine_s", "p2p_s", "bubble_s"}
 
 
 def test_hand_count_of_skew() -> None:
@@ -116,6 +127,18 @@ def test_ranks_that_share_cores_are_charged_no_skew() -> None:
 
     assert shared(calibration()).terms == shared(calibration("skew/node/2", "skew/rack/4")).terms
     assert any(note.startswith("skew: not charged") for note in shared(calibration()).notes)
+
+
+def test_ranks_wait_for_the_busiest_of_their_expert_group() -> None:
+    balanced = run()
+    routed = predict(TINY, cluster(), LAYOUT, replace(WORKLOAD, routing=Routing(skew=1.5)))
+    moved = {term for term in TERMS if routed.terms[term] > balanced.terms[term]}
+    assert moved == {"dispatch_s", "combine_s", "bubble_s"}, "the mean rank computes as much, and waits"
+    # The busiest rank's extra experts are waited for at the combine in forward, at the dispatch in backward.
+    waited = sum(routed.terms[term] - balanced.terms[term] for term in ("dispatch_s", "combine_s"))
+    assert waited > 0.4 * balanced.terms["expert_s"]
+    assert routed.step_time_s > balanced.step_time_s
+    assert max(routed.peak_memory_bytes) > max(balanced.peak_memory_bytes)
 
 
 def test_hand_count_of_a_layer_of_experts() -> None:
