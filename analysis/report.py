@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis import facts
 from analysis.load import UsageError, metrics, open_run
-from analysis.table import COLUMNS, Row, cells, predicted_against_measured
+from analysis.table import COLUMNS, Row, cells, predicted_against_measured, with_measured_routing
 from piper_hpc.runs import RunFolder
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -51,6 +51,9 @@ def markdown(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row
         "",
         _markdown_table(COLUMNS, [cells(row) for row in table]),
     ]
+    routed = with_measured_routing(run)
+    if routed is not None:
+        lines += ["", f"{routed.line[0].upper()}{routed.line[1:]}."]
     for title, known in facts.provenance(run, rows).items():
         lines += ["", f"## {title}", "", _markdown_table(("", ""), list(known.items()))]
     return "\n".join(lines) + "\n"

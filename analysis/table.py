@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from rich.table import Table
 
+from analysis.load import Row as Metrics
 from analysis.load import metrics, steady, typical
 from analysis.units import percent, quantity
 from piper_hpc.runs import RunFolder
@@ -61,8 +64,10 @@ def predicted_against_measured(run: RunFolder) -> list[Row]:
     only nearly; the peak of memory is the largest over all steps and ranks.
     """
     rows = metrics(run)
-    settled = steady(rows)
-    prediction = run.prediction()
+    return _rows(rows, steady(rows), run.prediction())
+
+
+def _rows(rows: Sequence[Metrics], settled: Sequence[Metrics], prediction: dict[str, Any] | None) -> list[Row]:
     step_time_s = typical(settled, "step_time_s")
     terms = [_row(term, typical(settled, term), prediction, step_time_s) for term in TERMS]
     peak = max(size for row in rows for size in row["peak_memory_bytes"])
@@ -71,6 +76,63 @@ def predicted_against_measured(run: RunFolder) -> list[Row]:
         _row("step_time_s", step_time_s, prediction, None),
         _row("peak_memory_bytes", float(peak), prediction, None),
     ]
+
+
+@dataclass(frozen=True)
+class MeasuredRouting:
+    """A run against what is predicted with its own routing: the model's error without that of the assumed routing.
+
+    skew: rows of the busiest rank of an expert group over the mean, over layers and steady steps; memory_skew: that of
+    the step whose memory was measured. rows: as of `predicted_against_measured`, without intervals.
+    """
+
+    skew: float
+    memory_skew: float
+    rows: list[Row]
+
+    @property
+    def line(self) -> str:
+        """One sentence about both."""
+        by_key = {row.key: row for row in self.rows}
+        step, memory = by_key["step_time_s"], by_key["peak_memory_bytes"]
+        return (
+            f"with the routing that was measured (busiest rank {self.skew:.2f} of the mean, "
+            f"{self.memory_skew:.2f} where memory was): "
+            f"step time {quantity(step.predicted or 0.0, 's')} ({percent(step.error_pct or 0.0)}), "
+            f"peak memory {quantity(memory.predicted or 0.0, 'bytes')} ({percent(memory.error_pct or 0.0)})"
+        )
+
+
+def with_measured_routing(run: RunFolder) -> MeasuredRouting | None:
+    """The run against its prediction at the routing that it had; None where either is not recorded.
+
+    The prediction was made before the run at several skews; between them each quantity is a straight line.
+    """
+    prediction, rows = run.prediction(), metrics(run)
+    known = ((prediction or {}).get("routing") or {}).get("by_skew")
+    if prediction is None or not known or "rank_load" not in rows[0]:
+        return None
+    settled = steady(rows)
+    skew = fmean(fmean(row["rank_load"]) for row in settled)
+    peak = max(size for row in rows for size in row["peak_memory_bytes"])
+    memory_skew = next(fmean(row["rank_load"]) for row in rows if max(row["peak_memory_bytes"]) == peak)
+    at = {
+        **prediction,
+        "step_time_s": _between(known, skew, lambda one: one["step_time_s"]),
+        "terms": {term: _between(known, skew, lambda one, term=term: one["terms"][term]) for term in TERMS},
+        "peak_memory_bytes": [_between(known, memory_skew, lambda one: max(one["peak_memory_bytes"]))],
+        "intervals": {},
+    }
+    return MeasuredRouting(skew, memory_skew, _rows(rows, settled, at))
+
+
+def _between(known: Sequence[dict[str, Any]], skew: float, value: Callable[[dict[str, Any]], float]) -> float:
+    """A quantity at `skew`, from the predictions around it; beyond them that of the nearest."""
+    for low, high in pairwise(known):
+        if skew <= high["skew"]:
+            part = max(0.0, (skew - low["skew"]) / (high["skew"] - low["skew"]))
+            return value(low) + part * (value(high) - value(low))
+    return value(known[-1])
 
 
 def _row(key: str, measured: float, prediction: dict[str, Any] | None, step_time_s: float | None) -> Row:

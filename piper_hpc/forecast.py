@@ -10,7 +10,10 @@ from piper_hpc.cluster import data_sheet
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.resource_model.predict import predict
-from piper_hpc.spec import Calibration, Prediction
+from piper_hpc.spec import Calibration, Prediction, Routing
+
+SKEW_STEPS = 6
+"""Routings predicted beside the configured one: from balanced to all rows on one rank of an expert group."""
 
 
 def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | None:
@@ -38,9 +41,25 @@ def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | No
 
 
 def forecast(experiment: Experiment, machine: Machine, calibration: Calibration) -> Prediction:
-    """What the run will take, by the resource model."""
+    """What the run will take, by the resource model: with the routing as configured, and beside it with others."""
     assert experiment.layout is not None, "planning has chosen a layout before anything is predicted"
     cluster = machine.spec(experiment.cluster, calibration)
-    prediction = predict(experiment.model, cluster, experiment.layout, experiment.workload)
+    model, layout, workload = experiment.model, experiment.layout, experiment.workload
+    prediction = predict(model, cluster, layout, workload)
+    by_skew = []
+    for skew in sorted({1 + (layout.ep - 1) * step / SKEW_STEPS for step in range(SKEW_STEPS + 1)}):
+        other = predict(model, cluster, layout, replace(workload, routing=Routing(skew=skew)))
+        by_skew.append(
+            {
+                "skew": skew,
+                "step_time_s": other.step_time_s,
+                "peak_memory_bytes": other.peak_memory_bytes,
+                "terms": other.terms,
+            }
+        )
     stale = calibrations.staleness(calibration, machine.fingerprint)
-    return replace(prediction, notes=[*prediction.notes, *(f"calibration: {reason}" for reason in stale)])
+    return replace(
+        prediction,
+        notes=[*prediction.notes, *(f"calibration: {reason}" for reason in stale)],
+        routing={"mode": workload.routing.mode, "skew": workload.routing.skew, "by_skew": by_skew},
+    )

@@ -45,6 +45,9 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
         return document
     rows = table.predicted_against_measured(run)
     console.print(table.render(rows))
+    routed = table.with_measured_routing(run)
+    if routed is not None:
+        console.print(routed.line, highlight=False)
     written = report.write(run)
     for path in (run.path, *written, *sorted(run.path.glob("trace*.json"))):
         console.print(str(path), highlight=False, soft_wrap=True)

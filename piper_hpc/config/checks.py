@@ -217,6 +217,9 @@ def train(config: TrainConfig) -> Iterator[Problem]:
     for key in ("warmup_steps", "checkpoint_every", "weight_decay", "seed"):
         if getattr(config, key) < 0:
             yield Problem(f"train.{key}", getattr(config, key), "must not be negative", f"train.{key}=0")
+    if config.routing_skew < 1:
+        rule = "must be at least 1, the load of every rank where routing is balanced"
+        yield Problem("train.routing_skew", config.routing_skew, rule, "train.routing_skew=1.5")
     for key, works in (("beta1", 0.9), ("beta2", 0.95)):
         if not 0 <= getattr(config, key) < 1:
             yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")

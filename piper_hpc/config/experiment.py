@@ -20,7 +20,7 @@ from piper_hpc.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from piper_hpc.spec import RECIPES, Layout, ModelSpec, SpecError, Workload
+from piper_hpc.spec import RECIPES, Layout, ModelSpec, Routing, SpecError, Workload
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,12 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         model=model,
         layout=layout,
         plan=config.plan,
-        workload=Workload(config.train.global_batch, config.train.sequence, RECIPES[_recipe(config)]),
+        workload=Workload(
+            config.train.global_batch,
+            config.train.sequence,
+            RECIPES[_recipe(config)],
+            Routing(skew=config.train.routing_skew),
+        ),
         cluster=config.cluster,
         data=config.data,
         train=config.train,

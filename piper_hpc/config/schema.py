@@ -207,6 +207,7 @@ class TrainConfig:
     beta2: float = 0.95
     grad_clip: float = 1.0
     dtype: str = "float32"
+    routing_skew: float = 1.0  # predicted with: rows of the busiest rank of an expert group over the mean, 1 to ep
     checkpoint_every: int = 0  # steps; 0: none on the way
     checkpoint_last: bool = False  # also after the last step
     resume_from: str | None = None  # the checkpoints folder of a run, of any layout

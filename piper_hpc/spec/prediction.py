@@ -30,7 +30,11 @@ exchange; head: embedding, final norm, output projection and loss; host: batch p
 
 @dataclass(frozen=True)
 class Prediction:
-    """The contract of `prediction.json`: see the field names; seconds, bytes, tokens per second."""
+    """The contract of `prediction.json`: see the field names; seconds, bytes, tokens per second.
+
+    routing: the skew that was assumed (load of an expert group's busiest rank over the mean), and in `by_skew` the
+    step's time, terms and peak memory at others: what to compare a run with once its routing is known.
+    """
 
     layout: dict[str, Any]
     step_time_s: float
@@ -45,6 +49,7 @@ class Prediction:
     model: dict[str, Any]
     calibration: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    routing: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def document(self) -> dict[str, Any]:

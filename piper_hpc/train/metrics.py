@@ -183,6 +183,7 @@ def summarise(records: Sequence[RankRecord], rank_map: RankMap, *, tokens: int) 
         "peak_memory_bytes": [int(each.peak_memory_bytes) for each in records],
         "rss_bytes": [int(each.rss_bytes) for each in records],
         "expert_load": _expert_load(records),
+        "rank_load": _rank_load(records, rank_map),
         "critical_stage": critical,
         **stages[critical],
         "stages": stages,
@@ -198,3 +199,22 @@ def _expert_load(records: Sequence[RankRecord]) -> list[float]:
     layers = zip(*(each.expert_tokens for each in records), strict=True)
     totals = [[sum(tokens) for tokens in zip(*layer, strict=True)] for layer in layers]
     return [max(tokens) * len(tokens) / sum(tokens) for tokens in totals]
+
+
+def _rank_load(records: Sequence[RankRecord], rank_map: RankMap) -> list[float]:
+    """Rows that the busiest rank of an expert group received over the group's mean, by layer; the mean over groups.
+
+    A rank holds adjacent experts. What it received is that of the whole step.
+    """
+    ep = rank_map.layout.ep
+    loads: list[list[float]] = [[] for _ in records[0].expert_tokens]
+    for ranks in sorted({tuple(rank_map.expert_group(rank)) for rank in range(len(records))}):
+        for layer, found in enumerate(loads):
+            totals = [
+                sum(tokens) for tokens in zip(*(records[rank].expert_tokens[layer] for rank in ranks), strict=True)
+            ]
+            if sum(totals):
+                held = len(totals) // ep
+                shards = [sum(totals[first : first + held]) for first in range(0, len(totals), held)]
+                found.append(max(shards) * ep / sum(totals))
+    return [fmean(found) for found in loads]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from analysis.load import UsageError, metrics, open_run, steady
-from analysis.table import NOT_APPLICABLE, predicted_against_measured, render
+from analysis.table import NOT_APPLICABLE, predicted_against_measured, render, with_measured_routing
 from analysis.units import count, percent, seconds, size
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
@@ -99,3 +100,24 @@ def test_rendered_rows_carry_units(run: RunFolder) -> None:
 )
 def test_numbers_are_written_with_units(shown: str, text: str) -> None:
     assert shown == text
+
+
+def test_a_run_is_compared_with_what_its_own_routing_was_predicted_to_take(tmp_path: Path) -> None:
+    predicted = prediction()
+    terms, step_s = predicted["terms"], predicted["step_time_s"]
+
+    def at(skew: float) -> dict[str, Any]:
+        slower = {term: seconds * skew for term, seconds in terms.items()}
+        return {"skew": skew, "step_time_s": step_s * skew, "terms": slower, "peak_memory_bytes": [1000 * skew] * 4}
+
+    rows = [metrics_row(step, rank_load=[1.5, 2.0] if step < 2 else [1.0, 1.5]) for step in range(6)]
+    routed = {**predicted, "routing": {"mode": "dropless", "skew": 1.0, "by_skew": [at(1.0), at(2.0)]}}
+    found = with_measured_routing(make_run(tmp_path / "one", rows, routed))
+    assert found is not None and (found.skew, found.memory_skew) == (1.25, 1.75)
+    by_key = {row.key: row for row in found.rows}
+    assert by_key["step_time_s"].predicted == pytest.approx(1.25 * step_s)
+    assert by_key["attention_s"].predicted == pytest.approx(1.25 * terms["attention_s"])
+    assert by_key["peak_memory_bytes"].predicted == pytest.approx(1750)
+    headline = {row.key: row for row in predicted_against_measured(make_run(tmp_path / "two", rows, routed))}
+    assert headline["step_time_s"].predicted == pytest.approx(step_s), "what was measured feeds no prediction"
+    assert with_measured_routing(make_run(tmp_path / "three", rows, predicted)) is None

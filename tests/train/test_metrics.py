@@ -94,6 +94,14 @@ def test_row_shows_the_busiest_stage_and_adds_up() -> None:
     assert row["peak_memory_bytes"] == [7, 7, 7, 7] and row["rss_bytes"] == [9, 9, 9, 9]
 
 
+def test_load_of_ranks_is_that_of_the_experts_they_hold_within_each_group() -> None:
+    two_groups = RankMap.block(Layout(ep=2, dp=2), 4, (0,))
+    one, two = [[3, 1, 0, 0]], [[0, 0, 2, 2]]
+    assert summarise([record(expert_tokens=one) for _ in range(4)], two_groups, tokens=8)["rank_load"] == [2.0]
+    mixed = [record(expert_tokens=tokens) for tokens in (one, two, one, one)]
+    assert summarise(mixed, two_groups, tokens=8)["rank_load"] == pytest.approx([(1.0 + 2.0) / 2])
+
+
 def test_offset_moves_every_time_to_the_first_ranks_clock() -> None:
     spans = [Span("other", 1.0, 5.0), Span("expert", 2.0, 3.0), Span(WAIT, 3.0, 4.0, message=CLIPPING)]
     made = rank_record(
