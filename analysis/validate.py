@@ -20,7 +20,7 @@ from rich.console import Console
 from analysis.exact import command as exact
 from analysis.load import UsageError, comparable, metrics, open_run, steady
 from analysis.published import command as published
-from analysis.table import Row, predicted_against_measured, render
+from analysis.table import MeasuredRouting, Row, predicted_against_measured, render, with_measured_routing
 from analysis.units import percent, seconds
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
@@ -37,6 +37,7 @@ class Comparison:
     rows: list[Row]
     steps: int
     steady_steps: int
+    routed: MeasuredRouting | None = None
 
     @staticmethod
     def of(run: RunFolder) -> Comparison:
@@ -47,7 +48,8 @@ class Comparison:
                 f"RUN={run.path}: must have a prediction, but prediction.json is missing; measure the cluster "
                 "first with: python -m piper_hpc.launch task=microbench, then train"
             )
-        return Comparison(run, predicted_against_measured(run), len(taken), len(steady(taken)))
+        routed = with_measured_routing(run)
+        return Comparison(run, predicted_against_measured(run), len(taken), len(steady(taken)), routed)
 
     @property
     def step_time_error_pct(self) -> float:
@@ -75,6 +77,7 @@ class Comparison:
             "rows": [asdict(row) for row in self.rows],
             "step_time_error_pct": self.step_time_error_pct,
             "terms_error_pct": self.terms_error_pct,
+            "measured_routing": None if self.routed is None else asdict(self.routed),
         }
 
 
@@ -126,6 +129,8 @@ def _print(comparisons: Sequence[Comparison], tolerance_pct: float | None, conso
     for each in comparisons:
         title = f"{each.run.run_id}: median of {each.steady_steps} of {each.steps} steps"
         console.print(render(each.rows, title))
+        if each.routed is not None:
+            console.print(each.routed.line, highlight=False)
         console.print(
             f"errors of all terms, none cancelling: {each.terms_error_pct:.1f} % of the step\n", highlight=False
         )
