@@ -25,11 +25,12 @@ from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.paths import data_folder
 from piper_hpc.planner import Axes, Plan, plan
 from piper_hpc.planner import save as saved
+from piper_hpc.planner import trace as traced
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
 from piper_hpc.runs.manifest import provenance
-from piper_hpc.spec import Prediction, SpecError
+from piper_hpc.spec import ClusterSpec, Prediction, SpecError
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
 from piper_hpc.train.settings import WARMUP_STEPS
@@ -81,33 +82,43 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
 
 
 def _planned(asked: Experiment, machine: Machine, console: Console) -> dict[str, Any]:
-    """Plan, show it, and save its best layout for training where a name for it is given."""
+    """Plan and show it; save its best layout for training, and its timeline, where names for them are given."""
     name = asked.plan.save
     try:
-        path = saved.check_name(name, Path.cwd()) if name else None
+        option = saved.check_name(name, Path.cwd()) if name else None
+        trace = traced.check_path(asked.plan.trace, Path.cwd()) if asked.plan.trace else None
         found = _plan(asked, machine, asked.task.executor)
         show_plan(found, asked, console)
-        if not name or path is None:
-            return found.document()
-        own = found if found.executor == "piper" else _plan(asked, machine, "piper")
-        best = saved.best_of_executor(name, found, own)
+        document = found.document()
+        if trace is not None:
+            traced.write(found, asked.model, _cluster(asked, machine), trace)
+            console.print(f"wrote {trace}; open it at https://ui.perfetto.dev", highlight=False)
+            document["trace"] = str(trace)
+        if name and option is not None:
+            own = found if found.executor == "piper" else _plan(asked, machine, "piper")
+            best = saved.best_of_executor(name, found, own)
+            saved.save(own, best, option)
+            console.print(f"saved {option}; train with: python -m piper_hpc.launch parallelism={name}", highlight=False)
+            document["saved"] = {"path": str(option), "layout": best.layout}
     except SpecError as error:
         raise ConfigError(*error.problems) from error
-    saved.save(own, best, path)
-    console.print(f"saved {path}; train with: python -m piper_hpc.launch parallelism={name}", highlight=False)
-    return found.document() | {"saved": {"path": str(path), "layout": best.layout}}
+    return document
 
 
-def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
+def _cluster(asked: Experiment, machine: Machine) -> ClusterSpec:
     calibration = calibration_of(asked, machine)
     if calibration is None:
         measure = f"measure it first: python -m piper_hpc.launch task=microbench cluster={asked.cluster.name}"
         rule = f"planning needs measurements or a data sheet, and there is neither; {measure}"
         raise ConfigError(Problem("cluster", asked.cluster.name, rule, "cluster=frontier"))
+    return machine.spec(asked.cluster, calibration)
+
+
+def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
     try:
         return plan(
             asked.model,
-            machine.spec(asked.cluster, calibration),
+            _cluster(asked, machine),
             asked.workload,
             ranks=asked.task.ranks,
             rank_by=asked.task.rank_by,

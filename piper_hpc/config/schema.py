@@ -117,9 +117,13 @@ class AxesConfig:
 
 @dataclass
 class PlanConfig:
-    """The search of task=plan and parallelism=auto. `save`: a name for the best plan that the executor has."""
+    """The search of task=plan and parallelism=auto.
+
+    `save`: a name for the best plan that the executor has; `trace`: a file for the best plan's timeline.
+    """
 
     save: str | None = None
+    trace: str | None = None
     axes: AxesConfig = field(default_factory=AxesConfig)
 
 

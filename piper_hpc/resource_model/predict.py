@@ -48,6 +48,31 @@ def predict(
     return finish(step_cost(model, cluster, layout, workload), model, cluster, layout, workload)
 
 
+def timeline(
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    layout: Layout,
+    workload: Workload,
+    execution: Execution = EXECUTIONS["piper"],
+) -> Timeline:
+    """The pipeline of one step, action by action, as `predict` plays it; ranks are pipeline ranks, 0 .. pp - 1.
+
+    It ends with the last backward: gradient reduction and optimizer follow. Under this project's executor every rank
+    has a device of its own, also where the cluster's share cores. Raises ResourceModelError as `predict` does, and for
+    a step with too many actions.
+    """
+    if execution.name == "piper":
+        return _timeline(step_cost(model, cluster, layout, workload))[1]
+    step = fused.stepper(model, cluster, layout, workload, execution).evaluate()
+    played = fused.simulate(step, layout, execution)
+    if played is None:
+        raise ResourceModelError(
+            f"a step of {int(step.micro_batches)} micro-batches on {layout.pp} x {layout.vpp} stages has too many "
+            "actions to be played one by one"
+        )
+    return played
+
+
 def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
     """The prediction of a layout whose step was costed already."""
     curves = cost.curves
