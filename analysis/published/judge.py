@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from analysis.published import flops, metrics
@@ -58,6 +59,24 @@ class Judged:
             return 0.0 if self.measured == self.predicted else REFUSED_PCT
         return 100 * (self.predicted - self.measured) / self.measured if self.measured else None
 
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """90 % interval of a predicted time or rate, in the row's own unit; None where there is none."""
+        outcome = self.answer.outcome
+        if self.row.quantity.kind != TIME or not isinstance(self.predicted, float) or outcome is None:
+            return None
+        if outcome.half_width_s is None:
+            return None
+        ratio = 1 + outcome.half_width_s() / outcome.step_time_s
+        return self.predicted / ratio, self.predicted * ratio
+
+    @property
+    def covered(self) -> bool | None:
+        """Whether the measured value lies in the interval."""
+        if self.interval is None or not isinstance(self.measured, float):
+            return None
+        return self.interval[0] <= self.measured <= self.interval[1]
+
     @property
     def counted_pct(self) -> float | None:
         """The absolute error that enters a mean: 100 % for a refused row that states all, None for any other."""
@@ -78,6 +97,8 @@ class Judged:
             "kind": self.row.quantity.kind,
             "measured": self.measured,
             "predicted": self.predicted,
+            "interval": self.interval,
+            "covered": self.covered,
             "error_pct": self.error_pct,
             "refused": self.refused or None,
             "counted_pct": self.counted_pct,

@@ -38,6 +38,9 @@ def predict(request: Request, device: Accelerator | None = None) -> Outcome:
         capacity_bytes=device.memory_bytes - FRAMEWORK_BYTES,
         components=_components(stepper, step),
         fitted_on=device.efficiency.fitted_on,
+        half_width_s=lambda: fused.half_widths(
+            step, request.model, cluster, request.layout, workload, request.execution
+        )["step_time_s"],
     )
 
 

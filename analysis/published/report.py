@@ -80,7 +80,7 @@ def _family(judged: Sequence[Judged], times: Sequence[Judged], name: str) -> dic
     }
 
 
-COLUMNS = ("", "rows", "refused", "mean", "median", "max", "bias", "baseline", "fitted", "held out")
+COLUMNS = ("", "rows", "refused", "mean", "median", "max", "bias", "baseline", "fitted", "held out", "in 90 %")
 
 
 def show(answer: dict[str, Any], console: Console) -> None:
@@ -100,7 +100,8 @@ def show(answer: dict[str, Any], console: Console) -> None:
     console.print(
         "absolute errors in percent; a refused row that states tp, pp, ep, batch, sequence and GPUs counts as 100 %; "
         "bias: signed mean of predicted rows; baseline: mean error of one constant efficiency, the median of the same "
-        "set (memory: states alone at 16 B a parameter); held out: mean without rows that a constant saw\n",
+        "set (memory: states alone at 16 B a parameter); held out: mean without rows that a constant saw; in 90 %: "
+        "share of held-out times that lie in their intervals\n",
         style="dim",
     )
     order, oom = found["ranking"], found["oom"]
@@ -140,6 +141,7 @@ def _table(title: str, sets: dict[str, dict[str, Any]]) -> Table:
             _percent(found["baseline"]["mean_abs_error_pct"]),
             str(found["fitted"] or ""),
             _percent(found["held_out"]["mean_abs_error_pct"]),
+            "" if found["covered"] is None else f"{100 * found['covered']:.0f} %",
         )
     return shown
 

@@ -63,6 +63,7 @@ class Outcome:
     reserved_bytes: float = 0.0
     components: dict[str, float] = field(default_factory=dict)
     fitted_on: tuple[str, ...] = ()
+    half_width_s: Callable[[], float] | None = field(default=None, compare=False)
 
     @property
     def fits(self) -> bool:

@@ -48,11 +48,13 @@ def absolute(errors_pct: Sequence[float]) -> dict[str, float | int | None]:
 def statistics(rows: Sequence[Judged]) -> dict[str, Any]:
     """Errors of a set, refused rows that state all at 100 %; the baseline on the same set; fitted rows apart.
 
-    coverage: predicted rows over all rows of the set. bias_pct: mean of signed errors of predicted rows.
+    coverage: predicted rows over all rows of the set; covered: share of held-out values in their 90 % interval.
+    bias_pct: mean of signed errors of predicted rows.
     """
     counted = [pct for row in rows if (pct := row.counted_pct) is not None]
     signed = [row.error_pct for row in rows if row.error_pct is not None]
     held_out = [row for row in rows if not row.fitted]
+    covered = [row.covered for row in held_out if row.covered is not None]
     return absolute(counted) | {
         "rows": len(rows),
         "coverage": len(signed) / len(rows) if rows else None,
@@ -61,6 +63,7 @@ def statistics(rows: Sequence[Judged]) -> dict[str, Any]:
         "bias_pct": fmean(signed) if signed else None,
         "baseline": absolute([abs(error) for error in baseline(rows) if error is not None]),
         "fitted": len(rows) - len(held_out),
+        "covered": fmean(covered) if covered else None,
         "held_out": absolute([pct for row in held_out if (pct := row.counted_pct) is not None]),
     }
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from piper_hpc.resource_model import schedule
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
+from piper_hpc.resource_model.fused.interval import around, half_widths
 from piper_hpc.resource_model.fused.step import Step, stepper
 from piper_hpc.spec import (
     TERMS,
     Accelerator,
     ClusterSpec,
     Degrees,
-    Efficiency,
     Execution,
     Layout,
     ModelSpec,
@@ -48,6 +46,9 @@ def predict(
         terms |= {"p2p_s": waits, "bubble_s": max(0.0, timeline.step_s - busy - waits)}
     step_time_s = sum(terms.values())
     accelerator = stepping.device.accelerator
+    half = half_widths(step, model, cluster, layout, workload, execution)
+    intervals = {name: around(seconds, half.get(name, 0.0)) for name, seconds in terms.items()}
+    low, high = intervals["step_time_s"] = around(step_time_s, half["step_time_s"])
     flops = flops_per_token(model, workload.sequence)
     share = flops * workload.tokens / (stepping.device.peak_flops * layout.ranks)
     memory = {kind: [int(size) for size in sizes] for kind, sizes in step.memory.items()}
@@ -61,7 +62,8 @@ def predict(
         bubble_fraction=terms["bubble_s"] / step_time_s,
         terms=terms,
         hidden={name: float(seconds) for name, seconds in step.hidden.items()},
-        intervals=_intervals(step, terms, share, model, cluster, layout, workload, execution),
+        intervals=intervals
+        | {"tokens_per_s": (workload.tokens / high, workload.tokens / low), "mfu": (share / high, share / low)},
         memory=memory,
         model={
             "name": model.name,
@@ -98,52 +100,6 @@ def simulate(step: Step, layout: Degrees, execution: Execution) -> schedule.Time
         send_backward_s=message,
         blocking=not execution.overlap_p2p,
     )
-
-
-def _intervals(
-    step: Step,
-    terms: Mapping[str, float],
-    mfu_seconds: float,
-    model: ModelSpec,
-    cluster: ClusterSpec,
-    layout: Layout,
-    workload: Workload,
-    execution: Execution,
-) -> dict[str, tuple[float, float]]:
-    """Every constant moved by half its interval in turn; what moves combines as the root of the sum of squares.
-
-    The spread of the fit, `model`, moves every term and the step as one.
-    """
-    assert cluster.accelerator is not None, "stepper has refused a cluster without one"
-    efficiency = cluster.accelerator.efficiency
-    moved: dict[str, list[float]] = {name: [] for name in (*terms, "step_time_s")}
-    base = {name: float(value) for name, value in step.terms.items()} | {"step_time_s": float(step.step_time_s)}
-    for name, spread in efficiency.spread.items():
-        if name == "model" or not spread:
-            continue
-        accelerator = replace(cluster.accelerator, efficiency=_moved(efficiency, name, spread))
-        other = stepper(model, replace(cluster, accelerator=accelerator), layout, workload, execution).evaluate()
-        changed = {key: float(value) for key, value in other.terms.items()} | {"step_time_s": float(other.step_time_s)}
-        for key, widths in moved.items():
-            widths.append(changed.get(key, 0.0) - base.get(key, 0.0))
-    step_time_s = sum(terms.values())
-    found = {}
-    for key, seconds in (*terms.items(), ("step_time_s", step_time_s)):
-        widths = [*moved[key], efficiency.spread.get("model", 0.0) * seconds]
-        ratio = 1 + math.sqrt(sum(width * width for width in widths)) / seconds if seconds else 1.0
-        found[key] = (seconds / ratio, seconds * ratio)
-    low, high = found["step_time_s"]
-    found["tokens_per_s"] = (workload.tokens / high, workload.tokens / low)
-    found["mfu"] = (mfu_seconds / high, mfu_seconds / low)
-    return found
-
-
-def _moved(efficiency: Efficiency, name: str, spread: float) -> Efficiency:
-    """With one constant lower by its spread: a share so that time grows, a time so that it shrinks."""
-    if name.startswith("link."):
-        tier = name.removeprefix("link.")
-        return replace(efficiency, link={**efficiency.link, tier: efficiency.link[tier] / (1 + spread)})
-    return replace(efficiency, **{name: getattr(efficiency, name) / (1 + spread)})
 
 
 def _evidence(accelerator: Accelerator, execution: Execution) -> dict[str, Any]:
