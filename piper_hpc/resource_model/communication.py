@@ -42,9 +42,10 @@ def p2p(curves: Curves, tier: str, message_bytes: float) -> Cost:
 
 
 def message(curves: Curves, tier: str, message_bytes: float, compute: Cost) -> Cost:
-    """Seconds from when a stage has posted a message until its neighbour has it, when both compute in between.
+    """Seconds from when a stage has posted a message until its neighbour has it.
 
-    Two ranks meet here as in any exchange: `compute` is what the sender goes on with, and it keeps the message waiting.
+    Two ranks meet here as in any exchange. `compute` is what the sender does before it waits too, and its threads that
+    send get their turn.
     """
     pair = Group(tuple(int(each == tier) for each in TIERS))
     return p2p(curves, tier, message_bytes) + skew(curves, pair, compute)

@@ -112,8 +112,9 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
         _stage(batch, layout, groups, stage, layers[of_stage.experts]) for stage, of_stage in enumerate(groups.stages)
     )
     message_bytes = batch.tokens * model.hidden * workload.bytes_per_value
-    following = compute.attention(batch).forward + compute.router(batch).forward
-    messages = tuple(communication.message(curves, tier, message_bytes, following) for tier in groups.boundaries)
+    # Having posted a message, torch's 1F1B does some Python and then waits for its neighbour itself.
+    schedule = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH).forward
+    messages = tuple(communication.message(curves, tier, message_bytes, schedule) for tier in groups.boundaries)
     return StepCost(stages, micro_batches, messages, curves)
 
 
