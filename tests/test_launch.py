@@ -41,6 +41,10 @@ def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> sub
             ["task=plan", "experiment=paper_mixtral", "cluster.data_sheet.peak_flops=0"],
             ["data_sheet.peak_flops=0", "above 0"],
         ),
+        (["task=plan", "task.executor=deepspeed"], ["task.executor", "piper", "task.executor=auto"]),
+        (["task=plan", "experiment=paper_mixtral", "plan.axes.tp=[0]"], ["plan.axes.tp = 0", "plan.axes.tp=[1]"]),
+        (["task=plan", "experiment=paper_mixtral", "plan.save=../x"], ["plan.save = '../x'", "plan.save=my_plan"]),
+        (["task=plan", "experiment=paper_mixtral", "task.ranks=[65]"], ["task.ranks = 65", "task.ranks=[64]"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -93,6 +97,50 @@ def test_a_plan_is_one_document_of_the_contract(tmp_path):
     assert plan["executor"] == "megatron" and best["calibration"]["measured"] is False
     mfus = [candidate["mfu"] for candidate in plan["candidates"]]
     assert mfus == sorted(mfus, reverse=True)
+
+
+def test_a_plan_is_a_table_with_its_reasons_its_front_and_its_limits(tmp_path):
+    ended = launch("task=plan", "experiment=paper_mixtral", "task.candidates=3", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    told = ("tokens/s", "MFU", "free", "rejected", "Eq 11", "front of step time", "what would lift it", "rests on")
+    for words in told:
+        assert words in ended.stdout, words
+    assert "…" not in ended.stdout  # no figure is cut short
+
+
+def test_axes_and_executor_are_the_users(tmp_path):
+    narrow = ("plan.axes.tp=[1]", "plan.axes.schedule=[1f1b]", "plan.axes.vpp=[1]", "task.ranks=[32,64]")
+    ended = launch("task=plan", "experiment=paper_mixtral", *narrow, "format=json", cwd=tmp_path)
+    plan = json.loads(ended.stdout)
+    assert {candidate["layout"]["tp"] for candidate in plan["candidates"]} == {1}
+    assert {one["ranks"] for one in plan["pareto"]} == {32, 64}
+    own = launch("task=plan", "experiment=paper_mixtral", "task.executor=piper", "format=json", cwd=tmp_path)
+    plan = json.loads(own.stdout)
+    assert plan["executor"] == "piper"
+    assert {candidate["layout"]["tp"] for candidate in plan["candidates"]} == {1}
+
+
+def test_a_saved_plan_is_an_option_that_training_accepts(tmp_path):
+    plan = launch("task=plan", "experiment=paper_mixtral", "plan.save=mine", "format=json", cwd=tmp_path)
+    assert plan.returncode == 0, plan.stderr
+    saved = json.loads(plan.stdout)["saved"]
+    assert saved["path"] == str(tmp_path / "conf" / "parallelism" / "mine.yaml")
+    ready = ("parallelism=mine", "experiment=paper_mixtral", "cluster.account=abc", "dry_run=true", "format=json")
+    dry = launch(*ready, cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert json.loads(dry.stdout)["prediction"]["layout"] == saved["layout"]
+    for name in ("mine", "single"):
+        again = launch("task=plan", "experiment=paper_mixtral", f"plan.save={name}", cwd=tmp_path)
+        assert again.returncode == 2
+        assert f"plan.save = '{name}'" in again.stderr and "plan.save=my_plan" in again.stderr
+
+
+def test_a_plan_that_the_executor_cannot_run_is_not_saved(tmp_path):
+    small = ("cluster=dgx_h100", "cluster.nodes=32", "model=deepseek_v3", "train=paper", "plan.axes.zero=[3]")
+    ended = launch("task=plan", *small, "plan.axes.micro_batch=[1]", "plan.save=v3", cwd=tmp_path)
+    assert ended.returncode == 2, ended.stdout
+    assert "the executor has no layout that fits" in ended.stderr and "zero=3" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plan_without_measurements_says_how_to_get_them(tmp_path):
