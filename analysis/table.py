@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
@@ -112,27 +112,26 @@ def with_measured_routing(run: RunFolder) -> MeasuredRouting | None:
     known = ((prediction or {}).get("routing") or {}).get("by_skew")
     if prediction is None or not known or "rank_load" not in rows[0]:
         return None
-    settled = steady(rows)
+    settled, skews = steady(rows), [one["skew"] for one in known]
     skew = fmean(fmean(row["rank_load"]) for row in settled)
     peak = max(size for row in rows for size in row["peak_memory_bytes"])
     memory_skew = next(fmean(row["rank_load"]) for row in rows if max(row["peak_memory_bytes"]) == peak)
     at = {
         **prediction,
-        "step_time_s": _between(known, skew, lambda one: one["step_time_s"]),
-        "terms": {term: _between(known, skew, lambda one, term=term: one["terms"][term]) for term in TERMS},
-        "peak_memory_bytes": [_between(known, memory_skew, lambda one: max(one["peak_memory_bytes"]))],
+        "step_time_s": _between(skews, skew, [one["step_time_s"] for one in known]),
+        "terms": {term: _between(skews, skew, [one["terms"][term] for one in known]) for term in TERMS},
+        "peak_memory_bytes": [_between(skews, memory_skew, [max(one["peak_memory_bytes"]) for one in known])],
         "intervals": {},
     }
     return MeasuredRouting(skew, memory_skew, _rows(rows, settled, at))
 
 
-def _between(known: Sequence[dict[str, Any]], skew: float, value: Callable[[dict[str, Any]], float]) -> float:
-    """A quantity at `skew`, from the predictions around it; beyond them that of the nearest."""
-    for low, high in pairwise(known):
-        if skew <= high["skew"]:
-            part = max(0.0, (skew - low["skew"]) / (high["skew"] - low["skew"]))
-            return value(low) + part * (value(high) - value(low))
-    return value(known[-1])
+def _between(skews: Sequence[float], skew: float, values: Sequence[float]) -> float:
+    """A quantity at `skew`, from its values at ascending `skews`; beyond them that of the nearest."""
+    for (low, below), (high, above) in pairwise(zip(skews, values, strict=True)):
+        if skew <= high:
+            return below + max(0.0, (skew - low) / (high - low)) * (above - below)
+    return values[-1]
 
 
 def _row(key: str, measured: float, prediction: dict[str, Any] | None, step_time_s: float | None) -> Row:

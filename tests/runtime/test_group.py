@@ -17,9 +17,13 @@ pytestmark = pytest.mark.processes
 
 def _priorities(cores: int) -> tuple[set[int], set[int], float]:
     """Nice values of the threads that receive and of all others, and a sum that was exchanged; rank has `cores`."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    all_cores = os.sched_getaffinity(0)
     group = dist.new_group([0, 1])
-    let_senders_go_first()
+    try:
+        os.sched_setaffinity(0, sorted(all_cores)[:cores])
+        let_senders_go_first()
+    finally:
+        os.sched_setaffinity(0, all_cores)  # the process goes on with other tests
     receiving, others = set(), set()
     for thread in Path("/proc/self/task").glob("*"):
         receives = (thread / "comm").read_text().strip() == GLOO_RECEIVER
