@@ -8,64 +8,19 @@ computed along it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from piper_hpc.planner.axes import Axes
+from piper_hpc.resource_model.fused.rules import RULES, Case, Ints, Mask
 from piper_hpc.resource_model.schedule import problem
 from piper_hpc.resource_model.topology import NODE, AxisGroups, Group
 from piper_hpc.spec import TIERS, Layout, ModelSpec, Recompute, Workload
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
 ANOTHER_NAME = "another name for a layout that is counted already"
-
-
-@dataclass(frozen=True)
-class Case:
-    """What the rules of a stage look at: degrees as equally long arrays, [combinations]."""
-
-    model: ModelSpec
-    workload: Workload
-    stage_ranks: int
-    micro_batch: Ints
-    tp: Ints
-    cp: Ints
-    ep: Ints
-    etp: Ints
-
-    @property
-    def sequences(self) -> Ints:
-        """Sequences of one micro-batch on all ranks of a stage."""
-        return self.micro_batch * (self.stage_ranks // (self.tp * self.cp))
-
-
-RULES: dict[str, Callable[[Case], Mask]] = {
-    "Eq 7: ep * etp and tp * cp must divide the ranks of a stage": lambda case: (
-        (case.stage_ranks % (case.ep * case.etp) == 0) & (case.stage_ranks % (case.tp * case.cp) == 0)
-    ),
-    "Eq 8: ep must divide the experts": lambda case: case.model.experts % case.ep == 0,
-    "tp must divide the heads, and the kv heads or be a multiple of them": lambda case: (
-        (case.model.heads % case.tp == 0)
-        & ((case.model.kv_heads % case.tp == 0) | (case.tp % case.model.kv_heads == 0))
-    ),
-    "tp must divide the dense feed-forwards, etp that of an expert": lambda case: (
-        (case.model.dense_ffn % case.tp == 0)
-        & (case.model.dense_width % case.tp == 0)
-        & (case.model.expert_ffn % case.etp == 0)
-    ),
-    "tp * cp must divide the sequence": lambda case: case.workload.sequence % (case.tp * case.cp) == 0,
-    "batch: micro_batch * data-parallel ranks must divide the global batch": lambda case: (
-        case.workload.global_batch % case.sequences == 0
-    ),
-}
-"""What makes degrees a layout, by the words that say so (equations of arXiv 2605.05049)."""
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ def test_shipped_axes_hold_every_divisor_that_machines_come_in() -> None:
 def test_a_million_predictions_a_second() -> None:
     """The rate that `python -m piper_hpc.planner.benchmark` prints is above a million on one core by itself.
 
-    Here other tests share the core, so that a third of it is asked for, of a grid that is large enough to be one.
+    Here other tests share caches and memory with it, so that a third is asked for, in seconds of the core itself.
     """
     measured = benchmark.measure(replace(MOE, layers=16), cluster(128), replace(WORKLOAD, global_batch=512))
     assert measured.evaluated > 500_000
