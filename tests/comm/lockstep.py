@@ -4,7 +4,6 @@ only the channel is another."""
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,18 +16,25 @@ from piper_hpc.comm.levels import Chains, Places
 TIMEOUT_S = 60.0
 
 
-class Switchboard:
-    """Mailboxes by (group, exchange number, source, target)."""
+class Mailbox:
+    """What waits for one rank, by (phase, group, exchange number, source)."""
 
     def __init__(self) -> None:
         self.mail: dict[tuple[object, ...], torch.Tensor] = {}
         self.changed = threading.Condition()
-        self.failed = False
-        self.calls: dict[int, list[tuple[str, int]]] = defaultdict(list)
 
-    def run(self, ranks: int, function: Callable[[int], Any]) -> list[Any]:
+
+class Switchboard:
+    """The mailboxes of all ranks, and by rank the phase and bytes per value of every exchange that it entered."""
+
+    def __init__(self, ranks: int) -> None:
+        self.boxes = [Mailbox() for _ in range(ranks)]
+        self.calls: list[list[tuple[str, int]]] = [[] for _ in range(ranks)]
+        self.failed = False
+
+    def run(self, function: Callable[[int], Any]) -> list[Any]:
         """`function(rank)` on a thread each, results in rank order; the first exception is raised."""
-        results: list[Any] = [None] * ranks
+        results: list[Any] = [None] * len(self.boxes)
         errors: list[BaseException] = []
 
         def work(rank: int) -> None:
@@ -36,11 +42,12 @@ class Switchboard:
                 results[rank] = function(rank)
             except BaseException as error:
                 errors.append(error)
-                with self.changed:
-                    self.failed = True
-                    self.changed.notify_all()
+                self.failed = True
+                for box in self.boxes:
+                    with box.changed:
+                        box.changed.notify_all()
 
-        threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(ranks)]
+        threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(len(self.boxes))]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -48,7 +55,7 @@ class Switchboard:
         if errors:
             raise errors[0]
         assert not any(thread.is_alive() for thread in threads), "a rank did not come to an end"
-        assert not self.mail, "messages that nobody received"
+        assert not any(box.mail for box in self.boxes), "messages that nobody received"
         return results
 
 
@@ -66,10 +73,11 @@ class MemoryChannel:
         assert output.is_contiguous() and source.is_contiguous()
         assert len(output) == sum(receive) and len(source) == sum(send)
         board.calls[self.rank].append((self.phase, source[:0].element_size()))
-        with board.changed:
-            for peer, part in zip(self.group, source.split(list(send)), strict=True):
-                board.mail[self.phase, self.group, self.number, self.rank, peer] = part.clone()
-            board.changed.notify_all()
+        for peer, part in zip(self.group, source.split(list(send)), strict=True):
+            box = board.boxes[peer]
+            with box.changed:
+                box.mail[self.phase, self.group, self.number, self.rank] = part.clone()
+                box.changed.notify_all()
         return _Arrival(self, self.number, output, list(receive))
 
 
@@ -79,11 +87,12 @@ class _Arrival:
 
     def wait(self) -> None:
         channel, board = self.channel, self.channel.board
-        keys = [(channel.phase, channel.group, self.number, peer, channel.rank) for peer in channel.group]
-        with board.changed:
-            there = board.changed.wait_for(lambda: board.failed or all(key in board.mail for key in keys), TIMEOUT_S)
+        box = board.boxes[channel.rank]
+        keys = [(channel.phase, channel.group, self.number, peer) for peer in channel.group]
+        with box.changed:
+            there = box.changed.wait_for(lambda: board.failed or all(key in box.mail for key in keys), TIMEOUT_S)
             assert there and not board.failed, "a peer did not enter"
-            parts = [board.mail.pop(key) for key in keys]
+            parts = [box.mail.pop(key) for key in keys]
         for into, part in zip(self.output.split(self.receive), parts, strict=True):
             assert into.shape == part.shape and into.dtype == part.dtype
             into.copy_(part)

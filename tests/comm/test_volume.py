@@ -27,7 +27,7 @@ def every_choice(experts: int) -> torch.Tensor:
 
 def counted(algorithm: str, places: Places, experts: int) -> list[dict[str, tuple[int, int, int, int]]]:
     """By rank and tier: rows, payload bytes, metadata bytes and messages of a dispatch in one chunk."""
-    board, chains = Switchboard(), Chains(algorithm, places)
+    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
     placement = Placement.linear(experts, places.ranks)
 
     def rank_plan(rank: int) -> dict[str, tuple[int, int, int, int]]:
@@ -37,7 +37,7 @@ def counted(algorithm: str, places: Places, experts: int) -> list[dict[str, tupl
             tier: (each.rows, each.payload_bytes, each.metadata_bytes, each.messages) for tier, each in sent.items()
         }
 
-    return board.run(places.ranks, rank_plan)
+    return board.run(rank_plan)
 
 
 @pytest.mark.parametrize("algorithm", ["flat", "halo", "halo3", "halo_dedup", "halo3_dedup"])

@@ -1,0 +1,241 @@
+"""Every algorithm against flat on any machine and any routing, many ranks in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from piper_hpc.comm.levels import Chains, Places
+from piper_hpc.spec import Placement
+from tests.comm.lockstep import Switchboard, dispatcher
+from tests.comm.test_levels import RACKS, machine
+
+HIDDEN = 4
+DEDUP = ("halo_dedup", "halo3_dedup")
+PLAIN = ("halo", "halo3")
+VARIANTS = [(1, "none"), (2, "own_first"), (4, "far_first")]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every rank routes: expert_ids, tokens and weights by rank, and where experts are."""
+
+    placement: Placement
+    expert_ids: list[torch.Tensor]
+    tokens: list[torch.Tensor]
+    weights: list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rank saw: rows and their ends, the combined tokens, and the gradients of tokens and weights."""
+
+    rows: torch.Tensor
+    offsets: torch.Tensor
+    combined: torch.Tensor
+    token_gradient: torch.Tensor
+    weight_gradient: torch.Tensor
+
+
+def problem(places: Places, *, slots: int, top_k: int, load: str, dtype: torch.dtype, seed: int) -> Problem:
+    """A routing of up to 9 tokens a rank. Loads: even; hot (all choose the same experts, of one rank where it has
+    enough); idle (half of the ranks have no tokens); limited (a token chooses experts of one node alone where that has
+    enough)."""
+    generator = torch.Generator().manual_seed(seed)
+    experts = slots * places.ranks
+    shuffled = torch.randperm(experts, generator=generator).tolist()
+    placement = Placement(3, tuple(at // slots for at in shuffled), tuple(at % slots for at in shuffled))
+    ids, tokens, weights = [], [], []
+    for rank in range(places.ranks):
+        count = int(torch.randint(0, 10, (), generator=generator))
+        count = 0 if load == "idle" and rank % 2 else count
+        chosen = [torch.randperm(experts, generator=generator) for _ in range(count)]
+        if load in ("hot", "limited"):
+            home = [places.node_of_rank[owner] for owner in placement.rank_of_expert]
+            for token, order in enumerate(chosen):
+                node = home[0] if load == "hot" else home[int(order[0])]
+                near = [expert for expert in order.tolist() if home[expert] == node]
+                near = sorted(near) if load == "hot" else near
+                chosen[token] = torch.tensor(near + [expert for expert in order.tolist() if home[expert] != node])
+        ids.append(torch.stack(chosen)[:, :top_k] if chosen else torch.zeros(0, top_k, dtype=torch.int64))
+        tokens.append(torch.randn(count, HIDDEN, generator=generator, dtype=torch.float64).to(dtype))
+        weights.append(torch.rand(count, top_k, generator=generator, dtype=torch.float64).to(dtype))
+    return Problem(placement, ids, tokens, weights)
+
+
+def solve(
+    algorithm: str, places: Places, given: Problem, board: Switchboard | None = None, **options: Any
+) -> list[Outcome]:
+    """Dispatch, experts that scale by their id, combine, and the backward of a loss that weighs every value."""
+    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
+
+    def rank_outcome(rank: int) -> Outcome:
+        mine = dispatcher(board, algorithm, places, rank, chains, **options)
+        tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
+        rows, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
+        sizes = torch.diff(handle.offsets, prepend=torch.zeros(1, dtype=torch.int32)).long()
+        scale = torch.tensor([1.0 + expert / 8 for expert in given.placement.experts_of(rank)], dtype=rows.dtype)
+        combined = mine.combine(rows * scale.repeat_interleave(sizes)[:, None], handle)
+        (combined * torch.arange(1, HIDDEN + 1, dtype=rows.dtype)).sum().backward()
+        assert tokens.grad is not None and weights.grad is not None
+        return Outcome(rows.detach(), handle.offsets, combined.detach(), tokens.grad, weights.grad)
+
+    return board.run(rank_outcome)
+
+
+def equal_rows(found: list[Outcome], expected: list[Outcome]) -> None:
+    """The same rows in the same order, bit for bit."""
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine.rows, theirs.rows) and torch.equal(mine.offsets, theirs.offsets)
+
+
+def equal_results(found: list[Outcome], expected: list[Outcome]) -> None:
+    """The same sums and gradients, bit for bit."""
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine.combined, theirs.combined)
+        assert torch.equal(mine.token_gradient, theirs.token_gradient)
+        assert torch.equal(mine.weight_gradient, theirs.weight_gradient)
+
+
+def close_results(found: list[Outcome], expected: list[Outcome], tolerance: float) -> None:
+    """The same sums and gradients within `tolerance` of their norm over all ranks."""
+    for name in ("combined", "token_gradient", "weight_gradient"):
+        got, want = (torch.cat([getattr(each, name) for each in ranks]).double() for ranks in (found, expected))
+        assert float((got - want).norm()) <= tolerance * float(want.norm()), name
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    racks=RACKS,
+    algorithm=st.sampled_from(PLAIN + DEDUP),
+    variant=st.sampled_from(VARIANTS),
+    slots=st.integers(1, 3),
+    top_k=st.integers(1, 5),
+    load=st.sampled_from(["even", "hot", "idle", "limited"]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    seed=st.integers(0, 10**6),
+)
+def test_every_algorithm_does_what_flat_does(
+    racks: list[list[int]],
+    algorithm: str,
+    variant: tuple[int, str],
+    slots: int,
+    top_k: int,
+    load: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    """Without pre-reduction bit for bit in everything; with it rows bit for bit and sums within rounding."""
+    places = machine(racks)
+    given = problem(
+        places, slots=slots, top_k=min(top_k, slots * places.ranks), load=load, dtype=dtype, seed=seed
+    )  # fmt: skip
+    expected = solve("flat", places, given)
+    found = solve(algorithm, places, given, chunks=variant[0], overlap=variant[1])
+    equal_rows(found, expected)
+    if algorithm in PLAIN:
+        equal_results(found, expected)
+    else:
+        close_results(found, expected, {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "racks"),
+    [("halo", [[8] * 8]), ("halo_dedup", [[8] * 8]), ("halo3", [[8] * 4] * 2), ("halo3_dedup", [[8] * 4] * 4)],
+)
+def test_large_worlds(algorithm: str, racks: list[list[int]]) -> None:
+    """64 ranks, and 128 in four racks."""
+    places = machine(racks)
+    given = problem(places, slots=1, top_k=6, load="even", dtype=torch.float32, seed=1)
+    expected, found = solve("flat", places, given), solve(algorithm, places, given)
+    equal_rows(found, expected)
+    (equal_results if algorithm in PLAIN else lambda a, b: close_results(a, b, 1e-6))(found, expected)
+
+
+def node_sums(places: Places, given: Problem, rank: int) -> torch.Tensor:
+    """The combine of `solve` by definition: sums within a node by position of the expert, other nodes' in order, then
+    the own node's before them all; every sum in float32, rounded to the rows' dtype where it leaves its node."""
+    position = [
+        owner * given.placement.experts_per_rank + slot
+        for owner, slot in zip(given.placement.rank_of_expert, given.placement.slot_of_expert, strict=True)
+    ]
+    results = []
+    for token, chosen, weight in zip(given.tokens[rank], given.expert_ids[rank], given.weights[rank], strict=True):
+        sums: dict[int, torch.Tensor] = {}
+        for choice in sorted(range(len(chosen)), key=lambda choice: position[int(chosen[choice])]):
+            expert = int(chosen[choice])
+            node = places.node_of_rank[given.placement.rank_of_expert[expert]]
+            output = (token * (1.0 + expert / 8)).float() * weight[choice].float()
+            sums[node] = sums.get(node, torch.zeros(HIDDEN)) + output
+        own = sums.pop(places.node_of_rank[rank], torch.zeros(HIDDEN))
+        far = torch.zeros(HIDDEN)
+        for node in sorted(sums):
+            far = far + sums[node].to(token.dtype).float()
+        results.append((own + far).to(token.dtype))
+    return torch.stack(results) if results else given.tokens[rank]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pre_reduced_sums_are_taken_in_the_stated_order(dtype: torch.dtype) -> None:
+    """Bit for bit, with weights that are powers of two: their products are exact, so only the order of sums tells."""
+    places = machine([[3, 2, 3]])
+    given = problem(places, slots=2, top_k=8, load="even", dtype=dtype, seed=4)
+    powers = [torch.exp2(torch.floor(4 * weights.float())).to(dtype) for weights in given.weights]
+    given = Problem(given.placement, given.expert_ids, given.tokens, powers)
+    flat, found = solve("flat", places, given), solve("halo_dedup", places, given, chunks=2)
+    for rank, outcome in enumerate(found):
+        assert torch.equal(outcome.combined, node_sums(places, given, rank))
+    assert any(not torch.equal(a.combined, b.combined) for a, b in zip(flat, found, strict=True)), "order must matter"
+
+
+@pytest.mark.parametrize("algorithm", PLAIN + DEDUP)
+def test_a_plan_is_used_again_without_counts(algorithm: str) -> None:
+    """Forward again with the plan, and backward: the calls that a plan makes are made once."""
+    places = machine([[2, 2], [2, 2]])
+    given = problem(places, slots=1, top_k=3, load="even", dtype=torch.float32, seed=2)
+    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
+
+    def again(rank: int) -> list[int]:
+        mine = dispatcher(board, algorithm, places, rank, chains, chunks=1)
+        calls, seen = board.calls[rank], [0]
+        plan = mine.plan(given.expert_ids[rank], given.placement)
+        seen.append(len(calls))
+        outputs = []
+        for _ in range(2):
+            tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
+            rows, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement, plan)
+            combined = mine.combine(rows, handle)
+            seen.append(len(calls))
+            combined.sum().backward()
+            seen.append(len(calls))
+            outputs.append(combined)
+        assert torch.equal(outputs[0], outputs[1])
+        with pytest.raises(ValueError, match="a plan for placement 3 was given with placement 4"):
+            moved = Placement(4, given.placement.rank_of_expert, given.placement.slot_of_expert)
+            mine.dispatch(tokens, given.expert_ids[rank], weights, moved, plan)
+        return [after - before for before, after in pairwise(seen)]
+
+    levels = chains.depth
+    # Rows: one leg a level and the own node's, there and back; weights: one leg less a level; each way the same.
+    rows, weights = 2 * (levels + 1), (levels - 1) * algorithm.endswith("_dedup")
+    for planning, *travels in board.run(again):
+        assert travels == [rows + weights] * 4
+        assert planning == {"halo": 2, "halo3": 3, "halo_dedup": 3, "halo3_dedup": 6}[algorithm]
+
+
+def test_missing_weights_gradient_would_show() -> None:
+    """The comparison can fail: one weight's gradient off by 1e-5."""
+    places = machine([[2, 2]])
+    given = problem(places, slots=1, top_k=2, load="even", dtype=torch.float64, seed=3)
+    outcomes = solve("halo_dedup", places, given)
+    first = outcomes[0]
+    wrong = first.weight_gradient * (1 + 1e-5)
+    spoiled = [Outcome(first.rows, first.offsets, first.combined, first.token_gradient, wrong), *outcomes[1:]]
+    with pytest.raises(AssertionError, match="weight_gradient"):
+        close_results(spoiled, outcomes, 1e-6)
