@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     print(
         f"{asked.model} on {asked.ranks} ranks of {asked.cluster}, one core: {measured.combinations:,} combinations, "
-        f"{measured.evaluated:,} layouts evaluated in full in {measured.search_s:.2f} s ({measured.core_s:.2f} s of it on "
-        f"the core): "
+        f"{measured.evaluated:,} layouts evaluated in full in {measured.search_s:.2f} s, "
+        f"{measured.core_s:.2f} s of them on the core: "
         f"{measured.predictions_per_s / 1e6:.2f} million predictions per core second; {measured.feasible:,} fit; "
         f"the whole plan takes {plan_s:.2f} s"
     )
