@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model import fused, schedule
+from piper_hpc.resource_model import ResourceModelError, fused, schedule
 from piper_hpc.resource_model.fused import memory
 from piper_hpc.resource_model.fused.device import Device
 from piper_hpc.resource_model.fused.shapes import Shapes
@@ -200,6 +200,22 @@ def test_a_whole_prediction_plays_the_schedule_and_carries_intervals() -> None:
     assert 1.03 < high / predicted.step_time_s < 1.2
     assert len(predicted.peak_memory_bytes) == layout.ranks
     assert 0 < predicted.mfu < 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (Layout(ep=5, dp=8), "Eq 8"),
+        (Layout(pp=16, dp=2), "Eq 9"),
+        (Layout(dp=128), "128 ranks"),
+        (Layout(tp=3, etp=3, dp=2), "tp must divide the heads"),
+        (Layout(dp=8, micro_batch=3), "batch"),
+        (Layout(pp=4, ep=4, dp=2, vpp=2), "1f1b"),
+    ],
+)
+def test_what_is_no_layout_is_refused_with_the_rule(layout: Layout, said: str) -> None:
+    with pytest.raises(ResourceModelError, match=said):
+        fused.predict(MOE, cluster(64), layout, WORKLOAD, MEGATRON)
 
 
 def test_the_bubble_of_equal_stages_is_the_closed_form() -> None:

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from piper_hpc.resource_model import schedule
+from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
 from piper_hpc.resource_model.fused.interval import around, half_widths
+from piper_hpc.resource_model.fused.rules import problem
 from piper_hpc.resource_model.fused.step import Step, stepper
 from piper_hpc.spec import (
     TERMS,
@@ -33,6 +35,8 @@ def predict(
     Intervals carry the spread of every constant and of the fit. Raises ResourceModelError for a layout that has no
     such step, and for a cluster whose device or links are not known.
     """
+    if (broken := problem(model, cluster, layout, workload)) is not None:
+        raise ResourceModelError(broken)
     stepping = stepper(model, cluster, layout, workload, execution)
     step = stepping.evaluate()
     notes = [*stepping.network.links.notes]
