@@ -56,8 +56,9 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
         if context.machine.cpu_share is not None:
             # From here on this rank is a device of its own; its imports were free to use any core.
             quota.create(f"{run.run_id}/rank{place.rank}", context.machine.cpu_share).enter()
-            quota.pin(place.local_rank)
-            let_senders_go_first()
+            if quota.pinnable(place.ranks, context.machine.cpu_share):
+                quota.pin(place.local_rank)
+                let_senders_go_first()
         if context.is_first:
             run.write_manifest(run.manifest() | {"job": context.facts()})
             run.write_status(Status("running", place.attempt))

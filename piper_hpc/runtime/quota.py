@@ -53,6 +53,11 @@ class Quota:
             _prune(folder.parent)
 
 
+def pinnable(ranks: int, cpu_share: float) -> bool:
+    """Whether ranks of `cpu_share` cores each fit where each keeps to one core: three of 0.6 on two cores do not."""
+    return -(-ranks // len(os.sched_getaffinity(0))) * cpu_share <= 1.0
+
+
 def pin(turn: int, pid: int | None = None) -> int:
     """Keep a process (default: this one), its threads and its later children on one core; returns which.
 

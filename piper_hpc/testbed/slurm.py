@@ -122,7 +122,7 @@ def _node_line(plan: Plan, node: int) -> str:
 def _helper(name: str, options: Options, folder: Path) -> str:
     """A prolog or epilog: hands over to our own code, with the interpreter and the package that `up` ran with."""
     package = shlex.quote(str(Path(__file__).resolve().parents[2]))
-    limits = f"{options.cpu_share} {options.memory_mib * MIB} {options.period_us}"
+    limits = f"{options.cpu_share} {options.memory_mib * MIB} {options.period_us} {options.ranks}"
     call = f"{shlex.quote(sys.executable)} -S -m piper_hpc.testbed.task {name} {limits}"
     log = shlex.quote(str(folder / "logs" / "task.log"))
     return f"#!/bin/sh\nunset PYTHONHOME\nPYTHONPATH={package} exec {call} 2>>{log}\n"

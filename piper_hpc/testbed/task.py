@@ -1,7 +1,7 @@
 """What Slurm runs around a task: places it into its rank's control group, and removes the group afterwards.
 
-Called by slurmd and slurmstepd as `python -S -m piper_hpc.testbed.task WHEN CPU_SHARE MEMORY_BYTES PERIOD_US`, with
-Slurm's variables in the environment. What the task prolog prints is Slurm's way to set a task's variables.
+Called by slurmd and slurmstepd as `python -S -m piper_hpc.testbed.task WHEN CPU_SHARE MEMORY_BYTES PERIOD_US RANKS`,
+with Slurm's variables in the environment. What the task prolog prints is Slurm's way to set a task's variables.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ def end_job() -> None:
 
 
 def main() -> int:
-    when, cpu_share, memory_bytes, period_us = sys.argv[1:]
+    when, cpu_share, memory_bytes, period_us, ranks = sys.argv[1:]
     if when != "epilog" and "SLURM_STEP_ID" not in os.environ:
         return 0  # the batch script itself: no rank, and it only waits for its steps
     if when == "task_prolog":
         group = quota.create(task_group(), float(cpu_share), int(memory_bytes), int(period_us))
         pid = int(os.environ["SLURM_TASK_PID"])
         group.enter(pid)
-        quota.pin(turn(), pid)
+        if quota.pinnable(int(ranks), float(cpu_share)):
+            quota.pin(turn(), pid)
         print("export GLOO_SOCKET_IFNAME=eth0")
     elif when == "task_epilog":
         # A child that outlives its task stays in its group until the job ends.

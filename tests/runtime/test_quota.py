@@ -187,6 +187,12 @@ def test_removal_waits_for_processes_and_leaves_nothing(prefix: str) -> None:
     assert quota.processes(prefix) == []
 
 
+def test_ranks_are_pinned_only_where_their_shares_fit_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert quota.pinnable(4, 0.45) and quota.pinnable(1, 1.0) and quota.pinnable(8, 0.2)
+    assert not quota.pinnable(3, 0.6), "two of them would share a core"
+
+
 def test_a_pinned_process_keeps_its_threads_on_one_core_and_neighbours_differ() -> None:
     cores = sorted(os.sched_getaffinity(0))
     code = "import threading, time; threading.Thread(target=time.sleep, args=(30,)).start(); print(flush=True)"

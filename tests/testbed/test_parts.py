@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from piper_hpc.testbed import hosts, process, state, transfer
+from piper_hpc.testbed import hosts, process, state, task, transfer
 from piper_hpc.testbed.state import Link, Node, Testbed
 
 
@@ -158,3 +158,14 @@ def connect(port: int) -> socket.socket:
         except OSError:
             time.sleep(0.02)
     raise TimeoutError
+
+
+def test_ranks_that_are_neighbours_take_different_turns_at_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turn(node: str, local: int) -> int:
+        monkeypatch.setenv("SLURMD_NODENAME", node)
+        monkeypatch.setenv("SLURM_LOCALID", str(local))
+        return task.turn()
+
+    for ranks_per_node in (1, 2):
+        turns = [turn(f"n{node}", local) % 2 for node in range(1, 5) for local in range(ranks_per_node)]
+        assert sum(turns) == len(turns) / 2, "half of all ranks on each of two cores"
