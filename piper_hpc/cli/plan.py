@@ -59,22 +59,24 @@ def _axes(layouts: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
     return columns, f"all: {' '.join(alike)}" if alike else ""
 
 
-def _table(title: str, names: Sequence[str]) -> Table:
-    columns = Table(title=title or None, title_justify="left", title_style="bold", box=None, header_style="bold")
+def _table(names: Sequence[str]) -> Table:
+    columns = Table(box=None, header_style="bold")
     for name in names:
         columns.add_column(HEADS.get(name, name), justify="right", no_wrap=True)
     return columns
 
 
-def _print(columns: Table, console: Console) -> None:
+def _print(title: str, columns: Table, console: Console) -> None:
     """Whole, also where the terminal is narrower: a figure cut short is no figure."""
+    if title:
+        console.print(title, highlight=False, soft_wrap=True)
     width = max(console.width, console.measure(columns, options=console.options.update(width=1000)).maximum)
     console.print(columns, width=width, crop=False, no_wrap=True)
 
 
 def _candidates(found: Plan, console: Console) -> None:
     axes, alike = _axes([candidate.layout for candidate in found.candidates])
-    columns = _table(alike, ["", *axes, "step", "tokens/s", "MFU", "bubble", "peak", "free", "front"])
+    columns = _table(["", *axes, "step", "tokens/s", "MFU", "bubble", "peak", "free", "front"])
     front = {tuple(asdict(one.layout).values()) for one in found.pareto}
     for rank, candidate in enumerate(found.candidates, start=1):
         peak = max(candidate.peak_memory_bytes)
@@ -89,7 +91,7 @@ def _candidates(found: Plan, console: Console) -> None:
             f"{(found.memory_bytes - peak) / GIB:.3g} GiB",
             "*" if tuple(candidate.layout.values()) in front else "",
         )
-    _print(columns, console)
+    _print(alike, columns, console)
 
 
 def _bubble(candidate: Prediction) -> str:
@@ -104,7 +106,7 @@ def _front(found: Plan, console: Console) -> None:
     axes, alike = _axes([asdict(one.layout) for one in points])
     several = len({one.layout.ranks for one in found.pareto}) > 1
     title = f"front of step time against memory, in closed form: {len(points)} of {last + 1} layouts; {alike}"
-    columns = _table(title.removesuffix("; "), [*axes, *(["ranks"] if several else []), "step", "peak"])
+    columns = _table([*axes, *(["ranks"] if several else []), "step", "peak"])
     for one in points:
         columns.add_row(
             *(str(asdict(one.layout)[axis]) for axis in axes),
@@ -112,7 +114,7 @@ def _front(found: Plan, console: Console) -> None:
             f"{one.step_time_s:.4g} s",
             f"{one.peak_bytes / GIB:.3g} GiB",
         )
-    _print(columns, console)
+    _print(title.removesuffix("; "), columns, console)
 
 
 def _limits(limits: dict[str, Any], console: Console) -> None:
@@ -136,7 +138,8 @@ def _limits(limits: dict[str, Any], console: Console) -> None:
             name = f"pp={layout['pp']} ep={layout['ep']}"
             lines.append(f"{words}; the best that stays inside ({name}) takes {eq_10['inside_costs_pct']:.1f} % longer")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    columns = Table(title="what would lift it", title_justify="left", title_style="bold", box=None, header_style="bold")
+    console.print("what would lift it:")
+    columns = Table(box=None, header_style="bold")
     for name, justify in (("constraint", "left"), ("relaxed", "left"), ("tokens/s", "right")):
         columns.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for lift in limits["lifts"]:
