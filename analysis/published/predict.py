@@ -10,10 +10,6 @@ from piper_hpc.resource_model import ResourceModelError, fused
 from piper_hpc.resource_model.fused import memory
 from piper_hpc.spec import RECIPES, Accelerator, Workload
 
-FRAMEWORK_BYTES = 3e9
-"""Of a device's memory, what no tensor gets: context, kernels and communicators (assumed; 2 to 4 GB are usual)."""
-
-
 @lru_cache(maxsize=64)
 def _device(name: str) -> Accelerator:
     return accelerator.load(name)
@@ -34,8 +30,9 @@ def predict(request: Request, device: Accelerator | None = None) -> Outcome:
         raise Refused(str(error)) from error
     return Outcome(
         step_time_s=float(step.step_time_s),
-        peak_memory_bytes=float(step.peak_bytes),
-        capacity_bytes=device.memory_bytes - FRAMEWORK_BYTES,
+        # Published peaks are those of tensors; the rest is charged to the device.
+        peak_memory_bytes=float(step.peak_bytes) - device.efficiency.framework_bytes,
+        capacity_bytes=device.memory_bytes - device.efficiency.framework_bytes,
         components=_components(stepper, step),
         fitted_on=device.efficiency.fitted_on,
         half_width_s=lambda: fused.half_widths(

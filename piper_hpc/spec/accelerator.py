@@ -15,6 +15,7 @@ class Efficiency:
     depth k takes 1 + edge / k times as long as an endless one. launch_s: seconds that every kernel takes
     beyond its work: launch, ramps, and the host's own work where the device waits for it. step_host_s: the same of a
     whole step.
+    framework_bytes: memory that no tensor gets: context, kernels' workspaces, communicators (M_fw of arXiv 2605.05049).
     spread: half of the 90 % interval of each of these by name, as a share of it.
     fitted_on: ids of the published rows that they were fitted on; sources: name -> public source.
     """
@@ -27,6 +28,7 @@ class Efficiency:
     gemm_edge: float = 0.0
     launch_s: float = 0.0
     step_host_s: float = 0.0
+    framework_bytes: float = 0.0
     link: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, float] = field(default_factory=dict)
     fitted_on: tuple[str, ...] = ()

@@ -354,6 +354,7 @@ class Stepper:
                         shapes, execution, dense=False in present, moe=True in present
                     ),
                     "messages": messages,
+                    "framework": self.device.accelerator.efficiency.framework_bytes,
                 }
             )
         return {kind: [_plain(of_rank[kind]) for of_rank in by_rank] for kind in by_rank[0]}
