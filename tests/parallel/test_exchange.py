@@ -1,0 +1,165 @@
+"""The family on real processes: equal to flat over gloo, the same training step, and an error that names the absent."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from piper_hpc.comm import FlatDispatcher, channel
+from piper_hpc.comm.channel import MissingPeerError
+from piper_hpc.model.dispatcher import Dispatcher
+from piper_hpc.parallel.exchange import make_dispatcher
+from piper_hpc.parallel.groups import make_groups
+from piper_hpc.runtime.failures import classify
+from piper_hpc.spec import Layout, ModelSpec, Placement, RankMap, Workload
+from piper_hpc.train.loop import Trainer
+from piper_hpc.train.settings import TrainSettings
+from tests.processes import run_ranks
+
+TOKENS, TOP_K, HIDDEN = 10, 3, 8
+FAMILY = ("halo", "halo3", "halo_dedup", "halo3_dedup")
+TIMEOUT = timedelta(seconds=30)
+
+Found = dict[str, torch.Tensor]
+
+
+def routing(load: str, rank: int, experts: int) -> torch.Tensor:
+    """expert_ids [tokens, top_k]: even, or hot (experts 0 to 2 alone, rank 1 has no tokens)."""
+    generator = torch.Generator().manual_seed(rank)
+    if load == "hot":
+        return torch.tensor([[0, 1, 2]]).repeat(0 if rank == 1 else TOKENS, 1)
+    return torch.stack([torch.randperm(experts, generator=generator)[:TOP_K] for _ in range(TOKENS)])
+
+
+def exchanged(dispatcher: Dispatcher, load: str, placement: Placement, dtype: torch.dtype) -> Found:
+    """Rows, sums and gradients of one dispatch and combine on this rank."""
+    rank = dist.get_rank()
+    ids = routing(load, rank, len(placement.rank_of_expert))
+    generator = torch.Generator().manual_seed(50 + rank)
+    tokens = torch.randn(len(ids), HIDDEN, generator=generator).to(dtype).requires_grad_()
+    weights = torch.rand(len(ids), TOP_K, generator=generator).to(dtype).requires_grad_()
+    rows, handle = dispatcher.dispatch(tokens, ids, weights, placement)
+    sizes = torch.diff(handle.offsets, prepend=torch.zeros(1, dtype=torch.int32)).long()
+    scale = torch.tensor([1.0 + expert for expert in placement.experts_of(rank)], dtype=dtype)
+    combined = dispatcher.combine(rows * scale.repeat_interleave(sizes)[:, None], handle)
+    (combined * torch.arange(1, HIDDEN + 1, dtype=dtype)).sum().backward()
+    assert tokens.grad is not None and weights.grad is not None
+    return {"rows": rows, "combined": combined, "tokens": tokens.grad, "weights": weights.grad}
+
+
+def compare_with_flat(per_node: int, racks: tuple[int, ...]) -> None:
+    """On one rank: every algorithm against `FlatDispatcher`, with experts moved about."""
+    ranks = dist.get_world_size()
+    placement = Placement(0, (*reversed(range(ranks)), *range(ranks)), (*[0] * ranks, *[1] * ranks))
+    flat = FlatDispatcher(dist.group.WORLD)
+    for algorithm in FAMILY:
+        rank_map = RankMap.block(Layout(ep=ranks, all_to_all=algorithm), per_node, racks)
+        dispatcher = make_dispatcher(rank_map, make_groups(rank_map, TIMEOUT), TIMEOUT)
+        for load, dtype in (("even", torch.float32), ("hot", torch.float64), ("even", torch.bfloat16)):
+            expected, found = (exchanged(each, load, placement, dtype) for each in (flat, dispatcher))
+            assert torch.equal(found.pop("rows"), expected["rows"])
+            for name, value in found.items():
+                if not algorithm.endswith("_dedup"):
+                    assert torch.equal(value, expected[name]), (algorithm, load, name)
+                elif dtype != torch.bfloat16:
+                    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+                    assert float((value - expected[name]).norm()) <= tolerance * float(expected[name].norm())
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("per_node", "racks"), [(2, (0, 0)), (4, (0, 0)), (2, (0, 0, 1, 1))], ids=["2x2", "2x4", "2x2x2"]
+)
+def test_real_ranks_agree_with_flat(per_node: int, racks: tuple[int, ...]) -> None:
+    run_ranks(per_node * len(racks), compare_with_flat, per_node, racks)
+
+
+MODEL = ModelSpec(
+    "tiny", layers=2, hidden=16, heads=2, kv_heads=2, head_dim=8, experts=8, top_k=3, expert_ffn=16, vocab=32,
+    router_aux_coef=0.1,
+)  # fmt: skip
+WORKLOAD = Workload(global_batch=8, sequence=8)
+
+
+class Tokens:
+    """The tokens of this rank's place, the same at every step; all stages of a pipeline have the same."""
+
+    def __init__(self, layout: Layout) -> None:
+        generator = torch.Generator().manual_seed(dist.get_rank() % layout.dense_dp)
+        shape = (WORKLOAD.global_batch // layout.dense_dp, WORKLOAD.sequence + 1)
+        self.tokens = torch.randint(0, MODEL.vocab, shape, generator=generator)
+
+    def batch(self, first_sample: int) -> torch.Tensor:
+        return self.tokens
+
+
+def step(layout: Layout, per_node: int, racks: tuple[int, ...]) -> tuple[float, torch.Tensor]:
+    """Loss of the second step and all gradients of the first, of this rank."""
+    settings = TrainSettings(steps=2, dtype="float64", grad_clip=0.3, learning_rate=0.01, collective_timeout_s=30.0)
+    rank_map = RankMap.block(layout, per_node, racks)
+    trainer = Trainer(MODEL, layout, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"))
+    trainer.step(Tokens(layout), 0, 0.01, sample_memory=False)
+    gradients = torch.cat([each.grad.flatten() for each in trainer.stage.parameters() if each.grad is not None])
+    trainer.step(Tokens(layout), 0, 0.01, sample_memory=False)
+    return float(trainer.pipeline.loss.total), gradients.clone()
+
+
+def step_with_each(degrees: dict[str, int], per_node: int, racks: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+    """By algorithm: how far the loss and the gradients of a rank are from those of flat."""
+    flat_loss, flat = step(Layout(**degrees), per_node, racks)
+    errors = {}
+    for algorithm in FAMILY:
+        loss, gradients = step(Layout(**degrees, all_to_all=algorithm), per_node, racks)
+        errors[algorithm] = abs(loss - flat_loss), float((gradients - flat).norm() / flat.norm())
+    return errors
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("degrees", "per_node", "racks"),
+    [
+        ({"ep": 4}, 2, (0, 0)),
+        ({"ep": 4}, 1, (0, 0, 1, 1)),
+        ({"pp": 2, "ep": 2}, 1, (0, 0, 0, 0)),
+        ({"dp": 2, "ep": 2}, 1, (0, 1, 0, 1)),
+    ],
+    ids=["ep4-2x2", "ep4-2x2x1", "pp2-ep2", "dp2-ep2"],
+)
+def test_training_step_is_that_of_flat(degrees: dict[str, int], per_node: int, racks: tuple[int, ...]) -> None:
+    """In float64: bit for bit without pre-reduction, to rounding with it."""
+    for errors in run_ranks(4, step_with_each, degrees | {"micro_batch": 2}, per_node, racks):
+        for algorithm, (loss, gradients) in errors.items():
+            tolerance = 1e-12 if algorithm.endswith("_dedup") else 0.0
+            assert loss <= tolerance and gradients <= tolerance, algorithm
+
+
+def without_rank_3(algorithm: str) -> tuple[str, str] | None:
+    """Rank 3 never dispatches; the others' error and its failure class."""
+    rank_map = RankMap.block(Layout(ep=4, all_to_all=algorithm), 2, (0, 0))
+    timeout = timedelta(seconds=2)
+    with patch.object(channel, "GRACE_S", 1.0):
+        dispatcher = make_dispatcher(rank_map, make_groups(rank_map, timeout), timeout)
+        exchanged(dispatcher, "even", Placement.linear(8, 4), torch.float32)
+        if dist.get_rank() == 3:
+            return None
+        try:
+            exchanged(dispatcher, "even", Placement.linear(8, 4), torch.float32)
+        except MissingPeerError as error:
+            return str(error), classify(error)
+    return "no error", ""
+
+
+@pytest.mark.processes
+def test_a_missing_rank_is_named_with_the_phase_that_it_did_not_enter() -> None:
+    flat = run_ranks(4, without_rank_3, "flat")
+    for message, kind in flat[:3]:
+        # A step of flat enters five exchanges, so the next is number 6.
+        assert message.startswith("all-to-all flat, exchange 6 of ranks 0, 1, 2, 3: rank 3 is the first that did not")
+        assert kind == "comm"
+    halo = run_ranks(4, without_rank_3, "halo")
+    assert "all-to-all between nodes, exchange" in halo[1][0] and "ranks 1, 3: rank 3 is the first" in halo[1][0]
+    assert "all-to-all inside nodes, exchange" in halo[2][0] and "ranks 2, 3: rank 3 is the first" in halo[2][0]
