@@ -136,7 +136,7 @@ def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
 def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
     if not found.candidates:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in found.rejected.items())
-        rule = f"no layout of {found.searched} fits ({reasons})"
+        rule = f"no layout fits ({reasons})"
         raise ConfigError(Problem("parallelism", "auto", rule, "more cluster.nodes, or a smaller model"))
     chosen = OmegaConf.create({"parallelism": found.candidates[0].layout | {"auto": False}})
     merged = OmegaConf.merge(composed, chosen)

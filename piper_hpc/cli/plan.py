@@ -33,10 +33,9 @@ def show(found: Plan, asked: Experiment, console: Console) -> None:
     )
     if found.candidates:
         _candidates(found, console)
-    evaluated = found.searched + found.pruned
     console.print(
-        f"{evaluated:,} layouts fit: {found.searched:,} evaluated, {found.pruned:,} excluded by a bound; "
-        f"{found.evaluated:,} evaluated in all, in {found.seconds:.2f} s",
+        f"{found.feasible:,} layouts fit: {found.fitting:,} evaluated, {found.pruned:,} excluded by a bound; "
+        f"{found.searched:,} evaluated in all, in {found.seconds:.2f} s",
         highlight=False,
     )
     for reason, count in sorted(found.rejected.items(), key=lambda item: -item[1]):

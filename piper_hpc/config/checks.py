@@ -22,7 +22,7 @@ CHOICES = {
     "task.ep_domain": ("none", "switch", "node"),
     "parallelism.schedule": ("1f1b",),
     "parallelism.recompute": ("none",),
-    "parallelism.all_to_all": ("flat",),
+    "parallelism.all_to_all": ("flat", "halo", "halo3", "halo_dedup", "halo3_dedup"),
     "parallelism.placement": ("linear",),
     "parallelism.vpp": (1,),
     "parallelism.etp": (1,),

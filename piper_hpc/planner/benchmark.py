@@ -56,7 +56,7 @@ def measure(model: ModelSpec, cluster: ClusterSpec, workload: Workload, repeats:
         found = Megatron().search(question)
         search_s.append(time.perf_counter() - started)
         core_s.append(time.process_time() - spent)
-    return Measured(axes.size, found.evaluated, found.feasible, min(search_s), min(core_s))
+    return Measured(axes.size, found.searched, found.feasible, min(search_s), min(core_s))
 
 
 def _preset(name: str) -> ModelSpec:

@@ -214,8 +214,8 @@ class _Search:
         if not allowed.any():
             return
         evaluated, fits = int(run[allowed].sum()), int(fit[allowed].sum())
-        found.evaluated += evaluated
-        found.searched += fits
+        found.searched += evaluated
+        found.fitting += fits
         found.rejected[NO_FIT] += evaluated - fits
         grid = placed.at(vpp=pipeline.grid.vpp, schedule=pipeline.grid.schedule)
         step: Step = Stepper(parts, grid).evaluate(pipeline.once(parts, grid))

@@ -66,10 +66,10 @@ def search(question: Question) -> Found:
             continue
         prediction = finish(one.cost, question.model, question.cluster, one.layout, question.workload)
         ranked = _ranked(question, one, prediction.step_time_s)
-        found.evaluated += 1
+        found.searched += 1
         roomier = sorted([*roomier, ranked], key=lambda entry: entry.key)[:1]
         if one.fits:
-            found.searched += 1
+            found.fitting += 1
             found.best = sorted([*found.best, ranked], key=lambda entry: entry.key)[: question.keep]
             found.front = pareto([*found.front, ranked])
             if one.inside:

@@ -55,17 +55,17 @@ class Ranked:
 
 @dataclass
 class Found:
-    """Every combination of the axes is rejected (counted by the rule it breaks), searched or pruned.
+    """Every combination of the axes is rejected (counted by the rule it breaks), fitting or pruned.
 
-    searched: fits, with every term and every stage's memory evaluated; pruned: fits, and a bound shows it is none of
-    the best. evaluated: all that were evaluated in full, those that then did not fit included. best: best first;
+    searched: layouts with every term and every stage's memory evaluated; fitting: those of them that fit; pruned: fits,
+    and a bound shows it is none of the best. best: best first;
     front: those of which none is both faster and smaller (nor on fewer ranks); inside: the best whose experts stay in
     the domain of Eq 10; roomier: the best with ROOMIER times the memory.
     """
 
     searched: int = 0
+    fitting: int = 0
     pruned: int = 0
-    evaluated: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     best: list[Ranked] = field(default_factory=list)
     front: list[Ranked] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Found:
     @property
     def feasible(self) -> int:
         """Layouts that break no rule."""
-        return self.searched + self.pruned
+        return self.fitting + self.pruned
 
 
 class Engine(Protocol):

@@ -21,7 +21,7 @@ SCHEMA_VERSION = 2
 class Plan:
     """Layouts ranked by prediction, best first, and what became of the others.
 
-    Every combination of the axes is rejected (counted by the rule it breaks), searched or pruned; see
+    Every combination of the axes is rejected (counted by the rule it breaks), fitting or pruned; see
     question.Found. pareto: the layouts of which none is both faster and smaller (nor on fewer ranks).
     """
 
@@ -31,9 +31,9 @@ class Plan:
     workload: Workload
     rank_by: str
     searched: int
+    fitting: int
     pruned: int
     feasible: int
-    evaluated: int
     seconds: float
     memory_bytes: int
     candidates: list[Prediction]
@@ -54,7 +54,6 @@ class Plan:
             "searched": self.searched,
             "pruned": self.pruned,
             "feasible": self.feasible,
-            "evaluated": self.evaluated,
             "seconds": self.seconds,
             "memory_bytes": self.memory_bytes,
             "candidates": [candidate.document() for candidate in self.candidates],
@@ -121,9 +120,9 @@ def plan(
         workload=workload,
         rank_by=rank_by,
         searched=found.searched,
+        fitting=found.fitting,
         pruned=found.pruned,
         feasible=found.feasible,
-        evaluated=found.evaluated,
         seconds=time.perf_counter() - started,
         memory_bytes=cluster.memory_bytes,
         candidates=best,

@@ -48,7 +48,7 @@ def test_every_candidate_satisfies_every_rule(
     workload = Workload(batch, 128)
     found = plan(model, where, workload, candidates=1000)
     assert found.pruned == 0
-    assert found.feasible == found.searched == len(found.candidates)
+    assert found.feasible == found.fitting == len(found.candidates)
     for candidate in found.candidates:
         layout = layout_of(candidate)
         assert layout.pp * layout.ep * layout.dp == where.ranks
@@ -91,7 +91,7 @@ def test_pruning_loses_no_candidate(rank_by: str) -> None:
     assert few.candidates == everything.candidates[:3]
     assert few.pareto == everything.pareto
     assert few.pruned > 0
-    assert few.searched + few.pruned == few.feasible == everything.feasible
+    assert few.fitting + few.pruned == few.feasible == everything.feasible
 
 
 @settings(max_examples=20, deadline=None)
@@ -112,7 +112,7 @@ def test_the_bound_is_exact(
     few = plan(model, where, workload, ranks=ranks, rank_by=rank_by, candidates=candidates)
     assert few.candidates == everything.candidates[:candidates]
     assert few.pareto == everything.pareto
-    assert few.searched + few.pruned == everything.searched
+    assert few.fitting + few.pruned == everything.fitting
     assert few.limits == everything.limits
     assert few.rejected == everything.rejected
 
@@ -143,7 +143,7 @@ def test_rejections_are_counted_by_rule() -> None:
 def test_nothing_feasible_is_no_error() -> None:
     found = plan(TINY, replace(TESTBED, memory_bytes=2**20), WORKLOAD)
     assert found.candidates == []
-    assert (found.searched, found.pruned, found.feasible) == (0, 0, 0)
+    assert (found.searched, found.fitting, found.pruned, found.feasible) == (0, 0, 0, 0)
     assert sum(found.rejected.values()) > 0
 
 

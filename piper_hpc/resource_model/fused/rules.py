@@ -1,4 +1,4 @@
-"""What makes degrees of parallelism a layout: one set of rules for a layout that is asked for and for a whole search."""
+"""What makes degrees of parallelism a layout: one set of rules for a layout that is asked for and for a search."""
 
 from __future__ import annotations
 
