@@ -10,6 +10,7 @@ from piper_hpc.resource_model import ResourceModelError, fused
 from piper_hpc.resource_model.fused import memory
 from piper_hpc.spec import RECIPES, Accelerator, Workload
 
+
 @lru_cache(maxsize=64)
 def _device(name: str) -> Accelerator:
     return accelerator.load(name)
