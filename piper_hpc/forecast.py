@@ -41,10 +41,17 @@ def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | No
 
 
 def forecast(experiment: Experiment, machine: Machine, calibration: Calibration) -> Prediction:
-    """What the run will take, by the resource model: with the routing as configured, and beside it with others."""
+    """What the run will take, by the resource model: with the routing as configured, and beside it with others.
+
+    The model of this executor knows the flat all-to-all alone; the others are predicted as if they were flat, and a
+    note says so.
+    """
     assert experiment.layout is not None, "planning has chosen a layout before anything is predicted"
     cluster = machine.spec(experiment.cluster, calibration)
-    model, layout, workload = experiment.model, experiment.layout, experiment.workload
+    model, workload = experiment.model, experiment.workload
+    layout, notes = replace(experiment.layout, all_to_all="flat"), []
+    if experiment.layout.all_to_all != "flat":
+        notes.append(f"all_to_all={experiment.layout.all_to_all}: dispatch and combine are predicted as those of flat")
     prediction = predict(model, cluster, layout, workload)
     by_skew = []
     for skew in sorted({1 + (layout.ep - 1) * step / SKEW_STEPS for step in range(SKEW_STEPS + 1)}):
@@ -60,6 +67,7 @@ def forecast(experiment: Experiment, machine: Machine, calibration: Calibration)
     stale = calibrations.staleness(calibration, machine.fingerprint)
     return replace(
         prediction,
-        notes=[*prediction.notes, *(f"calibration: {reason}" for reason in stale)],
+        layout=prediction.layout | {"all_to_all": experiment.layout.all_to_all},
+        notes=[*prediction.notes, *notes, *(f"calibration: {reason}" for reason in stale)],
         routing={"mode": workload.routing.mode, "skew": workload.routing.skew, "by_skew": by_skew},
     )
