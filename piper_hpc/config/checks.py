@@ -34,6 +34,7 @@ CHOICES = {
     "cluster.quota": ("auto", "off"),
     "task.recipe": (None, *RECIPES),
     "train.lr_schedule": ("cosine", "constant"),
+    "train.routing.mode": ("dropless", "drop", "forced"),
     "train.dtype": ("float32", "float64", "bfloat16"),
     "tracking.name": ("none", "wandb_offline", "wandb"),
     "format": ("text", "json"),
@@ -217,12 +218,29 @@ def train(config: TrainConfig) -> Iterator[Problem]:
     for key in ("warmup_steps", "checkpoint_every", "weight_decay", "seed"):
         if getattr(config, key) < 0:
             yield Problem(f"train.{key}", getattr(config, key), "must not be negative", f"train.{key}=0")
-    if config.routing_skew < 1:
-        rule = "must be at least 1, the load of every rank where routing is balanced"
-        yield Problem("train.routing_skew", config.routing_skew, rule, "train.routing_skew=1.5")
     for key, works in (("beta1", 0.9), ("beta2", 0.95)):
         if not 0 <= getattr(config, key) < 1:
             yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")
+
+
+def routing(config: Config, spec: ModelSpec) -> Iterator[Problem]:
+    """What predictions assume of the router, and what the executor has of it."""
+    asked = config.train.routing
+    if asked.skew < 1:
+        rule = "must be at least 1, the load of every rank where routing is balanced"
+        yield Problem("train.routing.skew", asked.skew, rule, "train.routing.skew=1.5")
+    if asked.capacity_factor <= 0:
+        rule = "must be above 0"
+        yield Problem(
+            "train.routing.capacity_factor", asked.capacity_factor, rule, "train.routing.capacity_factor=1.25"
+        )
+    shares = asked.histogram
+    if shares is not None and (len(shares) != spec.experts or min(shares, default=0) < 0 or sum(shares) <= 0):
+        rule = f"must have a share for each of model.experts = {spec.experts}, none negative and not all 0"
+        yield Problem("train.routing.histogram", shares, rule, "train.routing.histogram=null")
+    if config.task.name in ("train", "profile") and asked.mode != "dropless":
+        rule = "the executor drops no token and forces none"
+        yield Problem("train.routing.mode", asked.mode, rule, "train.routing.mode=dropless")
 
 
 def replicas(config: Config) -> int:

@@ -16,6 +16,7 @@ from piper_hpc.config.schema import (
     Config,
     DataConfig,
     PlanConfig,
+    RoutingConfig,
     TaskConfig,
     TrackingConfig,
     TrainConfig,
@@ -70,7 +71,7 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
             problems += checks.executor(model, config.train.dtype)
     layout = None
     if not problems:
-        problems += [*checks.racks(config), *checks.task(config, model)]
+        problems += [*checks.racks(config), *checks.routing(config, model), *checks.task(config, model)]
     # A plan chooses the layout, and micro-benchmarks need none: they ask only where ranks stand.
     if not problems and config.task.name in ("train", "profile") and not config.parallelism.auto:
         problems += checks.layout(config, model)
@@ -86,7 +87,7 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
             config.train.global_batch,
             config.train.sequence,
             RECIPES[_recipe(config)],
-            Routing(skew=config.train.routing_skew),
+            _routing(config.train.routing),
         ),
         cluster=config.cluster,
         data=config.data,
@@ -108,3 +109,7 @@ def _recipe(config: Config) -> str:
 def _layout(config: Config) -> Layout:
     degrees = {key: value for key, value in vars(config.parallelism).items() if key not in ("auto", "dp")}
     return Layout(dp=checks.replicas(config), **degrees)
+
+
+def _routing(config: RoutingConfig) -> Routing:
+    return Routing(config.mode, config.capacity_factor, config.skew, tuple(config.histogram or ()))

@@ -195,6 +195,16 @@ class DataConfig:
 
 
 @dataclass
+class RoutingConfig:
+    """What predictions assume of the router; see piper_hpc.spec.Routing. This project's executor drops nothing."""
+
+    mode: str = "dropless"  # dropless, drop (each expert takes its capacity) or forced (balanced by force)
+    skew: float = 1.0  # rows of the busiest rank of an expert group over the mean, 1 to ep
+    capacity_factor: float = 1.0  # drop: capacity over the mean load
+    histogram: list[float] | None = None  # share of copies that each expert draws, as measured; goes before skew
+
+
+@dataclass
 class TrainConfig:
     """See piper_hpc.train.settings.TrainSettings. `global_batch` and `sequence` never depend on the layout."""
 
@@ -211,7 +221,7 @@ class TrainConfig:
     beta2: float = 0.95
     grad_clip: float = 1.0
     dtype: str = "float32"
-    routing_skew: float = 1.0  # predicted with: rows of the busiest rank of an expert group over the mean, 1 to ep
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
     checkpoint_every: int = 0  # steps; 0: none on the way
     checkpoint_last: bool = False  # also after the last step
     resume_from: str | None = None  # the checkpoints folder of a run, of any layout

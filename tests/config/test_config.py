@@ -112,7 +112,9 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
         ("parallelism.schedule=zbv", "parallelism.schedule", "zbv", "must be one of 1f1b", "schedule=1f1b"),
         ("train.steps=0", "train.steps", "0", "greater than 0", "train.steps=1"),
         ("train.beta2=1.5", "train.beta2", "1.5", "[0, 1)", "train.beta2=0.95"),
-        ("train.routing_skew=0.5", "train.routing_skew", "0.5", "at least 1", "train.routing_skew=1.5"),
+        ("train.routing.skew=0.5", "train.routing.skew", "0.5", "at least 1", "train.routing.skew=1.5"),
+        ("train.routing.mode=drop", "train.routing.mode", "drop", "drops no token", "train.routing.mode=dropless"),
+        ("train.routing.histogram=[1,2]", "train.routing.histogram", "[1", "model.experts = 8", "histogram=null"),
         (
             "cluster=testbed cluster.template=x.sbatch",
             "cluster.template",
