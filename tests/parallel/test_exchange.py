@@ -67,7 +67,8 @@ def compare_with_flat(per_node: int, racks: tuple[int, ...]) -> None:
                     assert torch.equal(value, expected[name]), (algorithm, load, name)
                 elif dtype != torch.bfloat16:
                     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
-                    assert float((value - expected[name]).norm()) <= tolerance * float(expected[name].norm())
+                    error, norm = (float(each.detach().norm()) for each in (value - expected[name], expected[name]))
+                    assert error <= tolerance * norm, (algorithm, load, name)
 
 
 @pytest.mark.processes
