@@ -1,9 +1,9 @@
-"""Seconds of all-reduce, reduce-scatter, all-gather and single messages on a tiered machine, by alpha-beta costs.
+"""Seconds of all-reduce, reduce-scatter and all-gather on a tiered machine, by alpha-beta costs.
 
 Buffers are whole: what every rank holds before a reduce-scatter and after an all-gather. There is no efficiency in the
 formulas: a Link's bytes_per_s is what collectives reach. Sources: ring, Patarasuk and Yuan, J. Parallel Distrib.
 Comput. 69 (2009); reduce-scatter plus all-gather, Thakur, Rabenseifner and Gropp, IJHPCA 19 (2005); one stage a tier,
-BlueConnect (Cho et al., MLSys 2019); bus bandwidth as nccl-tests defines it (doc/PERFORMANCE.md).
+BlueConnect (Cho et al., MLSys 2019).
 """
 
 from __future__ import annotations
@@ -42,16 +42,6 @@ def all_gather_s(group: Group, links: Links, buffer_bytes: Number, algorithm: Al
 def all_reduce_s(group: Group, links: Links, buffer_bytes: Number, algorithm: Algorithm = "auto") -> Number:
     """Seconds until every rank of `group` holds the sum of all buffers: a reduce-scatter and an all-gather."""
     return 2 * reduce_scatter_s(group, links, buffer_bytes, algorithm)
-
-
-def p2p_s(tier: Number, links: Links, message_bytes: Number) -> Number:
-    """Seconds of one message, one way, over a link of tier number `tier` (0: pair ... 4: system; see boundary_tier)."""
-    return links.latency_s[tier] + message_bytes * links.s_per_byte[tier]
-
-
-def bus_bytes_per_s(seconds: Number, ranks: Number, buffer_bytes: Number) -> Number:
-    """Bus bandwidth of an all-reduce, 2 (W - 1) / W of the buffer over its time (the nccl-tests convention)."""
-    return 2 * (ranks - 1) / ranks * buffer_bytes / seconds
 
 
 def _ring(group: Group, links: Links, buffer_bytes: Number) -> Number:

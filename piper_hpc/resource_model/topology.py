@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.spec import TIERS, ClusterSpec, Curve, Degrees, Link, Tier, Topology
+from piper_hpc.spec import TIERS, ClusterSpec, Degrees, Link, Tier, Topology
 
 Number = Any
 """An int or float, or a NumPy array of them; formulas broadcast."""
@@ -74,11 +74,6 @@ def boundary_tier(topology: Topology, stage_ranks: Number, stage: Number) -> Num
     """
     first, last = stage * stage_ranks, (stage + 2) * stage_ranks - 1
     return _plain(sum((first // domain != last // domain) * 1 for domain in topology.sizes))
-
-
-def wrap_tier(topology: Topology, stage_ranks: Number, pp: Number) -> Number:
-    """Number of the widest tier between the last stage and the first, which interleaved schedules also use."""
-    return _plain(sum(((pp * stage_ranks > domain) & (pp > 1)) * 1 for domain in topology.sizes))
 
 
 @dataclass(frozen=True)
@@ -193,23 +188,6 @@ def tier_links(links: Mapping[str, Link], *, name: str = "given", tiers: Sequenc
         if tier != stand_in and tier in tiers
     )
     return Links(tuple(links[tier] for tier in chosen), notes)
-
-
-def cluster_links(cluster: ClusterSpec) -> Links:
-    """The links of a cluster: those of its measured p2p curves where there are any, else those of its data sheet.
-
-    A curve's rate is that of its longest message, its latency what that rate leaves of its shortest.
-    """
-    links: Mapping[str, Link] = cluster.links
-    if cluster.calibration.measured or not links:
-        curves = {tier: cluster.calibration.curves.get(f"p2p/{tier}") for tier in TIERS}
-        links = {tier: _fitted(curve) for tier, curve in curves.items() if curve is not None} or links
-    return tier_links(links, name=cluster.name, tiers=topology_of(cluster).tiers)
-
-
-def _fitted(curve: Curve) -> Link:
-    rate = curve.work[-1] / curve.seconds[-1]
-    return Link(max(0.0, curve.seconds[0] - curve.work[0] / rate), rate)
 
 
 def _nearest(links: Mapping[str, Link], tier: int) -> str:

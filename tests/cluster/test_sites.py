@@ -15,7 +15,7 @@ from piper_hpc.config import ConfigError, Experiment, experiment, register
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.forecast import calibration_of
 from piper_hpc.paths import data_folder
-from piper_hpc.resource_model.topology import cluster_links, group
+from piper_hpc.resource_model.topology import group, tier_links, topology_of
 from piper_hpc.spec import ClusterSpec
 
 CONF = data_folder("conf")
@@ -135,7 +135,7 @@ def test_accelerator_pins(
 )
 def test_link_pins(site: str, near: float, far: float, ranks_in_node: int, tmp_path: Path) -> None:
     spec = spec_of(site, tmp_path)
-    links = cluster_links(spec)
+    links = tier_links(spec.links, name=spec.name, tiers=topology_of(spec).tiers)
     assert links.notes == ()  # a link is known of every tier that the machine has
     assert (links.links[1].bytes_per_s, links.links[4].bytes_per_s) == (near, far)
     assert spec.topology is not None

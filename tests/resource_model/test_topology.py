@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.groups import TIERS, Group, layout_groups
-from piper_hpc.resource_model.topology import (
-    axis_groups,
-    boundary_tier,
-    cluster_links,
-    group,
-    tier_links,
-    topology_of,
-    wrap_tier,
-)
+from piper_hpc.resource_model.groups import Group, layout_groups
+from piper_hpc.resource_model.topology import axis_groups, boundary_tier, group, tier_links, topology_of
 from piper_hpc.spec import Layout, Link, Topology
 from tests.resource_model.clusters import cluster
 
@@ -78,10 +70,6 @@ def test_boundaries_cross_what_their_farthest_partners_cross(topology: Topology,
     for stage in range(pp - 1):
         senders = range(stage * stage_ranks, (stage + 1) * stage_ranks)
         assert boundary_tier(topology, stage_ranks, stage) == max(tier(a, a + stage_ranks) for a in senders)
-    if pp > 1:
-        last = (pp - 1) * stage_ranks
-        assert wrap_tier(topology, stage_ranks, pp) == max(tier(a, a + last) for a in range(stage_ranks))
-    assert wrap_tier(topology, stage_ranks, 1) == 0
 
 
 def test_a_grid_of_layouts_equals_its_layouts_one_by_one() -> None:
@@ -165,13 +153,6 @@ def test_a_missing_tier_takes_the_next_wider_link_and_says_so() -> None:
     )
     assert links.latency_s[np.array([0, 4])].tolist() == [1e-6, 1e-5]
     assert 1 / links.s_per_byte[4] == pytest.approx(1e10)
-
-
-def test_measured_links_go_before_those_of_the_data_sheet() -> None:
-    measured = replace(cluster(), links={"node": Link(1.0, 1.0)})
-    links = cluster_links(measured)
-    assert links.links[TIERS.index("rack")].bytes_per_s == pytest.approx(1e9, rel=0.02)
-    assert links.links[TIERS.index("rack")].latency_s == pytest.approx(1e-5, rel=0.01)
 
 
 def test_racks_of_unequal_sizes_have_no_topology() -> None:
