@@ -16,6 +16,7 @@ import torch
 from piper_hpc.comm.channel import Channel
 from piper_hpc.comm.dedup import Fold, accumulator
 from piper_hpc.comm.levels import Chains
+from piper_hpc.comm.plan import inverse
 from piper_hpc.comm.routes import RoutePlan, plan_routes
 from piper_hpc.comm.tables import Tables, make_tables
 from piper_hpc.comm.travel import Overlap, Travel
@@ -124,10 +125,10 @@ class Dispatch(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         plan: RoutePlan = ctx.plan
         back, _ = ctx.travel.homeward(gradient, plan)
-        if plan.home is None:
+        if plan.sharing is None:
             copies = back.index_select(0, plan.place).view(plan.tokens, plan.top_k, *back.shape[1:])
             return copies.sum(1), None, None
-        own, far = plan.home
+        own, far = plan.sharing.own, plan.sharing.far
         added = own(back[: plan.own_rows]) + far(back[plan.own_rows :])
         return added.to(gradient.dtype), None, None
 
@@ -151,13 +152,23 @@ class Carry(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: torch.Tensor, plan: RoutePlan, travel: Travel) -> torch.Tensor:
+        assert plan.sharing is not None
         ctx.plan, ctx.travel, ctx.shape = plan, travel, weights.shape
-        return travel.carry(weights.reshape(-1).index_select(0, plan.order), plan)
+        ordered = weights.reshape(-1).index_select(0, plan.order)
+        far = ordered[plan.own_rows :]
+        for parcel in plan.sharing.parcels:
+            far = parcel.carry(far, travel.channels)
+        return torch.cat((ordered[: plan.own_rows], far.index_select(0, plan.sharing.last)))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        back = ctx.travel.bring(gradient.contiguous(), ctx.plan)
-        return back.index_select(0, ctx.plan.place).view(ctx.shape), None, None
+        plan: RoutePlan = ctx.plan
+        assert plan.sharing is not None
+        far = gradient[plan.own_rows :].index_select(0, inverse(plan.sharing.last))
+        for parcel in reversed(plan.sharing.parcels):
+            far = parcel.bring(far, ctx.travel.channels)
+        home = torch.cat((gradient[: plan.own_rows], far))
+        return home.index_select(0, plan.place).view(ctx.shape), None, None
 
 
 class Combine(torch.autograd.Function):
@@ -170,8 +181,8 @@ class Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, weights: torch.Tensor, plan: RoutePlan, travel: Travel) -> torch.Tensor:
-        assert plan.home is not None
-        by_route = weights.split(plan.choices_out)
+        assert plan.sharing is not None
+        by_route = weights.split(plan.passed_on)
 
         def fold(route: int, given: torch.Tensor) -> torch.Tensor:
             sums = plan.routes[route][-1].undo
@@ -179,10 +190,9 @@ class Combine(torch.autograd.Function):
             return sums(given, by_route[route]).to(rows.dtype)
 
         back, outputs = travel.homeward(rows, plan, fold, keep=True)
-        own, far = plan.home
-        combined = own(outputs[0], by_route[0])
+        combined = plan.sharing.own(outputs[0], by_route[0])
         if len(plan.routes) > 1:
-            combined += far(back[plan.own_rows :])
+            combined += plan.sharing.far(back[plan.own_rows :])
         ctx.plan, ctx.travel = plan, travel
         ctx.save_for_backward(weights, *outputs)
         return combined.to(torch.promote_types(rows.dtype, weights.dtype))
@@ -191,7 +201,7 @@ class Combine(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         weights, *outputs = ctx.saved_tensors
         plan: RoutePlan = ctx.plan
-        by_route, wide = weights.split(plan.choices_out), accumulator(weights.dtype)
+        by_route, wide = weights.split(plan.passed_on), accumulator(weights.dtype)
         products: list[torch.Tensor] = [weights] * len(outputs)
 
         def weigh(route: int, given: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,9 @@ from piper_hpc.comm.levels import Chain, Chains
 class LevelTable:
     """One hop. Counts before it are [chunks, sources, targets, slots], after it the same of the next level.
 
-    peers: ranks in its group; send_blocks: blocks of a chunk in sending order (peer, source, target, slot), int64
-    [blocks]; peer_of_block: int64 [blocks], in the counts' own order; peer_of_source: by source after the hop.
+    peers: ranks in its group; send_blocks: blocks in sending order (chunk, peer, source, target, slot), int64
+    [chunks * blocks]; peer_of_block: of each block of a chunk, int64 [blocks]; peer_of_source: by source after the hop;
+    by_peer: order that brings (chunk, peer) to (peer, chunk), by_chunk: back.
     A message of counts: to each peer those of this node's own rows (last hop), of its blocks by chunk, and of its
     distinct rows by chunk. message: index into (own, counts, rows) flattened; to_peer, from_peer: its length by peer;
     arrived: index into what came that gives (own, counts after the hop, rows) flattened; shape: of those counts.
@@ -30,6 +31,8 @@ class LevelTable:
     send_blocks: torch.Tensor
     peer_of_block: torch.Tensor
     peer_of_source: torch.Tensor
+    by_peer: torch.Tensor
+    by_chunk: torch.Tensor
     message: torch.Tensor
     to_peer: list[int]
     from_peer: list[int]
@@ -78,7 +81,7 @@ def make_tables(chains: Chains, rank: int, *, chunks: int, slots: int, dedup: bo
     is_own = torch.zeros_like(own_block, dtype=torch.bool)
     is_own[own] = True
     first_block = torch.empty_like(own_block)
-    first_block[levels[0].send_blocks.cpu()] = torch.arange(len(first_block))
+    first_block[_sending_order(chain, 0, slots)] = torch.arange(len(first_block))
     arriving = [(slot, source, -1) for source in chain.own for slot in range(slots)] + [
         (slot, source, chunk) for chunk in range(chunks) for source in chain.sources[-1] for slot in range(slots)
     ]
@@ -99,14 +102,14 @@ def make_tables(chains: Chains, rank: int, *, chunks: int, slots: int, dedup: bo
 def _level(
     chain: Chain, level: int, chunks: int, slots: int, *, own: bool, rows: bool, device: torch.device
 ) -> LevelTable:
-    hop, sources, targets = chain.hops[level], len(chain.sources[level]), len(chain.domains[level])
-    peers, arriving = len(hop.group), chain.arriving[level]
+    peers, arriving = len(chain.hops[level].group), chain.arriving[level]
     own_values = peers * slots if own else 0
-    blocks = sources * targets * slots
-    block_peer = [hop.peer_of_target[block // slots % targets] for block in range(blocks)]
+    blocks = len(chain.sources[level]) * len(chain.domains[level]) * slots
+    block_peer = _block_peers(chain, level, slots)
+    in_order = _sending_order(chain, level, slots)
     of_peer: list[list[int]] = [[] for _ in range(peers)]
-    for block, peer in enumerate(block_peer):
-        of_peer[peer].append(block)
+    for block in in_order:
+        of_peer[block_peer[block]].append(block)
     message: list[int] = []
     to_peer: list[int] = []
     for peer in range(peers):
@@ -129,15 +132,29 @@ def _level(
     arrived += [starts[peer + 1] - chunks + chunk for chunk in range(chunks) if rows for peer in range(peers)]
     return LevelTable(
         peers=peers,
-        send_blocks=_index([block for listed in of_peer for block in listed], device),
+        send_blocks=_index([chunk * blocks + block for chunk in range(chunks) for block in in_order], device),
         peer_of_block=_index(block_peer, device),
         peer_of_source=_index([peer for peer, count in enumerate(arriving) for _ in range(count)], device),
+        by_peer=_index([chunk * peers + peer for peer in range(peers) for chunk in range(chunks)], device),
+        by_chunk=_index([peer * chunks + chunk for chunk in range(chunks) for peer in range(peers)], device),
         message=_index(message, device),
         to_peer=to_peer,
         from_peer=from_peer,
         arrived=_index(arrived, device),
         shape=(chunks, sum(arriving), len(chain.domains[level + 1]), slots),
     )
+
+
+def _block_peers(chain: Chain, level: int, slots: int) -> list[int]:
+    """The peer of each block (source, target, slot) of a chunk before hop `level`."""
+    of_target = [peer for peer in chain.hops[level].peer_of_target for _ in range(slots)]
+    return of_target * len(chain.sources[level])
+
+
+def _sending_order(chain: Chain, level: int, slots: int) -> list[int]:
+    """Blocks of a chunk by peer, then as they are."""
+    peers = _block_peers(chain, level, slots)
+    return sorted(range(len(peers)), key=peers.__getitem__)
 
 
 def _index(values: Sequence[int], device: torch.device) -> torch.Tensor:

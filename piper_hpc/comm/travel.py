@@ -9,8 +9,7 @@ import torch
 
 from piper_hpc.comm.channel import Channel, Pending
 from piper_hpc.comm.dedup import Fold
-from piper_hpc.comm.plan import inverse
-from piper_hpc.comm.routes import Leg, Parcel, RoutePlan
+from piper_hpc.comm.routes import RoutePlan
 
 Overlap = Literal["none", "own_first", "far_first"]
 """Order of the phases of Algorithm 1 (arXiv 2605.05049): V0 one after the other; V1 the own node's rows posted first,
@@ -55,19 +54,21 @@ class Travel:
         sent = list(packed.split([legs[0].sent for legs in plan.routes]))
         arrived = self._buffers.take("arrived", plan.final.numel(), source)
         into = arrived.split([legs[-1].received for legs in plan.routes])
+        relays = [
+            self._relay(f"outward {step}", [legs[step].received for legs in plan.routes[1:]], source)
+            for step in range(plan.depth - 1)
+        ]
 
         def post(route: int, step: int) -> Pending:
-            leg = plan.routes[route][step]
-            is_last = step == len(plan.routes[route]) - 1
+            leg, is_last = plan.routes[route][step], step == len(plan.routes[route]) - 1
             if leg.pack is not None:
-                packing = self._relay("packed", route, step, leg.sent, source)
-                sent[route] = torch.index_select(sent[route], 0, leg.pack, out=packing)
+                before, _ = relays[step - 1]
+                packing = self._buffers.take(f"packed {route} {step}", leg.sent, source)
+                sent[route] = torch.index_select(before, 0, leg.pack, out=packing)
             if is_last and weigh is not None:
                 sent[route] = weigh(route, sent[route])
-            received = into[route] if is_last else self._relay("outward", route, step, leg.received, source)
-            pending = self.channels[leg.level].exchange(received, sent[route], leg.receive, leg.send)
-            sent[route] = received
-            return pending
+            received = into[route] if is_last else relays[step][1][route - 1]
+            return self.channels[leg.level].exchange(received, sent[route], leg.receive, leg.send)
 
         self._drive(plan, post)
         return arrived.index_select(0, plan.final)
@@ -86,75 +87,38 @@ class Travel:
         current = list(arrived.split([legs[-1].received for legs in plan.routes]))
         back = self._buffers.take("first", plan.first.numel(), rows)
         into = back.split([legs[0].sent for legs in plan.routes])
-        outputs: list[torch.Tensor] = [rows] * len(plan.routes)
+        # What each level gave back to the chunks, last level first; the first level gives back to where rows began.
+        relays = []
+        for step in range(plan.depth - 1):
+            name = None if keep and step == 0 else f"homeward {step}"
+            relays.append(self._relay(name, [legs[-1 - step].sent for legs in plan.routes[1:]], rows))
+        own = rows.new_empty((plan.own_rows, *rows.shape[1:])) if keep else into[0]
+        outputs = [own, *(relays[0][1] if relays else ())]
 
         def post(route: int, step: int) -> Pending:
-            legs = plan.routes[route]
-            leg = legs[-1 - step]
+            leg = plan.routes[route][-1 - step]
             if step:
-                current[route] = self._undone(legs[-step], route, current[route], fold_last if step == 1 else None)
-            if step == 0 and keep:
-                given = rows.new_empty((leg.sent, *rows.shape[1:]))
-            elif step == len(legs) - 1:
-                given = into[route]
-            else:
-                given = self._relay("homeward", route, step, leg.sent, rows)
-            if step == 0:
-                outputs[route] = given
-            source = current[route]
-            current[route] = given
-            return self.channels[leg.level].exchange(given, source, leg.send, leg.receive)
+                done = plan.routes[route][-step]
+                if step == 1 and fold_last is not None:
+                    current[route] = fold_last(route, outputs[route])
+                elif isinstance(done.undo, Fold):
+                    current[route] = done.undo(relays[step - 1][1][route - 1]).to(rows.dtype)
+                elif done.undo is not None:
+                    current[route] = relays[step - 1][0].index_select(0, done.undo)
+            given = own if route == 0 else into[route] if step == plan.depth - 1 else relays[step][1][route - 1]
+            return self.channels[leg.level].exchange(given, current[route], leg.send, leg.receive)
 
         self._drive(plan, post)
         return back, outputs
 
-    def carry(self, weights: torch.Tensor, plan: RoutePlan) -> torch.Tensor:
-        """Values of choices in sending order, own ones first, to where a last leg passes the choices on, by route."""
-        current = list(weights.split([_parcel(legs[0]).sent for legs in plan.routes]))
-        for step in range(max(map(len, plan.routes))):
-            pending: list[Pending] = []
-            for route, legs in enumerate(plan.routes):
-                if step >= len(legs):
-                    continue
-                parcel = _parcel(legs[step])
-                if parcel.index is not None:
-                    current[route] = current[route].index_select(0, parcel.index)
-                if step < len(legs) - 1:
-                    source, current[route] = current[route], weights.new_empty(sum(parcel.receive))
-                    channel = self.channels[legs[step].level]
-                    pending.append(channel.exchange(current[route], source, parcel.receive, parcel.send))
-            for each in pending:
-                each.wait()
-        return torch.cat(current)
-
-    def bring(self, values: torch.Tensor, plan: RoutePlan) -> torch.Tensor:
-        """The way back of `carry`."""
-        current = list(values.split(plan.choices_out))
-        for step in reversed(range(max(map(len, plan.routes)))):
-            pending: list[Pending] = []
-            for route, legs in enumerate(plan.routes):
-                if step >= len(legs):
-                    continue
-                parcel = _parcel(legs[step])
-                if step < len(legs) - 1:
-                    source, current[route] = current[route], values.new_empty(parcel.sent)
-                    channel = self.channels[legs[step].level]
-                    pending.append(channel.exchange(current[route], source, parcel.send, parcel.receive))
-            for each in pending:
-                each.wait()
-            for route, legs in enumerate(plan.routes):
-                if step < len(legs) and (index := _parcel(legs[step]).index) is not None:
-                    current[route] = current[route].index_select(0, inverse(index))
-        return torch.cat(current)
-
-    def _undone(self, leg: Leg, route: int, rows: torch.Tensor, fold_last: Weigh | None) -> torch.Tensor:
-        if fold_last is not None:
-            return fold_last(route, rows)
-        assert leg.undo is not None
-        return leg.undo(rows).to(rows.dtype) if isinstance(leg.undo, Fold) else rows.index_select(0, leg.undo)
-
-    def _relay(self, direction: str, route: int, step: int, rows: int, like: torch.Tensor) -> torch.Tensor:
-        return self._buffers.take(f"{direction} {route} {step}", rows, like)
+    def _relay(
+        self, name: str | None, rows: Sequence[int], like: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Room for the rows of all chunks at one level, whole and by chunk; without a name it is not used again."""
+        whole = (
+            like.new_empty((sum(rows), *like.shape[1:])) if name is None else self._buffers.take(name, sum(rows), like)
+        )
+        return whole, whole.split(list(rows))
 
     def _drive(self, plan: RoutePlan, post: Callable[[int, int], Pending]) -> None:
         """Post every leg of every route, each once the leg before it has arrived."""
@@ -175,8 +139,3 @@ class Travel:
                     pending[route] = post(route, step)
         for route in routes:
             pending[route].wait()
-
-
-def _parcel(leg: Leg) -> Parcel:
-    assert leg.parcel is not None
-    return leg.parcel

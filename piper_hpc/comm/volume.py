@@ -35,15 +35,15 @@ def volume(
     """
     sent = {tier: Traffic() for tier in TIERS}
     for legs in plan.routes:
-        for step, leg in enumerate(legs):
+        for leg in legs:
             group = chain.hops[leg.level].group
             for traffic, rows in _abroad(sent, chain.rank, group, leg.send, places):
                 traffic.rows += rows
                 traffic.payload_bytes += rows * row_bytes
                 traffic.messages += rows > 0
-            if leg.parcel is not None and step < len(legs) - 1:
-                for traffic, choices in _abroad(sent, chain.rank, group, leg.parcel.send, places):
-                    traffic.metadata_bytes += choices * (INDEX_BYTES + weight_bytes)
+    for parcel in plan.sharing.parcels if plan.sharing is not None else ():
+        for traffic, choices in _abroad(sent, chain.rank, chain.hops[parcel.level].group, parcel.send, places):
+            traffic.metadata_bytes += choices * (INDEX_BYTES + weight_bytes)
     return sent
 
 

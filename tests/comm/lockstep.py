@@ -17,10 +17,10 @@ TIMEOUT_S = 60.0
 
 
 class Mailbox:
-    """What waits for one rank, by (phase, group, exchange number, source)."""
+    """What waits for one rank: by (phase, group, exchange number) the part of each source."""
 
     def __init__(self) -> None:
-        self.mail: dict[tuple[object, ...], torch.Tensor] = {}
+        self.mail: dict[tuple[object, ...], dict[int, torch.Tensor]] = {}
         self.changed = threading.Condition()
 
 
@@ -76,8 +76,10 @@ class MemoryChannel:
         for peer, part in zip(self.group, source.split(list(send)), strict=True):
             box = board.boxes[peer]
             with box.changed:
-                box.mail[self.phase, self.group, self.number, self.rank] = part.clone()
-                box.changed.notify_all()
+                parts = box.mail.setdefault((self.phase, self.group, self.number), {})
+                parts[self.rank] = part.clone()
+                if len(parts) == len(self.group):
+                    box.changed.notify_all()
         return _Arrival(self, self.number, output, list(receive))
 
 
@@ -88,11 +90,12 @@ class _Arrival:
     def wait(self) -> None:
         channel, board = self.channel, self.channel.board
         box = board.boxes[channel.rank]
-        keys = [(channel.phase, channel.group, self.number, peer) for peer in channel.group]
+        key, group = (channel.phase, channel.group, self.number), channel.group
         with box.changed:
-            there = box.changed.wait_for(lambda: board.failed or all(key in box.mail for key in keys), TIMEOUT_S)
+            there = box.changed.wait_for(lambda: board.failed or len(box.mail.get(key, ())) == len(group), TIMEOUT_S)
             assert there and not board.failed, "a peer did not enter"
-            parts = [box.mail.pop(key) for key in keys]
+            came = box.mail.pop(key)
+        parts = [came[peer] for peer in group]
         for into, part in zip(self.output.split(self.receive), parts, strict=True):
             assert into.shape == part.shape and into.dtype == part.dtype
             into.copy_(part)
