@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from piper_hpc.paths import data_folder
 from piper_hpc.planner import Axes, Plan, plan
 from piper_hpc.planner import save as saved
 from piper_hpc.planner import trace as traced
+from piper_hpc.planner.engines import engine_of
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
 from piper_hpc.runs.manifest import provenance
-from piper_hpc.spec import ClusterSpec, Prediction, SpecError
+from piper_hpc.spec import RECIPES, ClusterSpec, Prediction, SpecError
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
 from piper_hpc.train.settings import WARMUP_STEPS
@@ -115,11 +116,15 @@ def _cluster(asked: Experiment, machine: Machine) -> ClusterSpec:
 
 
 def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
+    cluster, workload = _cluster(asked, machine), asked.workload
     try:
+        if asked.task.recipe is None and engine_of(executor, cluster).name != "piper":
+            # Fused executors keep fp32 sums and masters beside 16-bit weights, whatever this project would train in.
+            workload = replace(workload, recipe=RECIPES["mixed_18"])
         return plan(
             asked.model,
-            _cluster(asked, machine),
-            asked.workload,
+            cluster,
+            workload,
             ranks=asked.task.ranks,
             rank_by=asked.task.rank_by,
             ep_domain=asked.task.ep_domain,

@@ -28,7 +28,8 @@ def show(found: Plan, asked: Experiment, console: Console) -> None:
     ranks = asked.cluster.nodes * asked.cluster.ranks_per_node
     console.print(
         f"[bold]{asked.model.name}[/] on {asked.cluster.name}, {ranks} ranks, {found.workload.global_batch} sequences "
-        f"of {found.workload.sequence} tokens, executor {found.executor}, by {found.rank_by}",
+        f"of {found.workload.sequence} tokens, {found.workload.recipe.name}, executor {found.executor}, "
+        f"by {found.rank_by}",
         highlight=False,
     )
     if found.candidates:

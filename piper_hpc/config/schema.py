@@ -19,7 +19,9 @@ class TaskConfig:
     ep_domain: str = "none"  # plan: how far Eq 10 lets an expert group reach: none (anywhere), switch or node
     candidates: int = 20  # plan: how many to print
     ranks: list[int] | None = None  # plan: how many ranks a layout may use; null: all of the cluster
-    recipe: str | None = None  # plan: bytes kept of every parameter (see spec.RECIPES); null: what train.dtype keeps
+    recipe: str | None = (
+        None  # plan: bytes kept of every parameter (see spec.RECIPES); null: mixed_18, or what this project trains in
+    )
     profile_steps: int = 3  # profile: traced steps, after two that warm up
 
 

@@ -50,6 +50,7 @@ class Plan:
             "executor": self.executor,
             "global_batch": self.workload.global_batch,
             "sequence": self.workload.sequence,
+            "recipe": self.workload.recipe.name,
             "rank_by": self.rank_by,
             "searched": self.searched,
             "pruned": self.pruned,

@@ -81,7 +81,8 @@ class AxisGroups:
     """The groups of a layout, each as its worst member sees it; fields of the layout may be arrays.
 
     experts is the all-to-all group (ep, `etp` apart); expert_block all ranks that hold one copy of a stage's experts;
-    replicas the ranks of equal experts; dense the replicas of what is no expert; stage all ranks of a stage.
+    replicas the ranks of equal experts; dense those of equal copies of all else (context and data parallel); stage all
+    ranks of a stage.
     """
 
     tensor: Group
@@ -123,7 +124,7 @@ def axis_groups(layout: Degrees, topology: Topology, *, host_ranks: int | None =
     return AxisGroups(
         tensor=group(topology, layout.tp),
         context=group(topology, layout.cp, layout.tp),
-        dense=group(topology, dense_dp, layout.tp * layout.cp),
+        dense=group(topology, layout.cp * dense_dp, layout.tp),
         expert_tensor=group(topology, layout.etp),
         experts=experts,
         expert_block=expert_block,

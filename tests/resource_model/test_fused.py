@@ -179,6 +179,40 @@ def test_recomputing_costs_time_and_saves_memory(recompute: str) -> None:
     assert again.memory["activations"][0] < plain.memory["activations"][0]
 
 
+def test_gradients_are_reduced_over_all_who_hold_the_same() -> None:
+    """Context-parallel ranks hold copies too: the same ranks cost the same, however they are named."""
+    by_data, by_context = (
+        evaluate(GPT, layout, execution=replace(MEGATRON, overlap_grads=False))
+        for layout in (Layout(dp=16), Layout(dp=16, cp=16))
+    )
+    assert by_context.terms["grad_reduce_s"] == pytest.approx(float(by_data.terms["grad_reduce_s"]))
+
+
+def test_sharded_gradients_cost_an_exchange_for_every_micro_batch() -> None:
+    execution = replace(MEGATRON, overlap_grads=False)
+    costs = [
+        float(evaluate(GPT, Layout(dp=8, zero=zero), execution=execution).terms["grad_reduce_s"]) for zero in range(4)
+    ]
+    assert costs[0] == pytest.approx(costs[1], rel=0.6)
+    assert costs[2] > 4 * costs[1]
+    assert costs[3] > costs[2]
+
+
+def test_what_is_computed_again_is_held_for_a_while() -> None:
+    plain, moe, full = (
+        evaluate(MOE, Layout(ep=8, micro_batch=4, recompute=choice)).memory["workspace"][0]
+        for choice in ("none", "moe", "full")
+    )
+    assert plain <= moe <= full
+
+
+def test_zero_3_holds_whole_layers_for_a_while() -> None:
+    layout = Layout(dp=8, zero=3)
+    per_layer = memory.layer_parameters(Shapes(GPT, layout, WORKLOAD), moe=False).dense
+    assert evaluate(GPT, layout).memory["gathered"][0] == pytest.approx(per_layer * (2 * 2 + 4))
+    assert evaluate(GPT, replace(layout, zero=2)).memory["gathered"][0] == 0
+
+
 def test_overlapped_exchanges_are_hidden_not_forgotten() -> None:
     layout = Layout(pp=2, ep=16, dp=2)
     exposed = evaluate(MOE, layout)
@@ -208,6 +242,9 @@ def test_a_whole_prediction_plays_the_schedule_and_carries_intervals() -> None:
         (Layout(ep=5, dp=8), "Eq 8"),
         (Layout(pp=16, dp=2), "Eq 9"),
         (Layout(dp=128), "128 ranks"),
+        (Layout(dp=8, zero=7), "zero=7"),
+        (Layout(dp=8, all_to_all="ring"), "all_to_all=ring"),
+        (Layout(dp=8, recompute="everything"), "recompute='everything'"),
         (Layout(tp=3, etp=3, dp=2), "tp must divide the heads"),
         (Layout(dp=8, micro_batch=3), "batch"),
         (Layout(pp=4, ep=4, dp=2, vpp=2), "1f1b"),

@@ -90,7 +90,9 @@ class Blocks:
                 "router_s": compute.router(device, shapes),
                 "dispatch_s": compute.dispatched(device, shapes),
                 "expert_s": compute.experts(device, shapes) + shared,
-                "combine_s": compute.combined(device, shapes) + compute.residual(device, shapes, execution),
+                "combine_s": compute.combined(device, shapes)
+                + exchange.whole_tokens(shapes, self.network, execution)
+                + compute.residual(device, shapes, execution),
             }
             modules |= {term: times.recomputed(recompute.moe * (1 - recompute.full)) for term, times in moe.items()}
         else:

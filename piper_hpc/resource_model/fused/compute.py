@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from piper_hpc.resource_model.flops import keys_seen
 from piper_hpc.resource_model.fused.device import Device, Times
 from piper_hpc.resource_model.fused.shapes import Shapes
 from piper_hpc.resource_model.numbers import Number
@@ -49,22 +50,16 @@ def residual(device: Device, shapes: Shapes, execution: Execution) -> Times:
     return device.streamed(values, *RESIDUAL_PASSES) + masked
 
 
-def seen_tokens(shapes: Shapes, window: int) -> float:
-    """Keys that a query sees on average under a causal mask, in a window or in the whole sequence."""
-    sequence = shapes.workload.sequence
-    if not window or window >= sequence:
-        return sequence / 2
-    return window - window * window / (2 * sequence)
-
-
 def scores(device: Device, shapes: Shapes, execution: Execution, window: int) -> Times:
     """Scores, softmax and their product with the values; recomputed where `recompute` says so."""
     model, layout = shapes.model, shapes.layout
     efficiency = device.accelerator.efficiency
     width = (model.q_dim + model.v_dim) / layout.tp
     if execution.flash:
-        flops = 2 * shapes.tokens * seen_tokens(shapes, window) * width
-        rate = device.accelerator.peak_flops["bfloat16"]
+        flops = 2 * shapes.tokens * keys_seen(shapes.workload.sequence, window, model.window_kind) * width
+        # FP8 recipes keep attention in 16 bits.
+        dtype = "bfloat16" if device.recipe.gemm_dtype == "float8" else device.recipe.gemm_dtype
+        rate = device.accelerator.peak_flops[dtype]
         core = Times(
             flops / (efficiency.attention_forward * rate),
             FLASH_BACKWARD_FLOPS * flops / (efficiency.attention_backward * rate),

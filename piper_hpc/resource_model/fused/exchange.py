@@ -88,6 +88,15 @@ def experts(device: Device, shapes: Shapes, network: Network, algorithm: str) ->
     return exchange.seconds + gathered
 
 
+def whole_tokens(shapes: Shapes, network: Network, execution: Execution) -> Times:
+    """Every tensor-parallel rank routes its share of the tokens; without sequence parallelism all need the result."""
+    if execution.sequence_parallel:
+        return Times()
+    values = shapes.tokens * shapes.model.hidden * shapes.value_bytes
+    gather = collectives.all_gather_s(network.groups.tensor, network.links, values)
+    return Times(gather, gather)
+
+
 def message_bytes(shapes: Shapes) -> Number:
     """One activation or gradient between stages: every tensor-parallel rank sends its share."""
     return shapes.tokens / shapes.layout.tp * shapes.model.hidden * shapes.value_bytes

@@ -6,13 +6,14 @@ stored scores) with the module list of today's layers: gated experts, latent att
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 
 from piper_hpc.resource_model.fused.shapes import Shapes
 from piper_hpc.resource_model.numbers import Number
-from piper_hpc.spec import Execution
+from piper_hpc.spec import Degrees, Execution, Recompute
 
 FP32_BYTES = 4
 LOSS_BYTES = {True: 2, False: 4 + 4}
@@ -160,16 +161,33 @@ def weight_gradient_bytes(shapes: Shapes, execution: Execution, *, dense: bool, 
     return (attention + wide + narrow) * shapes.value_bytes
 
 
+class _Keeping:
+    """A layout that computes nothing again, else as the one it wraps."""
+
+    recomputed = Recompute()
+
+    def __init__(self, layout: Degrees) -> None:
+        self._layout = layout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layout, name)
+
+
 def backward_bytes(shapes: Shapes, execution: Execution, *, moe: bool) -> Number:
-    """Gradients alive for a while inside the last layer's backward: of its inner rows, or of a recomputed layer."""
+    """Bytes alive for a while inside the last layer's backward: gradients of its inner rows, and what it recomputed."""
     model, layout, value = shapes.model, shapes.layout, shapes.value_bytes
     if moe:
         products = 2 if model.matrices_per_expert == 3 else 1
         inner = shapes.hot_rows * (products + 1) * model.expert_ffn / layout.etp + shapes.hot_rows * model.hidden
-        again = moe_bytes(shapes, execution)
     else:
         products = 2 if model.dense_matrices == 3 else 1
         inner = shapes.tokens * (products + 1) * model.dense_ffn / layout.tp
-        again = dense_bytes(shapes, execution)
-    again = again + attention_bytes(shapes, execution)
-    return inner * value + layout.recomputed.full * again
+    whole = layer_bytes(replace(shapes, layout=cast(Degrees, _Keeping(layout))), execution, moe=moe)
+    return inner * value + whole - layer_bytes(shapes, execution, moe=moe)
+
+
+def gathered_bytes(shapes: Shapes, layer: Parameters) -> Number:
+    """ZeRO 3: weights of the layer that runs and of the one that is fetched next, and one layer's gradients."""
+    recipe = shapes.workload.recipe
+    whole = (layer.dense + layer.experts) * (2 * recipe.weight_bytes + recipe.gradient_bytes)
+    return np.where(np.asarray(shapes.layout.zero) >= 3, whole, 0.0)

@@ -8,12 +8,12 @@ from typing import Any
 from piper_hpc.resource_model import schedule
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
+from piper_hpc.resource_model.fused.device import Device
 from piper_hpc.resource_model.fused.interval import around, half_widths
 from piper_hpc.resource_model.fused.rules import problem
 from piper_hpc.resource_model.fused.step import Step, stepper
 from piper_hpc.spec import (
     TERMS,
-    Accelerator,
     ClusterSpec,
     Degrees,
     Execution,
@@ -49,7 +49,6 @@ def predict(
         waits = timeline.p2p_s[timeline.busy_s.index(busy)]
         terms |= {"p2p_s": waits, "bubble_s": max(0.0, timeline.step_s - busy - waits)}
     step_time_s = sum(terms.values())
-    accelerator = stepping.device.accelerator
     half = half_widths(step, model, cluster, layout, workload, execution)
     intervals = {name: around(seconds, half.get(name, 0.0)) for name, seconds in terms.items()}
     low, high = intervals["step_time_s"] = around(step_time_s, half["step_time_s"])
@@ -76,7 +75,7 @@ def predict(
             "flops_per_token": flops,
             "flop_convention": FLOP_CONVENTION,
         },
-        calibration=_evidence(accelerator, execution),
+        calibration=_evidence(stepping.device, execution),
         notes=notes,
     )
 
@@ -106,14 +105,16 @@ def simulate(step: Step, layout: Degrees, execution: Execution) -> schedule.Time
     )
 
 
-def _evidence(accelerator: Accelerator, execution: Execution) -> dict[str, Any]:
+def _evidence(device: Device, execution: Execution) -> dict[str, Any]:
     """What the prediction rests on."""
+    accelerator = device.accelerator
     efficiency = accelerator.efficiency
     return {
         "source": f"conf/accelerator/{accelerator.name}.yaml and what kernels reach of it",
         "measured": False,
         "measured_at": "",
-        "peak_flops": max(accelerator.peak_flops.values()),
+        "peak_flops": device.peak_flops,
+        "recipe": device.recipe.name,
         "accelerator": accelerator.name,
         "execution": execution.name,
         "fitted_on": list(efficiency.fitted_on),

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from piper_hpc.resource_model import schedule
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload
+from piper_hpc.resource_model.all_to_all import ALGORITHMS
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Recompute, Workload
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -58,6 +59,14 @@ RULES: dict[str, Callable[[Case], Mask]] = {
 
 def problem(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> str | None:
     """The first rule that a layout breaks, in words; None where it is one that a step can be predicted of."""
+    if layout.zero not in range(4) or layout.micro_batch < 1:
+        return f"zero={layout.zero} must be 0, 1, 2 or 3, and micro_batch={layout.micro_batch} at least 1"
+    if layout.all_to_all not in (*ALGORITHMS, "auto"):
+        return f"all_to_all={layout.all_to_all}: must be one of {', '.join((*ALGORITHMS, 'auto'))}"
+    try:
+        Recompute.parse(layout.recompute)
+    except ValueError as error:
+        return str(error)
     if layout.ranks > cluster.ranks:
         return f"layout: pp * dp * ep * etp = {layout.ranks} ranks, cluster '{cluster.name}' has {cluster.ranks}"
     if layout.pp * layout.vpp > model.layers:

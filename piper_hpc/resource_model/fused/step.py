@@ -64,13 +64,14 @@ class Once:
     """What a step does and holds whatever the algorithm of the experts' exchange: grids of several share it.
 
     gathered_s, scattered_s: seconds of making weights and gradients equal, before what runs beside compute;
-    synced: how often in a step.
+    gathers, scatters: how often in a step.
     """
 
     memory: Memory
     gathered_s: Number
     scattered_s: Number
-    synced: Number
+    gathers: Number
+    scatters: Number
     optimizer_s: Number
     p2p_s: Number
 
@@ -198,16 +199,18 @@ class Stepper:
             memory=self.memory_by_rank() if memory is None else memory,
             gathered_s=gathered,
             scattered_s=scattered,
-            synced=np.where(np.asarray(layout.zero) >= 3, self.micro_batches, 1.0),
+            # Sharded gradients have no place to add up in: every micro-batch reduces its own.
+            gathers=np.where(np.asarray(layout.zero) >= 3, self.micro_batches, 1.0),
+            scatters=np.where(np.asarray(layout.zero) >= 2, self.micro_batches, 1.0),
             optimizer_s=self._optimizer(),
             p2p_s=waits * self._message_s,
         )
 
     def hidden(self, terms: dict[str, Number]) -> dict[str, Number]:
         """Seconds that run beside compute, by term: of gradients and weights, of expert rows where they overlap."""
-        gathered, scattered = self._syncs()
-        synced = np.where(np.asarray(self.layout.zero) >= 3, self.micro_batches, 1.0)
-        hidden: dict[str, Number] = {"grad_reduce_s": (gathered + scattered) * synced - terms["grad_reduce_s"]}
+        once = self.once(memory={})
+        whole = once.gathered_s * once.gathers + once.scattered_s * once.scatters
+        hidden: dict[str, Number] = {"grad_reduce_s": whole - terms["grad_reduce_s"]}
         if self.execution.overlap_experts:
             exchanged = self.micro_batches * weighted(self._busiest, self.parts.hidden_s)
             hidden |= {"dispatch_s": exchanged, "combine_s": exchanged}
@@ -273,7 +276,7 @@ class Stepper:
         return weighted_times(self._busiest, self.parts.totals)
 
     def _syncs(self) -> tuple[Number, Number]:
-        """Seconds of gathering weights and of reducing gradients, once a step, or for every micro-batch with ZeRO 3.
+        """Seconds of gathering weights and of reducing gradients, each time.
 
         All-reduce without ZeRO; with it gradients are scattered and weights gathered; ZeRO 3 gathers for the backward
         too.
@@ -285,7 +288,10 @@ class Stepper:
         scattered: Number = 0.0
         gathered: Number = 0.0
         for group, count in ((groups.dense, parameters.dense), (groups.replicas, parameters.experts)):
-            gradient_bytes, weight_bytes = count * recipe.gradient_bytes, count * recipe.weight_bytes
+            gradient_bytes = count * recipe.gradient_bytes
+            weight_bytes = count * min(
+                recipe.weight_bytes, recipe.value_bytes
+            )  # FP8 copies are made where they are used
             scatter = collectives.reduce_scatter_s(group, links, gradient_bytes)
             reduced = collectives.all_reduce_s(group, links, gradient_bytes)
             sharded = (zero >= 1) * 1.0
@@ -297,15 +303,16 @@ class Stepper:
     def _exposed_sync(self, once: Once) -> Number:
         """What of it is exposed: where the framework overlaps, it runs beside the first forward and last backward.
 
-        With ZeRO 3 beside those of every micro-batch.
+        Sharded gradients beside the backward of every micro-batch, with ZeRO 3 weights beside both.
         """
-        execution, whole = self.execution, once.gathered_s + once.scattered_s
+        execution = self.execution
+        whole = once.gathered_s * once.gathers + once.scattered_s * once.scatters
         if not (execution.overlap_grads or execution.overlap_shards):
-            return whole * once.synced
-        exposed = beside(once.gathered_s, self._critical.forward)
-        exposed = exposed + beside(once.scattered_s, self._critical.backward)
+            return whole
+        exposed = beside(once.gathered_s, self._critical.forward) * once.gathers
+        exposed = exposed + beside(once.scattered_s, self._critical.backward) * once.scatters
         overlaps = np.where(np.asarray(self.layout.zero) >= 3, execution.overlap_shards, execution.overlap_grads)
-        return np.where(overlaps, exposed, whole) * once.synced
+        return np.where(overlaps, exposed, whole)
 
     def _optimizer(self) -> Number:
         """AdamW reads gradients and states, writes states and weights; gradients are cleared, and read for the norm."""
@@ -329,6 +336,12 @@ class Stepper:
             reduce(np.maximum, [parameters.dense for parameters in self._parameters]),
             reduce(np.maximum, [parameters.experts for parameters in self._parameters]),
         )
+
+    @cached_property
+    def _gathered(self) -> Number:
+        """Bytes of whole layers that ZeRO 3 holds for a while, of the largest kind."""
+        layers = self.parts.blocks.layer_parameters.values()
+        return reduce(np.maximum, [memory.gathered_bytes(self.shapes, layer) for layer in layers])
 
     def memory_by_rank(self) -> Memory:
         """Bytes by kind and pipeline rank; they depend on neither the all-to-all nor the placement."""
@@ -354,6 +367,7 @@ class Stepper:
                         shapes, execution, dense=False in present, moe=True in present
                     ),
                     "messages": messages,
+                    "gathered": self._gathered,
                     "framework": self.device.accelerator.efficiency.framework_bytes,
                 }
             )
