@@ -1,4 +1,4 @@
-"""What kernels reach of a device, from conf/efficiency: every constant with its public source or the rows it saw."""
+"""What kernels reach of a device, from conf/efficiency: every constant with its rows, source or reason."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from piper_hpc.spec import Efficiency
 UNKNOWN_SPREAD = 0.15
 """Half of the 90 % interval, as a share, of a constant that was taken from elsewhere and not fitted on this device."""
 
+ASSUMED_SPREAD = 0.3
+"""The same of one that is assumed: twice as wide, as nothing was seen of it; what runtimes keep, 2 to 4 GB where 3 are
+assumed, and attention kernels, 0.25 to 0.45 of the peak where 0.35 is, both span about that much."""
+
+ORIGINS = ("fitted", "sources", "assumed", "carried")
+"""Where a constant may be from; each is from exactly one."""
+
 
 def path_of(name: str) -> Path:
     """The file of the efficiency `name`."""
@@ -26,34 +33,56 @@ def read(name: str) -> dict[str, Any]:
 
 
 def load(name: str) -> Efficiency:
-    """The efficiency `name`; ValueError where a constant has neither a source nor rows that it was fitted on."""
+    """The efficiency `name`; ValueError as `resolve` raises it."""
     return resolve(read(name), name)
 
 
 def resolve(document: Mapping[str, Any], name: str) -> Efficiency:
     """From a file's content: `constants`, and those `carried` over from other files with the rows they saw there.
 
-    Keys of links are `link.node` and `link.system`.
+    Keys of links are `link.node` and `link.system`. A carried constant is no surer than in the file that it is from.
+    Raises ValueError for a constant that is not in exactly one of ORIGINS, and for one that differs from what it is
+    tied to.
     """
     constants: dict[str, float] = {key: float(value) for key, value in document["constants"].items()}
-    fitted: dict[str, list[str]] = dict(document.get("fitted", {}))
-    sources: dict[str, str] = dict(document.get("sources", {}))
-    for key in constants:
-        if not (sources.get(key) or fitted.get(key)):
-            raise ValueError(
-                f"conf/efficiency/{name}.yaml: {key} has neither a source nor fitted rows; "
-                f"give sources.{key}, or fit it with `python -m analysis.fit {name}`"
-            )
-    for key, file in document.get("carried", {}).items():
+    origins: dict[str, dict[str, Any]] = {origin: dict(document.get(origin) or {}) for origin in ORIGINS}
+    fitted, sources, assumed = origins["fitted"], origins["sources"], origins["assumed"]
+    tied: dict[str, str] = dict(document.get("tied") or {})
+    _check(constants, origins, tied, name)
+    spread = {key: ASSUMED_SPREAD if key in assumed else UNKNOWN_SPREAD for key in constants}
+    sources |= document.get("derived") or {}
+    for key, file in origins["carried"].items():
         other = read(file)
         constants[key] = float(other["constants"][key])
-        fitted[key] = other.get("fitted", {}).get(key, [])
-        sources[key] = f"conf/efficiency/{file}.yaml"
-    spread = document.get("spread", {})
+        fitted[key] = other["fitted"].get(key, [])
+        (assumed if key in other["assumed"] else sources)[key] = f"conf/efficiency/{file}.yaml"
+        spread[key] = max(UNKNOWN_SPREAD, float(other["spread"].get(key, 0.0)))
+    spread |= {key: float(value) for key, value in document["spread"].items()}
     return Efficiency(
         **{key: value for key, value in constants.items() if not key.startswith("link.")},
         link={key.removeprefix("link."): value for key, value in constants.items() if key.startswith("link.")},
-        spread={key: float(spread.get(key, UNKNOWN_SPREAD)) for key in constants} | {"model": float(spread["model"])},
+        spread=spread,
         fitted_on=tuple(sorted({row for rows in fitted.values() for row in rows})),
         sources=sources,
+        assumed=assumed,
+        tied=tied,
     )
+
+
+def _check(
+    constants: Mapping[str, float], origins: Mapping[str, Mapping[str, Any]], tied: Mapping[str, str], name: str
+) -> None:
+    for key in (*constants, *origins["carried"]):
+        found = [origin for origin, of in origins.items() if of.get(key)]
+        if len(found) != 1:
+            raise ValueError(
+                f"conf/efficiency/{name}.yaml: {key} is in {' and '.join(found) or 'none'} of {', '.join(ORIGINS)}; it "
+                f"must be in exactly one: give sources.{key} alone, or fit it with `python -m analysis.fit {name}`"
+            )
+    for key, other in tied.items():
+        value, expected = constants.get(key), constants.get(other)
+        if value is None or value != expected:
+            raise ValueError(
+                f"conf/efficiency/{name}.yaml: {key}={value} is tied to {other}={expected} and must equal it; "
+                f"set {key} to {expected}, or leave tied.{key} out"
+            )

@@ -16,8 +16,10 @@ class Efficiency:
     beyond its work: launch, ramps, and the host's own work where the device waits for it. step_host_s: the same of a
     whole step.
     framework_bytes: memory that no tensor gets: context, kernels' workspaces, communicators (M_fw of arXiv 2605.05049).
-    spread: half of the 90 % interval of each of these by name, as a share of it.
-    fitted_on: ids of the published rows that they were fitted on; sources: name -> public source.
+    spread: half of the 90 % interval of each of these by name, as a share of it. tied: name -> the name of the one
+    that it equals by construction, so that the two are off together.
+    fitted_on: ids of the published rows that they were fitted on; sources: name -> public source; assumed: name ->
+    why it was set so, where nobody published it and no row shows it.
     """
 
     gemm: float
@@ -33,6 +35,8 @@ class Efficiency:
     spread: Mapping[str, float] = field(default_factory=dict)
     fitted_on: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def link_share(self, tier: str) -> float:
         """Share of a tier's bandwidth: its own, else that of the scale-up links (pair, node) or of the network."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy.optimize import OptimizeResult
 
 from analysis import fit
 from analysis.published.judge import Judged, judge
@@ -76,14 +77,43 @@ def test_deepseek_v3_is_predicted_without_any_row_of_it(judged: list[Judged]) ->
     assert errors(judged, lambda row: starts(row, "dsv3", "time_1F1B_total")).max() < 10.0
 
 
-@pytest.mark.parametrize("name", fit.FITS)
+@pytest.mark.parametrize("name", fit.PRESETS)
 def test_a_fit_is_what_its_command_gives(name: str) -> None:
-    document, _ = fit.fitted(name)
+    document, _ = fit.content(name)
     shipped = efficiency.read(name)
+    assert document.keys() == shipped.keys()
     assert document["constants"] == pytest.approx(shipped["constants"], rel=0.01, abs=1e-7)
-    assert {key: document[key] for key in ("carried", "fitted", "sources")} == {
-        key: shipped[key] for key in ("carried", "fitted", "sources")
-    }
+    assert document["spread"] == pytest.approx(shipped["spread"], rel=0.1)
+    stated = document.keys() - {"constants", "spread"}
+    assert {key: document[key] for key in stated} == {key: shipped[key] for key in stated}
+
+
+def test_every_efficiency_file_is_written_by_the_command() -> None:
+    assert {path.stem for path in efficiency.path_of("a100").parent.glob("*.yaml")} == set(fit.PRESETS)
+
+
+@pytest.mark.parametrize(("name", "best", "peak"), [("mi300x", 668.4, 1307.4), ("mi355x", 1565.0, 2500.0)])
+def test_a_device_without_rows_reaches_as_much_of_its_best_product_as_the_fits(
+    name: str, best: float, peak: float
+) -> None:
+    document = efficiency.read(name)
+    a100, h100 = (efficiency.read(fitted)["constants"]["gemm"] for fitted in ("a100", "h100"))
+    share = (a100 / (271.2 / 312) + h100 / (794.5 / 989)) / 2
+    assert document["constants"]["gemm"] == pytest.approx(share * best / peak, rel=1e-3)
+    assert document["fitted"]["grouped_gemm"] == sorted([*fit.KOR_LAYER, *fit.MPF_TWO])
+
+
+def test_a_fit_is_as_unsure_as_its_rows_are_few() -> None:
+    """Of the same residuals: two rows and one constant leave one degree of freedom, twelve rows eleven."""
+
+    def spread(rows: int) -> dict[str, float]:
+        errors = np.resize([0.01, -0.01], rows)
+        return fit.spread(("gemm",), OptimizeResult(x=np.array([0.7]), fun=errors, jac=np.full((rows, 1), -1 / 0.7)))
+
+    # t(0.95, 1) = 6.314 and t(0.95, 11) = 1.796, of a standard error of 0.01 sqrt(rows / (rows - 1)).
+    assert spread(2)["model"] == pytest.approx(np.expm1(6.314 * 0.01 * np.sqrt(2)), rel=0.01)
+    assert spread(12)["model"] == pytest.approx(np.expm1(1.796 * 0.01 * np.sqrt(12 / 11)), rel=0.01)
+    assert spread(2)["gemm"] == pytest.approx(6.314 * 0.01, rel=0.01)
 
 
 @pytest.mark.parametrize("name", accelerator.names())
@@ -93,12 +123,35 @@ def test_every_constant_of_every_device_says_where_it_is_from(name: str) -> None
         assert name == "a100_64gb_custom"  # its peak is not public
         return
     reached = device.efficiency
-    assert reached.fitted_on or all(reached.sources.values())
+    assert all(reached.sources.values()) and all(reached.assumed.values())
+    assert not reached.sources.keys() & reached.assumed.keys()
     assert 0 < reached.gemm <= 1 and 0 < reached.memory <= 1
 
 
-def test_a_constant_of_unknown_origin_is_refused() -> None:
+def test_what_is_assumed_or_carried_is_less_sure_than_what_was_fitted() -> None:
+    h100, b200 = efficiency.load("h100"), efficiency.load("b200")
+    assert h100.assumed.keys() == {"gemm_edge", "framework_bytes"}
+    assert h100.spread["framework_bytes"] == efficiency.ASSUMED_SPREAD > efficiency.UNKNOWN_SPREAD
+    assert h100.spread["attention_forward"] == h100.spread["memory"] == efficiency.UNKNOWN_SPREAD
+    assert h100.spread["launch_s"] == b200.spread["launch_s"] > efficiency.UNKNOWN_SPREAD  # no surer than where fitted
+
+
+def test_tied_constants_are_named_and_equally_sure() -> None:
+    b200 = efficiency.load("b200")
+    assert b200.tied == {"grouped_gemm": "gemm", "attention_backward": "attention_forward"}
+    assert b200.spread["attention_backward"] == b200.spread["attention_forward"] < efficiency.UNKNOWN_SPREAD
+    document = efficiency.read("b200")
+    document["constants"]["grouped_gemm"] = 0.9
+    with pytest.raises(ValueError, match=r"grouped_gemm=0.9 is tied to gemm=0.\d+ and must equal it"):
+        efficiency.resolve(document, "b200")
+
+
+def test_a_constant_of_no_or_of_two_origins_is_refused() -> None:
     document = efficiency.read("a100")
-    del document["fitted"]["memory"]
-    with pytest.raises(ValueError, match="memory has neither a source nor fitted rows"):
+    rows = document["fitted"].pop("memory")
+    with pytest.raises(ValueError, match="memory is in none of fitted, sources, assumed, carried"):
+        efficiency.resolve(document, "a100")
+    document["fitted"]["memory"] = rows
+    document["assumed"]["memory"] = "as on another device"
+    with pytest.raises(ValueError, match="memory is in fitted and assumed of fitted"):
         efficiency.resolve(document, "a100")
