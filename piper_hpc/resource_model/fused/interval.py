@@ -22,9 +22,13 @@ def half_widths(
     base = _seconds(step)
     squares = {key: (efficiency.spread.get("model", 0.0) * seconds) ** 2 for key, seconds in base.items()}
     for constant, spread in efficiency.spread.items():
-        if constant == "model" or not spread:
+        if constant == "model" or constant in efficiency.tied or not spread:
             continue
-        accelerator = replace(cluster.accelerator, efficiency=_moved(efficiency, constant, spread))
+        moved = _moved(efficiency, constant, spread)
+        for other_constant, same_as in efficiency.tied.items():
+            if same_as == constant:
+                moved = _moved(moved, other_constant, spread)
+        accelerator = replace(cluster.accelerator, efficiency=moved)
         other = stepper(model, replace(cluster, accelerator=accelerator), layout, workload, execution).evaluate()
         for key, seconds in _seconds(other).items():
             squares[key] += (seconds - base[key]) ** 2

@@ -119,4 +119,5 @@ def _evidence(device: Device, execution: Execution) -> dict[str, Any]:
         "execution": execution.name,
         "fitted_on": list(efficiency.fitted_on),
         "sources": dict(efficiency.sources),
+        "assumed": dict(efficiency.assumed),
     }
