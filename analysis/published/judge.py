@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.published import flops, metrics
 from analysis.published.fill import fill
-from analysis.published.metrics import COMPONENT, MEMORY, STATUS, TIME, in_si
+from analysis.published.metrics import COMPONENT, MEMORY, STATUS, TIME
 from analysis.published.names import family
 from analysis.published.repeats import repeats
 from analysis.published.request import Outcome, Predictor, Refused, Request
@@ -160,7 +160,7 @@ def _judged(row: PublishedRow, answer: Answer, fitted: bool, repeat_of: str) -> 
     if kind == STATUS:
         measured: float | str | None = "OOM" if row.out_of_memory else "fits"
     else:
-        measured = row.value / in_si(1.0, row.cells["unit"]) if row.value is not None else None
+        measured = row.value / row.scale if row.value is not None else None
     reason, convention = row.problem or answer.refused, ""
     try:
         if kind == TIME and row.quantity.name in (metrics.FLOPS_GPU, metrics.FLOPS_TOTAL, metrics.MFU) and request:
@@ -169,7 +169,7 @@ def _judged(row: PublishedRow, answer: Answer, fitted: bool, repeat_of: str) -> 
             return Judged(row, answer, measured, None, reason, fitted, convention, repeat_of)
         if kind == STATUS:
             return Judged(row, answer, measured, "fits" if outcome.fits else "OOM", "", fitted, "", repeat_of)
-        predicted = value(row, answer.run, request, outcome, convention) / in_si(1.0, row.cells["unit"])
+        predicted = value(row, answer.run, request, outcome, convention) / row.scale
     except Refused as error:
         return Judged(row, answer, measured, None, reason or str(error), fitted, convention, repeat_of)
     return Judged(row, answer, measured, predicted, "", fitted, convention, repeat_of)
@@ -179,7 +179,7 @@ def value(row: PublishedRow, run: PublishedRun, request: Request, outcome: Outco
     """What the outcome says of the row's quantity, in SI units. Raises Refused where it says nothing."""
     kind, name = row.quantity.kind, row.quantity.name
     if kind == TIME:
-        if name == metrics.STEP_TIME and "global_batch" in request.filled:
+        if name in (metrics.STEP_TIME, metrics.STEPS) and "global_batch" in request.filled:
             raise Refused("global_batch=(empty): must be stated for a step time; rates are judged without")
         return rate(name, run, request, outcome.step_time_s, convention)
     if kind == MEMORY:
@@ -202,8 +202,10 @@ def rate(name: str, run: PublishedRun, request: Request, step_time_s: float, con
     """The metric of time that a step time implies, by its canonical name. Raises Refused for MFU of an unknown peak."""
     sequences = request.global_batch / step_time_s
     tokens = sequences * request.sequence
-    if name in (metrics.SEQUENCES, metrics.TOKENS, metrics.TOKENS_GPU):
-        return {metrics.SEQUENCES: sequences, metrics.TOKENS: tokens}.get(name, tokens / request.gpus)
+    rates = {metrics.SEQUENCES: sequences, metrics.TOKENS: tokens, metrics.STEPS: 1 / step_time_s}
+    rates |= {metrics.SEQUENCES_GPU: sequences / request.gpus, metrics.TOKENS_GPU: tokens / request.gpus}
+    if name in rates:
+        return rates[name]
     if name == metrics.STEP_TIME:
         return step_time_s
     work = tokens * flops.flops_per_token(request, convention or flops.NONCAUSAL)

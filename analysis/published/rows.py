@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from analysis.load import UsageError
-from analysis.published.metrics import UNKNOWN, Quantity, UnknownUnit, in_si, quantity
+from analysis.published.metrics import MFU, UNKNOWN, Quantity, in_si, quantity
 
 SHIPPED = Path(__file__).with_name("rows.csv")
 """The public rows that the project knows, facts with their sources."""
@@ -27,33 +27,55 @@ OF_A_ROW = ("row_id", "metric", "value", "unit")
 """Columns in which the rows of one run differ; all others, notes too, are the run's key."""
 
 
+_NUMBER = re.compile(
+    r"(?P<digits>(\d{1,3}(,\d{3})+|\d+)(\.\d+)?)(?![\d.,])[ -]?(?P<suffix>[km](?![a-z])|)"
+    r"[ -]*(x[ -]?)?(?P<word>[^(;]*?)\s*([(;]|$)",
+    re.I,
+)
+_DEVICE_WORDS = (
+    r"(nvidia |amd )?((gb|gh|[abhv]|mi)\d{2,3}\w*[ -]?)?((sxm|nvl|oam)\d* ?|pcie ?)?((gpu|gcd|device|chip|rank)s?)?"
+)
+_UNIT_WORDS = (
+    r"(?i:tok(en)?s?|seq(uence)?s?|samples?|examples?|layers?|heads?|routed( experts?)?|experts?|ways?|stages?|chunks?"
+    rf"|{_DEVICE_WORDS})"
+)
+"""What may stand after a number without changing it."""
+_SUFFIX = {"": 1, "k": 2**10, "m": 2**20}
+
+
 @dataclass(frozen=True)
 class PublishedRow:
-    """One printed value. `cells` are the row's own strings; `value` is in SI units, None for a status or a bad unit."""
+    """One printed value. `cells` are the row's own strings; `value` is in SI units, None for a status or a bad unit.
+
+    scale: the printed unit in SI units.
+    """
 
     cells: Mapping[str, str]
     quantity: Quantity
     value: float | None
     problem: str = ""
+    scale: float = 1.0
 
     @staticmethod
     def of(cells: Mapping[str, str]) -> PublishedRow:
         """Read a row; what cannot be read is kept as its `problem`, never raised."""
         what = quantity(cells["metric"], cells["unit"])
+        own = MappingProxyType(dict(cells))
         if what.kind == "status":
-            return PublishedRow(MappingProxyType(dict(cells)), what, None)
-        value, problem = None, ""
+            return PublishedRow(own, what, None)
         try:
-            value = in_si(float(cells["value"].replace(",", "")), cells["unit"])
-        except UnknownUnit as error:
-            problem = str(error)
+            printed = float(re.sub(r"^[~≈]|,|%$", "", cells["value"].strip()))
         except ValueError:
-            problem = f"value={cells['value']}: must be a number"
-        if not problem and (value is None or not math.isfinite(value) or value <= 0):
-            problem = f"value={cells['value']}: must be positive and finite"
+            return PublishedRow(own, what, None, f"value={cells['value']}: must be a number")
+        if not math.isfinite(printed) or printed <= 0:
+            return PublishedRow(own, what, None, f"value={cells['value']}: must be positive and finite")
         if what.kind == UNKNOWN:
-            problem = f"metric={cells['metric']}: is relative or unknown; use a step time, a rate, a share or a size"
-        return PublishedRow(MappingProxyType(dict(cells)), what, None if problem else value, problem)
+            return PublishedRow(own, what, None, what.problem)
+        bare_percent = what.name == MFU and (cells["value"].strip().endswith("%") or (not what.unit and printed > 1))
+        scale = in_si(1.0, "%" if bare_percent else what.unit)
+        if what.name == MFU and printed * scale > 1:
+            return PublishedRow(own, what, None, f"value={cells['value']}: must be at most the whole peak")
+        return PublishedRow(own, what, printed * scale, scale=scale)
 
     @property
     def row_id(self) -> str:
@@ -88,12 +110,20 @@ class PublishedRun:
         return "" if re.fullmatch(r"(not stated.*|unknown|n/?a|none stated|-|\?|nan|null)", value, re.I) else value
 
     def number(self, column: str) -> int | None:
-        """The leading whole number of a column (`2 (DualPipe)` is 2), None where there is none.
+        """The whole number that a column states (`2 (DualPipe)` is 2, seq `8K` is 8192), None where it states none.
 
-        A column that must be a positive whole number and is not (0, 2.5, -1) gives None as well: it is not stated.
+        After the number may stand a bracket or a word that says what is counted (`64 GPUs`, `4096 tokens`). k and M are
+        1024 and 1024^2: sequences, batches and device counts are powers of two. A global batch in tokens (`16M tokens`)
+        is divided by seq. What is no positive whole number then (0, 2.5, -1, `3.9M tokens`) is not stated.
         """
-        found = re.match(r"(\d[\d,]*)(\.0*)?(?![\d.])", self.text(column))
-        return int(found.group(1).replace(",", "")) if found else None
+        found = _NUMBER.match(self.text(column))
+        if not found or not re.fullmatch(_UNIT_WORDS, found["word"]):
+            return None
+        value = float(found["digits"].replace(",", "")) * _SUFFIX[found["suffix"].lower()]
+        in_tokens = found["word"].lower().startswith("tok") or found["suffix"].lower() == "m"
+        if column == "global_batch" and in_tokens:
+            value /= self.degree("seq") or math.inf
+        return int(value) if value.is_integer() and (value or found["digits"].strip("0.,") == "") else None
 
     def degree(self, column: str) -> int | None:
         """As `number`, for degrees and sizes, which are at least 1."""

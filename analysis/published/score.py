@@ -100,7 +100,7 @@ def _efficiency(judged: Judged) -> float | None:
     name = row.quantity.name
     if name == metrics.MFU:
         return row.value
-    if request is None or (name == metrics.STEP_TIME and "global_batch" in request.filled):
+    if request is None or (name in (metrics.STEP_TIME, metrics.STEPS) and "global_batch" in request.filled):
         return None
     run = judged.answer.run
     counted = flops.NONCAUSAL if "recompute" in request.filled else flops.HARDWARE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,69 @@ def test_the_unit_tells_what_a_rate_is_of() -> None:
 )  # fmt: skip
 def test_numbers_in_text(text: str, number: int | None) -> None:
     assert run_of(vpp=text).number("vpp") == number
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "number"),
+    [
+        ("seq", "4k", 4096), ("seq", "8K", 8192), ("seq", "128k", 131072), ("seq", "4096 tokens", 4096),
+        ("seq", "1M", 2**20), ("seq", "4.1k", None), ("seq", "1e9", None), ("seq", "1,2", None),
+        ("global_batch", "16M tokens", 4096), ("global_batch", "4194304 tokens", 1024), ("global_batch", "4M", 1024),
+        ("global_batch", "62.9M tokens", None), ("global_batch", "1024 (4M tokens)", 1024),
+        ("global_batch", "2304 samples", 2304), ("num_gpus", "2k", 2048), ("num_gpus", "1.5k", 1536),
+        ("num_gpus", "64 GPUs", 64), ("num_gpus", "64xH100", 64), ("num_gpus", "64 H100 SXM", 64),
+        ("num_gpus", "16 nodes", None), ("num_gpus", "8x8", None), ("tp", "8-way", 8), ("experts", "256 routed", 256),
+    ],
+)  # fmt: skip
+def test_a_number_is_read_whole_or_not_at_all(column: str, text: str, number: int | None) -> None:
+    assert run_of(**{column: text}).number(column) == number
+
+
+def test_a_batch_in_tokens_needs_the_sequence_length() -> None:
+    assert run_of(global_batch="16M tokens", seq="").number("global_batch") is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "name"),
+    [
+        ("throughput", "TFLOP/s/GPU", "flops_per_s_per_gpu"),
+        ("throughput per GPU (TFLOP/s/GPU)", "", "flops_per_s_per_gpu"),
+        ("throughput", "PFLOP/s", "flops_per_s"), ("throughput", "seq/s/GPU", "sequences_per_s_per_gpu"),
+        ("samples", "samples/s", "sequences_per_s"),
+        ("throughput", "tokens per second per GPU", "tokens_per_s_per_gpu"),
+        ("tok/s/device", "", "tokens_per_s_per_gpu"), ("tokens/sec/GPU", "tokens/sec/GPU", "tokens_per_s_per_gpu"),
+        ("TGS", "", "tokens_per_s_per_gpu"), ("throughput", "it/s", "steps_per_s"),
+        ("iteration latency", "ms", "step_time_s"),
+        ("time per batch", "s", "step_time_s"), ("elapsed time per iteration (ms)", "", "step_time_s"),
+        ("hbm", "GiB", "peak_memory_allocated"), ("max memory", "GB", "peak_memory_allocated"),
+        ("peak_mem", "GiB/GPU", "peak_memory_allocated"), ("mfu", "", "mfu"),
+    ],
+)  # fmt: skip
+def test_names_and_units_agree_on_what_is_measured(metric: str, unit: str, name: str) -> None:
+    assert quantity(metric, unit).name == name
+    assert not run_of(metric=metric, unit=unit).rows[0].problem
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "reason"),
+    [
+        ("step_time", "TFLOP/s", r"must be a time \(s, ms\) for metric=step_time"),
+        ("mfu", "TFLOP/s", "must be a share"),
+        ("tokens_per_s", "TFLOP/s", "must be a rate of tokens"),
+        ("step_time", "days", "unit=days: must be a time of a step"),
+        ("step_time", "h", "unit=h: must be"), ("step_time", "", r"unit=\(empty\): must be a time"),
+        ("hbm bandwidth", "GB/s", "unit=GB/s"), ("forward time", "ms", "is relative, a part or unknown"),
+    ],
+)  # fmt: skip
+def test_a_name_that_its_unit_contradicts_is_refused(metric: str, unit: str, reason: str) -> None:
+    (row,) = run_of(metric=metric, unit=unit).rows
+    assert row.value is None and re.search(reason, row.problem)
+
+
+def test_a_bare_mfu_above_one_is_percent() -> None:
+    values = [run_of(metric="mfu", value=value, unit="").rows[0].value for value in ("45", "0.45", "45%")]
+    assert values == pytest.approx([0.45] * 3)
+    assert "at most the whole peak" in run_of(metric="mfu", value="145", unit="%").rows[0].problem
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,16 @@ def test_an_error_is_in_the_rows_own_unit() -> None:
     assert (memory.predicted, memory.error_pct) == (pytest.approx(10), pytest.approx(25))
 
 
+def test_rates_of_sequences_and_steps_follow_from_the_step_time() -> None:
+    """256 sequences on 128 GPUs in 2 s: one sequence a second and GPU, half a step a second."""
+    rates = (("throughput", "seq/s/GPU", 1.0), ("samples", "samples/s", 128.0), ("speed", "it/s", 0.5))
+    for metric, unit, expected in rates:
+        (row,) = judge([run_of(metric=metric, unit=unit, value="1")], steady)
+        assert row.predicted == pytest.approx(expected)
+    (percent,) = judge([run_of(metric="mfu", unit="", value="45")], constant)
+    assert (percent.measured, percent.predicted) == (pytest.approx(45), pytest.approx(40))
+
+
 def test_mfu_is_taken_over_the_rows_own_peak() -> None:
     (row,) = judge([run_of(metric="mfu", value="40", unit="%", notes="peak 494.5 TFLOP/s")], constant)
     assert row.predicted == pytest.approx(80)
