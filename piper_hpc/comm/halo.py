@@ -20,6 +20,7 @@ from piper_hpc.comm.plan import inverse
 from piper_hpc.comm.routes import RoutePlan, plan_routes
 from piper_hpc.comm.tables import Tables, make_tables
 from piper_hpc.comm.travel import Overlap, Travel
+from piper_hpc.comm.volume import Traffic, volume
 from piper_hpc.spec.placement import Placement
 
 CHUNKS = 4
@@ -80,6 +81,11 @@ class HaloDispatcher:
             dedup=self._dedup,
             placement_version=placement.version,
         )
+
+    def volume(self, plan: RoutePlan, *, row_bytes: int, weight_bytes: int = 4) -> dict[str, Traffic]:
+        """What this rank sends in one dispatch of `plan`, by tier; see `piper_hpc.comm.volume`."""
+        chain = self._chains.chain(self._rank)
+        return volume(plan, chain, self._chains.places, row_bytes=row_bytes, weight_bytes=weight_bytes)
 
     def dispatch(
         self,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from piper_hpc.comm.levels import Chains, Places
-from piper_hpc.comm.volume import TIERS, volume
+from piper_hpc.comm.volume import TIERS
 from piper_hpc.resource_model.all_to_all import Routing, all_to_all
 from piper_hpc.resource_model.topology import Group, tier_links
 from piper_hpc.spec import TIERS as ALL_TIERS
@@ -31,8 +31,8 @@ def counted(algorithm: str, places: Places, experts: int) -> list[dict[str, tupl
     placement = Placement.linear(experts, places.ranks)
 
     def rank_plan(rank: int) -> dict[str, tuple[int, int, int, int]]:
-        plan = dispatcher(board, algorithm, places, rank, chains, chunks=1).plan(every_choice(experts), placement)
-        sent = volume(plan, chains.chain(rank), places, row_bytes=ROW_BYTES)
+        mine = dispatcher(board, algorithm, places, rank, chains, chunks=1)
+        sent = mine.volume(mine.plan(every_choice(experts), placement), row_bytes=ROW_BYTES)
         return {
             tier: (each.rows, each.payload_bytes, each.metadata_bytes, each.messages) for tier, each in sent.items()
         }
