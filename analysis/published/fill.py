@@ -1,7 +1,8 @@
 """The one written rule that fills what a published run leaves unstated. It knows no measured value.
 
 A field takes the first of: what the row states (columns, then words of its notes); what its twins agree on, the runs
-of the same document with the same model, layers, tp and pp (vpp, micro_batch, zero_stage); arithmetic; and then:
+of the same document with the same model, layers, tp, pp, framework and method or system (vpp, micro_batch, zero_stage);
+arithmetic; and then:
 
     field               where nothing states it
     ------------------  ------------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ from itertools import product
 
 from analysis.published import habits
 from analysis.published.facts import model_facts
-from analysis.published.names import choices, device, framework, schedule
+from analysis.published.names import choices, device, framework, same_method, schedule
 from analysis.published.request import Refused, Request
 from analysis.published.rows import PublishedRun
 from piper_hpc.spec import Layout, ModelSpec, Routing
@@ -60,7 +61,8 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
     """
     document = [other for other in others if other.document == run.document]
     same = ("model", "layers", "tp", "pp")
-    twins = [other for other in document if all(other.cells[key] == run.cells[key] for key in same)]
+    alike = [other for other in document if all(other.cells[key] == run.cells[key] for key in same)]
+    twins = [other for other in alike if same_method(run, other)]
     accelerator, cluster = device(run.cells["gpu"])
     name, method = framework(run)
     model, assumed = model_facts(run, _vocab(run, document))
@@ -75,7 +77,7 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
         assumed["seq"] = f"{SEQUENCE}: not stated"
 
     found: list[Request] = []
-    for degrees, recomputed in product(_degrees(run, twins, model, name, assumed), recomputes):
+    for degrees, recomputed in product(_degrees(run, alike, model, name, assumed), recomputes):
         tp, pp, ep, etp, cp = degrees
         gpus = _gpus(run, tp, pp, cp)
         dense_dp = gpus // (pp * tp * cp)
@@ -121,12 +123,15 @@ def _gpus(run: PublishedRun, tp: int, pp: int, cp: int) -> int:
 
 
 def _degrees(
-    run: PublishedRun, twins: Sequence[PublishedRun], model: ModelSpec, name: str, assumed: dict[str, str]
+    run: PublishedRun, others: Sequence[PublishedRun], model: ModelSpec, name: str, assumed: dict[str, str]
 ) -> Iterator[tuple[int, int, int, int, int]]:
-    """(tp, pp, ep, etp, cp) that are stated, or searched, and that the GPUs and the model allow."""
-    alike = [each for each in (run, *twins) if each.note("system") == run.note("system")]
-    notes = " ".join(each.words for each in alike)
-    searched = " ".join(each.words for each in (run, *twins) if each.cells["num_gpus"] == run.cells["num_gpus"])
+    """(tp, pp, ep, etp, cp) that are stated, or searched, and that the GPUs and the model allow.
+
+    others: runs of the document with the same model and layout, of all its systems: one note names the set that all
+    of them searched.
+    """
+    notes = " ".join(each.words for each in (run, *others) if each.note("system") == run.note("system"))
+    searched = " ".join(each.words for each in (run, *others) if each.cells["num_gpus"] == run.cells["num_gpus"])
     ulysses = "ulysses" in notes.lower() and (run.degree("cp") or 1) == 1 and run.degree("ep")
     if ulysses:
         assumed["cp"] = f"{ulysses}: Ulysses sequence parallelism over the group of ep"

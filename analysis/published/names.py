@@ -82,6 +82,11 @@ def framework(run: PublishedRun) -> tuple[str, str]:
     return "megatron", method
 
 
+def same_method(run: PublishedRun, other: PublishedRun) -> bool:
+    """Whether two runs of a document are of one framework and one method or system: they share its habits."""
+    return all(run.note(key) == other.note(key) for key in ("method", "system")) and framework(run) == framework(other)
+
+
 _SCHEDULES: tuple[tuple[str, str, str], ...] = (
     (r"dualpipe-?v", "dualpipev", ""),
     (r"dualpipe", "dualpipev", "DualPipe is modelled as DualPipeV, its form without a second copy of the weights"),

@@ -83,6 +83,20 @@ def test_twins_of_a_document_fill_before_anything_is_searched(shipped: list[Publ
         assert {request.layout.vpp for request in fill(named(shipped, row_id), shipped)} == {vpp}
 
 
+@pytest.mark.parametrize("note", ["method", "system"])
+def test_a_baseline_lends_nothing_to_the_system_beside_it(note: str) -> None:
+    """The baseline states ZeRO 2, micro-batch 2 and vpp 7; the paper's own system states none of them."""
+    baseline = run_of(row_id="b", notes=f"{note}=Megatron-LM", zero_stage="2", micro_batch="2", vpp="7")
+    bare = {"zero_stage": "", "micro_batch": "", "vpp": ""}
+    own = run_of(row_id="own", notes=f"{note}=Ours", **bare)
+    requests = fill(own, [baseline, own])
+    assert {request.layout.zero for request in requests} == {1}
+    assert {request.layout.micro_batch for request in requests} == {1, 2, 4, 8}
+    same = run_of(row_id="same", notes=f"{note}=Megatron-LM", **bare)
+    (request,) = fill(same, [baseline, own, same])
+    assert (request.layout.zero, request.layout.micro_batch, request.layout.vpp) == (2, 2, 7)
+
+
 def test_eras_differ_in_attention_states_and_sequence_parallelism(shipped: list[PublishedRun]) -> None:
     (old,) = fill(named(shipped, "kor-0001"), shipped)
     assert (old.execution.flash, old.execution.sequence_parallel, old.layout.zero) == (False, False, 0)
