@@ -5,7 +5,8 @@
 2. The row's columns override: layers, hidden, heads, kv_heads, ffn, experts, topk, moe_ffn, shared_experts, and
    `vocab N`, `N dense`, `N-matrix experts`, `N layers inferred` in words.
 3. What neither states: heads of 128, kv_heads = heads, head_dim = hidden / heads, three matrices (two where the model
-   is a GPT, or where the size in an MoE's name is nearer to that count), vocab 51,200 for a GPT, else 32,000.
+   is built like a GPT, or where the size in an MoE's name is nearer to that count), a dense ffn of 4 hidden with two
+   matrices and 8/3 hidden with three, vocab 51,200 for a GPT, else 32,000.
 4. Multi-token prediction is trained where the notes say MTP, and by DeepSeek itself (arXiv 2412.19437, one module); not
    in a model cut to fewer layers, which keeps dense layers only as far as experts follow.
 5. Without layers and hidden (and experts, topk, moe_ffn of an MoE) from 1 or 2 the run is refused.
@@ -28,7 +29,21 @@ from piper_hpc.paths import data_folder
 from piper_hpc.spec import ModelSpec
 
 _FIELDS = {field.name for field in fields(ModelSpec)}
-_SAME_AS = {"gpt": "gpt3", "mtnlg": "gpt3", "llama31": "llama3"}
+_SAME_AS = {"gpt": "gpt3", "mtnlg": "gpt3", "megatronturingnlg": "gpt3", "megatron": "gpt3"}
+_OTHER_NAMES: tuple[tuple[str, str], ...] = (
+    # a pattern on a name in lower case, what stands for it: releases of one architecture, makers, and tuned forms
+    (r"^[\w.-]+/", ""),
+    (r"^(meta|snowflake|nvidia|databricks|xai)[ -]", ""),
+    (r"^llama[ -]?3\.[13](?=\D|$)", "llama3"),
+    (r"^deepseek[ -]?(r1|v3\.\d)(-zero|-\d{4})?", "deepseek-v3"),
+    (r"^deepseek[ -]?v2\.5", "deepseek-v2"),
+    (r"[ -](v\d\.\d|base|instruct|chat|hf|thinking|it|pretrain(ing)?|model|\d{4})(?=[ -]|$)", ""),
+)
+_PRINTED_SIZE = r"(?<![\w.])a?(\d+(?:\.\d+)?) ?([bt])(?=[ _-]|$)|(?<=[ _-])\d+e(?=[ _-]|$)"
+NEAR_SIZE = 0.15
+"""A name with a size is a preset without one where total or active parameters are as near as this."""
+_LIKE_GPT = r"\bgpt(?!.?oss)|megatron|turing|mt-?nlg|\bopt\b|bloom|falcon|nemotron-?4|starcoder"
+"""Families whose feed-forward has two matrices of 4 hidden."""
 GPT_VOCAB, OTHER_VOCAB = 51_200, 32_000
 LARGEST = {"layers": 2_000, "experts": 100_000}
 """More is a misprint; formulas walk over layers and experts."""
@@ -58,7 +73,10 @@ def _read(stem: str) -> dict[str, Any]:
 
 def _key(name: str) -> str:
     """A name without case and separators; `MT-NLG 530B` and `GPT 530B` are `gpt3530b`."""
-    bare = re.sub(r"single layer|[^a-z0-9]", "", name.lower())
+    name = name.lower()
+    for pattern, ours in _OTHER_NAMES:
+        name = re.sub(pattern, ours, name)
+    bare = re.sub(r"single layer|[^a-z0-9]", "", name)
     for other, ours in _SAME_AS.items():
         if bare.startswith(other) and not bare.startswith(ours):
             return ours + bare[len(other) :]
@@ -73,14 +91,28 @@ def preset(run: PublishedRun) -> tuple[ModelSpec | None, str]:
     """(preset, whose it is): the model's own, the nearest of its family, or None."""
     name, hidden = plain(run.cells["model"]), run.degree("hidden")
     known = presets()
+    sizes = [float(number) * (1e12 if unit == "t" else 1e9) for number, unit in re.findall(_PRINTED_SIZE, name.lower())
+             if number]  # fmt: skip
+    unsized = _key(re.sub(_PRINTED_SIZE, "", name.lower()))
     for stem, spec in known.items():
-        if _key(stem) == _key(name):
+        if _key(stem) == _key(name) or (_key(stem) == unsized and _near(spec, sizes)):
             return spec, f"preset {stem}"
+    # Qwen alone names dense and MoE models alike; its MoE names print active parameters.
+    dense_qwen = re.match(r"qwen", name, re.I) and not run.moe and not re.search(r"[ -]a\d", name, re.I)
+    dense = dense_qwen or run.number("experts") in (0, 1)
     relatives = [stem for stem in known if _family_key(stem.replace("_", "-")) == _family_key(name)]
-    if not relatives or not hidden:
+    relatives = [stem for stem in relatives if not (dense and known[stem].experts)]
+    if len(relatives) == 1 and not sizes and not hidden:
+        return known[relatives[0]], f"preset {relatives[0]}, the one of its family"
+    if not relatives or not hidden or not run.degree("layers"):
         return None, ""
     nearest = min(relatives, key=lambda stem: abs(math.log(known[stem].hidden / hidden)))
     return known[nearest], f"family of preset {nearest}"
+
+
+def _near(spec: ModelSpec, sizes: list[float]) -> bool:
+    counts = (spec.parameters, spec.active_parameters)
+    return not sizes or any(abs(count / size - 1) < NEAR_SIZE for size in sizes for count in counts)
 
 
 def model_facts(run: PublishedRun, vocab: int | None) -> tuple[ModelSpec, dict[str, str]]:
@@ -116,6 +148,8 @@ def _overridden(run: PublishedRun, base: ModelSpec, facts: dict[str, Any], assum
     elif facts.get("heads", base.heads) != base.heads or facts.get("hidden", base.hidden) != base.hidden:
         facts["head_dim"] = facts.get("hidden", base.hidden) // facts.get("heads", base.heads)
         facts.setdefault("kv_heads", facts.get("heads", base.heads))
+        if not base.experts and "dense_ffn" not in facts:
+            facts["dense_ffn"] = round(base.dense_ffn / base.hidden * facts.get("hidden", base.hidden))
     shared, width = run.number("shared_experts"), facts.get("expert_ffn", base.expert_ffn)
     if shared is not None and base.experts and shared * width != base.shared_experts * base.shared_expert_ffn:
         facts |= {"shared_experts": shared, "shared_expert_ffn": width if shared else 0}
@@ -156,14 +190,14 @@ def _from_columns(run: PublishedRun, facts: dict[str, Any], assumed: dict[str, s
     if "vocab" not in facts:
         facts["vocab"] = GPT_VOCAB if gpt else OTHER_VOCAB
         assumed["vocab"] = f"{facts['vocab']}: not stated"
-    matrices = 2 if gpt else 3
+    matrices = 2 if re.search(_LIKE_GPT, run.cells["model"].lower()) else 3
     if run.moe:
         facts.setdefault("matrices_per_expert", _matrices(run, facts, matrices))
         assumed["matrices_per_expert"] = str(facts["matrices_per_expert"])
         shared = run.number("shared_experts") or 0
         facts |= {"shared_experts": shared, "shared_expert_ffn": facts["expert_ffn"] if shared else 0}
     elif "dense_ffn" not in facts:
-        facts["dense_ffn"] = 4 * hidden if matrices == 2 else 8 * hidden // 3 // 256 * 256
+        facts["dense_ffn"] = 4 * hidden if matrices == 2 else -(-8 * hidden // 768) * 256
         assumed["ffn"] = f"{facts['dense_ffn']}: not stated"
     if gpt:
         facts |= {"norm": "layer", "tied_embeddings": True, "positions": run.degree("seq") or 2048}

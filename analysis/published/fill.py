@@ -7,7 +7,8 @@ arithmetic; and then:
     field               where nothing states it
     ------------------  ------------------------------------------------------------------------------------------
     model               facts.py: preset of the model or its family, overridden by the row's columns
-    accelerator         names.py: by the words of the gpu column; an unknown device is refused
+    accelerator         names.py: by the words of the gpu column; an unknown device is refused. H100 where none is
+                        named and the run prints memory alone
     num_gpus            tp pp cp dp; where those are not stated either, refused
     tp                  searched: 1, 2, 4, 8 (inside a node), dividing the heads; or the set that the notes name
     pp                  searched: 1, 2, 4, 8, 16, at most the layers
@@ -45,7 +46,7 @@ from itertools import product
 
 from analysis.published import habits
 from analysis.published.facts import model_facts
-from analysis.published.names import choices, device, framework, same_method, schedule
+from analysis.published.names import choices, device, framework, names_no_device, same_method, schedule
 from analysis.published.request import Refused, Request
 from analysis.published.rows import PublishedRun
 from piper_hpc.spec import Layout, ModelSpec, Routing
@@ -63,9 +64,11 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
     same = ("model", "layers", "tp", "pp")
     alike = [other for other in document if all(other.cells[key] == run.cells[key] for key in same)]
     twins = [other for other in alike if same_method(run, other)]
-    accelerator, cluster = device(run.cells["gpu"])
     name, method = framework(run)
+    accelerator, cluster, taken = _device(run)
     model, assumed = model_facts(run, _vocab(run, document))
+    if taken:
+        assumed["accelerator"] = f"{accelerator}: {taken}"
     old = habits.plain_era(run, model, accelerator)
     routing = habits.routing(run, document, method, assumed) if model.experts else Routing("forced")
     recipe = habits.recipe(run, name, assumed)
@@ -104,6 +107,14 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
             f"micro_batch of {', '.join(map(str, _micro_batches(run, twins)))} on num_gpus={run.cells['num_gpus']}"
         )
     return found
+
+
+def _device(run: PublishedRun) -> tuple[str, str, str]:
+    """The device that the gpu column names; H100 for a run that prints memory alone and names none."""
+    memory_alone = all(re.search(r"bytes$|memory", row.quantity.name) for row in run.rows)
+    if memory_alone and names_no_device(run.cells["gpu"]):
+        return "h100", "dgx_h100", "not stated, and memory does not depend on it"
+    return device(run.cells["gpu"])
 
 
 def _vocab(run: PublishedRun, document: Sequence[PublishedRun]) -> int | None:

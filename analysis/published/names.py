@@ -8,37 +8,53 @@ from collections.abc import Sequence
 from analysis.published.request import Refused
 from analysis.published.rows import PublishedRun
 
-DEVICES: tuple[tuple[str, str, str], ...] = (
-    # a pattern on the GPU column, accelerator, cluster whose node and network it stands for
-    (r"mi250x?.*lumi|lumi.*mi250", "mi250x_gcd", "lumi_g"),
-    (r"mi250x?", "mi250x_gcd", "frontier"),
-    (r"mi300x", "mi300x", "mi325x"),
-    (r"mi325x", "mi325x", "mi325x"),
-    (r"mi35[05]x", "mi355x", "mi355x"),
-    (r"gb200", "gb200", "gb200_nvl72"),
-    (r"gh200.*delta", "gh200", "deltaai"),
-    (r"gh200", "gh200", "alps"),
-    (r"\bb200", "b200", "b200"),
-    (r"\bh200", "h200", "dgx_h100"),
-    (r"\bh100", "h100", "dgx_h100"),
-    (r"\bh800", "h800", "h800"),
-    (r"a100.*perlmutter.*80|a100.*80.*perlmutter", "a100_80gb", "perlmutter"),
-    (r"a100.*perlmutter", "a100_40gb", "perlmutter"),
-    (r"a100.*(juwels|jwb)", "a100_40gb", "juwels_booster"),
-    (r"a100.*leonardo|leonardo.*a100", "a100_64gb_custom", "leonardo_booster"),
-    (r"a100.*40", "a100_40gb", "dgx_a100"),
-    (r"a100", "a100_80gb", "dgx_a100"),
+DEVICES: tuple[tuple[str, str, str, str], ...] = (
+    # a pattern on the GPU column, accelerator, cluster whose node and network it stands for, what is taken for granted
+    (r"mi250x?.*lumi|lumi.*mi250", "mi250x_gcd", "lumi_g", ""),
+    (r"mi250x?", "mi250x_gcd", "frontier", ""),
+    (r"mi300x?(?![\da-z])", "mi300x", "mi325x", ""),
+    (r"mi325x?", "mi325x", "mi325x", ""),
+    (r"mi350x?", "mi355x", "mi355x", "MI350X is taken as MI355X, which clocks higher"),
+    (r"mi355x?", "mi355x", "mi355x", ""),
+    (r"gb300", "gb200", "gb200_nvl72", "GB300 is taken as GB200"),
+    (r"gb200", "gb200", "gb200_nvl72", ""),
+    (r"gh200.*delta", "gh200", "deltaai", ""),
+    (r"gh200", "gh200", "alps", ""),
+    (r"b300", "b200", "b200", "B300 is taken as B200"),
+    (r"b200", "b200", "b200", ""),
+    (r"h200", "h200", "dgx_h100", ""),
+    (r"h100.*(pcie|nvl\b)", "h100", "dgx_h100", "H100 PCIe or NVL is taken as H100 SXM"),
+    (r"h100", "h100", "dgx_h100", ""),
+    (r"h800", "h800", "h800", ""),
+    (r"a800", "a100_80gb", "dgx_a100", "A800 is taken as A100 80 GB; its NVLink, cut from 600 to 400 GB/s, is not"),
+    (r"a100.*perlmutter.*80|a100.*80.*perlmutter", "a100_80gb", "perlmutter", ""),
+    (r"a100.*perlmutter", "a100_40gb", "perlmutter", ""),
+    (r"a100.*(juwels|jwb)", "a100_40gb", "juwels_booster", ""),
+    (r"a100.*(leonardo|(?<!\d)64 ?-?gi?b)|leonardo.*a100", "a100_64gb_custom", "leonardo_booster", ""),
+    (r"a100.*(?<!\d)80 ?-?gi?b", "a100_80gb", "dgx_a100", ""),
+    (r"a100.*(?<!\d)40(?!\d)", "a100_40gb", "dgx_a100", ""),
+    (r"a100", "a100_80gb", "dgx_a100", ""),
 )
-KNOWN = tuple(dict.fromkeys(accelerator for _, accelerator, _ in DEVICES))
+KNOWN = tuple(dict.fromkeys(accelerator for _, accelerator, _, _ in DEVICES))
 
 
-def device(gpu: str) -> tuple[str, str]:
-    """(accelerator, cluster) of a GPU column. Raises Refused for one that names no known accelerator."""
+def device(gpu: str) -> tuple[str, str, str]:
+    """(accelerator, cluster, what is taken for granted) of a GPU column.
+
+    Raises Refused for one that names no known accelerator: H20 and MI308X compute a fraction of H100 and MI300X.
+    """
     text = re.sub(r"[_\s]+", " ", gpu.lower())
-    for pattern, accelerator, cluster in DEVICES:
-        if re.search(pattern, text):
-            return accelerator, cluster
+    text = re.sub(r"\b\d+ ?[x*\u00d7] ?(?=[a-z])|dgx|hgx", " ", text)
+    text = re.sub(r"\b(mi|gb|gh|[abh])[ -](?=\d{3})", r"\1", text)
+    for pattern, accelerator, cluster, taken in DEVICES:
+        if re.search(rf"(?<![a-z\d])(?:{pattern})", text):
+            return accelerator, cluster, taken
     raise Refused(f"gpu={gpu or '(empty)'}: must name one of {', '.join(KNOWN)}")
+
+
+def names_no_device(gpu: str) -> bool:
+    """Whether a GPU column is empty or says that the type is not stated; another device's name is neither."""
+    return not gpu.strip() or re.search(r"not (stated|given|named)|unknown|unspecified", gpu, re.I) is not None
 
 
 _SIZE = re.compile(

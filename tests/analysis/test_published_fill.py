@@ -83,6 +83,60 @@ def test_twins_of_a_document_fill_before_anything_is_searched(shipped: list[Publ
         assert {request.layout.vpp for request in fill(named(shipped, row_id), shipped)} == {vpp}
 
 
+NO_COLUMNS = dict.fromkeys(("layers", "hidden", "heads", "kv_heads", "ffn", "experts", "topk", "moe_ffn"), "")
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        ("Llama 3.1 405B", 405.9), ("Llama-3.1-8B", 8.03), ("LLaMA3 70B", 70.6), ("Llama3.3 70B Instruct", 70.6),
+        ("meta-llama/Llama-3.1-8B-Instruct", 8.03), ("Mixtral-8x7B-v0.1", 46.7), ("Mixtral 8x7B Instruct", 46.7),
+        ("Snowflake Arctic", 478.6), ("Megatron 530B", 529.6), ("DeepSeek V3 671B", 671.0), ("DeepSeek-R1", 671.0),
+        ("Qwen3-235B-A22B", 235.1), ("Qwen3 30B A3B", 30.53), ("GPT-OSS 120B", 116.8), ("GPT-OSS", 116.8),
+        ("Kimi K2", 1026.4), ("OLMoE-1B-7B", 6.92), ("Llama-4-Scout-17B-16E", 108.6), ("DBRX 132B", 131.6),
+    ],
+)  # fmt: skip
+def test_a_model_is_known_by_any_of_its_names(model: str, billions: float) -> None:
+    spec, _ = model_facts(run_of(model=model, **NO_COLUMNS), None)
+    total = spec.parameters - spec.mtp_parameters
+    assert total / 1e9 == pytest.approx(billions, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt-oss-20b", "DeepSeek-V3 16B", "Nemotron-4 340B", "Llama 2 70B", "Mixtral", "Qwen3 8B"]
+)
+def test_another_size_needs_its_columns(model: str) -> None:
+    with pytest.raises(Refused, match="must state"):
+        model_facts(run_of(model=model, **NO_COLUMNS), None)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "hidden", "heads", "ffn", "matrices"),
+    [
+        ("Nemotron-4 340B", "96", "18432", "96", 4 * 18432, 2),
+        ("Llama 2 7B", "32", "4096", "32", 11008, 3),
+        ("Llama 3.2 3B", "28", "3072", "24", 8192, 3),
+        ("Qwen3 8B", "36", "4096", "32", 11008, 3),
+        ("GPT 5B", "24", "4096", "32", 16384, 2),
+    ],
+)
+def test_a_dense_model_works_without_its_ffn(
+    model: str, layers: str, hidden: str, heads: str, ffn: int, matrices: int
+) -> None:
+    stated = NO_COLUMNS | {"layers": layers, "hidden": hidden, "heads": heads}
+    spec, _ = model_facts(run_of(model=model, **stated), None)
+    assert (spec.experts, spec.dense_ffn, spec.dense_matrices) == (0, ffn, matrices)
+
+
+def test_memory_alone_needs_no_device() -> None:
+    memory = {"gpu": "8-GPU node (type not stated)", "metric": "peak_memory", "value": "6", "unit": "GB"}
+    (request,) = fill(run_of(**memory))
+    assert request.accelerator == "h100" and "not stated" in request.filled["accelerator"]
+    for changes in ({"metric": "step_time", "unit": "s"}, {"gpu": "V100"}):
+        with pytest.raises(Refused, match="gpu="):
+            fill(run_of(**memory | changes))
+
+
 @pytest.mark.parametrize("note", ["method", "system"])
 def test_a_baseline_lends_nothing_to_the_system_beside_it(note: str) -> None:
     """The baseline states ZeRO 2, micro-batch 2 and vpp 7; the paper's own system states none of them."""

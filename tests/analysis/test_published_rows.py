@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.load import UsageError
+from analysis.published.fill import fill
 from analysis.published.metrics import COMPONENT, MEMORY, STATUS, TIME, UNKNOWN, UnknownUnit, in_si, quantity
 from analysis.published.names import DEVICES, device, family, framework, schedule
 from analysis.published.request import Refused
@@ -159,19 +160,42 @@ def test_a_bare_mfu_above_one_is_percent() -> None:
         ("GB200 NVL72", ("gb200", "gb200_nvl72")),
         ("GH200 (Alps)", ("gh200", "alps")),
         ("AMD Instinct MI355X", ("mi355x", "mi355x")),
+        ("8xH100", ("h100", "dgx_h100")),
+        ("64xH100 SXM", ("h100", "dgx_h100")),
+        ("DGX-H100", ("h100", "dgx_h100")),
+        ("H-100", ("h100", "dgx_h100")),
+        ("DGXB200", ("b200", "b200")),
+        ("A100 SXM4 80GB", ("a100_80gb", "dgx_a100")),
+        ("A100-80GB (40 nodes)", ("a100_80gb", "dgx_a100")),
+        ("MI300X OAM", ("mi300x", "mi325x")),
     ],
 )
 def test_a_gpu_names_its_accelerator_and_cluster(gpu: str, expected: tuple[str, str]) -> None:
-    assert device(gpu) == expected
+    assert device(gpu) == (*expected, "")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "accelerator", "taken"),
+    [
+        ("A800", "a100_80gb", "NVLink, cut"),
+        ("B300", "b200", "B300 is taken as B200"),
+        ("GB300 NVL72", "gb200", "GB300 is taken as GB200"),
+        ("H100 PCIe", "h100", "H100 SXM"),
+        ("MI350X", "mi355x", "clocks higher"),
+    ],
+)
+def test_a_near_device_is_taken_and_told(gpu: str, accelerator: str, taken: str) -> None:
+    assert device(gpu)[0] == accelerator and taken in device(gpu)[2]
+    assert taken in fill(run_of(gpu=gpu))[0].filled["accelerator"]
 
 
 def test_every_known_device_has_its_files() -> None:
-    for _, accelerator, cluster in DEVICES:
+    for _, accelerator, cluster, _ in DEVICES:
         assert (data_folder("conf") / "accelerator" / f"{accelerator}.yaml").is_file()
         assert (data_folder("conf") / "cluster" / f"{cluster}.yaml").is_file()
 
 
-@pytest.mark.parametrize("gpu", ["", "V100", "8-GPU node (type not stated)", "GB300", "H20"])
+@pytest.mark.parametrize("gpu", ["", "V100", "8-GPU node (type not stated)", "H20", "MI308X", "TPU v5p", "Hopper"])
 def test_an_unknown_gpu_is_refused(gpu: str) -> None:
     with pytest.raises(Refused, match=r"gpu=.*: must name one of .*h100"):
         device(gpu)
