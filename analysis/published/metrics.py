@@ -98,7 +98,7 @@ def quantity(metric: str, unit: str) -> Quantity:
 
 def _rate(name: str, read: _Unit) -> str:
     """The canonical name of a rate: per GPU as unit or name say; PFLOP/s are too many for one."""
-    per_gpu = read.per_gpu or re.search(r"(^|_)(gpu|gcd|device|chip|rank|accelerator|card|tgs)(_|$)", name)
+    per_gpu = read.per_gpu or bool(re.search(r"(^|_)(gpu|gcd|device|chip|rank|accelerator|card|tgs)(_|$)", name))
     if read.dimension == _FLOP and not per_gpu:
         per_gpu = read.factor < 1e15 and not re.search(r"aggregate|total|cluster|system", name)
     return (_PER_GPU if per_gpu else _IN_ALL)[read.dimension]
