@@ -23,6 +23,8 @@ ELSEWHERE = {
     "python -m piper_hpc.launch task=plan": "tests/test_local_run.py",
     "python -m piper_hpc.launch parallelism=auto train=smoke": "tests/test_local_run.py",
     "python -m piper_hpc.launch task=profile": "tests/test_local_run.py",
+    "python -m piper_hpc.planner.benchmark": "tests/planner/test_fused_search.py",
+    "python -m analysis.validate published": "tests/analysis/test_published_validate.py",
     "python -m piper_hpc.testbed up": "tests/slurm/test_testbed.py",
     "python -m piper_hpc.testbed status": "tests/slurm/test_testbed.py",
     "python -m piper_hpc.testbed down": "tests/slurm/test_testbed.py",
