@@ -18,7 +18,8 @@ from piper_hpc.planner.grid import ANOTHER_NAME, LayoutGrid, Mask, degrees
 from piper_hpc.planner.question import ROOMIER, Found, Question, Ranked, domain_tier, front_indices, pareto
 from piper_hpc.resource_model.fused import Stepper, stepper
 from piper_hpc.resource_model.fused.blocks import Parts
-from piper_hpc.resource_model.fused.step import Memory, Once, Step, network_of, peak_bytes
+from piper_hpc.resource_model.fused.network import network_of
+from piper_hpc.resource_model.fused.step import Memory, Once, Step, peak_bytes
 from piper_hpc.resource_model.schedule import problem
 from piper_hpc.resource_model.topology import Group
 from piper_hpc.spec import Execution

@@ -12,8 +12,8 @@ from functools import cached_property, reduce
 
 from piper_hpc.resource_model.fused import compute, exchange, memory
 from piper_hpc.resource_model.fused.device import Device, Times
-from piper_hpc.resource_model.fused.exchange import Network
 from piper_hpc.resource_model.fused.host import launches
+from piper_hpc.resource_model.fused.network import Network
 from piper_hpc.resource_model.fused.shapes import Shapes
 from piper_hpc.resource_model.fused.stages import Chunk, Kind, kinds
 from piper_hpc.resource_model.numbers import Number

@@ -5,36 +5,15 @@ Each function says what of it runs beside compute: only the rest is charged to t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from piper_hpc.resource_model import collectives
 from piper_hpc.resource_model.all_to_all import all_to_all
 from piper_hpc.resource_model.fused.device import Device, Times
+from piper_hpc.resource_model.fused.network import Network, widest_tier
 from piper_hpc.resource_model.fused.shapes import Shapes
 from piper_hpc.resource_model.numbers import Number
-from piper_hpc.resource_model.topology import AxisGroups, Group, Links
 from piper_hpc.spec import Execution
-
-
-@dataclass(frozen=True)
-class Network:
-    """The groups of a layout and the links under them."""
-
-    groups: AxisGroups
-    links: Links
-    boundary_tier: Number
-
-    def send_s(self, tier: Number, sent_bytes: Number) -> Number:
-        """One message over a link of tier number `tier`, or of an array of them."""
-        tiers = np.asarray(tier, dtype=np.int64)
-        return self.links.latency_s[tiers] + sent_bytes * self.links.s_per_byte[tiers]
-
-
-def widest_tier(group: Group) -> Number:
-    """Number of the widest tier on which a group has peers."""
-    return sum((group.within(tier) < group.size) * 1 for tier in range(len(group.peers) - 1))
 
 
 def beside(exchange_s: Number, compute_s: Number) -> Number:

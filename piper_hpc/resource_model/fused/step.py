@@ -13,12 +13,12 @@ from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.fused import exchange, memory
 from piper_hpc.resource_model.fused.blocks import Blocks, Counts, Parts, weighted, weighted_times
 from piper_hpc.resource_model.fused.device import Device, Times
-from piper_hpc.resource_model.fused.exchange import Network, beside
+from piper_hpc.resource_model.fused.exchange import beside
+from piper_hpc.resource_model.fused.network import Network, network_of
 from piper_hpc.resource_model.fused.shapes import Shapes
 from piper_hpc.resource_model.fused.stages import Chunk, chunks
 from piper_hpc.resource_model.numbers import Number
-from piper_hpc.resource_model.topology import axis_groups, boundary_tier, tier_links, topology_of
-from piper_hpc.spec import ClusterSpec, Degrees, Execution, Link, ModelSpec, Workload
+from piper_hpc.spec import ClusterSpec, Degrees, Execution, ModelSpec, Workload
 
 Memory = dict[str, list[Number]]
 """Kind -> bytes by pipeline rank."""
@@ -104,23 +104,6 @@ def stepper(
     network = network_of(cluster, layout)
     blocks = Blocks(shapes, Device(accelerator, workload.recipe, execution.fused_accumulation), network, execution)
     return Stepper(Parts(blocks, network, layout.all_to_all), layout)
-
-
-def network_of(cluster: ClusterSpec, layout: Degrees) -> Network:
-    """The groups of `layout` on `cluster` and the links under them, at the rate that collectives reach."""
-    accelerator = cluster.accelerator
-    links = {
-        tier: Link(link.latency_s, link.bytes_per_s * (accelerator.efficiency.link_share(tier) if accelerator else 1.0))
-        for tier, link in cluster.links.items()
-    }
-    topology = topology_of(cluster)
-    stage_ranks = layout.ep * layout.etp * layout.dp
-    boundaries = [boundary_tier(topology, stage_ranks, stage) for stage in range(layout.pp - 1)]
-    return Network(
-        axis_groups(layout, topology),
-        tier_links(links, name=cluster.name, tiers=topology.tiers),
-        reduce(np.maximum, boundaries, 0),
-    )
 
 
 @dataclass(frozen=True)
