@@ -28,7 +28,7 @@ def limits(
     lifts = sorted(_lifts(engine, question, found, simulated[0].layout), key=lambda lift: -float(lift["gain_pct"]))
     return {
         "largest_terms": [
-            {"term": name, "seconds": seconds, "share": seconds / best.step_time_s}
+            {"term": name, "time_s": seconds, "share": seconds / best.step_time_s}
             for name, seconds in sorted(best.terms.items(), key=lambda item: -item[1])[:LARGEST]
         ],
         "memory": _memory(question, best),
