@@ -236,6 +236,16 @@ def test_a_whole_prediction_plays_the_schedule_and_carries_intervals() -> None:
     assert 0 < predicted.mfu < 1
 
 
+def test_a_workload_beyond_what_was_measured_is_told() -> None:
+    short = Workload(64, 256, RECIPES["mixed_18"])
+    notes = " ".join(fused.predict(MOE, cluster(8), Layout(ep=8), short, MEGATRON).notes)
+    assert "sequence=256" in notes
+    assert "128 rows each" not in notes and "experts: " not in notes
+    skinny = fused.predict(replace(MOE, top_k=1), cluster(8), Layout(ep=8), short, MEGATRON).notes
+    assert any("experts: 64 rows each" in note for note in skinny)
+    assert not fused.predict(MOE, cluster(8), Layout(ep=8), WORKLOAD, MEGATRON).notes
+
+
 @pytest.mark.parametrize(
     ("layout", "said"),
     [

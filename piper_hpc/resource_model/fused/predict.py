@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from piper_hpc.resource_model import schedule
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
-from piper_hpc.resource_model.fused.device import Device
+from piper_hpc.resource_model.fused.device import TILE, Device
 from piper_hpc.resource_model.fused.interval import around, half_widths
 from piper_hpc.resource_model.fused.rules import problem
+from piper_hpc.resource_model.fused.shapes import Shapes
 from piper_hpc.resource_model.fused.step import Step, stepper
 from piper_hpc.spec import (
     TERMS,
@@ -27,6 +31,10 @@ MOST_ACTIONS = 400_000
 """Actions of a step that are still simulated one by one, about two seconds; beyond, the closed form stands."""
 
 
+SHORT_TOKENS = 1024
+"""Sequences below have no measured attention behind them."""
+
+
 def predict(
     model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload, execution: Execution
 ) -> Prediction:
@@ -39,7 +47,7 @@ def predict(
         raise ResourceModelError(broken)
     stepping = stepper(model, cluster, layout, workload, execution)
     step = stepping.evaluate()
-    notes = [*stepping.network.links.notes]
+    notes = [*stepping.network.links.notes, *_beyond(stepping.shapes)]
     timeline = simulate(step, layout, execution)
     terms = {name: float(step.terms.get(name, 0.0)) for name in TERMS}
     if timeline is None:
@@ -103,6 +111,18 @@ def simulate(step: Step, layout: Degrees, execution: Execution) -> schedule.Time
         send_backward_s=message,
         blocking=not execution.overlap_p2p,
     )
+
+
+def _beyond(shapes: Shapes) -> Iterator[str]:
+    """Where a workload leaves what the constants were fitted on or read at."""
+    if shapes.workload.sequence < SHORT_TOKENS:
+        yield (
+            f"sequence={shapes.workload.sequence}: attention's share of the peak is that of 4096 tokens and more; "
+            "short ones reach less"
+        )
+    rows = float(shapes.rows / np.maximum(shapes.experts_per_rank, 1)) if shapes.model.experts else float("inf")
+    if rows < TILE[0]:
+        yield f"experts: {rows:.0f} rows each, less than a tile of {TILE[0]}: no fitted run had products so small"
 
 
 def _evidence(device: Device, execution: Execution) -> dict[str, Any]:
