@@ -16,8 +16,12 @@ pytestmark = pytest.mark.processes
 
 
 def _priorities(cores: int) -> tuple[set[int], set[int], float]:
-    """Nice values of the threads that receive and of all others, and a sum that was exchanged; rank has `cores`."""
+    """Nice values of a new group's threads that receive and of all others, and an exchanged sum; rank has `cores`.
+
+    They count from the process's own. Groups of earlier tests may still have threads here: those are left out.
+    """
     all_cores = os.sched_getaffinity(0)
+    usual, earlier = os.getpriority(os.PRIO_PROCESS, 0), {thread.name for thread in Path("/proc/self/task").glob("*")}
     group = dist.new_group([0, 1])
     try:
         os.sched_setaffinity(0, sorted(all_cores)[:cores])
@@ -27,7 +31,9 @@ def _priorities(cores: int) -> tuple[set[int], set[int], float]:
     receiving, others = set(), set()
     for thread in Path("/proc/self/task").glob("*"):
         receives = (thread / "comm").read_text().strip() == GLOO_RECEIVER
-        (receiving if receives else others).add(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
+        if receives and thread.name in earlier:
+            continue
+        (receiving if receives else others).add(os.getpriority(os.PRIO_PROCESS, int(thread.name)) - usual)
     total = torch.ones(1)
     dist.all_reduce(total, group=group)
     return receiving, others, float(total)
