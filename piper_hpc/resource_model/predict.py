@@ -9,7 +9,7 @@ from piper_hpc.resource_model import fused
 from piper_hpc.resource_model.cost import Cost, total
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
+from piper_hpc.resource_model.flops import flops_per_token, told
 from piper_hpc.resource_model.memory import memory_by_stage
 from piper_hpc.resource_model.schedule import Timeline, simulate
 from piper_hpc.resource_model.step import StepCost, step_cost
@@ -81,8 +81,7 @@ def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layou
         curves.note(CORES_ARE_SHARED)
         terms = _on_shared_cores(terms, pipeline, cost, cluster, layout)
     step_time_s = sum(term.seconds for term in terms.values())
-    flops = flops_per_token(model, workload.sequence)
-    step_flops = flops * workload.tokens
+    step_flops = flops_per_token(model, workload.sequence) * workload.tokens
     memory = memory_by_stage(model, layout, workload)
     ranks_per_stage = layout.ranks // layout.pp
     stage_bytes = [sum(kinds) for kinds in zip(*memory.values(), strict=True)]
@@ -97,13 +96,7 @@ def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layou
         hidden={},
         intervals=_intervals(terms, step_time_s, workload, step_flops / (curves.peak_flops * layout.ranks), curves),
         memory=memory,
-        model={
-            "name": model.name,
-            "parameters": model.reported_parameters,
-            "active_parameters": model.reported_active_parameters,
-            "flops_per_token": flops,
-            "flop_convention": FLOP_CONVENTION,
-        },
+        model=told(model, workload.sequence),
         calibration=_evidence(curves, terms),
         notes=list(curves.notes),
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from piper_hpc.resource_model import schedule
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
+from piper_hpc.resource_model.flops import flops_per_token, told
 from piper_hpc.resource_model.fused.device import TILE, Device
 from piper_hpc.resource_model.fused.interval import around, half_widths
 from piper_hpc.resource_model.fused.rules import problem
@@ -60,8 +60,8 @@ def predict(
     half = half_widths(step, model, cluster, layout, workload, execution)
     intervals = {name: around(seconds, half.get(name, 0.0)) for name, seconds in terms.items()}
     low, high = intervals["step_time_s"] = around(step_time_s, half["step_time_s"])
-    flops = flops_per_token(model, workload.sequence)
-    share = flops * workload.tokens / (stepping.device.peak_flops * layout.ranks)
+    flops = flops_per_token(model, workload.sequence) * workload.tokens
+    share = flops / (stepping.device.peak_flops * layout.ranks)
     memory = {kind: [int(size) for size in sizes] for kind, sizes in step.memory.items()}
     by_stage = [sum(kinds) for kinds in zip(*memory.values(), strict=True)]
     return Prediction(
@@ -76,13 +76,7 @@ def predict(
         intervals=intervals
         | {"tokens_per_s": (workload.tokens / high, workload.tokens / low), "mfu": (share / high, share / low)},
         memory=memory,
-        model={
-            "name": model.name,
-            "parameters": model.reported_parameters,
-            "active_parameters": model.reported_active_parameters,
-            "flops_per_token": flops,
-            "flop_convention": FLOP_CONVENTION,
-        },
+        model=told(model, workload.sequence),
         calibration=_evidence(stepping.device, execution),
         notes=notes,
     )
