@@ -9,6 +9,7 @@ from piper_hpc.spec.cluster import (
     ClusterSpec,
     Curve,
     Link,
+    MeasuredExchange,
     Tier,
     Topology,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "LayerParameters",
     "Layout",
     "Link",
+    "MeasuredExchange",
     "ModelSpec",
     "Placement",
     "Prediction",
