@@ -1,0 +1,115 @@
+"""What is measured together: one load of one size on one group, for all algorithms; and the row that each leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from piper_hpc.microbench.dispatch.workloads import imbalance, is_burst
+from piper_hpc.spec import BENCHMARK_VERSION
+
+OPERATOR = "dispatch_combine"
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One load. tokens: of a mean rank; dtype: of the rows, float32, bfloat16 or float16."""
+
+    workload: str
+    experts: int
+    top_k: int
+    tokens: int
+    hidden: int
+    dtype: str = "float32"
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row."""
+        return self.hidden * ITEM_BYTES[self.dtype]
+
+    @property
+    def logical_bytes(self) -> int:
+        """What a mean rank's choices weigh: T k d w, whatever an algorithm really sends of it."""
+        return self.tokens * self.top_k * self.row_bytes
+
+    def step(self, iteration: int) -> int:
+        """The workload's step that an iteration times: every one in turn, of W7 the bursts alone."""
+        return iteration if self.workload != "W7" else next(s for s in range(16 * iteration, 10**9) if is_burst(s))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An algorithm of the family as it is measured. chunks: parts in which rows travel between nodes, 0 where the
+    algorithm has none (flat, mpi)."""
+
+    algorithm: str
+    chunks: int = 0
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"{self.algorithm} c{self.chunks}" if self.chunks else self.algorithm
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant in one cell. seconds: of the slowest rank, by iteration, the two halves of `row` in turn;
+    payload, metadata: bytes that all ranks sent in one dispatch, by the widest link that they crossed, mean over
+    iterations; link: bytes that left each node by its eth0 in one dispatch and combine, mean, empty where not read."""
+
+    seconds: Sequence[float]
+    payload: dict[str, float]
+    metadata: dict[str, float]
+    link: Sequence[float]
+    correct: bool
+
+
+def row(cell: Cell, variant: Variant, group: dict[str, int], measured: Measured, **extra: Any) -> dict[str, Any]:
+    """One row of `measurements.jsonl`.
+
+    group: its ranks, nodes and racks. bytes_by_level: payload of a mean rank in one dispatch, by the widest link
+    (node: inside one, rack: between nodes of a rack, system: between racks). The samples are in the order of their
+    iterations, of which the even ones are for calibration and the odd ones held out for judging it: statistics are
+    those of all, `calibration_s` and `held_out_s` the medians of each half.
+    """
+    seconds = np.asarray(measured.seconds, dtype=np.float64)
+    p5, median, p95 = np.percentile(seconds, [5, 50, 95])
+    ranks = group["ranks"]
+    return {
+        "benchmark_version": BENCHMARK_VERSION,
+        "operator": OPERATOR,
+        "algorithm": variant.algorithm,
+        "chunks": variant.chunks,
+        **asdict(cell),
+        "group": group,
+        "logical_bytes_per_rank": cell.logical_bytes,
+        "row_bytes": cell.row_bytes,
+        "bytes_by_level": {level: total / ranks for level, total in measured.payload.items()},
+        "metadata_bytes_by_level": {level: total / ranks for level, total in measured.metadata.items()},
+        "link_bytes_by_node": list(measured.link),
+        "imbalance": imbalance(
+            cell.workload,
+            experts=cell.experts,
+            top_k=cell.top_k,
+            ranks=ranks,
+            tokens=cell.tokens,
+            step=cell.step(0),
+        ),
+        "n": len(seconds),
+        "median_s": float(median),
+        "mean_s": float(seconds.mean()),
+        "p5_s": float(p5),
+        "p95_s": float(p95),
+        "min_s": float(seconds.min()),
+        "max_s": float(seconds.max()),
+        "spread": float((p95 - p5) / 2 / median),
+        "calibration_s": float(np.median(seconds[::2])),
+        "held_out_s": float(np.median(seconds[1::2])) if len(seconds) > 1 else None,
+        "samples_s": [float(sample) for sample in seconds],
+        "correct": measured.correct,
+        **extra,
+    }
