@@ -2,7 +2,8 @@
 
 An expert group is split into nested domains, farthest first (racks, nodes, ranks). One hop a level: between the domains
 of the level, each rank exchanges with the ranks of equal place in the other domains (a rail), so that ranks that share
-a NIC index talk to one another; inside the last domain every rank is its own. `flat` is the single level of ranks.
+a NIC index talk to one another; inside the last domain every rank is its own. `flat` is the single level of ranks;
+`flat_dedup` takes every rank for a node: a row goes to it once, and there a group of one fans it out to its experts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 
-ALGORITHMS = ("flat", "halo", "halo3", "halo_dedup", "halo3_dedup")
+ALGORITHMS = ("flat", "halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup")
 """What `parallelism.all_to_all` may name."""
 
 
@@ -77,12 +78,16 @@ def labels_of(algorithm: str, places: Places) -> list[tuple[str, tuple[Hashable,
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"all_to_all={algorithm}: must be one of {', '.join(ALGORITHMS)}, for example flat")
-    nodes = tuple(zip(places.rack_of_rank, places.node_of_rank, strict=True))
-    outer = {"flat": [], "halo": [("between nodes", nodes)]}.get(
-        algorithm.removesuffix("_dedup"), [("between racks", places.rack_of_rank), ("between nodes", nodes)]
-    )
-    innermost = "flat" if algorithm == "flat" else "inside nodes"
-    kept: list[tuple[str, tuple[Hashable, ...]]] = [(innermost, tuple(range(places.ranks)))]
+    ranks: tuple[Hashable, ...] = tuple(range(places.ranks))
+    nodes: tuple[Hashable, ...] = tuple(zip(places.rack_of_rank, places.node_of_rank, strict=True))
+    racks: tuple[Hashable, ...] = places.rack_of_rank
+    outer, innermost = {
+        "flat": ([], "flat"),
+        "flat_dedup": ([("between ranks", ranks)], "inside ranks"),
+        "halo": ([("between nodes", nodes)], "inside nodes"),
+        "halo3": ([("between racks", racks), ("between nodes", nodes)], "inside nodes"),
+    }[algorithm if algorithm == "flat_dedup" else algorithm.removesuffix("_dedup")]
+    kept = [(innermost, ranks)]
     for phase, labels in reversed(outer):
         if len(set(labels)) > 1 and (len(kept) == 1 or len(set(labels)) < len(set(kept[0][1]))):
             kept.insert(0, (phase, labels))

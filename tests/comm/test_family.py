@@ -18,7 +18,7 @@ from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_levels import RACKS, machine
 
 HIDDEN = 4
-DEDUP = ("halo_dedup", "halo3_dedup")
+DEDUP = ("flat_dedup", "halo_dedup", "halo3_dedup")
 PLAIN = ("halo", "halo3")
 VARIANTS = [(1, "none"), (2, "own_first"), (4, "far_first")]
 
@@ -156,8 +156,11 @@ def large(racks: tuple[tuple[int, ...], ...]) -> tuple[Places, Problem, list[Out
 
 @pytest.mark.parametrize(
     ("algorithm", "racks"),
-    [("halo", ((8,) * 8,)), ("halo_dedup", ((8,) * 8,)), ("halo3_dedup", ((8,) * 4,) * 3)],
-    ids=["halo-64", "halo_dedup-64", "halo3_dedup-96"],
+    [
+        ("halo", ((8,) * 8,)), ("flat_dedup", ((8,) * 8,)), ("halo_dedup", ((8,) * 8,)),
+        ("halo3_dedup", ((8,) * 4,) * 3),
+    ],
+    ids=["halo-64", "flat_dedup-64", "halo_dedup-64", "halo3_dedup-96"],
 )
 def test_large_worlds(algorithm: str, racks: tuple[tuple[int, ...], ...]) -> None:
     """8 nodes of 8 ranks, and 96 ranks in three racks."""
@@ -235,7 +238,7 @@ def test_a_plan_is_used_again_without_counts(algorithm: str) -> None:
     rows, weights = 2 * (levels + 1), (levels - 1) * algorithm.endswith("_dedup")
     for planning, *travels in board.run(again):
         assert travels == [rows + weights] * 4
-        assert planning == {"halo": 2, "halo3": 3, "halo_dedup": 3, "halo3_dedup": 6}[algorithm]
+        assert planning == {"halo": 2, "halo3": 3, "flat_dedup": 3, "halo_dedup": 3, "halo3_dedup": 6}[algorithm]
 
 
 def test_missing_weights_gradient_would_show() -> None:

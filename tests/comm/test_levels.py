@@ -75,6 +75,9 @@ def test_uneven_nodes_share_the_rails_of_the_smallest() -> None:
         ("halo3", [[4], [4]], 2),  # racks of one node
         ("halo3_dedup", [[1, 1], [1, 1]], 3),
         ("flat", [[4, 4], [4, 4]], 1),
+        ("flat_dedup", [[4, 4], [4, 4]], 2),
+        ("flat_dedup", [[4]], 2),
+        ("flat_dedup", [[1]], 1),
     ],
 )
 def test_levels_without_work_are_left_out(algorithm: str, racks: list[list[int]], depth: int) -> None:
