@@ -14,6 +14,7 @@ from piper_hpc.spec.cluster import (
     Topology,
 )
 from piper_hpc.spec.execution import EXECUTIONS, Execution
+from piper_hpc.spec.fits import Estimate, Fit
 from piper_hpc.spec.layout import Degrees, Layout, RankMap, RankPlace
 from piper_hpc.spec.model import LayerParameters, ModelSpec
 from piper_hpc.spec.placement import Placement
@@ -35,7 +36,9 @@ __all__ = [
     "Curve",
     "Degrees",
     "Efficiency",
+    "Estimate",
     "Execution",
+    "Fit",
     "LayerParameters",
     "Layout",
     "Link",

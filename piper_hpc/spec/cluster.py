@@ -8,11 +8,12 @@ from enum import Enum
 from itertools import pairwise
 
 from piper_hpc.spec.accelerator import Accelerator
+from piper_hpc.spec.fits import Fit
 
 DATA_SHEET = "data sheet"
 """`Calibration.source` of a cluster on which nothing was measured."""
 
-BENCHMARK_VERSION = 4
+BENCHMARK_VERSION = 5
 """Raised whenever the way of measuring changes: rows of different versions are not compared."""
 
 
@@ -142,6 +143,7 @@ class Calibration:
     `source` names the evidence: a path of measurements, or `data sheet` where nothing was measured.
     `peak_flops` is the best measured GEMM rate of one device (FLOP/s), the denominator of MFU on a CPU.
     `exchanges`: the all-to-all family as measured, from which `all_to_all=auto` chooses; empty where it was not.
+    `fits`: latencies, rates and efficiencies with confidence intervals, where enough was measured to tell them.
     """
 
     source: str
@@ -150,6 +152,7 @@ class Calibration:
     curves: dict[str, Curve] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     exchanges: tuple[MeasuredExchange, ...] = ()
+    fits: tuple[Fit, ...] = ()
 
     @property
     def measured(self) -> bool:
