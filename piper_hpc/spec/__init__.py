@@ -13,6 +13,7 @@ from piper_hpc.spec.cluster import (
     Tier,
     Topology,
 )
+from piper_hpc.spec.exchange import INDEX_BYTES, METADATA_BYTES, WEIGHT_BYTES
 from piper_hpc.spec.execution import EXECUTIONS, Execution
 from piper_hpc.spec.fits import Estimate, Fit
 from piper_hpc.spec.layout import Degrees, Layout, RankMap, RankPlace
@@ -27,9 +28,12 @@ __all__ = [
     "BENCHMARK_VERSION",
     "DATA_SHEET",
     "EXECUTIONS",
+    "INDEX_BYTES",
+    "METADATA_BYTES",
     "RECIPES",
     "TERMS",
     "TIERS",
+    "WEIGHT_BYTES",
     "Accelerator",
     "Calibration",
     "ClusterSpec",
