@@ -50,12 +50,15 @@ class Local:
 class GroupChannel:
     """A channel over a process group by `all_to_all_single`. phase: what an error calls it.
 
-    Exchanges are numbered; two channels over the same ranks have different phases.
+    Exchanges are numbered; two channels over the same ranks have different phases. never_empty: a rank that receives
+    nothing sends itself a row that nobody sees; by default on RCCL, where X-MoE (arXiv 2508.13337) saw such ranks hang.
     """
 
-    def __init__(self, group: dist.ProcessGroup, phase: str) -> None:
+    def __init__(self, group: dist.ProcessGroup, phase: str, *, never_empty: bool | None = None) -> None:
         self.group, self.phase, self.ranks = group, phase, tuple(dist.get_process_group_ranks(group))
         self.entered = 0
+        self._never_empty = is_rccl(group) if never_empty is None else never_empty
+        self._place = dist.get_rank(group)
         self._store = dist.PrefixStore(
             f"entered/{phase}/{'-'.join(map(str, self.ranks))}", dist.distributed_c10d._get_default_store()
         )
@@ -65,6 +68,8 @@ class GroupChannel:
     ) -> Pending:
         """See `Channel.exchange`. Raises MissingPeerError here or in `wait`."""
         self.entered += 1
+        if self._never_empty and not sum(receive):
+            output, source, receive, send = with_own_row(output, source, send, self._place)
         try:
             work = dist.all_to_all_single(output, source, list(receive), list(send), group=self.group, async_op=True)
         except RuntimeError as error:
@@ -95,6 +100,23 @@ class GroupChannel:
 
     def _reached(self, rank: int) -> int:
         return int(self._store.get(str(rank))) if self._store.check([str(rank)]) else 0
+
+
+def is_rccl(group: dist.ProcessGroup) -> bool:
+    """Whether the group exchanges by RCCL: torch's nccl back end on ROCm."""
+    return torch.version.hip is not None and "nccl" in str(dist.get_backend(group))
+
+
+def with_own_row(
+    output: torch.Tensor, source: torch.Tensor, send: Sequence[int], place: int
+) -> tuple[torch.Tensor, torch.Tensor, list[int], list[int]]:
+    """The exchange of a rank that receives nothing, with a row of zeros from itself to itself: (output, source,
+    receive, send). Other ranks see no difference."""
+    own, before = list(send), sum(send[:place])
+    row = source.new_zeros((1, *source.shape[1:]))
+    own[place] += 1
+    receive = [int(peer == place) for peer in range(len(own))]
+    return output.new_empty((1, *output.shape[1:])), torch.cat((source[:before], row, source[before:])), receive, own
 
 
 class _Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from piper_hpc.comm.channel import GroupChannel
+from piper_hpc.comm.channel import Channel, GroupChannel
 from piper_hpc.comm.moves import Exchange, Permute, Spread
 from piper_hpc.comm.plan import Handle, plan_exchange
 from piper_hpc.spec.placement import Placement
@@ -18,9 +18,16 @@ class FlatDispatcher:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self._channel = GroupChannel(group, "flat") if group is not None else None
+        self._channel: Channel | None = GroupChannel(group, "flat") if group is not None else None
         self._ranks = dist.get_world_size(group) if group is not None else 1
         self._positions: dict[tuple[Placement, torch.device], torch.Tensor] = {}
+
+    @classmethod
+    def over(cls, channel: Channel, ranks: int) -> FlatDispatcher:
+        """The same over any channel between `ranks` ranks."""
+        made = cls()
+        made._channel, made._ranks = channel, ranks
+        return made
 
     def dispatch(
         self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement

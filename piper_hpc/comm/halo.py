@@ -20,7 +20,7 @@ from piper_hpc.comm.plan import inverse
 from piper_hpc.comm.routes import RoutePlan, plan_routes
 from piper_hpc.comm.tables import Tables, make_tables
 from piper_hpc.comm.travel import Overlap, Travel
-from piper_hpc.comm.volume import Traffic, volume
+from piper_hpc.comm.volume import Traffic, rows_to, volume
 from piper_hpc.spec.placement import Placement
 
 CHUNKS = 4
@@ -86,6 +86,10 @@ class HaloDispatcher:
         """What this rank sends in one dispatch of `plan`, by tier; see `piper_hpc.comm.volume`."""
         chain = self._chains.chain(self._rank)
         return volume(plan, chain, self._chains.places, row_bytes=row_bytes, weight_bytes=weight_bytes)
+
+    def rows_to(self, plan: RoutePlan) -> list[int]:
+        """Rows that this rank sends to each rank of the group in one dispatch of `plan`."""
+        return rows_to(plan, self._chains.chain(self._rank), self._chains.places.ranks)
 
     def dispatch(
         self,

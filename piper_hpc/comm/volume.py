@@ -47,6 +47,16 @@ def volume(
     return sent
 
 
+def rows_to(plan: RoutePlan, chain: Chain, ranks: int) -> list[int]:
+    """Rows that the rank of `chain` sends to each rank in one dispatch of `plan`, those it keeps included, [ranks]."""
+    sent = [0] * ranks
+    for legs in plan.routes:
+        for leg in legs:
+            for peer, rows in zip(chain.hops[leg.level].group, leg.send, strict=True):
+                sent[peer] += rows
+    return sent
+
+
 def _abroad(
     sent: dict[str, Traffic], rank: int, group: tuple[int, ...], counts: list[int], places: Places
 ) -> Iterable[tuple[Traffic, int]]:

@@ -1,0 +1,52 @@
+"""The dispatchers of one rank, by algorithm, over process groups that algorithms with the same hops share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from piper_hpc.comm.channel import Channel, GroupChannel, Local
+from piper_hpc.comm.flat import FlatDispatcher
+from piper_hpc.comm.halo import CHUNKS, HaloDispatcher
+from piper_hpc.comm.levels import Chains, Places
+from piper_hpc.runtime.group import let_senders_go_first
+
+
+class Family:
+    """What makes dispatchers for one expert group: `ranks` of the default group, which stand at `places`.
+
+    Making one is collective over the default group, also for ranks outside: groups of processes are made so.
+    """
+
+    def __init__(self, places: Places, ranks: Sequence[int], timeout: timedelta) -> None:
+        self.places, self._ranks, self._timeout = places, tuple(ranks), timeout
+        self._channels: dict[tuple[str, tuple[int, ...]], GroupChannel] = {}
+        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def dispatcher(self, algorithm: str, *, chunks: int = CHUNKS) -> FlatDispatcher | HaloDispatcher:
+        """The dispatcher of this rank, which is one of the group. Raises ValueError for an unknown algorithm."""
+        place = self._ranks.index(dist.get_rank())
+        chains = Chains(algorithm, self.places)
+        channels = [self._channel(chains, level) for level in range(chains.depth)]
+        if algorithm == "flat":
+            return FlatDispatcher.over(channels[0], len(self._ranks))
+        return HaloDispatcher(chains, place, channels, dedup=algorithm.endswith("_dedup"), chunks=chunks)
+
+    def _channel(self, chains: Chains, level: int) -> Channel:
+        own: Channel = Local()
+        for members in chains.groups(level):
+            group = tuple(self._ranks[member] for member in members)
+            if len(group) == 1:
+                continue
+            if group not in self._groups:
+                made: dist.ProcessGroup = dist.new_group(list(group), timeout=self._timeout)
+                self._groups[group] = made
+                let_senders_go_first()
+            if dist.get_rank() in group:
+                key = (chains.phase(level), group)
+                if key not in self._channels:
+                    self._channels[key] = GroupChannel(self._groups[group], chains.phase(level))
+                own = self._channels[key]
+        return own

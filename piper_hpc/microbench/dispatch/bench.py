@@ -1,0 +1,84 @@
+"""The whole benchmark on the testbed: each machine brought up, measured by real ranks under srun, and taken down."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from piper_hpc.microbench.dispatch.rank import Part, Task
+from piper_hpc.microbench.dispatch.stages import Stage
+from piper_hpc.runs import RunFolder
+from piper_hpc.runs.manifest import provenance
+from piper_hpc.runs.status import Status
+from piper_hpc.testbed.options import flag
+
+TESTBED = (sys.executable, "-m", "piper_hpc.testbed")
+ON_THE_LINKS = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
+"""Without these MPICH goes through shared memory: it takes the nodes, which share a host's name, for one."""
+
+
+class BenchError(RuntimeError):
+    """The benchmark could not go on; the message is for its user."""
+
+
+def measure(run: RunFolder, stages: Sequence[Stage]) -> None:
+    """All stages, one after the other, into the run's record. Raises BenchError, with what was measured kept."""
+    run.write_manifest({"task": "bench-a2a", **provenance()})
+    run.write_status(Status("running"))
+    try:
+        for stage in stages:
+            with machine(stage) as testbed:
+                _measure(run, stage, testbed)
+    except BaseException as error:
+        reason = str(error) or type(error).__name__
+        state = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+        run.write_status(Status(state, failure_class="error" if state == "failed" else None, reason=reason))
+        raise
+    run.write_status(Status("completed"))
+
+
+@contextmanager
+def machine(stage: Stage) -> Iterator[dict[str, Any]]:
+    """The stage's testbed, up for the length of a `with`; gives its record. Raises BenchError where it cannot be."""
+    flags = [word for key, value in stage.options.items() for word in (flag(key), f"{value:g}")]
+    answer = subprocess.run([*TESTBED, "up", *flags, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    document = json.loads(answer.stdout or "{}")
+    if answer.returncode or document.get("was_up"):
+        raise BenchError("a testbed is up already: python -m piper_hpc.testbed down" if not answer.returncode else
+                         f"the testbed of {stage.name} did not come up (see above)")  # fmt: skip
+    try:
+        yield document
+    finally:
+        subprocess.run([*TESTBED, "down"], stdout=subprocess.DEVNULL, check=False)
+
+
+def _measure(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
+    mpi = stage.mpi and importlib.util.find_spec("mpi4py") is not None
+    if stage.mpi and not mpi:
+        print("MPI takes no part: pip install mpi4py mpich", file=sys.stderr)
+    links = {kind: link["configured_bytes_per_s"] for kind, link in testbed["links"].items()}
+    facts = {key: testbed["options"][key] for key in ("cpu_share", "period_us")}
+    parts = [part if mpi else _without_mpi(part) for part in stage.parts]
+    task = Task(str(run.path), {"machine": stage.name, "link_bytes_per_s": links, **facts}, parts, mpi)
+    path = run.path / f"task-{len(list(run.path.glob('task-*.json')))}.json"
+    task.write(path)
+    nodes, ranks = int(stage.options["nodes"]), int(stage.options["ranks_per_node"])
+    budget_s = sum(part.budget_s for part in stage.parts)
+    command = ["srun", f"--nodes={nodes}", f"--ntasks-per-node={ranks}", f"--mpi={'pmi2' if mpi else 'none'}",
+               "--kill-on-bad-exit=1", "--unbuffered", f"--time={2 + int(2 * budget_s / 60)}",
+               sys.executable, "-m", "piper_hpc.microbench.dispatch.rank", str(path)]  # fmt: skip
+    first = testbed["nodes"][0]["name"]
+    environment = {**os.environ, **testbed["environment"], "MASTER_ADDR": first, **(ON_THE_LINKS if mpi else {})}
+    if subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
+        raise BenchError(f"the ranks of {stage.name} failed (see above); rows so far are in {run.path}")
+
+
+def _without_mpi(part: Part) -> Part:
+    return replace(part, variants=[each for each in part.variants if each["algorithm"] != "mpi"])
