@@ -9,6 +9,7 @@ from piper_hpc.resource_model import fused
 from piper_hpc.resource_model.cost import Cost, total
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.exchanged import facts as exchange_facts
 from piper_hpc.resource_model.flops import flops_per_token, told
 from piper_hpc.resource_model.memory import memory_by_stage
 from piper_hpc.resource_model.schedule import Timeline, simulate
@@ -99,6 +100,7 @@ def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layou
         model=told(model, workload.sequence),
         calibration=_evidence(curves, terms),
         notes=list(curves.notes),
+        exchange=exchange_facts(cost, model, layout, workload),
     )
 
 

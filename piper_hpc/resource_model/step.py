@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from piper_hpc.resource_model import communication, compute
+from piper_hpc.resource_model.all_to_all import ALGORITHMS
 from piper_hpc.resource_model.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.cost import Cost, total
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.exchanged import AUTO, Exchanged, exchanged
 from piper_hpc.resource_model.groups import Group, LayoutGroups, layout_groups
 from piper_hpc.resource_model.memory import stage_parameter_parts
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Tier, Workload
@@ -74,12 +76,14 @@ class StageCost:
 
 @dataclass(frozen=True)
 class StepCost:
-    """The costs of all stages, of the messages between them, and what the look-up of curves had to say."""
+    """The costs of all stages, of the messages between them, and what the look-up of curves had to say; of each stage
+    the group that its experts make, and how they exchange."""
 
     stages: tuple[StageCost, ...]
     micro_batches: int
     messages: tuple[Cost, ...]
     curves: Curves
+    exchanges: tuple[tuple[Group, Exchanged], ...]
 
     @property
     def critical_stage(self) -> int:
@@ -107,7 +111,8 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
         curves.note(
             f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
         )
-    layers = {experts: _layer(batch, layout, experts) for experts in {stage.experts for stage in groups.stages}}
+    of_group = {stage.experts: exchanged(batch, stage.experts, layout.all_to_all) for stage in groups.stages}
+    layers = {experts: _layer(batch, layout, experts, moved) for experts, moved in of_group.items()}
     stages = tuple(
         _stage(batch, layout, groups, stage, layers[of_stage.experts]) for stage, of_stage in enumerate(groups.stages)
     )
@@ -115,10 +120,11 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
     # Having posted a message, torch's 1F1B does some Python and then waits for its neighbour itself.
     schedule = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH).forward
     messages = tuple(communication.message(curves, tier, message_bytes, schedule) for tier in groups.boundaries)
-    return StepCost(stages, micro_batches, messages, curves)
+    exchanges = tuple((stage.experts, of_group[stage.experts]) for stage in groups.stages)
+    return StepCost(stages, micro_batches, messages, curves, exchanges)
 
 
-def _layer(batch: MicroBatch, layout: Layout, group: Group) -> dict[str, ModuleCost]:
+def _layer(batch: MicroBatch, layout: Layout, group: Group, moved: Exchanged) -> dict[str, ModuleCost]:
     """One layer, on the mean rank. Its expert group meets five times, and each meeting waits for the ranks before it.
 
     Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
@@ -138,12 +144,12 @@ def _layer(batch: MicroBatch, layout: Layout, group: Group) -> dict[str, ModuleC
     return {
         "attention_s": attention,
         "router_s": router,
-        "dispatch_s": compute.dispatch(batch, group)
+        "dispatch_s": moved.dispatch
         + meetings(dense.forward, experts.backward)
         + meetings(rows.forward, Cost())
         + ModuleCost(Cost(), late.backward),
         "expert_s": experts,
-        "combine_s": compute.combine(batch, group)
+        "combine_s": moved.combine
         + meetings(experts.forward, dense.backward)
         + ModuleCost(late.forward, Cost()),
     }
@@ -184,11 +190,14 @@ def _stage(
 
 def _problems(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Iterator[str]:
     """Why the layout has no such step, or none that this model knows."""
-    modelled = {"schedule": "1f1b", "recompute": "none", "all_to_all": "flat", "zero": 0}
+    modelled = {"schedule": "1f1b", "recompute": "none", "zero": 0}
     modelled |= dict.fromkeys(("vpp", "etp", "tp", "cp"), 1)
     for key, value in modelled.items():
         if getattr(layout, key) != value:
             yield f"layout.{key}={getattr(layout, key)} is not modelled; use {key}={value}"
+    if layout.all_to_all not in (*ALGORITHMS, AUTO):
+        listed = ", ".join((*ALGORITHMS, AUTO))
+        yield f"layout.all_to_all={layout.all_to_all}: must be one of {listed}, for example all_to_all=flat"
     if layout.ranks > cluster.ranks:
         yield f"layout: pp * dp * ep * etp = {layout.ranks} ranks, cluster '{cluster.name}' has {cluster.ranks}"
     if model.experts % layout.ep:

@@ -34,6 +34,8 @@ class Prediction:
 
     routing: the skew that was assumed (load of an expert group's busiest rank over the mean), and in `by_skew` the
     step's time, terms and peak memory at others: what to compare a run with once its routing is known.
+    exchange: how the experts of each stage exchange (`stages`: algorithm, and why it was chosen), and `payload_bytes`,
+    rows that all ranks send in a step over links of each level: inside a node, to another node, to another rack.
     """
 
     layout: dict[str, Any]
@@ -50,6 +52,7 @@ class Prediction:
     calibration: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     routing: dict[str, Any] = field(default_factory=dict)
+    exchange: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def document(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def choose(
     if not alike:
         return None
     nearest = min(alike, key=lambda known: (_apart(known, shape), known))
-    notes = ()
+    notes: tuple[str, ...] = ()
     if nearest != shape:
         notes = (f"all-to-all of {_group(*shape)}: not measured; {_group(*nearest)} stand in",)
     cells, asked = table[nearest], (logical_bytes, top_k, imbalance)

@@ -76,16 +76,17 @@ class Demand:
         )
 
 
-def demand(algorithm: str, cell: Cell, chunks: int = 0) -> Demand:
-    """What `algorithm` asks for; chunks 0: the executor's own number. See `Demand`."""
-    return _Uniform(cell, algorithm).demand(chunks or DEFAULT_CHUNKS)
+def demand(algorithm: str, cell: Cell, chunks: int = 0, *, planned: bool = True) -> Demand:
+    """What `algorithm` asks for; chunks 0: the executor's own number; planned: with the counts, as in forward, or by
+    the plan that forward made, as in backward. See `Demand`."""
+    return _Uniform(cell, algorithm, planned).demand(chunks or DEFAULT_CHUNKS)
 
 
 class _Uniform:
     """A cell with the arithmetic of its domains."""
 
-    def __init__(self, cell: Cell, algorithm: str) -> None:
-        self.cell, self.dedup = cell, algorithm.endswith("_dedup")
+    def __init__(self, cell: Cell, algorithm: str, planned: bool = True) -> None:
+        self.cell, self.dedup, self.planned = cell, algorithm.endswith("_dedup"), planned
         self.algorithm = algorithm.removesuffix("_dedup")
         self.ranks = cell.ranks
         self.per_node = cell.ranks / cell.nodes
@@ -176,19 +177,26 @@ class _Uniform:
         levels = len(groups)
         exchanges = messages = 0.0
         for level, (members, parts) in enumerate(groups):
-            # Counts; out and home every part, and on the last level the own node's rows; of shared rows the index and
-            # the weight of each choice, and the numbers of rows that a middle level learns.
-            last = level == levels - 1
-            posted = 1 + 2 * parts + 2 * last
-            if self.dedup and levels > 1:
-                posted += 2 * (not last) + (0 < level < levels - 1)
+            # Out and home every part, and on the last level the own node's rows; of shared rows the weight of each
+            # choice. A plan exchanges counts, and of shared rows the index of each choice and the numbers of rows that
+            # a middle level learns.
+            last, shared = level == levels - 1, self.dedup and levels > 1
+            posted = 2 * parts + 2 * last + (shared and not last)
+            if self.planned:
+                posted += 1 + (shared and not last) + (shared and 0 < level < levels - 1)
             if members > 1:
                 exchanges += posted
                 messages += posted * (members - 1)
         padded = np.zeros((HOPS, len(LINKS)))
         padded[: len(hops)] = hops
         return Demand(
-            padded, own, float(chunks), exchanges, messages, float(self.dedup * (levels - 1)), copied_bytes=copied
+            padded,
+            own,
+            float(chunks),
+            exchanges,
+            messages,
+            plans=float(self.dedup * self.planned * (levels - 1)),
+            copied_bytes=copied,
         )
 
 

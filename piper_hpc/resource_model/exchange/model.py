@@ -56,9 +56,10 @@ class ExchangeModel:
     measured: bool = False
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def seconds(self, algorithm: str, cell: Cell, chunks: int = 0) -> float:
-        """Seconds of a dispatch and its combine, forward, counts included; chunks 0: the executor's own number."""
-        return float(self.of(demand(algorithm, cell, chunks)))
+    def seconds(self, algorithm: str, cell: Cell, chunks: int = 0, *, planned: bool = True) -> float:
+        """Seconds of a dispatch and its combine, forward, counts included, or without `planned` of the same backward;
+        chunks 0: the executor's own number."""
+        return float(self.of(demand(algorithm, cell, chunks, planned=planned)))
 
     def of(self, asked: Demand) -> Number:
         """Seconds for what is asked, also of many at once."""

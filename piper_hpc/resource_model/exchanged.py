@@ -1,0 +1,174 @@
+"""Dispatch and combine of a layer by any algorithm of the family: those of flat, times what the exchange model says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+from piper_hpc.resource_model import compute
+from piper_hpc.resource_model.all_to_all import ALGORITHMS, Routing, all_to_all
+from piper_hpc.resource_model.compute import MicroBatch, ModuleCost
+from piper_hpc.resource_model.cost import Cost
+from piper_hpc.resource_model.curves import Curves
+from piper_hpc.resource_model.exchange import (
+    LEAST_ROWS,
+    Cell,
+    Choice,
+    ExchangeModel,
+    cheapest,
+    choose,
+    fit_exchange_model,
+    of_links,
+)
+from piper_hpc.resource_model.groups import Group
+from piper_hpc.resource_model.topology import NODE, Links
+from piper_hpc.spec import TIERS, Layout, Link, ModelSpec, Tier, Workload
+
+AUTO = "auto"
+CURVE = "dispatch_combine"
+"""What a term rests on, by name, where an algorithm other than flat was predicted."""
+
+MOVES_PER_STEP = 4
+"""Times that the rows of a plan cross the links in a step: dispatch and combine, forward and backward."""
+
+RACK = TIERS.index(Tier.RACK.value)
+
+LEVELS = ("node", "rack", "system")
+"""Links by level: inside a node, to another node of the rack, to another rack."""
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Dispatch and combine of one layer in one micro-batch, and how they were chosen."""
+
+    dispatch: ModuleCost
+    combine: ModuleCost
+    choice: Choice
+
+
+class Costed(Protocol):
+    """Of a step's costs (see step.StepCost): the expert group and its exchange by stage."""
+
+    @property
+    def exchanges(self) -> tuple[tuple[Group, Exchanged], ...]: ...
+    @property
+    def micro_batches(self) -> int: ...
+
+
+def cell_of(group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, load: float) -> Cell:
+    """The exchange model's cell for `tokens` of one rank in one micro-batch; load: of the busiest rank over the mean."""
+    row_bytes = float(model.hidden * bytes_per_value)
+    return Cell(
+        ranks=int(group.size),
+        nodes=max(1, round(group.size / group.within(NODE))),
+        racks=max(1, round(group.size / group.within(RACK))),
+        logical_bytes=tokens * model.top_k * row_bytes,
+        row_bytes=row_bytes,
+        top_k=model.top_k,
+        experts=model.experts,
+        imbalance=max(1.0, load),
+    )
+
+
+def exchange_model(curves: Curves) -> ExchangeModel:
+    """Fitted to the calibration's measured exchanges where it has enough of them, else made of the links."""
+    measured = curves.calibration.exchanges
+    return fit_exchange_model(measured) if len(measured) >= LEAST_ROWS else of_links(curves)
+
+
+def settle(curves: Curves, cell: Cell, algorithm: str, among: Sequence[str] = ALGORITHMS) -> Choice:
+    """The choice that `algorithm` leaves: itself, or for `auto` what was measured or the cost model finds fastest."""
+    if algorithm != AUTO:
+        return Choice(algorithm, why="as configured")
+    measured = choose(
+        curves.calibration.exchanges,
+        ranks=cell.ranks,
+        nodes=cell.nodes,
+        racks=cell.racks,
+        logical_bytes=cell.logical_bytes,
+        top_k=cell.top_k,
+        imbalance=cell.imbalance,
+        among=among,
+    )
+    return measured or cheapest(exchange_model(curves), cell, among)
+
+
+def exchanged(batch: MicroBatch, group: Group, algorithm: str) -> Exchanged:
+    """Dispatch and combine under `algorithm`, or under what `auto` chooses for this group, size, top_k and load.
+
+    Flat is priced by its own curves. Another algorithm takes as many times longer or less as the exchange model finds,
+    each way; that both errors are of one model is given no credit in the interval.
+    """
+    flat = compute.dispatch(batch, group), compute.combine(batch, group)
+    if algorithm == "flat" or group.size == 1:
+        return Exchanged(*flat, Choice("flat", why="as configured" if algorithm == "flat" else "a group of one"))
+    curves = batch.curves
+    cell = cell_of(group, batch.model, batch.tokens, batch.bytes_per_value, batch.load)
+    choice = settle(curves, cell, algorithm)
+    told = f"all_to_all={algorithm}"
+    if algorithm == AUTO:
+        chunks = f" in {choice.chunks} chunks" if choice.chunks else ""
+        told += f": {choice.algorithm}{chunks} for {cell.ranks} ranks on {cell.nodes} nodes, {choice.why}"
+        curves.note(told)
+    for note in choice.notes:
+        curves.note(note)
+    if choice.algorithm == "flat":
+        return Exchanged(*flat, choice)
+    model = exchange_model(curves)
+    if not model.measured:
+        curves.note(
+            f"all_to_all={choice.algorithm}: not measured on this cluster; flat's times are scaled by a cost model "
+            "of its links"
+        )
+    forward, backward = (
+        model.seconds(choice.algorithm, cell, choice.chunks, planned=planned)
+        / model.seconds("flat", cell, planned=planned)
+        for planned in (True, False)
+    )
+
+    def scaled(cost: ModuleCost) -> ModuleCost:
+        return ModuleCost(_scaled(cost.forward, forward, model), _scaled(cost.backward, backward, model))
+
+    return Exchanged(scaled(flat[0]), scaled(flat[1]), choice)
+
+
+def _scaled(cost: Cost, ratio: float, model: ExchangeModel) -> Cost:
+    seconds = cost.seconds * ratio
+    return cost * ratio + Cost(0.0, {CURVE: seconds * model.spread})
+
+
+def step_bytes(
+    algorithm: str, group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, shares: Sequence[float] = ()
+) -> dict[str, float]:
+    """Payload bytes that the mean rank sends in one step for one layer and one micro-batch of `tokens` tokens, by
+    level: node, rack (other node) and system (other rack). shares: of each expert, where routing is known."""
+    found = all_to_all(
+        algorithm,
+        group,
+        Links((Link(0.0, 1.0),) * len(TIERS)),
+        tokens * model.top_k,
+        model.hidden * bytes_per_value,
+        Routing(model.experts, model.top_k, shares=tuple(shares)),
+    )
+    sent = [float(each) * MOVES_PER_STEP for each in found.payload_bytes]
+    bounds = (0, NODE + 1, RACK + 1, len(sent))
+    return {level: sum(sent[low:high]) for level, (low, high) in zip(LEVELS, pairwise(bounds), strict=True)}
+
+
+def facts(cost: Costed, model: ModelSpec, layout: Layout, workload: Workload) -> dict[str, Any]:
+    """`Prediction.exchange` of a costed step."""
+    tokens = layout.micro_batch * workload.sequence
+    load = float(workload.routing.load(layout.ep))
+    payload = dict.fromkeys(LEVELS, 0.0)
+    stages = []
+    for (group, moved), layers in zip(cost.exchanges, layout.stage_layers(model.layers), strict=True):
+        cell = cell_of(group, model, tokens, workload.bytes_per_value, load)
+        stages.append({"ranks": cell.ranks, "nodes": cell.nodes, "racks": cell.racks} | moved.choice.document())
+        sent = step_bytes(
+            moved.choice.algorithm, group, model, tokens, workload.bytes_per_value, workload.routing.histogram
+        )
+        for level in LEVELS:
+            payload[level] += sent[level] * len(layers) * cost.micro_batches * layout.ranks / layout.pp
+    return {"stages": stages, "payload_bytes": payload}
