@@ -1,26 +1,47 @@
-"""Exchanges between ranks at one size: point-to-point, all-to-all, all-reduce, each checked on its first call."""
+"""Exchanges between ranks at one size, by torch.distributed, each checked on its first call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-Exchange = tuple[Callable[[], object], bool]
-"""A call that is timed, and whether the first one delivered the right values."""
+from piper_hpc.microbench.groups import GroupFamily
+from piper_hpc.runtime.group import let_senders_go_first
+
+Exchange = tuple[Callable[[], object], int]
+"""A call that is timed, and how many wrong values the first one delivered."""
 
 BUS_FACTOR: dict[str, Callable[[int], float]] = {
     "p2p": lambda n: 1.0,
+    "p2p_concurrent": lambda n: 1.0,
     "all_to_all": lambda n: (n - 1) / n,
     "all_reduce": lambda n: 2 * (n - 1) / n,
+    "reduce_scatter": lambda n: (n - 1) / n,
+    "all_gather": lambda n: (n - 1) / n,
 }
-"""Bus bandwidth over algorithm bandwidth for n ranks, as nccl-tests defines it."""
+"""Bus bandwidth over algorithm bandwidth for n ranks, as nccl-tests defines it.
+
+The bytes of a row are those of the larger of a rank's two buffers: what is gathered, or what is reduced and scattered.
+"""
 
 
-def _label(source: int, target: int) -> int:
+def label(source: int, target: int) -> int:
     """A value that names a message and is exact in every floating-point type of 8 bits of precision and more."""
     return 1 + source % 15 * 16 + target % 16
+
+
+def bystander() -> Exchange:
+    """What a rank does in an exchange of others: nothing, and nothing wrong."""
+    return (lambda: None), 0
+
+
+def wrong_values(received: torch.Tensor, expected: torch.Tensor | float) -> int:
+    """How many values differ from those expected."""
+    return int((received != expected).sum())
 
 
 def round_trip(pair: tuple[int, int], elements: int, device: torch.device, dtype: torch.dtype) -> Exchange:
@@ -28,7 +49,7 @@ def round_trip(pair: tuple[int, int], elements: int, device: torch.device, dtype
     first, second = pair
     rank = dist.get_rank()
     peer = second if rank == first else first
-    sent = torch.full((elements,), _label(rank, peer), device=device, dtype=dtype)
+    sent = torch.full((elements,), label(rank, peer), device=device, dtype=dtype)
     received = torch.empty_like(sent)
 
     def call() -> None:
@@ -40,7 +61,7 @@ def round_trip(pair: tuple[int, int], elements: int, device: torch.device, dtype
             dist.send(sent, peer)
 
     call()
-    return call, bool((received == _label(peer, rank)).all())
+    return call, wrong_values(received, label(peer, rank))
 
 
 def all_to_all(
@@ -48,15 +69,19 @@ def all_to_all(
 ) -> Exchange:
     """Equal parts of `elements` values to every member of the group, this rank included."""
     rank, part = dist.get_rank(), elements // len(members)
-    sent = torch.tensor([_label(rank, peer) for peer in members], device=device, dtype=dtype).repeat_interleave(part)
-    expected = torch.tensor([_label(peer, rank) for peer in members], device=device, dtype=dtype)
+    sent = labels([label(rank, peer) for peer in members], part, device, dtype)
     received = torch.empty_like(sent)
 
     def call() -> None:
         dist.all_to_all_single(received, sent, group=group)
 
     call()
-    return call, torch.equal(received, expected.repeat_interleave(part))
+    return call, wrong_values(received, labels([label(peer, rank) for peer in members], part, device, dtype))
+
+
+def labels(values: Sequence[int], part: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Each value `part` times, one after the other."""
+    return torch.tensor(values, device=device, dtype=dtype).repeat_interleave(part)
 
 
 def all_reduce(
@@ -69,9 +94,93 @@ def all_reduce(
         dist.all_reduce(values, group=group)
 
     call()
-    correct = bool((values == torch.tensor(len(members), device=device, dtype=dtype)).all())
+    wrong = wrong_values(values, len(members))
     values.zero_()  # sums of zeros stay zero, however often they are taken
-    return call, correct
+    return call, wrong
 
 
-COLLECTIVES = {"all_to_all": all_to_all, "all_reduce": all_reduce}
+def reduce_scatter(
+    group: dist.ProcessGroup | None, members: Sequence[int], elements: int, device: torch.device, dtype: torch.dtype
+) -> Exchange:
+    """The sum over the group of each rank's part of `elements` values."""
+    part = elements // len(members)
+    sent = labels([1 + place % 8 for place in range(len(members))], part, device, dtype)
+    received = torch.empty(part, device=device, dtype=dtype)
+
+    def call() -> None:
+        dist.reduce_scatter_tensor(received, sent, group=group)
+
+    call()
+    return call, wrong_values(received, len(members) * (1 + list(members).index(dist.get_rank()) % 8))
+
+
+def all_gather(
+    group: dist.ProcessGroup | None, members: Sequence[int], elements: int, device: torch.device, dtype: torch.dtype
+) -> Exchange:
+    """Every member's part, `elements` values in all, on every member."""
+    part = elements // len(members)
+    sent = torch.full((part,), label(dist.get_rank(), 0), device=device, dtype=dtype)
+    received = torch.empty(part * len(members), device=device, dtype=dtype)
+
+    def call() -> None:
+        dist.all_gather_into_tensor(received, sent, group=group)
+
+    call()
+    return call, wrong_values(received, labels([label(peer, 0) for peer in members], part, device, dtype))
+
+
+COLLECTIVES = {
+    "all_to_all": all_to_all,
+    "all_reduce": all_reduce,
+    "reduce_scatter": reduce_scatter,
+    "all_gather": all_gather,
+}
+
+
+@contextmanager
+def process_group(family: GroupFamily) -> Iterator[dist.ProcessGroup | None]:
+    """This rank's group of the family (None: the default group, or no part in it); ended afterwards."""
+    if family.size == dist.get_world_size():
+        yield None
+        return
+    own = None
+    for members in family.groups:
+        group = dist.new_group(list(members))
+        if dist.get_rank() in members:
+            own = group
+    let_senders_go_first()
+    yield own
+    dist.barrier()
+    if own is not None:
+        dist.destroy_process_group(own)
+
+
+@dataclass(frozen=True)
+class TorchBackend:
+    """Exchanges of torch.distributed, over whatever back end the process group has: gloo, nccl (RCCL), xccl."""
+
+    device: torch.device
+    dtype: torch.dtype
+    name: str = "torch"
+
+    @property
+    def library(self) -> str:
+        """What carries the bytes."""
+        return str(dist.get_backend())
+
+    def round_trip(self, pair: tuple[int, int], elements: int) -> Exchange:
+        """See `round_trip`."""
+        return round_trip(pair, elements, self.device, self.dtype)
+
+    @contextmanager
+    def collectives(self, family: GroupFamily) -> Iterator[Callable[[str, int], Exchange]]:
+        """A builder (name, elements) -> exchange among this rank's group of the family."""
+        members = next((group for group in family.groups if dist.get_rank() in group), None)
+        with process_group(family) as group:
+
+            def build(name: str, elements: int) -> Exchange:
+                if members is None:
+                    return bystander()
+                return COLLECTIVES[name](group, members, elements, self.device, self.dtype)
+
+            yield build

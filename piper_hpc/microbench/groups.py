@@ -60,3 +60,19 @@ def group_families(ranks: RankMap) -> list[GroupFamily]:
             widest = tuple(group for group, own in zip(groups, tiers, strict=True) if own == tier)
             families.setdefault((size, tier), GroupFamily(size, tier, widest))
     return sorted(families.values(), key=lambda family: (family.size, _WIDTH[family.tier]))
+
+
+def pipeline_families(ranks: RankMap) -> dict[int, GroupFamily]:
+    """Ranks in a stage -> the pairs of neighbouring stages that send at the same time, as a pipeline does it.
+
+    Rank r sends to rank r + s, in stages of s contiguous ranks: those of every other stage to those of the next. Stages
+    of one rank in a world of two are left out: that is one pair alone.
+    """
+    world = len(ranks.places)
+    families = {}
+    for size in (n for n in range(1, world // 2 + 1) if world % n == 0 and world > 2):
+        senders = [rank for rank in range(world - size) if rank // size % 2 == 0]
+        groups = tuple((rank, rank + size) for rank in senders)
+        tier = max((ranks.tier(*group) for group in groups), key=_WIDTH.__getitem__)
+        families[size] = GroupFamily(2, tier, groups)
+    return families

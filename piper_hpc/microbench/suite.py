@@ -1,23 +1,21 @@
-"""All operators and exchanges within one budget of time, row by row."""
+"""The calibration suite: all operators and exchanges that a prediction asks for, within one budget of time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, all_to_all, round_trip
+from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, bystander, process_group, round_trip
 from piper_hpc.microbench.groups import GroupFamily, group_families, pairs
 from piper_hpc.microbench.operators import build
+from piper_hpc.microbench.rows import Book, OnRow
 from piper_hpc.microbench.shapes import Grid, grid_for
 from piper_hpc.microbench.skew import time_skew
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
-from piper_hpc.runtime.group import let_senders_go_first
-from piper_hpc.spec import BENCHMARK_VERSION, RankMap
+from piper_hpc.spec import RankMap
 
 SKEW_POINTS = 6
 """A point of skew is measured as long as so many others: it is the mean of times with a heavy tail."""
@@ -26,8 +24,8 @@ UNIT_POINTS = 3
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-Row = dict[str, Any]
-OnRow = Callable[[Row], None]
+CALIBRATED = ("all_to_all", "all_reduce")
+"""The collectives that predictions ask for."""
 
 
 def run(
@@ -38,18 +36,18 @@ def run(
     budget_s: float,
     on_row: OnRow,
     node_names: Sequence[str] = (),
+    rack_names: Sequence[str] = (),
 ) -> None:
     """Measure every operator on the ranks of the default process group; every rank calls this.
 
     ranks: where each rank stands (its layout matters only for the number of ranks); device, dtype: of every tensor;
     budget_s: seconds to spend in all, a guide that slow links exceed: each curve keeps its smallest messages;
     on_row: called on rank 0 with each finished row of `measurements.jsonl`, so that a killed run keeps its rows;
-    node_names: names for the rows, by node index (default: the index).
+    node_names, rack_names: names for the rows, by index of node and rack (default: the index).
 
     Compute operators run on all ranks at once and a row holds the statistics over all ranks; a sample of an exchange
     is the mean over a group, as terms of a step are over a stage, one of skew is any rank. Raises ValueError for a
-    dtype without grouped GEMM or a placement of
-    another size.
+    dtype without grouped GEMM or a placement of another size.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype}: F.grouped_mm takes float32, bfloat16 or float16; use torch.float32")
@@ -67,26 +65,16 @@ def run(
     )
     points += bool(families) * UNIT_POINTS
     points += len(_nearest(families)) * SKEW_POINTS * len(grid.skew)
-    _Suite(ranks, device, dtype, grid, Budget(budget_s, points), on_row, node_names).run(families)
+    book = Book(Team(device), ranks, dtype, on_row, node_names, rack_names)
+    _Suite(book, device, grid, Budget(budget_s, points)).run(families)
 
 
 class _Suite:
     """One pass over a grid: builds what is measured, times it with the others, and writes the rows on rank 0."""
 
-    def __init__(
-        self,
-        ranks: RankMap,
-        device: torch.device,
-        dtype: torch.dtype,
-        grid: Grid,
-        budget: Budget,
-        on_row: OnRow,
-        node_names: Sequence[str],
-    ) -> None:
-        self.ranks, self.device, self.dtype, self.grid, self.budget = ranks, device, dtype, grid, budget
-        self.team = Team(device)
-        self.on_row = on_row
-        self.node_names = node_names
+    def __init__(self, book: Book, device: torch.device, grid: Grid, budget: Budget) -> None:
+        self.book, self.device, self.grid, self.budget = book, device, grid, budget
+        self.ranks, self.dtype, self.team = book.ranks, book.dtype, book.team
 
     def run(self, families: Sequence[GroupFamily]) -> None:
         self.measure_compute()
@@ -97,8 +85,8 @@ class _Suite:
         work, work_s = self.unit_of_compute()
         nearest = _nearest(families)
         for family in families:
-            with _process_group(family) as group:
-                together_s = {name: self.measure_collective(name, family, group) for name in COLLECTIVES}
+            with process_group(family) as group:
+                together_s = {name: self.measure_collective(name, family, group) for name in CALIBRATED}
                 if family in nearest:
                     self.measure_skew(family, group, together_s["all_to_all"], work, work_s)
 
@@ -112,11 +100,11 @@ class _Suite:
                 timing = time_compute(operator.call, self.team, self.budget.share())
                 self.budget.spend()
                 everyone = range(self.team.world)
-                self.write(name, operator.work, operator.unit, shape, timing, operator.correct, everyone)
+                self.book.write(name, operator.work, operator.unit, shape, timing, not operator.correct, everyone)
 
     def measure_p2p(self, tier: str, pair: tuple[int, int]) -> None:
         def prepare(elements: int) -> Exchange:
-            return round_trip(pair, elements, self.device, self.dtype) if self.team.rank in pair else _bystander()
+            return round_trip(pair, elements, self.device, self.dtype) if self.team.rank in pair else bystander()
 
         family = GroupFamily(2, tier, (pair,))
         self.measure_sizes("p2p", f"p2p/{tier}", family, prepare, calls_per_message=0.5)
@@ -127,7 +115,7 @@ class _Suite:
 
         def prepare(elements: int) -> Exchange:
             if members is None:
-                return _bystander()
+                return bystander()
             return COLLECTIVES[name](group, members, elements, self.device, self.dtype)
 
         return self.measure_sizes(name, f"{name}/{family.tier}/{family.size}", family, prepare)
@@ -150,9 +138,9 @@ class _Suite:
         members = next((group for group in family.groups if self.team.rank in group), None)
         item = torch.empty((), dtype=self.dtype).element_size()
         elements = -(-self.grid.messages["all_to_all"][0] // (item * family.size)) * family.size
-        exchange, correct = (
-            _bystander() if members is None else all_to_all(group, members, elements, self.device, self.dtype)
-        )
+        exchange, wrong = bystander()
+        if members is not None:
+            exchange, wrong = COLLECTIVES["all_to_all"](group, members, elements, self.device, self.dtype)
         for seconds in self.grid.skew:
             calls = max(1, round(seconds / work_s))
 
@@ -162,13 +150,13 @@ class _Suite:
 
             timing = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
             self.budget.spend(SKEW_POINTS)
-            self.write(
+            self.book.write(
                 f"skew/{family.tier}/{family.size}",
                 calls * work_s,
                 "seconds",
                 {"gemms": calls, "elements": elements},
                 Timing(timing.samples[family.ranks], timing.iterations),
-                correct,
+                wrong,
                 family.ranks,
                 statistic="mean",  # a step adds many exchanges up, and their sum follows the mean
                 together_s=together_s,
@@ -194,7 +182,7 @@ class _Suite:
         previous_bytes, previous_s, medians = 0, 0.0, []
         for index, size in enumerate(sizes):
             elements = -(-size // (item * family.size)) * family.size  # whole parts for all_to_all
-            call, correct = prepare(elements)
+            call, wrong = prepare(elements)
             timing = time_exchange(call, self.team, self.budget.share())
             self.budget.spend()
             of_group = np.stack([timing.samples[list(group)].mean(axis=0) for group in family.groups])
@@ -202,13 +190,13 @@ class _Suite:
             statistics = timing.statistics()
             medians.append(float(statistics["median_s"]))
             bytes_ = elements * item
-            self.write(
+            self.book.write(
                 operator,
                 float(bytes_),
                 "bytes",
                 {"elements": elements},
                 timing,
-                correct,
+                wrong,
                 family.ranks,
                 group_size=family.size,
                 tier=family.tier,
@@ -226,40 +214,6 @@ class _Suite:
             previous_bytes, previous_s = bytes_, fastest_s
         return medians[0]
 
-    def write(
-        self,
-        operator: str,
-        work: float,
-        unit: str,
-        shape: dict[str, int],
-        timing: Timing,
-        correct: bool,
-        ranks: Sequence[int],
-        statistic: str = "median",
-        **extra: Any,
-    ) -> None:
-        """Hand one row to rank 0's caller; `correct` is that of all ranks, `statistic` what a curve is to follow."""
-        (wrong,) = self.team.maximum(0.0 if correct else 1.0)
-        if self.team.rank != 0:
-            return
-        nodes = dict.fromkeys(self.ranks.node_of_rank[rank] for rank in ranks)
-        self.on_row(
-            {
-                "benchmark_version": BENCHMARK_VERSION,
-                "operator": operator,
-                "work": work,
-                "unit": unit,
-                "shape": shape,
-                "dtype": str(self.dtype).removeprefix("torch."),
-                **timing.statistics(),
-                "statistic": statistic,
-                "ranks": list(ranks),
-                "nodes": [self.node_names[node] if self.node_names else str(node) for node in nodes],
-                "correct": not wrong,
-                **extra,
-            }
-        )
-
 
 def _nearest(families: Sequence[GroupFamily]) -> list[GroupFamily]:
     """The first family of each size: near tiers come first."""
@@ -267,26 +221,3 @@ def _nearest(families: Sequence[GroupFamily]) -> list[GroupFamily]:
     for family in families:
         by_size.setdefault(family.size, family)
     return list(by_size.values())
-
-
-def _bystander() -> tuple[Call, bool]:
-    """What a rank does in an exchange of others: nothing, and nothing wrong."""
-    return (lambda: None), True
-
-
-@contextmanager
-def _process_group(family: GroupFamily) -> Iterator[dist.ProcessGroup | None]:
-    """This rank's group of the family (None: the default group, or no part in it); ended afterwards."""
-    if family.size == dist.get_world_size():
-        yield None
-        return
-    own = None
-    for members in family.groups:
-        group = dist.new_group(list(members))
-        if dist.get_rank() in members:
-            own = group
-    let_senders_go_first()
-    yield own
-    dist.barrier()
-    if own is not None:
-        dist.destroy_process_group(own)

@@ -1,0 +1,38 @@
+"""MPI beside torch.distributed, for micro-benchmarks that take it as the vendor's reference. Imported on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class MpiError(RuntimeError):
+    """MPI is not there, or does not see the ranks of the job."""
+
+
+def world(ranks: int, rank: int) -> Any:
+    """MPI's communicator of all ranks, in the job's order of ranks.
+
+    Call it before torch is imported where the site asks for that (Frontier: else MPICH may stop with "Unable to use a
+    NIC_POLICY of 'NUMA'"). Raises MpiError without mpi4py, and where each process is a world of its own.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library was found
+        raise MpiError(
+            f"task.backend=mpi needs mpi4py and an MPI library ({error}): pip install 'piper-hpc[mpi]', or the site's "
+            "own build of mpi4py; task.backend=torch needs neither"
+        ) from error
+    found = MPI.COMM_WORLD.Get_size()
+    if found != ranks:
+        raise MpiError(
+            f"MPI sees {found} ranks, the job has {ranks}: they must be started by a launcher that speaks to this MPI, "
+            "for example +cluster.environment.SLURM_MPI_TYPE=pmi2 (what `srun --mpi=list` shows and the library has)"
+        )
+    return MPI.COMM_WORLD.Split(0, rank)
+
+
+def library() -> str:
+    """Name and version of the MPI library, one line."""
+    from mpi4py import MPI
+
+    return str(MPI.Get_library_version()).splitlines()[0].strip("\x00 ")
