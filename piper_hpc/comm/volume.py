@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from piper_hpc.comm.levels import Chain, Places
 from piper_hpc.comm.routes import RoutePlan
+from piper_hpc.spec.exchange import INDEX_BYTES, LEVELS, WEIGHT_BYTES
 
-TIERS = ("node", "rack", "system")
+TIERS = LEVELS
 """Links by width: inside a node, between nodes of a rack, between racks. What a rank keeps crosses none."""
-
-INDEX_BYTES = 4
-"""A deduplicated choice's row, int32; its expert follows from the counts."""
 
 
 @dataclass
@@ -27,7 +25,7 @@ class Traffic:
 
 
 def volume(
-    plan: RoutePlan, chain: Chain, places: Places, *, row_bytes: int, weight_bytes: int = 4
+    plan: RoutePlan, chain: Chain, places: Places, *, row_bytes: int, weight_bytes: int = WEIGHT_BYTES
 ) -> dict[str, Traffic]:
     """What the rank of `chain` sends in one dispatch of `plan`, by tier; what it receives in one combine.
 

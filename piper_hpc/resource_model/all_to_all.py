@@ -9,7 +9,8 @@ n: domains that a level joins; a, b: latency and time per byte of the peer's tie
 r: share of rows left by deduplication; s: load of the hottest domain over the mean; g: time per byte of a local copy.
 Flat is one level of n = W; `halo` has two, between nodes and inside them, and is Algorithm 1 of arXiv 2605.05049;
 `halo3` has a third between, of the switch or, where the group has no switch to itself, the rack. Deduplication is per
-level, as in arXiv 2508.09591, except inside a node, where every (token, expert) row is sent.
+level, as in arXiv 2508.09591, except inside a node, where every (token, expert) row is sent; `flat_dedup` sends a token
+once to each rank that has an expert of it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,10 @@ import numpy as np
 
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.topology import NODE, SYSTEM, Group, Links, Number
-from piper_hpc.spec import TIERS, Tier
+from piper_hpc.spec import METADATA_BYTES, TIERS, Tier
 
 ALGORITHMS = ("flat", "halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup")
 """What Layout.all_to_all may name, beside `auto`, the cheapest of them."""
-
-METADATA_BYTES = 12
-"""What travels with a deduplicated row for each of its experts: source row, expert (int32 each), weight (fp32)."""
 
 SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
 NEAR, FAR = range(NODE + 1), range(NODE + 1, SYSTEM + 1)
@@ -109,6 +107,7 @@ def all_to_all(
     """One dispatch, or one combine with pre-reduction where the algorithm deduplicates.
 
     rows: that one rank sends, tokens x top_k; row_bytes: of one, hidden x bytes per value; both may be arrays.
+    metadata_bytes: beside a shared row for each of its choices, where it is and its weight; by default the executor's.
     copy_s_per_byte: reading and writing a byte once in the device's memory, for packing between levels.
     phases, of halo and halo3: the own node's block goes `overlapped` with the exchange between nodes or `sequential`
     before it, as a phase of its own (Algorithm 1), or `merged` with the exchange inside nodes that follows.
@@ -182,10 +181,9 @@ def _exchange(
 
     hidden: Number = 0.0
     if name.startswith("flat"):
-        seconds = sent.phase(NEAR, pair, hot=skew) + sent.phase(FAR, left * pair, beside, hot=skew)
-        if dedup:  # one row a node arrives, and goes on to its other experts there (RBD of arXiv 2508.13337)
-            seconds = seconds + sent.phase(NEAR, (1 - left) * (nodes - 1) * pair, when=several, hot=skew)
-        copies = np.where(several, 1.0, 0.0) * dedup
+        left = dedup_ratio(size, routing) if dedup else 1.0
+        seconds = sent.phase((*NEAR, *FAR), left * pair, beside, hot=skew)
+        copies = np.where(size > 1, 1.0, 0.0) * dedup  # each row is fanned out to the experts of its rank
     else:
         switch, rack = group.within(SWITCH), group.within(RACK)
         middle: Number = node

@@ -24,19 +24,13 @@ from piper_hpc.resource_model.exchange import (
 )
 from piper_hpc.resource_model.groups import Group
 from piper_hpc.resource_model.topology import NODE, Links
-from piper_hpc.spec import TIERS, Layout, Link, ModelSpec, Tier, Workload
+from piper_hpc.spec import LEVELS, MOVES_PER_STEP, TIERS, Layout, Link, ModelSpec, Tier, Workload
 
 AUTO = "auto"
 CURVE = "dispatch_combine"
 """What a term rests on, by name, where an algorithm other than flat was predicted."""
 
-MOVES_PER_STEP = 4
-"""Times that the rows of a plan cross the links in a step: dispatch and combine, forward and backward."""
-
 RACK = TIERS.index(Tier.RACK.value)
-
-LEVELS = ("node", "rack", "system")
-"""Links by level: inside a node, to another node of the rack, to another rack."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class Costed(Protocol):
 
 
 def cell_of(group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, load: float) -> Cell:
-    """The exchange model's cell for `tokens` of one rank in one micro-batch; load: of the busiest rank over the mean."""
+    """What `tokens` of one rank ask of the exchange model; load: of the busiest rank over the mean."""
     row_bytes = float(model.hidden * bytes_per_value)
     return Cell(
         ranks=int(group.size),

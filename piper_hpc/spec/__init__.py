@@ -13,7 +13,7 @@ from piper_hpc.spec.cluster import (
     Tier,
     Topology,
 )
-from piper_hpc.spec.exchange import INDEX_BYTES, METADATA_BYTES, WEIGHT_BYTES
+from piper_hpc.spec.exchange import INDEX_BYTES, LEVELS, METADATA_BYTES, MOVES_PER_STEP, WEIGHT_BYTES
 from piper_hpc.spec.execution import EXECUTIONS, Execution
 from piper_hpc.spec.fits import Estimate, Fit
 from piper_hpc.spec.layout import Degrees, Layout, RankMap, RankPlace
@@ -29,7 +29,9 @@ __all__ = [
     "DATA_SHEET",
     "EXECUTIONS",
     "INDEX_BYTES",
+    "LEVELS",
     "METADATA_BYTES",
+    "MOVES_PER_STEP",
     "RECIPES",
     "TERMS",
     "TIERS",

@@ -8,5 +8,11 @@ INDEX_BYTES = 4
 WEIGHT_BYTES = 4
 """A choice's weight, float32."""
 
+LEVELS = ("node", "rack", "system")
+"""Links by what they join: ranks of a node, nodes of a rack, racks."""
+
+MOVES_PER_STEP = 4
+"""Times that a plan is carried out in a step of training: dispatch and combine, forward and backward."""
+
 METADATA_BYTES = INDEX_BYTES + WEIGHT_BYTES
 """Of each choice that shares its row with others."""

@@ -10,7 +10,7 @@ import torch
 
 from piper_hpc.comm.levels import Chains, Places
 from piper_hpc.comm.volume import TIERS
-from piper_hpc.resource_model.all_to_all import Routing, all_to_all
+from piper_hpc.resource_model.all_to_all import ALGORITHMS, Routing, all_to_all
 from piper_hpc.resource_model.topology import Group, tier_links
 from piper_hpc.spec import TIERS as ALL_TIERS
 from piper_hpc.spec import Link, Placement
@@ -40,7 +40,7 @@ def counted(algorithm: str, places: Places, experts: int) -> list[dict[str, tupl
     return board.run(rank_plan)
 
 
-@pytest.mark.parametrize("algorithm", ["flat", "halo", "halo3", "halo_dedup", "halo3_dedup"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("racks", [[[4]], [[2, 2]], [[4, 4]], [[2, 2, 2, 2]], [[2, 2], [2, 2]], [[1, 1], [1, 1]]])
 def test_counted_bytes_equal_the_cost_model(algorithm: str, racks: list[list[int]]) -> None:
     places = machine(racks)
@@ -49,7 +49,7 @@ def test_counted_bytes_equal_the_cost_model(algorithm: str, racks: list[list[int
     group = Group((0, node - 1, 0, rack - node, places.ranks - rack))
     predicted = all_to_all(
         algorithm, group, tier_links({"node": Link(0.0, 1.0)}, name="any"), TOP_K * len(every_choice(experts)),
-        ROW_BYTES, Routing(experts, TOP_K), metadata_bytes=8,
+        ROW_BYTES, Routing(experts, TOP_K),
     )  # fmt: skip
     ranks = counted(algorithm, places, experts)
     for tier in TIERS:

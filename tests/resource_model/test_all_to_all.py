@@ -186,10 +186,10 @@ def test_what_no_algorithm_may_do(algorithm: str, size: int, stride: int, rows: 
     assert sum(found.rows[3:]) <= sum(flat.rows[3:]) * (1 + 1e-9)
     if algorithm == "halo3":
         assert sum(found.rows[3:]) == pytest.approx(sum(flat.rows[3:]))
-    # In one node every algorithm is flat.
+    # In one node every algorithm is flat, but for rows that several experts of a rank share.
     if where.within(1) == size:
         assert away == 0
-        assert found.seconds == pytest.approx(flat.seconds)
+        assert algorithm == "flat_dedup" or found.seconds == pytest.approx(flat.seconds)
     assert found.payload_bytes == pytest.approx(tuple(8192 * sent for sent in found.rows))
     assert sum(flat.rows) == pytest.approx(rows * (size - 1) / size)
     assert found.hidden_s >= 0 and min(found.rows) >= 0

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from piper_hpc.resource_model.numbers import Number
-from piper_hpc.spec import METADATA_BYTES, MeasuredExchange
+from piper_hpc.spec import LEVELS, METADATA_BYTES, MeasuredExchange
 
 HOPS = 3
 """The most hops a row takes: between racks, between nodes, inside a node."""
 
-LINKS = ("node", "rack", "system")
+LINKS = LEVELS
 """What fills up: the links inside a node (bytes that go to its other ranks), a node's way out (bytes that leave the
 node, wherever they go) and a rack's (bytes that leave the rack)."""
 
