@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import facts
+from analysis.bench_a2a import report as bench_a2a
 from analysis.load import UsageError, metrics, open_run
 from analysis.table import COLUMNS, Row, cells, predicted_against_measured, with_measured_routing
 from piper_hpc.runs import RunFolder
@@ -22,8 +23,11 @@ def write(run: RunFolder) -> list[Path]:
     """Write both reports and return the paths of those written.
 
     Without the optional extra `report` (plotly and jinja2) the HTML is left out, and a line on stderr says how to get
-    it. Raises UsageError for a run that trained no step.
+    it. Raises UsageError for a run that neither trained a step nor has rows of the all-to-all benchmark.
     """
+    if not run.metrics() and bench_a2a.sections(run):
+        page, text = bench_a2a.html(run), bench_a2a.markdown(run)
+        return [_replace(run.path / "report.html", page), _replace(run.path / "report.md", text)]
     rows = metrics(run)
     table = predicted_against_measured(run)
     written = [_replace(run.path / "report.md", markdown(run, rows, table))]

@@ -23,6 +23,9 @@ TESTBED = (sys.executable, "-m", "piper_hpc.testbed")
 ON_THE_LINKS = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
 """Without these MPICH goes through shared memory: it takes the nodes, which share a host's name, for one."""
 
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""Else torch tells of every address without a name."""
+
 
 class BenchError(RuntimeError):
     """The benchmark could not go on; the message is for its user."""
@@ -75,7 +78,13 @@ def _measure(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
                "--kill-on-bad-exit=1", "--unbuffered", f"--time={2 + int(2 * budget_s / 60)}",
                sys.executable, "-m", "piper_hpc.microbench.dispatch.rank", str(path)]  # fmt: skip
     first = testbed["nodes"][0]["name"]
-    environment = {**os.environ, **testbed["environment"], "MASTER_ADDR": first, **(ON_THE_LINKS if mpi else {})}
+    environment = {
+        **os.environ,
+        **testbed["environment"],
+        "MASTER_ADDR": first,
+        **QUIET,
+        **(ON_THE_LINKS if mpi else {}),
+    }
     if subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
         raise BenchError(f"the ranks of {stage.name} failed (see above); rows so far are in {run.path}")
 

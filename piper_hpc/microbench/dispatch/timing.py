@@ -141,7 +141,8 @@ class _Bench:
         started = perf_counter()
         self.round(0, range(len(self.contenders)))
         round_s, share_s = self.team.maximum(perf_counter() - started, share_s)
-        count = max(LEAST, min(iterations, int(share_s / round_s)) // 2 * 2)
+        # The check and the round before have had their part of the share.
+        count = max(LEAST, min(iterations, int(share_s / round_s) - 2) // 2 * 2)
         samples = np.empty((count, len(self.contenders)))
         for iteration in range(count):
             # Another order each time, the same on all ranks: no variant always follows the same one.

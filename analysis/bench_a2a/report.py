@@ -1,0 +1,84 @@
+"""The benchmark in a run's report: as Markdown, and as one offline page."""
+
+from __future__ import annotations
+
+import html as markup
+import shlex
+from collections.abc import Sequence
+
+from analysis.bench_a2a.rows import Measured, cells, machines
+from analysis.bench_a2a.show import VERDICT_COLUMNS, cell_columns, cell_lines, verdict_cells
+from analysis.bench_a2a.verdicts import verdicts
+from analysis.units import count
+from piper_hpc.runs import RunFolder
+
+STYLE = """body { margin: 0 auto; max-width: 1500px; padding: 32px; color: #1c2733; font: 14px/1.5 system-ui }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; margin: 8px 0 28px }
+th { color: #66727f; font-weight: 500; text-align: left } th, td { padding: 4px 10px; border-bottom: 1px solid #e6eaee }
+p { color: #66727f; max-width: 100ch }"""
+
+Section = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]
+"""A title, a caption, and a table's columns and lines."""
+
+
+def sections(run: RunFolder) -> list[Section]:
+    """What the benchmark has to say of a run; empty for a run without its rows."""
+    measured = cells(run.measurements())
+    if not measured:
+        return []
+    caption = (
+        "Seconds from (tokens, expert ids, weights) to combined tokens, counts exchange included, of the slowest rank; "
+        "all algorithms in turn within each iteration. Ratios: median [p5, p95] over the iterations that calibration "
+        "does not see; chunks are chosen by those that it does."
+    )
+    found: list[Section] = [
+        ("All-to-all: the bars", caption, VERDICT_COLUMNS, [verdict_cells(verdict) for verdict in verdicts(measured)])
+    ]
+    for machine in machines(measured):
+        own = [cell for cell in measured if cell.machine == machine]
+        found.append((f"All-to-all on {machine}", _machine(own[0]), cell_columns(own), cell_lines(own)))
+    return found
+
+
+def _machine(cell: Measured) -> str:
+    row = cell.variants[0].row
+    group, links = row["group"], row["link_bytes_per_s"]
+    rates = ", ".join(f"{kind} {count(8 * rate, 'bit/s')}" for kind, rate in links.items())
+    return (
+        f"{group['ranks']} ranks on {group['nodes']} nodes in {group['racks']} racks of the testbed; links {rates}; "
+        f"{row['cpu_share']:.3g} of a core a rank. Median ± half the 5-95 % range."
+    )
+
+
+def markdown(run: RunFolder) -> str:
+    """All sections as Markdown."""
+    lines = [f"# {run.run_id}: {run.status().state}", "", _facts(run), ""]
+    for head, caption, columns, body in sections(run):
+        lines += [f"## {head}", "", caption, ""]
+        lines += ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def html(run: RunFolder) -> str:
+    """All sections as one page."""
+    parts = []
+    for head, caption, columns, body in sections(run):
+        rows = "".join("<tr>" + "".join(f"<td>{markup.escape(text)}</td>" for text in line) + "</tr>" for line in body)
+        heads = "".join(f"<th>{markup.escape(column)}</th>" for column in columns)
+        parts.append(
+            f"<h2>{markup.escape(head)}</h2><p>{markup.escape(caption)}</p><table><tr>{heads}</tr>{rows}</table>"
+        )
+    title = f"{run.run_id}: {run.status().state}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        f"<h1>{title}</h1><p>{markup.escape(_facts(run))}</p>{''.join(parts)}</html>\n"
+    )
+
+
+def _facts(run: RunFolder) -> str:
+    manifest = run.manifest()
+    commit = (manifest.get("git") or {}).get("commit", "unknown")
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items())
+    mpi = next((row["mpi"] for row in run.measurements() if row.get("mpi")), "no MPI")
+    return f"{shlex.join(manifest.get('command', []))} on {manifest.get('host')}, commit {commit}; {versions}; {mpi}."
