@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: run test quick lint types testbed-packages clean FORCE
+.PHONY: run test quick lint types bench-a2a testbed-packages clean FORCE
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m piper_hpc.launch $(ARGS)
@@ -24,6 +24,10 @@ lint: $(VENV)/test.stamp
 
 types: $(VENV)/test.stamp
 	$(BIN)/mypy
+
+# Every all-to-all against flat and MPI on the testbed's shaped links: under twenty minutes, as root, on a quiet machine.
+bench-a2a: $(VENV)/bench.stamp testbed-packages
+	$(BIN)/python -m piper_hpc.microbench.dispatch $(ARGS)
 
 # Debian's Slurm, munge, slurmdbd and MariaDB for the tests on a real Slurm. Without root they are skipped, with the reason.
 testbed-packages:
@@ -48,6 +52,11 @@ $(VENV)/run.stamp: pyproject.toml $(VENV)/torch.txt | $(VENV)/bin/python
 
 $(VENV)/test.stamp: pyproject.toml $(VENV)/run.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[report,test,wandb]"
+	touch $@
+
+# MPICH stands in for a site's own MPI.
+$(VENV)/bench.stamp: pyproject.toml $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --editable ".[report,mpi]" mpich
 	touch $@
 
 clean:

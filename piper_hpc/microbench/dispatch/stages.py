@@ -35,8 +35,9 @@ def part(cells: Sequence[Cell], variants: Sequence[Variant], budget_s: float, it
 
 
 FLAT, FLAT_DEDUP, MPI = Variant("flat"), Variant("flat_dedup", 1), Variant("mpi")
-HALO, HALO3, HALO3_DEDUP = Variant("halo", 4), Variant("halo3", 4), Variant("halo3_dedup", 4)
+HALO, HALO3 = Variant("halo", 4), Variant("halo3", 4)
 HALO_DEDUP = {chunks: Variant("halo_dedup", chunks) for chunks in CHUNKS}
+HALO3_DEDUP = {chunks: Variant("halo3_dedup", chunks) for chunks in CHUNKS}
 SWEPT = [FLAT, FLAT_DEDUP, HALO, HALO_DEDUP[1], HALO_DEDUP[4], HALO_DEDUP[8]]
 
 NIC_MBIT_PER_S = {2: 150.0, 4: 120.0}
@@ -88,8 +89,8 @@ def stages(scale: float = 1.0) -> list[Stage]:
             "4x2, 2 racks",
             options(2, racks=2, rack_mbit_per_s=NIC_MBIT_PER_S[2] / 2),
             [
-                timed([cell("W0")], [FLAT, HALO, HALO3, HALO_DEDUP[4], HALO3_DEDUP], 90),
-                timed([cell("W2")], [HALO_DEDUP[4], HALO3_DEDUP], 30),
+                timed([cell("W0")], [FLAT, HALO, HALO3, *few[1:], HALO3_DEDUP[4], HALO3_DEDUP[8]], 100),
+                timed([cell("W2")], [*few[1:], HALO3_DEDUP[4], HALO3_DEDUP[8]], 40),
             ],
             mpi=False,
         ),
