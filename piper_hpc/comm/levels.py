@@ -12,8 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 
-ALGORITHMS = ("flat", "halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup")
-"""What `parallelism.all_to_all` may name."""
+from piper_hpc.spec.exchange import ALGORITHMS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from piper_hpc.config.errors import Problem
 from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
 from piper_hpc.paths import data_folder
-from piper_hpc.spec import RECIPES, TIERS, ModelSpec
+from piper_hpc.spec import ALGORITHMS, AUTO, RECIPES, TIERS, ModelSpec
 
 # What the executor has today; the planner may reason about more.
 CHOICES = {
@@ -22,7 +22,7 @@ CHOICES = {
     "task.ep_domain": ("none", "switch", "node"),
     "parallelism.schedule": ("1f1b",),
     "parallelism.recompute": ("none",),
-    "parallelism.all_to_all": ("flat", "halo", "halo3", "halo_dedup", "halo3_dedup"),
+    "parallelism.all_to_all": (*ALGORITHMS, AUTO),
     "parallelism.placement": ("linear",),
     "parallelism.vpp": (1,),
     "parallelism.etp": (1,),

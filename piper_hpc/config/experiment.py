@@ -26,11 +26,13 @@ from piper_hpc.spec import RECIPES, Layout, ModelSpec, Routing, SpecError, Workl
 
 @dataclass(frozen=True)
 class Experiment:
-    """One checked configuration. `layout` is None where it is planned first, or not needed."""
+    """One checked configuration. `layout` is None where it is planned first, or not needed; all_to_all: its algorithm,
+    which a plan for this project's executor takes too."""
 
     task: TaskConfig
     model: ModelSpec
     layout: Layout | None
+    all_to_all: str
     plan: PlanConfig
     workload: Workload
     cluster: ClusterConfig
@@ -82,6 +84,7 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         task=config.task,
         model=model,
         layout=layout,
+        all_to_all=config.parallelism.all_to_all,
         plan=config.plan,
         workload=Workload(
             config.train.global_batch,

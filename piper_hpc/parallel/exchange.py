@@ -1,31 +1,51 @@
-"""The dispatcher of one rank: the algorithm that the layout names, over groups made of its expert group's nodes."""
+"""The dispatcher of one rank: the algorithm that the layout names, over groups made of its expert group's nodes; and
+what its plans send."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from piper_hpc.comm import FlatDispatcher, HaloDispatcher
 from piper_hpc.comm.channel import Channel, GroupChannel, Local
+from piper_hpc.comm.halo import CHUNKS
 from piper_hpc.comm.levels import Chains, Places
-from piper_hpc.model.dispatcher import Dispatcher
 from piper_hpc.parallel.groups import Groups
+from piper_hpc.parallel.meter import Meter
+from piper_hpc.spec.exchange import AUTO
 from piper_hpc.spec.layout import RankMap
 
 
-def make_dispatcher(rank_map: RankMap, groups: Groups, timeout: timedelta) -> Dispatcher:
-    """The dispatcher that `layout.all_to_all` names; collective over the default group, as groups are made.
+@dataclass(frozen=True)
+class Way:
+    """How one expert group exchanges. chunks: parts in which rows between nodes travel, 0 for the usual number."""
 
-    Raises ValueError for an algorithm that is not of the family.
+    algorithm: str
+    chunks: int = 0
+
+
+Ways = Mapping[tuple[int, ...], Way]
+"""What `auto` has chosen, by the ranks of each expert group; every rank has the same."""
+
+
+def make_dispatcher(rank_map: RankMap, groups: Groups, timeout: timedelta, ways: Ways | None = None) -> Meter:
+    """The dispatcher that `layout.all_to_all` names, or `ways` where that is auto, with what counts its bytes.
+
+    Collective over the default group, as groups are made. Raises ValueError for an algorithm that is not of the family,
+    and for auto without a choice for every group.
     """
-    algorithm, mine = rank_map.layout.all_to_all, groups.place.rank
-    if algorithm == "flat" or groups.expert is None:
-        return FlatDispatcher(groups.expert)
-    dispatcher: Dispatcher | None = None
+    mine = groups.place.rank
+    own = tuple(rank_map.expert_group(mine))
+    dispatcher: FlatDispatcher | HaloDispatcher = FlatDispatcher(groups.expert)
     # Every rank makes the groups of every expert group, in one order.
-    for ranks in sorted({tuple(rank_map.expert_group(rank)) for rank in range(rank_map.layout.ranks)}):
-        chains = Chains(algorithm, places_of(rank_map, ranks))
+    for ranks in expert_groups(rank_map):
+        way = _way(rank_map.layout.all_to_all, ranks, ways)
+        if way.algorithm == "flat" or len(ranks) == 1:
+            continue
+        chains = Chains(way.algorithm, places_of(rank_map, ranks))
         channels: list[Channel] = []
         for level in range(chains.depth):
             channel: Channel = Local()
@@ -36,10 +56,30 @@ def make_dispatcher(rank_map: RankMap, groups: Groups, timeout: timedelta) -> Di
                     channel = GroupChannel(made, chains.phase(level))
             channels.append(channel)
         if mine in ranks:
-            dedup = algorithm.endswith("_dedup")
-            dispatcher = HaloDispatcher(chains, ranks.index(mine), channels, dedup=dedup)
-    assert dispatcher is not None
-    return dispatcher
+            dispatcher = HaloDispatcher(
+                chains,
+                ranks.index(mine),
+                channels,
+                dedup=way.algorithm.endswith("_dedup"),
+                chunks=way.chunks or CHUNKS,
+            )
+    return Meter(dispatcher, places_of(rank_map, own), own.index(mine))
+
+
+def expert_groups(rank_map: RankMap) -> list[tuple[int, ...]]:
+    """The ranks of every expert group, in one order for all ranks."""
+    return sorted({tuple(rank_map.expert_group(rank)) for rank in range(rank_map.layout.ranks)})
+
+
+def _way(algorithm: str, ranks: tuple[int, ...], ways: Ways | None) -> Way:
+    if algorithm != AUTO or len(ranks) == 1:
+        return Way(algorithm)
+    if ways is None or ranks not in ways:
+        raise ValueError(
+            f"all_to_all=auto: nothing was chosen for the ranks {', '.join(map(str, ranks))}; name an algorithm, for "
+            "example all_to_all=flat"
+        )
+    return ways[ranks]
 
 
 def places_of(rank_map: RankMap, ranks: tuple[int, ...]) -> Places:

@@ -23,10 +23,7 @@ import numpy as np
 
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.topology import NODE, SYSTEM, Group, Links, Number
-from piper_hpc.spec import METADATA_BYTES, TIERS, Tier
-
-ALGORITHMS = ("flat", "halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup")
-"""What Layout.all_to_all may name, beside `auto`, the cheapest of them."""
+from piper_hpc.spec import ALGORITHMS, METADATA_BYTES, TIERS, Tier
 
 SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
 NEAR, FAR = range(NODE + 1), range(NODE + 1, SYSTEM + 1)

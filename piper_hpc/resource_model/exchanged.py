@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from piper_hpc.resource_model import compute
-from piper_hpc.resource_model.all_to_all import ALGORITHMS, Routing, all_to_all
+from piper_hpc.resource_model.all_to_all import Routing, all_to_all
 from piper_hpc.resource_model.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.cost import Cost
 from piper_hpc.resource_model.curves import Curves
@@ -24,9 +24,8 @@ from piper_hpc.resource_model.exchange import (
 )
 from piper_hpc.resource_model.groups import Group
 from piper_hpc.resource_model.topology import NODE, Links
-from piper_hpc.spec import LEVELS, MOVES_PER_STEP, TIERS, Layout, Link, ModelSpec, Tier, Workload
+from piper_hpc.spec import ALGORITHMS, AUTO, LEVELS, MOVES_PER_STEP, TIERS, Layout, Link, ModelSpec, Tier, Workload
 
-AUTO = "auto"
 CURVE = "dispatch_combine"
 """What a term rests on, by name, where an algorithm other than flat was predicted."""
 

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from piper_hpc.resource_model import communication, compute
-from piper_hpc.resource_model.all_to_all import ALGORITHMS
 from piper_hpc.resource_model.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.cost import Cost, total
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.exchanged import AUTO, Exchanged, exchanged
+from piper_hpc.resource_model.exchanged import Exchanged, exchanged
 from piper_hpc.resource_model.groups import Group, LayoutGroups, layout_groups
 from piper_hpc.resource_model.memory import stage_parameter_parts
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Tier, Workload
+from piper_hpc.spec import ALGORITHMS, AUTO, ClusterSpec, Layout, ModelSpec, Tier, Workload
 
 NORM_BYTES = 8
 """The squared norm of all gradients is one float64."""

@@ -13,7 +13,15 @@ from piper_hpc.spec.cluster import (
     Tier,
     Topology,
 )
-from piper_hpc.spec.exchange import INDEX_BYTES, LEVELS, METADATA_BYTES, MOVES_PER_STEP, WEIGHT_BYTES
+from piper_hpc.spec.exchange import (
+    ALGORITHMS,
+    AUTO,
+    INDEX_BYTES,
+    LEVELS,
+    METADATA_BYTES,
+    MOVES_PER_STEP,
+    WEIGHT_BYTES,
+)
 from piper_hpc.spec.execution import EXECUTIONS, Execution
 from piper_hpc.spec.fits import Estimate, Fit
 from piper_hpc.spec.layout import Degrees, Layout, RankMap, RankPlace
@@ -25,6 +33,8 @@ from piper_hpc.spec.recompute import Recompute
 from piper_hpc.spec.workload import RECIPES, Recipe, Routing, Workload
 
 __all__ = [
+    "ALGORITHMS",
+    "AUTO",
     "BENCHMARK_VERSION",
     "DATA_SHEET",
     "EXECUTIONS",

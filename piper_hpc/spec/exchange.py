@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+ALGORITHMS = ("flat", "halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup")
+"""What Layout.all_to_all may name, beside `auto`."""
+
+AUTO = "auto"
+"""What the measured cluster, or else the cost model, finds fastest for the group, size, top_k and load."""
+
 INDEX_BYTES = 4
 """A choice's row among those of its message, int32; its expert follows from the counts."""
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piper_hpc.comm.levels import ALGORITHMS, Chains, Places
+from piper_hpc.comm.levels import Chains, Places
+from piper_hpc.spec import ALGORITHMS
 
 RACKS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=3)
 """Ranks of each node of each rack."""

@@ -10,10 +10,10 @@ import torch
 
 from piper_hpc.comm.levels import Chains, Places
 from piper_hpc.comm.volume import TIERS
-from piper_hpc.resource_model.all_to_all import ALGORITHMS, Routing, all_to_all
+from piper_hpc.resource_model.all_to_all import Routing, all_to_all
 from piper_hpc.resource_model.topology import Group, tier_links
+from piper_hpc.spec import ALGORITHMS, Link, Placement
 from piper_hpc.spec import TIERS as ALL_TIERS
-from piper_hpc.spec import Link, Placement
 from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_levels import machine
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.all_to_all import ALGORITHMS, AllToAll, Routing, all_to_all, dedup_ratio
+from piper_hpc.resource_model.all_to_all import AllToAll, Routing, all_to_all, dedup_ratio
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.topology import Group, Links, group, tier_links
-from piper_hpc.spec import Link, Topology
+from piper_hpc.spec import ALGORITHMS, Link, Topology
 
 NODES_OF_8 = Topology(node=8)
 FRONTIER = Topology(node=8, pair=2, switch=32)

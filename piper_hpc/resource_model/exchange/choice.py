@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from piper_hpc.resource_model.all_to_all import ALGORITHMS
 from piper_hpc.resource_model.exchange.demand import Cell
 from piper_hpc.resource_model.exchange.model import ExchangeModel
-from piper_hpc.spec import MeasuredExchange
+from piper_hpc.spec import ALGORITHMS, MeasuredExchange
 
 Way = tuple[str, int]
 """An algorithm and its chunks, 0 where it has none or takes the executor's own number."""

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from piper_hpc.resource_model import schedule
-from piper_hpc.resource_model.all_to_all import ALGORITHMS
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Recompute, Workload
+from piper_hpc.spec import ALGORITHMS, ClusterSpec, Layout, ModelSpec, Recompute, Workload
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
