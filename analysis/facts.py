@@ -47,6 +47,15 @@ def cards(rows: Sequence[MetricsRow], table: Sequence[Row]) -> list[tuple[str, s
     ]
 
 
+def chosen_exchanges(run: RunFolder) -> list[str]:
+    """What all_to_all=auto took in a run and why: a line for all expert groups that took the same."""
+    lines: dict[str, int] = {}
+    for each in run.manifest().get("job", {}).get("all_to_all", ()):
+        chunks = f" in {each['chunks']} chunks" if each["chunks"] else ""
+        lines["; ".join([f"{each['algorithm']}{chunks}, {each['why']}", *each["notes"]])] = len(each["ranks"])
+    return [f"all_to_all=auto took, for groups of {ranks} ranks, {line}" for line, ranks in lines.items()]
+
+
 def rule(rows: Sequence[MetricsRow]) -> str:
     """How measured values were taken."""
     return f"Measured: median over {len(steady(rows))} steady of {len(rows)} steps, on the critical stage."

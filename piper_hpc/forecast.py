@@ -43,16 +43,14 @@ def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | No
 def forecast(experiment: Experiment, machine: Machine, calibration: Calibration) -> Prediction:
     """What the run will take, by the resource model: with the routing as configured, and beside it with others.
 
-    The model of this executor knows the flat all-to-all alone; the others are predicted as if they were flat, and a
-    note says so.
+    What `all_to_all=auto` takes is settled for the routing as configured, and kept with the others.
     """
     assert experiment.layout is not None, "planning has chosen a layout before anything is predicted"
     cluster = machine.spec(experiment.cluster, calibration)
     model, workload = experiment.model, experiment.workload
-    layout, notes = replace(experiment.layout, all_to_all="flat"), []
-    if experiment.layout.all_to_all != "flat":
-        notes.append(f"all_to_all={experiment.layout.all_to_all}: dispatch and combine are predicted as those of flat")
-    prediction = predict(model, cluster, layout, workload)
+    prediction = predict(model, cluster, experiment.layout, workload)
+    taken = {stage["algorithm"] for stage in prediction.exchange["stages"]}
+    layout = replace(experiment.layout, all_to_all=taken.pop()) if len(taken) == 1 else experiment.layout
     by_skew = []
     for skew in sorted({1 + (layout.ep - 1) * step / SKEW_STEPS for step in range(SKEW_STEPS + 1)}):
         other = predict(model, cluster, layout, replace(workload, routing=Routing(skew=skew)))
@@ -67,7 +65,6 @@ def forecast(experiment: Experiment, machine: Machine, calibration: Calibration)
     stale = calibrations.staleness(calibration, machine.fingerprint)
     return replace(
         prediction,
-        layout=prediction.layout | {"all_to_all": experiment.layout.all_to_all},
-        notes=[*prediction.notes, *notes, *(f"calibration: {reason}" for reason in stale)],
+        notes=[*prediction.notes, *(f"calibration: {reason}" for reason in stale)],
         routing={"mode": workload.routing.mode, "skew": workload.routing.skew, "by_skew": by_skew},
     )

@@ -131,6 +131,7 @@ def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
             candidates=asked.task.candidates,
             executor=executor,
             axes=Axes.of(vars(asked.plan.axes)),
+            all_to_all=asked.all_to_all,
         )
     except SpecError as error:
         raise ConfigError(*error.problems) from error

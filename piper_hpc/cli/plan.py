@@ -47,6 +47,9 @@ def show(found: Plan, asked: Experiment, console: Console) -> None:
         _front(found, console)
     if found.limits is not None:
         _limits(found.limits, console)
+    for note in found.candidates[0].notes:
+        if note.startswith("all_to_all="):
+            console.print(note, highlight=False, soft_wrap=True)
     console.print(f"rests on: {found.candidates[0].calibration['source']}", highlight=False)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from analysis import report, table
+from analysis import facts, report, table
 from piper_hpc.config import Experiment
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import Prediction
@@ -43,6 +43,8 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
     if not run.metrics():
         console.print("no step was left to train", highlight=False)
         return document
+    for line in facts.chosen_exchanges(run):
+        console.print(line, highlight=False, soft_wrap=True)
     rows = table.predicted_against_measured(run)
     console.print(table.render(rows))
     routed = table.with_measured_routing(run)

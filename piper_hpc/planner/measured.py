@@ -111,7 +111,7 @@ def _costed(question: Question, rejected: Counter[str]) -> Iterator[Costed]:
             for micro_batch in divisors(workload.global_batch // degree.dense_dp):
                 if micro_batch not in axes.micro_batch:
                     continue
-                layout = replace(degree, micro_batch=micro_batch)
+                layout = replace(degree, micro_batch=micro_batch, all_to_all=question.all_to_all)
                 if layout.micro_batches(workload.global_batch) < layout.pp:
                     rejected["schedule 1f1b: at least pp micro-batches a step"] += 1
                     continue

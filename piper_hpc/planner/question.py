@@ -20,7 +20,8 @@ ROOMIER = 1.25
 
 @dataclass(frozen=True)
 class Question:
-    """ranks: how many a layout may use, each a search of its own; keep: how many of the best to return."""
+    """ranks: how many a layout may use, each a search of its own; keep: how many of the best to return; all_to_all: of
+    every layout for this project's executor, which may be auto (others have it as an axis)."""
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -30,6 +31,7 @@ class Question:
     rank_by: str = "mfu"
     ep_domain: str = "none"
     keep: int = 100
+    all_to_all: str = "flat"
 
     def score(self, ranks: int, step_time_s: Any, peak_bytes: Any) -> Any:
         """What is ranked, lower first. At a fixed workload MFU is the inverse of rank-seconds, tokens/s of seconds."""

@@ -84,13 +84,15 @@ def plan(
     candidates: int = 20,
     executor: str = "auto",
     axes: Axes | None = None,
+    all_to_all: str = "flat",
 ) -> Plan:
     """Rank the layouts of `model` on `cluster` for `workload`, the best `candidates` of them in full.
 
     ranks: how many ranks a layout may use (default: all of the cluster, none fewer); rank_by: mfu, tokens_per_s or
     memory (the least peak, the most head-room first); ep_domain: none, switch or node, how far an expert group may
     reach (Eq 10); executor: piper, megatron or auto (see engine_of); axes: their values, by default those of
-    conf/plan/default.yaml, for piper every divisor. Nothing feasible is no error: there are no candidates then. Raises
+    conf/plan/default.yaml, for piper every divisor; all_to_all: of the layouts for piper, for megatron it is an axis.
+    Nothing feasible is no error: there are no candidates then. Raises
     ValueError for an unknown option, and ResourceModelError for a cluster that nothing is known of.
     """
     started = time.perf_counter()
@@ -108,7 +110,15 @@ def plan(
             of_ranks = tuple(sorted({divisor for count in counts for divisor in divisors(count)}))
             axes = replace(axes, pp=of_ranks, ep=of_ranks, micro_batch=tuple(divisors(workload.global_batch)))
     question = Question(
-        model, cluster, workload, axes.of_model(model), counts, rank_by, ep_domain, max(candidates, engine.rescored)
+        model,
+        cluster,
+        workload,
+        axes.of_model(model),
+        counts,
+        rank_by,
+        ep_domain,
+        max(candidates, engine.rescored),
+        all_to_all,
     )
     found = engine.search(question)
     # The best inside Eq 10's domain is simulated too: what staying inside costs compares like with like.
