@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis import facts
+from analysis import exchange, facts
 from analysis.bench_a2a import report as bench_a2a
 from analysis.load import UsageError, metrics, open_run
 from analysis.table import COLUMNS, Row, cells, predicted_against_measured, with_measured_routing
@@ -58,6 +58,9 @@ def markdown(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row
     routed = with_measured_routing(run)
     if routed is not None:
         lines += ["", f"{routed.line[0].upper()}{routed.line[1:]}."]
+    if levels := exchange.levels(rows, run.prediction()):
+        lines += ["", "## Exchange of experts", "", *facts.chosen_exchanges(run), exchange.line(rows), ""]
+        lines.append(_markdown_table(exchange.COLUMNS, [level.cells() for level in levels]))
     for title, known in facts.provenance(run, rows).items():
         lines += ["", f"## {title}", "", _markdown_table(("", ""), list(known.items()))]
     return "\n".join(lines) + "\n"
@@ -100,6 +103,9 @@ def html(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -
         colours=figures.COLOURS,
         notes=prediction["notes"] if prediction else [],
         figures=drawn,
+        exchange=[level.cells() for level in exchange.levels(rows, prediction)],
+        exchange_columns=exchange.COLUMNS,
+        exchange_lines=[*facts.chosen_exchanges(run), exchange.line(rows)],
         provenance=facts.provenance(run, rows),
     )
 

@@ -31,6 +31,7 @@ def metrics_row(step: int, slow: float = 1.0, **changes: Any) -> dict[str, Any]:
         "peak_memory_bytes": [1000, 2000, 1500, 1200],
         "rss_bytes": [10_000] * 4,
         "expert_load": [1.1, 1.5],
+        "exchange": {"payload_bytes": {"node": 3 << 20, "rack": 2 << 20, "system": 0}, "exposed_s": 2 * slow * TERM_S},
         "critical_stage": 0,
         **terms,
         "stages": [terms, terms],
@@ -55,6 +56,7 @@ def prediction() -> dict[str, Any]:
         "model": {"parameters": 1_840_000, "active_parameters": 661_000},
         "calibration": {"source": "measurements of <local>", "measured": True, "measured_at": "2026-01-01"},
         "notes": ["p2p: extrapolated"],
+        "exchange": {"stages": [], "payload_bytes": {"node": 3 << 20, "rack": 1 << 20, "system": 0}},
     }
 
 

@@ -38,6 +38,19 @@ def test_the_tables_are_in_markdown_too(run: RunFolder) -> None:
     assert "| command | launch 'data.path=a b' |" in text
 
 
+def test_bytes_by_level_stand_beside_the_predicted_ones(run: RunFolder) -> None:
+    job = {"all_to_all": [{"ranks": [0, 1], "algorithm": "halo", "chunks": 2, "why": "fastest", "notes": ["near"]}]}
+    run.write_manifest(run.manifest() | {"job": run.manifest()["job"] | job})
+    written = [path.read_text() for path in write(run)]
+    text = written[-1]
+    assert "| inside nodes | 3.00 MiB | 3.00 MiB | +0.0 % |" in text
+    assert "| between nodes of a rack | 1.00 MiB | 2.00 MiB | -50.0 % |" in text
+    assert "between racks" not in text, "a level that nothing crossed"
+    for each in written:
+        assert "Dispatch and combine keep the critical stage 20.0 ms of a step of 115 ms" in each
+        assert "auto took, for groups of 2 ranks, halo in 2 chunks, fastest; near" in each
+
+
 def test_without_the_extra_the_markdown_stays_and_the_way_to_the_page_is_told(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
