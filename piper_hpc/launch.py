@@ -20,6 +20,7 @@ from piper_hpc.cli.errors import INTERRUPTED, USAGE_ERROR, message_of, run_comma
 from piper_hpc.cli.follow import follow
 from piper_hpc.cli.plan import show as show_plan
 from piper_hpc.cluster.machine import Machine, check_submission, describe
+from piper_hpc.cluster.placement import request
 from piper_hpc.config import ConfigError, Experiment, Problem, experiment, register
 from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.paths import data_folder
@@ -51,10 +52,11 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
         # The executor's own space: what it lacks cannot be trained.
         composed = _with_best_layout(composed, _plan(asked, machine, "piper"))
         asked = experiment(composed)
+    placement = request(asked.cluster, asked.layout, machine.environment)
     prediction = _predict(asked, machine)
     run = RunFolder(asked.runs / new_run_id())
     if asked.dry_run:
-        text = preview(run.path, asked.cluster)
+        text = preview(run.path, asked.cluster, placement)
         show.preview(text, prediction, asked, console)
         return {"script": text, "prediction": prediction.document() if prediction else None}, 0
 
@@ -72,6 +74,7 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
             asked.cluster,
             environment=machine.environment,
             wait=asked.wait,
+            placement=placement,
         )
     except Exception:
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
@@ -144,7 +147,8 @@ def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in found.rejected.items())
         rule = f"no layout fits ({reasons})"
         raise ConfigError(Problem("parallelism", "auto", rule, "more cluster.nodes, or a smaller model"))
-    chosen = OmegaConf.create({"parallelism": found.candidates[0].layout | {"auto": False}})
+    placement = composed.parallelism.placement  # the order of ranks is the user's, whatever the degrees
+    chosen = OmegaConf.create({"parallelism": found.candidates[0].layout | {"auto": False, "placement": placement}})
     merged = OmegaConf.merge(composed, chosen)
     assert isinstance(merged, DictConfig)
     return merged

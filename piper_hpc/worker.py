@@ -10,11 +10,17 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from piper_hpc.config.errors import ConfigError
 from piper_hpc.runs import Failure, RunFolder, Status
 from piper_hpc.runtime.rank import RankEnvironment
+
+if TYPE_CHECKING:
+    import torch
 
 
 def work(run_path: str) -> None:
@@ -42,6 +48,7 @@ def work(run_path: str) -> None:
 
 
 def _task(run: RunFolder, place: RankEnvironment) -> None:
+    from piper_hpc.cluster.placement import rank_order
     from piper_hpc.config import experiment
     from piper_hpc.runtime import quota
     from piper_hpc.runtime.group import device_of, let_senders_go_first, process_group
@@ -51,7 +58,12 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
     configured = experiment(run.config())
     device = device_of(configured.cluster.device, place.local_rank, scheduled=configured.cluster.scheduler == "slurm")
     meeting = run.path / "rendezvous"
-    with process_group(place, meeting, device, configured.cluster.comm_timeout_s):
+    cluster, layout, order = configured.cluster, configured.layout, None
+    if layout is not None and layout.placement == "pack":
+        order = partial(rank_order, layout=layout, cluster=cluster)
+        if cluster.domains == "measured":
+            place = _with_measured_switches(place, meeting / "measuring", device, cluster.comm_timeout_s)
+    with process_group(place, meeting, device, cluster.comm_timeout_s, order) as place:
         context = Context.gather(configured, run, place, device)
         if context.machine.cpu_share is not None:
             # From here on this rank is a device of its own; its imports were free to use any core.
@@ -68,8 +80,28 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
         run.write_status(Status("completed", place.attempt, step=run.status().step))
 
 
+def _with_measured_switches(
+    place: RankEnvironment, meeting: Path, device: torch.device, timeout_s: float
+) -> RankEnvironment:
+    """This rank's place with domains that messages between all nodes show, in place of Slurm's switches."""
+    import torch.distributed as dist
+
+    from piper_hpc.cluster.domains import of_pairs
+    from piper_hpc.runtime.group import process_group
+    from piper_hpc.runtime.pairs import time_pairs
+
+    with process_group(place, meeting, device, timeout_s):
+        nodes: list[str] = [""] * place.ranks
+        dist.all_gather_object(nodes, place.node)
+        paths = of_pairs(time_pairs(nodes, device))
+    return replace(place, switches=paths[list(dict.fromkeys(nodes)).index(place.node)])
+
+
 def _log_to(path: Path) -> None:
-    """Send everything this process prints to its own log, also what libraries print from C."""
+    """Send everything this process prints to its own log, also what libraries print from C.
+
+    Logs are named after the scheduler's tasks: where ranks are packed, the manifest tells which is which.
+    """
     with path.open("ab") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

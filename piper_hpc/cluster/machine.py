@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from piper_hpc.cluster import accelerator, data_sheet
+from piper_hpc.cluster import accelerator, data_sheet, domains
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runtime import quota
@@ -32,6 +32,7 @@ class Machine:
 
     cpu_share: CPU quota of one local rank, in cores; None where ranks run without one. cores: what local ranks share.
     environment: what the scheduler's commands need. fingerprint: what measurements of this cluster hold for.
+    granted: leaf switch of each node that a job was given, in rank order, as numbers; empty before it runs.
     """
 
     rack_of_node: tuple[int, ...]
@@ -41,19 +42,23 @@ class Machine:
     devices_share_cores: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     fingerprint: dict[str, str] = field(default_factory=dict)
+    granted: tuple[int, ...] = ()
 
     def spec(self, cluster: ClusterConfig, calibration: Calibration) -> ClusterSpec:
-        """With its calibration, what the resource model asks for."""
+        """With its calibration, what the resource model asks for: on the nodes that were granted, once they were."""
+        topology = data_sheet.topology_of(cluster)
+        if topology is not None and self.granted:
+            topology = domains.narrowed(topology, self.granted, cluster.ranks_per_node)
         return ClusterSpec(
             name=cluster.name,
             nodes=cluster.nodes,
             ranks_per_node=cluster.ranks_per_node,
-            rack_of_node=self.rack_of_node,
+            rack_of_node=self.granted or self.rack_of_node,
             memory_bytes=self.memory_bytes,
             calibration=calibration,
             devices_share_cores=self.devices_share_cores,
             cores=self.cores,
-            topology=data_sheet.topology_of(cluster),
+            topology=topology,
             links=data_sheet.links_of(cluster),
             accelerator=accelerator.known(cluster.accelerator),
         )

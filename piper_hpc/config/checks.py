@@ -23,7 +23,7 @@ CHOICES = {
     "parallelism.schedule": ("1f1b",),
     "parallelism.recompute": ("none",),
     "parallelism.all_to_all": (*ALGORITHMS, AUTO),
-    "parallelism.placement": ("linear",),
+    "parallelism.placement": ("linear", "pack"),
     "parallelism.vpp": (1,),
     "parallelism.etp": (1,),
     "parallelism.tp": (1,),
@@ -32,6 +32,7 @@ CHOICES = {
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda"),
     "cluster.quota": ("auto", "off"),
+    "cluster.domains": ("auto", "measured"),
     "task.recipe": (None, *RECIPES),
     "train.lr_schedule": ("cosine", "constant"),
     "train.routing.mode": ("dropless", "drop", "forced"),
@@ -43,6 +44,7 @@ CHOICES = {
 POSITIVE = (
     *(f"parallelism.{key}" for key in ("pp", "ep", "micro_batch")),
     *(f"cluster.{key}" for key in ("nodes", "ranks_per_node", "time_min", "cpus_per_task", "comm_timeout_s")),
+    "cluster.switch_wait_min",
     *(f"train.{key}" for key in ("steps", "global_batch", "sequence", "learning_rate", "grad_clip")),
     *(f"task.{key}" for key in ("budget_s", "candidates", "profile_steps")),
 )

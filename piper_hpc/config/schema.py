@@ -170,6 +170,14 @@ class ClusterConfig:
     ranks_per_node: int = 1
     racks: list[int] | None = None  # rack of each node, in place of `topology`; all in one where neither is given
     topology: TopologyConfig | None = None
+    switches: dict[str, str] = field(
+        default_factory=dict
+    )  # leaf switch -> its nodes, where Slurm does not tell: n[1-4]
+    domains: str = "auto"  # parallelism.placement=pack: auto (Slurm or this file) or measured (timed between nodes)
+    max_switches: int | None = (
+        None  # pack: the most leaf switches to be spread over; null: the fewest that hold the job
+    )
+    switch_wait_min: int = 60  # pack: how long Slurm may wait for so few
     device: str = "auto"  # auto, cpu or cuda
     accelerator: str | None = None  # a file of conf/accelerator: what data sheets say of one device
     memory_gib_per_rank: float = 0.0  # 0: the accelerator's, else this machine's memory over its ranks

@@ -97,11 +97,12 @@ class AxisGroups:
 
 
 def axis_groups(layout: Degrees, topology: Topology, *, host_ranks: int | None = None) -> AxisGroups:
-    """The groups of `layout` in its placement, `linear` or `strided`.
+    """The groups of `layout` in its placement: `linear`, `pack` or `strided`.
 
-    linear: experts are adjacent ranks, replicas follow. strided: the expert group takes one place of every node (rails:
-    ep is `host_ranks` ranks apart, by default a scale-up domain), the places of a node are filled by etp and replicas;
-    where a node is not filled so (dp * etp no multiple of the node), the group of such a layout is that of `linear`.
+    linear: experts are adjacent ranks, replicas follow; pack: the same, on ranks that were sorted by domain. strided:
+    the expert group takes one place of every node (rails: ep is `host_ranks` ranks apart, by default a scale-up
+    domain), the places of a node are filled by etp and replicas; where a node is not filled so (dp * etp no multiple of
+    the node), the group of such a layout is that of `linear`.
     Raises ResourceModelError for another placement.
     """
     shards = layout.ep * layout.etp
@@ -119,8 +120,8 @@ def axis_groups(layout: Degrees, topology: Topology, *, host_ranks: int | None =
         expert_block = _where(fits, rails.times(group(topology, layout.etp)), expert_block)
         outer = group(topology, np.where(fits, layout.dp // inner, 1), node * layout.ep)
         replicas = _where(fits, group(topology, inner, layout.etp).times(outer), replicas)
-    elif layout.placement != "linear":
-        raise ResourceModelError(f"placement={layout.placement}: must be linear or strided, for example linear")
+    elif layout.placement not in ("linear", "pack"):
+        raise ResourceModelError(f"placement={layout.placement}: must be linear, pack or strided, for example linear")
     return AxisGroups(
         tensor=group(topology, layout.tp),
         context=group(topology, layout.cp, layout.tp),

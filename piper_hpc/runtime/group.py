@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +24,10 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 GLOO_RECEIVER = "gloo_tcp_loop"
 """The name that gloo gives to the thread which receives, one in each process group."""
 LOWEST_PRIORITY = 19
+
+
+Order = Callable[[Sequence[RankEnvironment]], Sequence[int]]
+"""From the places of all tasks, in the scheduler's order, the tasks in the order of their ranks."""
 
 
 class RendezvousError(RuntimeError):
@@ -49,8 +54,12 @@ def device_of(kind: str, local_rank: int, *, scheduled: bool) -> torch.device:
 
 
 @contextmanager
-def process_group(place: RankEnvironment, meeting: Path, device: torch.device, timeout_s: float) -> Iterator[None]:
-    """The default group of the job, for the length of a `with`.
+def process_group(
+    place: RankEnvironment, meeting: Path, device: torch.device, timeout_s: float, order: Order | None = None
+) -> Iterator[RankEnvironment]:
+    """The default group of the job, for the length of a `with`; gives this rank's place in it.
+
+    order: numbers the ranks anew, by where all of them are; without it they keep the scheduler's numbers.
 
     Rank 0 takes any free port and leaves its address in the folder `meeting`, which all nodes share: two jobs can
     never meet in one store, as they do on a fixed port. Keys carry the attempt, so that a requeued job does not read
@@ -59,6 +68,8 @@ def process_group(place: RankEnvironment, meeting: Path, device: torch.device, t
     timeout = timedelta(seconds=timeout_s)
     store = dist.PrefixStore(f"attempt{place.attempt}", _store(place, meeting, timeout))
     try:
+        if order is not None:
+            place = _ordered(place, store, order)
         dist.init_process_group(
             BACKENDS[device.type],
             store=store,
@@ -70,10 +81,20 @@ def process_group(place: RankEnvironment, meeting: Path, device: torch.device, t
     except dist.DistStoreError as error:
         raise RendezvousError(f"{place.ranks} ranks did not meet within {timeout_s:.0f} s: {error}") from error
     let_senders_go_first()
-    yield
+    yield place
     # Without the barrier a rank that leaves early can abort the others' clean exit.
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _ordered(place: RankEnvironment, store: dist.Store, order: Order) -> RankEnvironment:
+    """Tell all tasks where this one is, learn where they are, and take the rank that `order` gives it."""
+    keys = [f"place{task}" for task in range(place.ranks)]
+    store.set(keys[place.task], json.dumps(asdict(place)))
+    store.wait(keys)
+    told = [json.loads(text) for text in store.multi_get(keys)]
+    tasks = order([RankEnvironment(**facts | {"switches": tuple(facts["switches"])}) for facts in told])
+    return replace(place, rank=list(tasks).index(place.task))
 
 
 def let_senders_go_first() -> None:
@@ -96,7 +117,7 @@ def let_senders_go_first() -> None:
 def _store(place: RankEnvironment, meeting: Path, timeout: timedelta) -> dist.TCPStore:
     meeting.mkdir(parents=True, exist_ok=True)
     note = meeting / f"{place.meeting}.json"
-    if place.rank == 0:
+    if place.task == 0:
         store = dist.TCPStore("0.0.0.0", 0, place.ranks, is_master=True, wait_for_workers=False, timeout=timeout)
         draft = note.with_suffix(".draft")
         draft.write_text(json.dumps({"host": place.master_address, "port": store.port}))

@@ -9,17 +9,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """This process's place in the job. `attempt` counts requeues; `rack` is the switch above the node, if known."""
+    """This process's place in the job.
+
+    rank: as torch counts; it is the scheduler's number of the task, `task`, unless ranks are placed by the topology.
+    switches: those above the node, from far to near, as far as the scheduler tells. attempt: counts requeues.
+    """
 
     rank: int
     ranks: int
     local_rank: int
     node: str
-    rack: str
+    switches: tuple[str, ...]
     job_id: str
     step_id: str
     attempt: int
     master_address: str
+    task: int
+
+    @property
+    def rack(self) -> str:
+        """The switch next above the node; empty where it is not known."""
+        return self.switches[-1] if self.switches else ""
 
     @property
     def meeting(self) -> str:
@@ -34,17 +44,17 @@ class RankEnvironment:
         """
         if "SLURM_PROCID" in environ and environ.get("SUBMITIT_EXECUTOR") != "local":
             node = environ["SLURMD_NODENAME"]
-            address = environ.get("SLURM_TOPOLOGY_ADDR", "")  # for example spine.sw1.n1
             return RankEnvironment(
                 rank=int(environ["SLURM_PROCID"]),
                 ranks=int(environ["SLURM_NTASKS"]),
                 local_rank=int(environ["SLURM_LOCALID"]),
                 node=node,
-                rack=address.split(".")[-2] if address.count(".") else "",
+                switches=_switches(environ),
                 job_id=environ["SLURM_JOB_ID"],
                 step_id=environ.get("SLURM_STEP_ID", "0"),
                 attempt=int(environ.get("SLURM_RESTART_COUNT", "0")),
                 master_address=_required(environ, "MASTER_ADDR"),
+                task=int(environ["SLURM_PROCID"]),
             )
         if "SUBMITIT_LOCAL_GLOBALID" in environ:
             return RankEnvironment(
@@ -52,13 +62,22 @@ class RankEnvironment:
                 ranks=int(environ["SUBMITIT_LOCAL_NTASKS"]),
                 local_rank=int(environ["SUBMITIT_LOCAL_LOCALID"]),
                 node="localhost",
-                rack="",
+                switches=(),
                 job_id=environ["SUBMITIT_LOCAL_JOB_ID"],
                 step_id="0",
                 attempt=0,
                 master_address="127.0.0.1",
+                task=int(environ["SUBMITIT_LOCAL_GLOBALID"]),
             )
         raise RuntimeError("no rank in the environment: start workers with srun or through piper_hpc.launch")
+
+
+def _switches(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """From SLURM_TOPOLOGY_ADDR, for example spine.sw1.n1; its pattern, switch.switch.node, counts a node's own dots."""
+    address = environ.get("SLURM_TOPOLOGY_ADDR", "")
+    kinds = environ.get("SLURM_TOPOLOGY_ADDR_PATTERN", "").split(".")
+    above = kinds.index("node") if "node" in kinds else address.count(".")
+    return tuple(address.split(".")[:above])
 
 
 def _required(environ: Mapping[str, str], key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,7 +101,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class RankPlace:
-    """Where one rank stands: in the layout (stage, replica, expert shard) and in the cluster (node, rack)."""
+    """Where one rank stands: in the layout (stage, replica, expert shard) and in the cluster (node, rack, NIC).
+
+    nic: number, on its node, of the network card that this rank shares with its neighbours there.
+    """
 
     rank: int
     stage: int
@@ -108,6 +112,7 @@ class RankPlace:
     shard: int
     node: int
     rack: int
+    nic: int
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,15 @@ class RankMap:
     """Rank -> place, for every rank. Expert shards are adjacent ranks, then replicas, then stages.
 
     `node_of_rank` and `rack_of_node` are indices from 0; the order of expert shards first keeps an expert group
-    inside the smallest domain that holds it.
+    inside the smallest domain that holds it, where the ranks of each domain are adjacent (placement `pack` sees to
+    that). ranks_per_nic: neighbours on a node that share a network card; ranks of equal place on their nodes, which
+    make the rails of a hierarchical exchange, then have cards of equal number.
     """
 
     layout: Layout
     node_of_rank: tuple[int, ...]
     rack_of_node: tuple[int, ...]
+    ranks_per_nic: int = 1
 
     @staticmethod
     def block(layout: Layout, ranks_per_node: int, rack_of_node: Sequence[int]) -> RankMap:
@@ -132,6 +140,11 @@ class RankMap:
     def places(self) -> tuple[RankPlace, ...]:
         """The place of every rank, in rank order."""
         shards = self.layout.ep * self.layout.etp
+        seen: Counter[int] = Counter()
+        local_rank = []
+        for node in self.node_of_rank:
+            local_rank.append(seen[node])
+            seen[node] += 1
         return tuple(
             RankPlace(
                 rank=rank,
@@ -140,6 +153,7 @@ class RankMap:
                 shard=rank % shards,
                 node=self.node_of_rank[rank],
                 rack=self.rack_of_node[self.node_of_rank[rank]],
+                nic=local_rank[rank] // self.ranks_per_nic,
             )
             for rank in range(self.layout.ranks)
         )

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from piper_hpc.submit.script import script
 class TemplateSlurmExecutor(submitit.SlurmExecutor):
     """submitit's Slurm executor, with the batch script rendered from the site's template."""
 
-    def __init__(self, run: RunFolder, cluster: ClusterConfig) -> None:
+    def __init__(self, run: RunFolder, cluster: ClusterConfig, placement: Mapping[str, str]) -> None:
         super().__init__(folder=run.logs / "submitit")
-        self._run, self._cluster = run, cluster
+        self._run, self._cluster, self._placement = run, cluster, placement
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        return script(self._cluster, self._run, sys.executable, command)
+        return script(self._cluster, self._run, sys.executable, command, self._placement)
 
 
 class SupervisedLocalExecutor(LocalExecutor):
@@ -72,16 +72,18 @@ def submit(
     *,
     environment: dict[str, str],
     wait: bool,
+    placement: Mapping[str, str],
 ) -> None:
     """Have every rank of a new job call `work` with the run's path, and write the run's `job.json`.
 
     work: an importable function, so that only its name is pickled; environment: what the scheduler's commands need;
-    wait: a local job then ends when its launcher does. Raises ConfigError where Slurm refuses the job.
+    wait: a local job then ends when its launcher does; placement: sbatch options of cluster.placement.request. Raises
+    ConfigError where Slurm refuses the job.
     """
     run.logs.mkdir(exist_ok=True)
     executor: submitit.SlurmExecutor | LocalExecutor
     if cluster.scheduler == "slurm":
-        executor = TemplateSlurmExecutor(run, cluster)
+        executor = TemplateSlurmExecutor(run, cluster, placement)
         executor.update_parameters(nodes=cluster.nodes, ntasks_per_node=cluster.ranks_per_node, time=cluster.time_min)
     else:
         executor = SupervisedLocalExecutor(run, dies_with_launcher=wait)
@@ -115,12 +117,12 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def preview(run_path: Path, cluster: ClusterConfig) -> str:
+def preview(run_path: Path, cluster: ClusterConfig, placement: Mapping[str, str]) -> str:
     """What would be submitted: the batch script, or the command of the local supervisor."""
     run = RunFolder(run_path)
     command = f"{sys.executable} -u -m submitit.core._submit {run.logs / 'submitit'}"
     if cluster.scheduler == "slurm":
-        return script(cluster, run, sys.executable, command)
+        return script(cluster, run, sys.executable, command, placement)
     variables = "".join(f"{key}={shlex.quote(value)} " for key, value in sorted(cluster.environment.items()))
     supervisor = f"{sys.executable} -m piper_hpc.submit.supervisor {run.path} --ranks {cluster.ranks_per_node}"
     return f"{variables}{supervisor} -- {command}\n"

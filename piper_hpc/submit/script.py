@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from piper_hpc.config.schema import ClusterConfig
@@ -10,8 +11,8 @@ from piper_hpc.paths import data_folder
 from piper_hpc.runs import RunFolder
 
 
-def directives(cluster: ClusterConfig, run: RunFolder) -> dict[str, str]:
-    """The sbatch options that the configuration decides."""
+def directives(cluster: ClusterConfig, run: RunFolder, placement: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The sbatch options that the configuration decides; `placement`: those of cluster.placement.request."""
     values = {
         "job-name": f"piper-{run.run_id}",
         "nodes": str(cluster.nodes),
@@ -26,7 +27,7 @@ def directives(cluster: ClusterConfig, run: RunFolder) -> dict[str, str]:
         values["account"] = cluster.account
     if cluster.gpus_per_task:
         values["gpus-per-task"] = str(cluster.gpus_per_task)
-    return values
+    return values | dict(placement or {})
 
 
 def render(
@@ -45,8 +46,8 @@ def render(
             last = index
             key = line.removeprefix("#SBATCH --").split("=")[0].split()[0]
             if key in left:
-                lines[index] = f"#SBATCH --{key}={left.pop(key)}"
-    added = [f"#SBATCH --{key}={value}" for key, value in left.items()]
+                lines[index] = _directive(key, left.pop(key))
+    added = [_directive(key, value) for key, value in left.items()]
     command_lines = [
         f"export SUBMITIT_EXECUTOR=slurm PIPER_PYTHON={shlex.quote(python)}",
         f"PIPER_COMMAND={shlex.quote(command)}",
@@ -55,13 +56,19 @@ def render(
     return "\n".join([*lines[: last + 1], *added, *command_lines, *lines[last + 1 :]]) + "\n"
 
 
+def _directive(key: str, value: str) -> str:
+    return f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}"
+
+
 def template_of(cluster: ClusterConfig) -> Path:
     """The site's template."""
     assert cluster.template is not None, "checked by config.checks.paths"
     return data_folder("sbatch_templates") / cluster.template
 
 
-def script(cluster: ClusterConfig, run: RunFolder, python: str, command: str) -> str:
+def script(
+    cluster: ClusterConfig, run: RunFolder, python: str, command: str, placement: Mapping[str, str] | None = None
+) -> str:
     """The batch script of one run: what is submitted, and what `dry_run=true` prints."""
     template = template_of(cluster).read_text()
-    return render(template, directives(cluster, run), python, command, cluster.environment)
+    return render(template, directives(cluster, run, placement), python, command, cluster.environment)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,23 +10,23 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.cluster.machine import Machine
+from piper_hpc.cluster.placement import nodes_of, paths_of
 from piper_hpc.config import Experiment
 from piper_hpc.runs import RunFolder
 from piper_hpc.runs.manifest import environment, versions
 from piper_hpc.runtime.rank import RankEnvironment
-from piper_hpc.spec import Layout, RankMap
+from piper_hpc.spec import DATA_SHEET, Calibration, Layout, RankMap
 
 
 @dataclass(frozen=True)
 class Context:
-    """One rank's view of the job. `nodes` and `racks` are names, by rank."""
+    """One rank's view of the job. places: of all ranks, in rank order."""
 
     experiment: Experiment
     run: RunFolder
     place: RankEnvironment
     device: torch.device
-    nodes: tuple[str, ...]
-    racks: tuple[str, ...]
+    places: tuple[RankEnvironment, ...]
 
     @staticmethod
     def gather(experiment: Experiment, run: RunFolder, place: RankEnvironment, device: torch.device) -> Context:
@@ -34,8 +34,8 @@ class Context:
         if device.type == "cpu":
             torch.set_num_threads(experiment.cluster.cpus_per_task)
         found: list[Any] = [None] * place.ranks
-        dist.all_gather_object(found, (place.node, place.rack))
-        return Context(experiment, run, place, device, tuple(n for n, _ in found), tuple(r for _, r in found))
+        dist.all_gather_object(found, place)
+        return Context(experiment, run, place, device, tuple(found))
 
     @property
     def is_first(self) -> bool:
@@ -46,7 +46,48 @@ class Context:
     def machine(self) -> Machine:
         """What the launcher knew of the cluster."""
         facts = self.run.manifest()["machine"]
-        return Machine(**facts | {"rack_of_node": tuple(facts["rack_of_node"])})
+        return Machine(**facts | {key: tuple(facts[key]) for key in ("rack_of_node", "granted")})
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """The node of every rank, by name."""
+        return tuple(place.node for place in self.places)
+
+    @cached_property
+    def granted(self) -> Machine:
+        """The cluster with the nodes that this job was given: what its predictions rest on."""
+        paths = list(self.paths[0].values())
+        leaves = list(dict.fromkeys(paths))
+        return replace(self.machine, granted=tuple(leaves.index(path) for path in paths))
+
+    @property
+    def granted_as_assumed(self) -> bool:
+        """Whether groups stand on the granted nodes as on those that were assumed before the job."""
+        calibration, cluster = Calibration(DATA_SHEET, "", 1.0), self.experiment.cluster
+        assumed, granted = (machine.spec(cluster, calibration) for machine in (self.machine, self.granted))
+        if granted.topology is not None:
+            return granted.topology == assumed.topology
+        # Numbers of racks may differ where the racks do not.
+        return [granted.rack_of_node.index(rack) for rack in granted.rack_of_node] == [
+            assumed.rack_of_node.index(rack) for rack in assumed.rack_of_node
+        ]
+
+    @property
+    def granted_note(self) -> str:
+        """What a prediction says of the nodes that it rests on."""
+        paths, source = self.paths
+        leaves = list(dict.fromkeys(paths.values()))
+        numbers = ", ".join(str(leaves.index(path)) for path in paths.values())
+        return f"granted: {len(paths)} nodes below {len(leaves)} leaf switches, in rank order {numbers} (from {source})"
+
+    @cached_property
+    def paths(self) -> tuple[dict[str, tuple[str, ...]], str]:
+        """Node -> names of the switches above it, far to near, nodes in rank order; and where they are known from."""
+        nodes = nodes_of(sorted(self.places, key=lambda place: place.task))
+        told = [place.switches for place in nodes.values()]
+        known, source = paths_of(self.experiment.cluster, list(nodes), told)
+        by_node = dict(zip(nodes, known, strict=True))
+        return {node: by_node[node] for node in dict.fromkeys(self.nodes)}, source
 
     def facts(self) -> dict[str, Any]:
         """What only the job itself knows of where it runs, for the manifest."""
@@ -55,6 +96,8 @@ class Context:
             "id": self.place.job_id,
             "nodes": list(dict.fromkeys(self.nodes)),
             "node_of_rank": list(self.nodes),
+            "task_of_rank": [place.task for place in self.places],  # logs are named after tasks
+            "granted": self._granted_facts(),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "torch_threads": torch.get_num_threads(),
             "versions": versions(),
@@ -62,11 +105,18 @@ class Context:
         }
 
     def rank_map(self, layout: Layout) -> RankMap:
-        """The layout on the nodes that were granted; racks as Slurm says, else as configured."""
+        """The layout on the nodes that were granted, with their leaf switches as racks."""
         names = list(dict.fromkeys(self.nodes))
-        if any(self.racks):
-            rack_names = list(dict.fromkeys(self.racks))
-            racks = tuple(rack_names.index(self.racks[self.nodes.index(name)]) for name in names)
-        else:
-            racks = self.machine.rack_of_node
-        return RankMap(layout, tuple(names.index(node) for node in self.nodes), racks)
+        topology = self.experiment.cluster.topology
+        per_nic = 1
+        if topology is not None and topology.nics_per_node:
+            per_nic = max(1, self.experiment.cluster.ranks_per_node // topology.nics_per_node)
+        return RankMap(layout, tuple(names.index(node) for node in self.nodes), self.granted.granted, per_nic)
+
+    def _granted_facts(self) -> dict[str, Any]:
+        paths, source = self.paths
+        return {
+            "switches": {node: list(path) for node, path in paths.items()},
+            "leaf_switches": len(set(paths.values())),
+            "known_from": source,
+        }

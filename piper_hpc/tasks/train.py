@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,13 @@ def prepare(context: Context) -> Calibration | None:
     if calibration is None and measurable:
         calibration = measure(context)
     if context.is_first:
-        if calibration is not None and context.run.prediction() is None:
-            context.run.write_prediction(forecast(context.experiment, context.machine, calibration).document())
+        # What was predicted before the job stands where the nodes were granted as they were assumed.
+        assumed = context.run.prediction() is not None and context.granted_as_assumed
+        if calibration is not None and not assumed:
+            prediction = forecast(context.experiment, context.granted, calibration)
+            context.run.write_prediction(
+                replace(prediction, notes=[*prediction.notes, context.granted_note]).document()
+            )
         manifest = context.run.manifest()
         context.run.write_manifest(manifest | {"job": manifest["job"] | facts(context, calibration)})
     return calibration

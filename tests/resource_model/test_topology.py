@@ -131,7 +131,7 @@ def test_placement_moves_peers_but_keeps_their_number(ep: int, dp: int, etp: int
 
 
 def test_unknown_placements_and_links_are_refused() -> None:
-    with pytest.raises(ResourceModelError, match="placement=snake: must be linear or strided"):
+    with pytest.raises(ResourceModelError, match="placement=snake: must be linear, pack or strided"):
         axis_groups(Layout(placement="snake"), FRONTIER)
     with pytest.raises(ResourceModelError, match="no link is known"):
         tier_links({}, name="nowhere")

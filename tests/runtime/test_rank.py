@@ -21,7 +21,8 @@ STEP = {
 
 def test_a_slurm_step():
     place = RankEnvironment.read(STEP)
-    assert place == RankEnvironment(5, 8, 1, "n3", "rack2", "42", "1", 2, "n1")
+    assert place == RankEnvironment(5, 8, 1, "n3", ("spine", "rack2"), "42", "1", 2, "n1", task=5)
+    assert place.rack == "rack2"
     assert place.meeting == "42.1.2"
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from piper_hpc.cluster.placement import request
 from piper_hpc.config import experiment, register
 from piper_hpc.paths import data_folder
 from piper_hpc.runs import RunFolder
+from piper_hpc.spec import Layout
 from piper_hpc.submit.script import render, script, template_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,10 +30,13 @@ def cluster(*overrides: str):
     [
         ("testbed", ["cluster=testbed", "cluster.nodes=2", "cluster.time_min=5"]),
         ("frontier", ["cluster=frontier", "cluster.nodes=16", "cluster.account=abc123"]),
+        ("frontier_pack", ["cluster=frontier", "cluster.nodes=16", "cluster.account=abc123"]),
     ],
 )
 def test_a_rendered_script_is_the_golden_one(name, overrides):
-    text = script(cluster(*overrides), RunFolder("/runs/r1"), "/opt/python", "/opt/python -m work")
+    chosen = cluster(*overrides)
+    placement = request(chosen, Layout(placement="pack" if name.endswith("_pack") else "linear"), {})
+    text = script(chosen, RunFolder("/runs/r1"), "/opt/python", "/opt/python -m work", placement)
     assert text == (GOLDEN / f"{name}.sbatch").read_text()
 
 
@@ -41,6 +46,11 @@ def test_a_rendered_script_is_the_golden_one(name, overrides):
 def test_bash_accepts_the_script(path):
     checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_a_directive_without_a_value_has_none():
+    text = render("#!/bin/bash\n#SBATCH --time=5\nsrun\n", {"contiguous": ""}, "py", "py")
+    assert "#SBATCH --time=5\n#SBATCH --contiguous\n" in text
 
 
 def test_every_slurm_cluster_that_names_a_template_has_it():

@@ -1,0 +1,155 @@
+"""Placement `pack`: what to ask Slurm for, the order of the ranks on what it granted, and what that was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from piper_hpc.cluster import domains
+from piper_hpc.cluster.domains import Path
+from piper_hpc.config.errors import ConfigError, Problem
+from piper_hpc.config.schema import ClusterConfig
+from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.spec import Layout
+from piper_hpc.testbed import state
+
+KEY = "parallelism.placement"
+LINEAR = f"{KEY}=linear"
+
+SLURM_S = 10.0
+"""How long Slurm's controller may take to tell its topology."""
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Leaf switches, before anything is granted. sizes: nodes of each; each: nodes of one where all are alike and
+    their number is not known."""
+
+    sizes: tuple[int, ...] = ()
+    each: int = 0
+
+    def fewest(self, nodes: int) -> int:
+        """The least number of switches that hold `nodes` nodes."""
+        if self.each:
+            return -(-nodes // self.each)
+        left, used = nodes, 0
+        for size in sorted(self.sizes, reverse=True):
+            if left <= 0:
+                break
+            left, used = left - size, used + 1
+        return used
+
+
+def leaves(cluster: ClusterConfig, environment: Mapping[str, str]) -> Leaves | None:
+    """The leaf switches as the cluster's file gives them, else as Slurm does; None where neither knows any."""
+    if cluster.domains == "measured":
+        return None
+    if cluster.switches:
+        return Leaves(_sizes(domains.of_lists(cluster.switches).values()))
+    if cluster.racks is not None:
+        return Leaves(_sizes((str(rack),) for rack in cluster.racks))
+    if cluster.topology is not None and cluster.topology.nodes_per_switch:
+        return Leaves(each=cluster.topology.nodes_per_switch)
+    bed = state.load() if cluster.name == "testbed" else None
+    if bed is not None:
+        return Leaves(_sizes((node.rack,) for node in bed.nodes))
+    found = domains.of_scontrol(_scontrol(environment))
+    return Leaves(_sizes(found.values())) if found else None
+
+
+def _sizes(paths: Iterable[Path]) -> tuple[int, ...]:
+    return tuple(Counter(paths).values())
+
+
+def _scontrol(environment: Mapping[str, str]) -> str:
+    if shutil.which("scontrol") is None:
+        return ""
+    variables = os.environ | dict(environment)
+    try:
+        asked = subprocess.run(
+            ["scontrol", "show", "topology"],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SLURM_S,
+        )
+    except subprocess.TimeoutExpired:
+        return ""  # no controller answers
+    return asked.stdout if asked.returncode == 0 else ""
+
+
+def request(cluster: ClusterConfig, layout: Layout | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """The sbatch options that ask for what the layout's placement wants; none for `linear`.
+
+    Raises ConfigError for a cluster of whose topology nothing is known, and for switches that are too few or too many.
+    """
+    if layout is None or layout.placement != "pack":
+        return {}
+    if cluster.scheduler == "local":
+        raise ConfigError(Problem(KEY, "pack", "one machine has no topology to pack ranks into", LINEAR))
+    known = leaves(cluster, environment)
+    asked = cluster.max_switches
+    if known is None:
+        if cluster.domains != "measured":
+            rule = (
+                f"nothing is known of the topology of cluster {cluster.name}: Slurm names no switches, and the file "
+                "gives neither cluster.switches, cluster.racks nor cluster.topology.nodes_per_switch"
+            )
+            raise ConfigError(Problem(KEY, "pack", rule, f"cluster.domains=measured, or {LINEAR}"))
+        if asked is None:
+            # The nearest to it that Slurm can be asked for without switches: neighbours by name.
+            return {"contiguous": "", "distribution": "block"}
+        known = Leaves(each=cluster.nodes)  # any number of them may hold the job
+    fewest = known.fewest(cluster.nodes)
+    most = len(known.sizes) or cluster.nodes
+    if asked is not None and not fewest <= asked <= most:
+        have = f"there are {most}" if known.sizes else f"{cluster.nodes} nodes are below {most} at most"
+        rule = f"{cluster.nodes} nodes need {fewest} leaf switches at least, and {have}"
+        raise ConfigError(Problem("cluster.max_switches", asked, rule, f"cluster.max_switches={fewest}"))
+    return {"switches": f"{asked or fewest}@{cluster.switch_wait_min}", "distribution": "block"}
+
+
+def paths_of(cluster: ClusterConfig, nodes: Sequence[str], told: Sequence[Path]) -> tuple[list[Path], str]:
+    """Path of each granted node, and where it is known from.
+
+    nodes: names, in the scheduler's order; told: what each knows of itself, in the same order, from Slurm or, where
+    cluster.domains=measured, from messages that were timed. A file that names nodes goes first, then what they know;
+    racks by number hold for nodes in that order; without any, all nodes are of one domain.
+    """
+    if cluster.switches and cluster.domains != "measured":
+        named = domains.of_lists(cluster.switches)
+        return [named.get(node, (f"unknown to cluster.switches: {node}",)) for node in nodes], "cluster.switches"
+    if any(told):
+        return list(told), "messages between nodes" if cluster.domains == "measured" else "SLURM_TOPOLOGY_ADDR"
+    if cluster.racks is not None and len(cluster.racks) == len(nodes):
+        return [(f"rack{rack}",) for rack in cluster.racks], "cluster.racks"
+    return [()] * len(nodes), "nothing known: the scheduler's order"
+
+
+def nodes_of(tasks: Sequence[RankEnvironment]) -> dict[str, RankEnvironment]:
+    """One task of each node, by the node's name, in the scheduler's order."""
+    found: dict[str, RankEnvironment] = {}
+    for task in tasks:
+        found.setdefault(task.node, task)
+    return found
+
+
+def rank_order(tasks: Sequence[RankEnvironment], layout: Layout, cluster: ClusterConfig) -> list[int]:
+    """Numbers of the tasks in the order of the ranks: nodes of one domain adjacent, a node's tasks as they are there.
+
+    tasks: of the job, in the scheduler's order. Expert groups of whole nodes stay below one switch wherever it has room
+    for all of one.
+    """
+    nodes = nodes_of(tasks)
+    paths, _ = paths_of(cluster, list(nodes), [task.switches for task in nodes.values()])
+    per_node = len(tasks) // len(nodes)
+    whole, rest = divmod(layout.ep * layout.etp, per_node)
+    packed = domains.pack(paths, whole if whole and not rest else 1)
+    names = list(nodes)
+    position = {names[node]: place for place, node in enumerate(packed)}
+    return sorted(range(len(tasks)), key=lambda t: (position[tasks[t].node], tasks[t].local_rank))
