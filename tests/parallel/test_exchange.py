@@ -12,10 +12,11 @@ import torch.distributed as dist
 from piper_hpc.comm import FlatDispatcher, channel
 from piper_hpc.comm.channel import MissingPeerError
 from piper_hpc.model.dispatcher import Dispatcher
-from piper_hpc.parallel.exchange import make_dispatcher
+from piper_hpc.parallel.exchange import Way, make_dispatcher
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.runtime.failures import classify
 from piper_hpc.spec import Layout, ModelSpec, Placement, RankMap, Workload
+from piper_hpc.train import metrics
 from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
 from tests.processes import run_ranks
@@ -136,6 +137,53 @@ def test_training_step_is_that_of_flat(degrees: dict[str, int], per_node: int, r
         for algorithm, (loss, gradients) in errors.items():
             tolerance = 1e-12 if algorithm.endswith("_dedup") else 0.0
             assert loss <= tolerance and gradients <= tolerance, algorithm
+
+
+def auto_with_ways() -> tuple[dict[str, object] | None, list[int], float, float, str]:
+    """Training on two expert groups of two nodes each, of which one goes flat: on rank 0 the row's exchange and the rows
+    that left each rank by the routers' counts, losses of flat and of auto, and what auto says without a choice."""
+    layout = Layout(ep=4, dp=2, micro_batch=1, all_to_all="auto")
+    rank_map = RankMap.block(layout, 2, (0, 0, 1, 1))
+    settings = TrainSettings(steps=1, dtype="float64", collective_timeout_s=30.0)
+    ways = {(0, 1, 2, 3): Way("halo_dedup", 2), (4, 5, 6, 7): Way("flat")}
+    trainer = Trainer(MODEL, layout, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"), ways=ways)
+    trainer.step(Tokens(layout), 0, 0.01, sample_memory=False)
+    loss, records = float(trainer.pipeline.loss.total), trainer.record()
+    flat_map = RankMap.block(Layout(ep=4, dp=2, micro_batch=1), 2, (0, 0, 1, 1))
+    flat = Trainer(MODEL, flat_map.layout, WORKLOAD, settings, rank_map=flat_map, device=torch.device("cpu"))
+    flat.step(Tokens(layout), 0, 0.01, sample_memory=False)
+    flat_records = flat.record()
+    try:
+        make_dispatcher(rank_map, make_groups(rank_map, TIMEOUT), TIMEOUT)
+        said = "nothing"
+    except ValueError as error:
+        said = str(error)
+    if records is None or flat_records is None:
+        return None, [], float(flat.pipeline.loss.total), loss, said
+    sent = [sum(each.sent_bytes.values()) for each in records[4:]]
+    away = [
+        sum(sum(layer) - sum(layer[2 * (rank % 4) : 2 * (rank % 4) + 2]) for layer in each.expert_tokens)
+        for rank, each in enumerate(flat_records)
+    ]
+    assert sent == [4 * 8 * MODEL.hidden * rows for rows in away[4:]], "every choice sent away, four times"
+    row = metrics.summarise(records, rank_map, tokens=1)
+    assert sum(sum(each.sent_bytes.values()) for each in records[:4]) > 0
+    return row["exchange"], away, float(flat.pipeline.loss.total), loss, said
+
+
+@pytest.mark.processes
+def test_auto_trains_each_group_its_own_way_and_counts_what_it_sends() -> None:
+    found = run_ranks(8, auto_with_ways)
+    for _, _, flat, auto, said in found:
+        assert auto == pytest.approx(flat, rel=1e-12)
+        assert said.startswith("all_to_all=auto: nothing was chosen for the ranks 0, 1, 2, 3; name an algorithm")
+    exchange, away, *_ = found[0]
+    assert exchange is not None and exchange["exposed_s"] > 0
+    payload = exchange["payload_bytes"]
+    # Nodes 0 and 1 make a rack, 2 and 3 another: nothing crosses racks.
+    assert payload["node"] > 0 and payload["rack"] > 0 and payload["system"] == 0
+    # Two hops send more rows inside nodes than flat, shared rows fewer between them.
+    assert payload["rack"] < 4 * 8 * MODEL.hidden * sum(away)
 
 
 def without_rank_3(algorithm: str) -> tuple[str, str] | None:

@@ -1,0 +1,54 @@
+"""What the exchange model takes an exchange to be is what dispatchers do: its bytes by link, and its calls."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from piper_hpc.comm.levels import Chains
+from piper_hpc.resource_model.exchange import Cell, demand
+from piper_hpc.spec import ALGORITHMS, MOVES_PER_STEP, Placement
+from tests.comm.lockstep import Switchboard, dispatcher
+from tests.comm.test_levels import machine
+
+TOP_K, HIDDEN, CHUNKS = 2, 3, 2
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "flat"])
+@pytest.mark.parametrize("racks", [[[2, 2]], [[2, 2], [2, 2]], [[1, 1], [1, 1]]], ids=["2x2", "2x2x2", "2x2x1"])
+def test_bytes_and_calls_are_those_of_a_real_exchange(algorithm: str, racks: list[list[int]]) -> None:
+    """All sets of two experts once each, on every rank: uniform routing without chance."""
+    places = machine(racks)
+    experts, ranks = 2 * places.ranks, places.ranks
+    ids = torch.tensor(list(combinations(range(experts), TOP_K)))
+    board, chains = Switchboard(ranks), Chains(algorithm, places)
+    placement = Placement.linear(experts, ranks)
+
+    def exchange(rank: int) -> list[tuple[float, float]]:
+        mine = dispatcher(board, algorithm, places, rank, chains, chunks=CHUNKS)
+        tokens, weights = torch.ones(len(ids), HIDDEN), torch.full(ids.shape, 0.5)
+        rows, handle = mine.dispatch(tokens, ids, weights, placement)
+        mine.combine(rows, handle)
+        sent = mine.volume(handle.plan, row_bytes=4 * HIDDEN)
+        return [(each.payload_bytes, each.metadata_bytes) for each in sent.values()]
+
+    sent = np.mean([np.sum(tiers, axis=-1) for tiers in board.run(exchange)], axis=0)
+    nodes, several = sum(map(len, racks)), len(racks)
+    asked = demand(
+        algorithm, Cell(ranks, nodes, several, len(ids) * TOP_K * 4.0 * HIDDEN, 4.0 * HIDDEN, TOP_K, experts), CHUNKS
+    )
+    node, rack, system = asked.hops.sum(axis=0)
+    if algorithm != "flat_dedup":  # whose index inside a node counts, and whose rows there are shared
+        assert node + asked.own == pytest.approx(sent[0])
+    assert rack == pytest.approx(sent[1] + sent[2]), "everything that leaves a node, wherever it goes"
+    assert system == pytest.approx(sent[2])
+    # A group of one makes no call of torch.distributed: the channel in memory counts it all the same.
+    alone = {
+        phase for level in range(chains.depth) for phase in [chains.phase(level)] if len(chains.groups(level)[0]) == 1
+    }
+    calls = [sum(phase not in alone for phase, _ in each) for each in board.calls]
+    assert set(calls) == {int(asked.exchanges)}
+    assert MOVES_PER_STEP == 4, "dispatch and combine above, and the backward of both"

@@ -1,0 +1,101 @@
+"""`all_to_all=auto`: the fastest of the nearest measured cells, what stands in for them, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piper_hpc.resource_model.exchange import Cell, ExchangeModel, cheapest, choose
+from piper_hpc.spec import ALGORITHMS, MeasuredExchange
+
+KIB, MIB = 1024.0, 1024.0 * 1024
+ACROSS = (8, 4, 2)
+
+
+def measured(algorithm: str, size: float, seconds: float, *, shape: tuple[int, int, int] = ACROSS, top_k: int = 8,
+             imbalance: float = 1.0, chunks: int = 0) -> MeasuredExchange:  # fmt: skip
+    return MeasuredExchange(algorithm, *shape, size, 2 * KIB, top_k, 64, imbalance, seconds, 0.05, chunks)
+
+
+TABLE = (
+    measured("flat", 16 * KIB, 0.010), measured("halo_dedup", 16 * KIB, 0.030),
+    measured("flat", 4 * MIB, 0.400), measured("halo_dedup", 4 * MIB, 0.200, chunks=4),
+    measured("halo_dedup", 4 * MIB, 0.180, chunks=2), measured("halo", 4 * MIB, 0.350),
+    measured("flat", 4 * MIB, 0.300, top_k=1), measured("halo_dedup", 4 * MIB, 0.330, top_k=1),
+)  # fmt: skip
+
+
+def ask(size: float, *, shape: tuple[int, int, int] = ACROSS, top_k: int = 8, imbalance: float = 1.0):  # type: ignore[no-untyped-def]
+    ranks, nodes, racks = shape
+    return choose(TABLE, ranks=ranks, nodes=nodes, racks=racks, logical_bytes=size, top_k=top_k, imbalance=imbalance)
+
+
+def test_size_top_k_and_chunks_decide() -> None:
+    assert ask(16 * KIB).algorithm == "flat"
+    large = ask(4 * MIB)
+    assert (large.algorithm, large.chunks) == ("halo_dedup", 2)
+    assert list(large.seconds) == ["halo_dedup/2", "halo_dedup/4", "halo", "flat"]
+    assert ask(4 * MIB, top_k=1).algorithm == "flat"
+    assert "4194 kB a rank, top_k 8, imbalance 1.00" in large.why and not large.notes
+
+
+def test_between_two_cells_seconds_are_interpolated() -> None:
+    """Of those measured in both cells: flat takes 0.01 to 0.4 s, halo_dedup 0.03 to 0.2 s."""
+    table = [row for row in TABLE if row.chunks in (0, 4)]
+    table = [measured(row.algorithm, row.logical_bytes, row.seconds) for row in table if row.top_k == 8]
+
+    def at(size: float) -> str:
+        found = choose(table, ranks=8, nodes=4, racks=2, logical_bytes=size, top_k=8)
+        assert found is not None and len(found.rests_on) == 2
+        return found.algorithm
+
+    # Flat grows 40-fold and halo_dedup 6.7-fold: they meet at log 3 / log 6 = 0.613 of the way, 491 KiB.
+    assert [at(400 * KIB), at(600 * KIB)] == ["flat", "halo_dedup"]
+
+
+def test_another_group_stands_in_with_a_note_if_it_crosses_the_same_links() -> None:
+    larger = ask(4 * MIB, shape=(16, 4, 2))
+    assert larger.algorithm == "halo_dedup"
+    assert larger.notes == (
+        "all-to-all of groups of 16 ranks on 4 nodes in 2 racks: not measured; groups of 8 ranks on 4 nodes in 2 racks "
+        "stand in",
+    )
+    assert ask(4 * MIB, shape=(4, 1, 1)) is None, "no cell of a group inside a node"
+    assert choose((), ranks=8, nodes=4, racks=2, logical_bytes=1e6, top_k=8) is None
+
+
+def test_without_a_table_the_cost_model_decides_and_says_so() -> None:
+    links = ExchangeModel(1e-3, 0.0, 1e-5, 1e-3, 1e-10, 1e-7, 1e-7, 1e-10, source="links of a made-up cluster")
+    large = cheapest(links, Cell(*ACROSS, 4 * MIB, 2 * KIB, 8, 64))
+    assert large.algorithm in ("halo_dedup", "halo3_dedup")
+    assert "by the cost model, from links of a made-up cluster" in large.why
+    assert cheapest(links, Cell(*ACROSS, 1 * KIB, 128.0, 8, 64)).algorithm == "flat"
+    assert cheapest(links, Cell(4, 1, 1, 4 * MIB, 2 * KIB, 1, 64)).algorithm == "flat", "nothing to gain in a node"
+
+
+times = st.dictionaries(st.sampled_from(ALGORITHMS), st.floats(1e-4, 1.0), min_size=1)
+points = st.tuples(st.sampled_from([KIB, 16 * KIB, MIB]), st.sampled_from([1, 8]), st.sampled_from([1.0, 2.0, 4.0]))
+
+
+@given(st.dictionaries(points, times, min_size=1), st.data())
+def test_at_a_measured_cell_nothing_is_faster_than_the_choice(
+    cells: dict[tuple[float, int, float], dict[str, float]], data: st.DataObject
+) -> None:
+    table = [
+        measured(name, size, seconds, top_k=top_k, imbalance=imbalance)
+        for (size, top_k, imbalance), timed in cells.items()
+        for name, seconds in timed.items()
+    ]
+    size, top_k, imbalance = data.draw(st.sampled_from(sorted(cells)))
+    found = choose(table, ranks=8, nodes=4, racks=2, logical_bytes=size, top_k=top_k, imbalance=imbalance)
+    assert found is not None
+    timed = cells[size, top_k, imbalance]
+    assert timed[found.algorithm] == min(timed.values())
+
+
+@given(st.floats(1.0, 1e9), st.integers(1, 16), st.floats(1.0, 16.0))
+def test_every_question_across_nodes_gets_an_answer_from_the_table(size: float, top_k: int, imbalance: float) -> None:
+    found = ask(size, top_k=top_k, imbalance=imbalance)
+    assert found.algorithm in {row.algorithm for row in TABLE} and found.why and found.rests_on
+    assert found.seconds == pytest.approx(dict(sorted(found.seconds.items(), key=lambda item: item[1])))
