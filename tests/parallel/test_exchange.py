@@ -140,7 +140,7 @@ def test_training_step_is_that_of_flat(degrees: dict[str, int], per_node: int, r
 
 
 def auto_with_ways() -> tuple[dict[str, object] | None, list[int], float, float, str]:
-    """Training on two expert groups of two nodes each, of which one goes flat: on rank 0 the row's exchange and the rows
+    """Training on two expert groups of two nodes each, one of which goes flat: on rank 0 the exchange, and the rows
     that left each rank by the routers' counts, losses of flat and of auto, and what auto says without a choice."""
     layout = Layout(ep=4, dp=2, micro_batch=1, all_to_all="auto")
     rank_map = RankMap.block(layout, 2, (0, 0, 1, 1))
