@@ -13,7 +13,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from piper_hpc.testbed import lifecycle, options, state
+from piper_hpc.testbed import lifecycle, options, profile, state
 from piper_hpc.testbed.faults import FAILED, Fault
 from piper_hpc.testbed.state import Testbed
 
@@ -70,6 +70,8 @@ def show(testbed: Testbed) -> str:
             link = testbed.links[kind]
             rates = (link.configured_bytes_per_s * 8e-6, link.measured_bytes_per_s * 8e-6)
             lines.append(f"link      {kind:<6}{rates[0]:8.1f} Mbit/s configured, {rates[1]:8.1f} measured")
+    if testbed.scaling:
+        lines.append(profile.show(testbed))
     lines.append("use       export " + " ".join(f"{key}={value}" for key, value in testbed.environment.items()))
     return "\n".join(lines)
 

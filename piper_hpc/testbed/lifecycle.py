@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from piper_hpc.runtime import quota
-from piper_hpc.testbed import database, hosts, links, network, process, slurm, state, task
+from piper_hpc.testbed import database, hosts, links, network, process, profile, slurm, state, task
 from piper_hpc.testbed.faults import FAILED, Fault
 from piper_hpc.testbed.network import Plan
 from piper_hpc.testbed.options import MIB, Options, flag
@@ -53,6 +53,7 @@ class Health:
 
 def up(options: Options) -> tuple[Testbed, bool]:
     """Bring the testbed up; (its record, whether it was up already). Raises Fault, with everything taken back."""
+    wanted = profile.of(options)
     _check_privilege()
     missing = packages_missing()
     if missing:
@@ -61,7 +62,7 @@ def up(options: Options) -> tuple[Testbed, bool]:
     with _lock():
         present = state.read()
         if present and not health(present).problems:
-            if present.options == options.document():
+            if options.same(present.options):
                 return present, True
             differing = [key for key, value in options.document().items() if present.options.get(key) != value]
             rule = f"a testbed is up with other options ({', '.join(map(flag, differing))})"
@@ -70,7 +71,18 @@ def up(options: Options) -> tuple[Testbed, bool]:
         _remove_all()  # what a crash may have left
         check_free(options)
         try:
-            return _build(options), False
+            if wanted is None:
+                return _build(options), False
+            print("measuring what a rank computes under its quota", file=sys.stderr, flush=True)
+            options, scaling = profile.fitted(options, wanted)
+            testbed = _build(options)
+            profile.write(state.folder(), scaling)
+            print("checking the ratio with a job of all ranks", file=sys.stderr, flush=True)
+            record = profile.document(state.folder(), scaling, options)
+            record["checked"] = profile.check(testbed, scaling, options)
+            testbed = replace(testbed, scaling=record)
+            state.write(testbed)
+            return testbed, False
         except BaseException:
             _remove_all()
             raise

@@ -20,7 +20,8 @@ class Options:
 
     node_mbit_per_s: between ranks of one node (its loopback). nic_mbit_per_s: of a node's link to its rack.
     rack_mbit_per_s: of a rack's uplink. cpu_share: cores per rank. memory_mib: per rank.
-    port: slurmctld's; slurmdbd and slurmd take the next two.
+    port: slurmctld's; slurmdbd and slurmd take the next two. profile, model: the machine and the model to be a scaled
+    version of, which then decide rates and memory; achieved_tflop_per_s: of one of its devices, 0 for what is known.
     """
 
     nodes: int = 4
@@ -34,6 +35,9 @@ class Options:
     memory_mib: int = 1536
     subnet: str = "10.77.0.0/24"
     port: int = 26817
+    profile: str = ""
+    model: str = ""
+    achieved_tflop_per_s: float = 0.0
 
     @property
     def ranks(self) -> int:
@@ -43,9 +47,17 @@ class Options:
         """Rack (from 0) of a node (from 0): contiguous blocks, sizes as even as they can be."""
         return node * self.racks // self.nodes
 
+    def same(self, present: Mapping[str, object]) -> bool:
+        """Whether a testbed that came up with `present` is what these ask for, whatever its scaling decided."""
+        decided = DECIDED if self.profile else ()
+        return all(present.get(key) == value for key, value in self.document().items() if key not in decided)
+
     def document(self) -> dict[str, int | float | str]:
         return asdict(self)
 
+
+DECIDED = ("node_mbit_per_s", "nic_mbit_per_s", "rack_mbit_per_s", "memory_mib")
+"""What --profile decides, by what a rank is measured to compute."""
 
 HELP = {
     "nodes": "number of nodes",
@@ -59,6 +71,9 @@ HELP = {
     "memory_mib": "memory that a rank may use",
     "subnet": "IPv4 network of the nodes",
     "port": "port of slurmctld; the next two are taken as well",
+    "profile": "machine of conf/cluster whose ratio of communication to compute to scale, for example frontier",
+    "model": "model of conf/model whose MoE layer to scale, with --profile",
+    "achieved_tflop_per_s": "what a device of the profile achieves; 0: what is published",
 }
 
 
@@ -85,6 +100,7 @@ def parse(given: Mapping[str, str | None], cores: int | None = None, memory_mib:
     share = _down_to(0.9 * cores / ranks, 3)
     cpu_share = _share(given, min(base.cpu_share, share), share, period_us, cores, ranks)
     fair_mib = int(0.75 * memory_mib / ranks)
+    _profile(given)
     options = Options(
         nodes=nodes,
         ranks_per_node=ranks_per_node,
@@ -97,6 +113,9 @@ def parse(given: Mapping[str, str | None], cores: int | None = None, memory_mib:
         memory_mib=_whole(given, "memory_mib", min(base.memory_mib, fair_mib), 16, 2**30),
         subnet=_subnet(given.get("subnet") or base.subnet, nodes + 2 * racks + RESERVED_ADDRESSES),
         port=_whole(given, "port", base.port, 1024, 65533),
+        profile=given.get("profile") or "",
+        model=given.get("model") or "",
+        achieved_tflop_per_s=_achieved(given.get("achieved_tflop_per_s")),
     )
     if ranks * options.memory_mib > memory_mib:
         rule = f"{ranks} ranks x {options.memory_mib} MiB must fit into this machine's {memory_mib} MiB"
@@ -115,6 +134,30 @@ def _whole(given: Mapping[str, str | None], key: str, default: int, low: int, hi
     if not low <= value <= high:
         rule = f"must be a whole number from {low} to {high}{why}"
         raise Fault(flag(key), text, rule, f"{flag(key)} {min(max(default, low), high)}")
+    return value
+
+
+def _profile(given: Mapping[str, str | None]) -> None:
+    """A profile needs a model, and decides what then cannot be given."""
+    profile, model = given.get("profile"), given.get("model")
+    if bool(profile) != bool(model):
+        key, value = ("profile", profile) if profile else ("model", model)
+        rule = "a machine and a model go together"
+        raise Fault(flag(key), value, rule, f"{flag('profile')} frontier {flag('model')} deepseek_v2")
+    for key in DECIDED if profile else ():
+        if given.get(key) is not None:
+            raise Fault(flag(key), given[key], f"is decided by {flag('profile')}", f"up without {flag(key)}")
+    if given.get("achieved_tflop_per_s") is not None and not profile:
+        rule = f"is of the machine that {flag('profile')} names"
+        works = f"{flag('profile')} frontier {flag('model')} deepseek_v2 {flag('achieved_tflop_per_s')} 100"
+        raise Fault(flag("achieved_tflop_per_s"), given["achieved_tflop_per_s"], rule, works)
+
+
+def _achieved(text: str | None) -> float:
+    value = 0.0 if text is None else _number(text)
+    if not 0 <= value <= 1e5:
+        key = flag("achieved_tflop_per_s")
+        raise Fault(key, text, "must be a number of TFLOP/s from 0 to 100000", f"{key} 100")
     return value
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from piper_hpc.testbed import process
 
@@ -38,7 +38,8 @@ class Testbed:
 
     links: by kind, "node" (between ranks of one node), "nic" (a node's link), "rack" (a rack's uplink; absent with
     one rack). environment: for Slurm's commands, and through sbatch's export for the ranks. memory_bytes: per rank.
-    options: what `up` was asked for.
+    options: what `up` was asked for, with what --profile decided; scaling: what it is a scaled version of, and the
+    check of it (see profile.py); None without --profile.
     """
 
     __test__: ClassVar[bool] = False  # not a pytest class, whatever its name
@@ -54,6 +55,7 @@ class Testbed:
     memory_bytes: int
     links: dict[str, Link]
     options: dict[str, int | float | str]
+    scaling: dict[str, Any] | None = None
 
     def document(self) -> dict[str, object]:
         return asdict(self)
