@@ -181,6 +181,18 @@ def test_planning_for_the_testbed_takes_less_than_a_second() -> None:
     assert plan(TINY, TESTBED, WORKLOAD).seconds < 1.0
 
 
+def test_a_plan_for_this_executor_takes_the_all_to_all_that_is_asked_for() -> None:
+    found = {name: plan(TINY, TESTBED, WORKLOAD, all_to_all=name).candidates for name in ("flat", "halo", "auto")}
+    for name, candidates in found.items():
+        assert {candidate.layout["all_to_all"] for candidate in candidates} == {name}
+    chosen = {layout_of(one): one for one in found["auto"]}
+    for flat in found["flat"]:
+        auto = chosen[replace(layout_of(flat), all_to_all="auto")]
+        assert auto.step_time_s <= flat.step_time_s * (1 + 1e-12)
+        exchanged = auto.layout["ep"] > 1
+        assert any(note.startswith("all_to_all=auto: ") for note in auto.notes) == exchanged
+
+
 def test_planning_needs_no_torch() -> None:
     code = (
         "import sys, piper_hpc.planner, piper_hpc.cluster.calibration, piper_hpc.cluster.data_sheet; "
