@@ -1,4 +1,4 @@
-"""Measurement rows to curves, kept in one versioned JSON file that serves every model and layout of a cluster."""
+"""Measurement rows to curves and fits, kept in one versioned JSON file that serves every model and layout."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from piper_hpc.spec import Calibration, Curve
+from piper_hpc.cluster.fits import fit_rows
+from piper_hpc.spec import Calibration, Curve, Estimate, Fit, MeasuredExchange
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: curves alone. Files of another version are not read: the cluster is measured again."""
+
+DISPATCH = "dispatch_combine"
+"""Rows of the all-to-all family, from tokens to combined tokens: they become exchanges, not curves."""
 
 SAME_WORK = 1.1
 """Points whose work differs by less than this factor become one point of the curve."""
@@ -30,36 +35,115 @@ class CalibrationError(ValueError):
 
 
 def fit(
-    rows: Iterable[Row], *, cluster: str, provenance: Mapping[str, str], source: str = "", measured_at: str = ""
+    rows: Iterable[Row],
+    *,
+    cluster: str,
+    provenance: Mapping[str, str],
+    source: str = "",
+    measured_at: str = "",
+    previous: Calibration | None = None,
 ) -> Calibration:
-    """Turn rows of `measurements.jsonl` into curves.
+    """Turn rows of `measurements.jsonl` into a calibration: curves, exchanges, and fits with confidence intervals.
 
     A row's time is the statistic that it names (`"statistic": "mean"` is its `mean_s`), and its median where it names
     none. Repeats and shapes of nearly equal work become one point, their median; a curve never falls (more work never
     takes less time: noise that says so is levelled). Skew is a difference of times: a row that found none is no point.
+    Curves come from torch.distributed and from shapes of the calibration suite; a model's own matrices (rows with a
+    `part`) and other back ends become fits. A row that its link's counters refused, and all of its curve, is left out.
     `peak_flops` is the best rate of any `gemm` row. source: where the rows are kept; measured_at: ISO time, now if
-    empty. Raises CalibrationError for rows that delivered wrong values, that mix types or versions of the benchmark,
-    or that have no `gemm`.
+    empty; previous: what these rows add to, point by point; its age stays. Raises CalibrationError for rows that
+    delivered wrong values, that mix types or versions of the benchmark, or that have no `gemm` and nothing before.
     """
     rows = list(rows)
-    _check(rows, cluster)
-    rows = [row for row in rows if _seconds(row) > 0]
+    _check(rows, cluster, needs_gemm=previous is None)
+    rows = usable(rows)
+    exchanges = [exchange_of(row) for row in rows if row["operator"] == DISPATCH and row["algorithm"] != "mpi"]
+    rows = [row for row in rows if row["operator"] != DISPATCH and _seconds(row) > 0]
     by_operator: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        by_operator[row["operator"]].append(row)
-    first = rows[0]
-    return Calibration(
+        if row.get("backend", "torch") == "torch" and "part" not in row:
+            by_operator[row["operator"]].append(row)
+    peaks = [row["work"] / _seconds(row) for row in rows if row["operator"] == "gemm"]
+    types = sorted({str(row["dtype"]) for row in rows}) or [str(provenance.get("dtype", ""))]
+    versions = sorted({str(row["benchmark_version"]) for row in rows})
+    new = Calibration(
         source=source or f"measurements of {cluster}",
         measured_at=measured_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        peak_flops=max(row["work"] / _seconds(row) for row in by_operator["gemm"]),
+        peak_flops=max(peaks, default=0.0),
         curves={operator: _curve(operator, by_operator[operator]) for operator in sorted(by_operator)},
         provenance={
             "cluster": cluster,
-            "dtype": str(first["dtype"]),
-            "benchmark_version": str(first["benchmark_version"]),
+            "dtype": types[0],
+            **({"benchmark_version": versions[0]} if versions else {}),
             **provenance,
         },
+        exchanges=tuple(exchanges),
+        fits=fit_rows(rows),
     )
+    return new if previous is None else _added(previous, new)
+
+
+def usable(rows: Iterable[Row]) -> list[Row]:
+    """The rows that may be used: those of a curve of which no row was refused by its link's counters.
+
+    Small messages hide among the barriers around them, so that the large ones speak for the whole curve.
+    """
+    rows = list(rows)
+
+    def curve(row: Row) -> tuple[str, str]:
+        return str(row.get("backend", "torch")), str(row["operator"])
+
+    refused = {curve(row) for row in rows if row.get("refused")}
+    return [row for row in rows if row["correct"] and curve(row) not in refused]
+
+
+def exchange_of(row: Row) -> MeasuredExchange:
+    """A `dispatch_combine` row, by the half of its iterations that is for calibration where it says which."""
+    group = row["group"]
+    return MeasuredExchange(
+        algorithm=str(row["algorithm"]),
+        ranks=group["ranks"],
+        nodes=group["nodes"],
+        racks=group["racks"],
+        logical_bytes=float(row["logical_bytes_per_rank"]),
+        row_bytes=float(row["row_bytes"]),
+        top_k=row["top_k"],
+        experts=row["experts"],
+        imbalance=float(row["imbalance"]),
+        seconds=float(row.get("calibration_s") or row["median_s"]),
+        spread=float((row["p95_s"] - row["p5_s"]) / 2 / row["median_s"]),
+        chunks=int(row.get("chunks", 0)),
+    )
+
+
+def _added(previous: Calibration, new: Calibration) -> Calibration:
+    """The new points go before those of `previous` in their range, and beside them outside of it."""
+    replaced = {(fit.backend, fit.operator) for fit in new.fits}
+    measured = {replace(exchange, seconds=1.0, spread=0.0) for exchange in new.exchanges}
+    return Calibration(
+        source=new.source,
+        measured_at=previous.measured_at,  # as old as the oldest of it
+        peak_flops=max(previous.peak_flops, new.peak_flops),
+        curves=previous.curves
+        | {
+            name: _joined(previous.curves[name], curve) if name in previous.curves else curve
+            for name, curve in new.curves.items()
+        },
+        provenance=previous.provenance | new.provenance | {"added_to": previous.source},
+        exchanges=(
+            *(each for each in previous.exchanges if replace(each, seconds=1.0, spread=0.0) not in measured),
+            *new.exchanges,
+        ),
+        fits=(*(fit for fit in previous.fits if (fit.backend, fit.operator) not in replaced), *new.fits),
+    )
+
+
+def _joined(old: Curve, new: Curve) -> Curve:
+    points = list(zip(new.work, new.seconds, new.spread, strict=True))
+    low, high = new.work[0] / SAME_WORK, new.work[-1] * SAME_WORK
+    points += [point for point in zip(old.work, old.seconds, old.spread, strict=True) if not low < point[0] < high]
+    work, seconds, spread = zip(*sorted(points), strict=True)
+    return Curve(new.operator, new.unit, work, _rising(np.array(seconds)), spread)
 
 
 def _seconds(row: Row) -> float:
@@ -67,17 +151,19 @@ def _seconds(row: Row) -> float:
     return float(row[f"{row.get('statistic', 'median')}_s"])
 
 
-def _check(rows: list[Row], cluster: str) -> None:
+def _check(rows: list[Row], cluster: str, *, needs_gemm: bool) -> None:
     again = f"measure again with `python -m piper_hpc.launch task=microbench cluster={cluster}`"
-    if not any(row["operator"] == "gemm" for row in rows):
+    if needs_gemm and not any(row["operator"] == "gemm" for row in rows):
         raise CalibrationError(
             f"cluster '{cluster}': no gemm among {len(rows)} measurement rows, so no peak rate; {again}"
         )
     for row in rows:
-        if not row["correct"]:
+        if not row["correct"] and not row.get("refused"):
             shape = row.get("shape", {})
             raise CalibrationError(f"cluster '{cluster}': {row['operator']} {shape} gave wrong values; {again}")
-        if not (row["work"] > 0 and (_seconds(row) > 0 or row["operator"].startswith("skew/"))):
+        if row["operator"] != DISPATCH and not (
+            row["work"] > 0 and (_seconds(row) > 0 or row["operator"].startswith("skew/"))
+        ):
             raise CalibrationError(
                 f"cluster '{cluster}': {row['operator']} has work={row['work']} and "
                 f"{row.get('statistic', 'median')}_s={_seconds(row)}, both must be above 0; {again}"
@@ -96,16 +182,20 @@ def _curve(operator: str, rows: list[Row]) -> Curve:
         else:
             points.append([row])
     seconds = np.array([np.median([_seconds(row) for row in point]) for point in points])
-    # The mean of the rising and of the falling envelope: the least change that makes noise monotone on both sides.
-    rising = np.maximum.accumulate(seconds)
-    falling = np.minimum.accumulate(seconds[::-1])[::-1]
     return Curve(
         operator=operator,
         unit=str(rows[0]["unit"]),
         work=tuple(float(np.median([row["work"] for row in point])) for point in points),
-        seconds=tuple(((rising + falling) / 2).tolist()),
+        seconds=_rising(seconds),
         spread=tuple(_spread(point, float(value)) for point, value in zip(points, seconds, strict=True)),
     )
+
+
+def _rising(seconds: np.ndarray) -> tuple[float, ...]:
+    """The mean of the rising and of the falling envelope: the least change that makes noise monotone on both sides."""
+    rising = np.maximum.accumulate(seconds)
+    falling = np.minimum.accumulate(seconds[::-1])[::-1]
+    return tuple(((rising + falling) / 2).tolist())
 
 
 def _spread(point: list[Row], seconds: float) -> float:
@@ -125,6 +215,8 @@ def save(calibration: Calibration, path: Path) -> None:
         "peak_flops": calibration.peak_flops,
         "provenance": calibration.provenance,
         "curves": {name: asdict(curve) for name, curve in sorted(calibration.curves.items())},
+        "exchanges": [asdict(exchange) for exchange in calibration.exchanges],
+        "fits": [asdict(fit) for fit in calibration.fits],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -159,6 +251,11 @@ def load(path: Path) -> Calibration:
                 for name, curve in document["curves"].items()
             },
             provenance=dict(document["provenance"]),
+            exchanges=tuple(MeasuredExchange(**exchange) for exchange in document["exchanges"]),
+            fits=tuple(
+                Fit(**fit | {"terms": {name: Estimate(**term) for name, term in fit["terms"].items()}})
+                for fit in document["fits"]
+            ),
         )
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"{path} is no calibration file ({type(error).__name__}: {error}): {again}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -75,7 +76,7 @@ class ExchangeSuite:
                 continue
             with self.backend.collectives(family) as build:
                 for name, operator in operators.items():
-                    self._curve(name, operator, family, lambda elements, name=name: build(name, elements))
+                    self._curve(name, operator, family, partial(build, name))
 
     @property
     def _sizes(self) -> Sequence[int]:
@@ -111,6 +112,7 @@ class ExchangeSuite:
                 continue
             call, wrong = build(elements)
             timing, refused = self._timed(name, family, bytes_, call)
+            verdict: Row = {"correct": False, "refused": refused} if refused else {}
             of_group = np.stack([timing.samples[list(group)].mean(axis=0) for group in family.groups])
             box.add(bytes_, float(of_group.min()))
             timing = Timing(of_group * calls_per_message, timing.iterations)
@@ -124,7 +126,7 @@ class ExchangeSuite:
                 wrong,
                 family.ranks,
                 **percentiles(timing),
-                **({"correct": False, "refused": refused} if refused else {}),
+                **verdict,
                 cell=cell,
                 backend=self.backend.name,
                 library=self.backend.library,

@@ -68,7 +68,7 @@ class Book:
         )
 
 
-def percentiles(timing: Timing) -> dict[str, float | list[float]]:
+def percentiles(timing: Timing) -> dict[str, Any]:
     """What a row of a wide suite says of its repeats beside `Timing.statistics`: seconds of the slowest rank or group.
 
     `p99_s` is the nearest rank, so it equals the largest below 100 samples; `cv`: standard deviation over mean.

@@ -128,7 +128,7 @@ def test_a_missing_file_says_how_to_measure(tmp_path: Path) -> None:
         load(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1, "curves": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 2, "curves": {}}'])
 def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(text)
@@ -140,7 +140,7 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     save(fit(measurements(), cluster="local", provenance={}), path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(CalibrationError, match="schema_version=99, this version of piper_hpc reads 1"):
+    with pytest.raises(CalibrationError, match="schema_version=99, this version of piper_hpc reads 2"):
         load(path)
 
 
