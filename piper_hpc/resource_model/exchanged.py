@@ -48,6 +48,8 @@ class Costed(Protocol):
     def exchanges(self) -> tuple[tuple[Group, Exchanged], ...]: ...
     @property
     def micro_batches(self) -> int: ...
+    @property
+    def curves(self) -> Curves: ...
 
 
 def cell_of(group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, load: float) -> Cell:
@@ -164,4 +166,6 @@ def facts(cost: Costed, model: ModelSpec, layout: Layout, workload: Workload) ->
         )
         for level in LEVELS:
             payload[level] += sent[level] * len(layers) * cost.micro_batches * layout.ranks / layout.pp
-    return {"stages": stages, "payload_bytes": payload}
+    scaled = any(moved.choice.algorithm != "flat" for _, moved in cost.exchanges)
+    model_used = {"model": exchange_model(cost.curves).document()} if scaled else {}
+    return {"stages": stages, "payload_bytes": payload} | model_used

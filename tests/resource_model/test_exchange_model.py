@@ -148,6 +148,7 @@ def test_other_algorithms_are_flat_times_the_models_ratio() -> None:
         assert (seconds != flat.terms[term]) == (term in ("dispatch_s", "combine_s")), term
     assert "dispatch_combine" in found.calibration["rests_on"]["dispatch_s"]
     assert not any("scaled by a cost model" in note for note in found.notes)
+    assert found.exchange["model"]["measured"] and "model" not in flat.exchange
     assert any("scaled by a cost model of its links" in note for note in run("halo_dedup").notes)
 
 
