@@ -53,8 +53,8 @@ def disagreements(beside: Sequence[Beside], found: Sequence[Sensitivity]) -> lis
         f"{highest.nodes} nodes: the paper prints {min(highest.annotated):.1f} to {max(highest.annotated):.1f}, the "
         f"model's largest is {highest.most:.1f}. Fewer messages cannot give it: with eight ranks a node, two levels "
         f"send an eighth of them, and the model needs {time_text(highest.needed_s[0])} a message to come near, at the "
-        "least size. Whatever made the vendor's exchange slow there (congestion, a change of protocol, outliers of the kind "
-        "that X-MoE reports on Frontier) is not in the model, which cannot confirm that panel.",
+        "least size. Whatever made the vendor's exchange slow there (congestion, a change of protocol, outliers of the "
+        "kind that X-MoE reports on Frontier) is not in the model, which cannot confirm that panel.",
         f"{lowest.nodes} nodes: the paper's {max(lowest.annotated):.1f} is the lowest panel, while the model gives "
         "nearly all panels the same ratio at the same bytes per pair. A ratio that jumps with the number of nodes and "
         "falls again does not follow from latencies and bytes.",
