@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -77,6 +77,12 @@ def settle(curves: Curves, cell: Cell, algorithm: str, among: Sequence[str] = AL
     """The choice that `algorithm` leaves: itself, or for `auto` what was measured or the cost model finds fastest."""
     if algorithm != AUTO:
         return Choice(algorithm, why="as configured")
+    enough = len(curves.calibration.exchanges) >= LEAST_ROWS
+
+    def expected(way: tuple[str, int], at: tuple[float, int, float]) -> float:
+        where = replace(cell, logical_bytes=at[0], top_k=at[1], imbalance=at[2])
+        return exchange_model(curves).seconds(way[0], where, way[1])
+
     measured = choose(
         curves.calibration.exchanges,
         ranks=cell.ranks,
@@ -86,6 +92,7 @@ def settle(curves: Curves, cell: Cell, algorithm: str, among: Sequence[str] = AL
         top_k=cell.top_k,
         imbalance=cell.imbalance,
         among=among,
+        expected=expected if enough else None,
     )
     return measured or cheapest(exchange_model(curves), cell, among)
 

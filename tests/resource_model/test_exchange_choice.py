@@ -54,6 +54,22 @@ def test_between_two_cells_seconds_are_interpolated() -> None:
     assert [at(400 * KIB), at(600 * KIB)] == ["flat", "halo_dedup"]
 
 
+def test_a_model_of_the_right_form_interpolates_without_error() -> None:
+    """Latency and bytes: seconds are no line on log-log axes, but over a model with half of each they are constant."""
+
+    def seconds(name: str, size: float) -> float:
+        return {"flat": 0.01 + size / 1e7, "halo_dedup": 0.03 + size / 2.5e7}[name]
+
+    table = [measured(name, size, seconds(name, size)) for name in ("flat", "halo_dedup") for size in (KIB, 16 * MIB)]
+    for size in (8 * KIB, 256 * KIB, 320 * KIB, 4 * MIB):
+        found = choose(table, ranks=8, nodes=4, racks=2, logical_bytes=size, top_k=8,
+                       expected=lambda way, point: seconds(way[0], point[0]) / 2)  # fmt: skip
+        assert found is not None
+        assert found.seconds == pytest.approx({name: seconds(name, size) for name in found.seconds})
+    plain = choose(table, ranks=8, nodes=4, racks=2, logical_bytes=256 * KIB, top_k=8)
+    assert plain is not None and plain.seconds["flat"] != pytest.approx(seconds("flat", 256 * KIB), rel=0.2)
+
+
 def test_another_group_stands_in_with_a_note_if_it_crosses_the_same_links() -> None:
     larger = ask(4 * MIB, shape=(16, 4, 2))
     assert larger.algorithm == "halo_dedup"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,9 @@ Way = tuple[str, int]
 
 Point = tuple[float, int, float]
 """Where a measured cell lies: logical bytes, top_k, imbalance."""
+
+Expected = Callable[[Way, Point], float]
+"""Seconds that a cost model finds, whose error changes less from cell to cell than the seconds do."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,14 @@ def choose(
     top_k: int,
     imbalance: float = 1.0,
     among: Sequence[str] = ALGORITHMS,
+    expected: Expected | None = None,
 ) -> Choice | None:
     """The algorithm that was fastest near the cell that is asked about; None where no such thing was measured.
 
     A measured cell is (logical_bytes, top_k, imbalance) with every algorithm timed in it, so that only times of one
     cell are compared. One that was measured as asked decides alone: its fastest. Else the nearest smaller and the
-    nearest larger cell do, seconds interpolated on log-log axes. Groups of another shape stand in, with a note, if they
-    cross the same kinds of links: the nearest in ranks, nodes and racks.
+    nearest larger cell do, seconds interpolated on log-log axes, with `expected` what was measured over that. Groups of
+    another shape stand in, with a note, if they cross the same kinds of links: the nearest in ranks, nodes and racks.
     """
     shape = (ranks, nodes, racks)
     table = _table(exchanges, among)
@@ -73,7 +77,7 @@ def choose(
         notes = (f"all-to-all of {_group(*shape)}: not measured; {_group(*nearest)} stand in",)
     cells, asked = table[nearest], (logical_bytes, top_k, imbalance)
     around = _around(cells, asked)
-    seconds = _between(cells, around, asked)
+    seconds = _between(cells, around, asked, expected or (lambda way, point: 1.0))
     best = min(seconds, key=lambda way: (seconds[way], way))
     where = tuple(_told(point) for point in around)
     return Choice(
@@ -126,17 +130,24 @@ def _around(cells: Mapping[Point, Any], asked: Point) -> list[Point]:
     near = _apart(nearest, asked)
     if math.isclose(nearest[0], asked[0]):
         return [nearest]
-    return [p for p in found if p[1] == nearest[1] and _apart(p, asked) <= max(2 * near, math.log(16))]
+    near_enough = [p for p in found if p[1] == nearest[1] and _apart(p, asked) <= max(2 * near, math.log(16))]
+    return near_enough if set(cells[near_enough[0]]) & set(cells[near_enough[-1]]) else [nearest]
 
 
-def _between(cells: Mapping[Point, Mapping[Way, float]], around: Sequence[Point], asked: Point) -> dict[Way, float]:
-    """Seconds of every way that all cells `around` have, at the size that is asked for."""
-    if len(around) == 1:
-        return dict(cells[around[0]])
-    low, high = around
-    share = math.log(asked[0] / low[0]) / math.log(high[0] / low[0])
-    both = [way for way in cells[low] if way in cells[high]]
-    return {way: cells[low][way] ** (1 - share) * cells[high][way] ** share for way in both} or dict(cells[low])
+def _between(
+    cells: Mapping[Point, Mapping[Way, float]], around: Sequence[Point], asked: Point, expected: Expected
+) -> dict[Way, float]:
+    """Seconds of every way that all cells `around` have, at the cell that is asked for."""
+    low, high = around[0], around[-1]
+    if low == asked:
+        return dict(cells[low])
+    share = math.log(asked[0] / low[0]) / math.log(high[0] / low[0]) if low != high else 0.0
+
+    def seconds(way: Way) -> float:
+        below, above = (cells[point][way] / expected(way, point) for point in (low, high))
+        return float(below ** (1 - share) * above**share * expected(way, asked))
+
+    return {way: seconds(way) for way in cells[low] if way in cells[high]}
 
 
 def _way(way: Way) -> str:
