@@ -148,9 +148,7 @@ def _layer(batch: MicroBatch, layout: Layout, group: Group, moved: Exchanged) ->
         + meetings(rows.forward, Cost())
         + ModuleCost(Cost(), late.backward),
         "expert_s": experts,
-        "combine_s": moved.combine
-        + meetings(experts.forward, dense.backward)
-        + ModuleCost(late.forward, Cost()),
+        "combine_s": moved.combine + meetings(experts.forward, dense.backward) + ModuleCost(late.forward, Cost()),
     }
 
 
