@@ -1,28 +1,44 @@
 """Compute operators of a training step, each at one shape: what to call, how much work it does, whether it is right.
 
-Inputs stay where they are between calls, so a working set that fits a cache is measured from that cache; outputs are
-allocated anew, as in training.
+A step comes back to a tensor long after the caches have lost it. So calls go round a ring of equal operators, each
+with inputs of its own, and outputs are kept for a round: memory is as cold between two calls as it is in a step.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 import torch
 from torch.nn import functional as F
 
-from piper_hpc.microbench.shapes import Shape
+from piper_hpc.microbench.shapes import MIB, Shape
+
+COLD_CPU_BYTES = 16 * MIB
+COLD_GPU_BYTES = 256 * MIB
+"""What a ring touches in a round: several times the caches of a core, or the L2 of a GPU."""
+
+LONGEST_RING = 64
 
 
 @dataclass(frozen=True)
 class Operator:
-    """A call that is timed: `work` in `unit` a call, and `correct`, the result of a check made on a first call."""
+    """A call that is timed: `work` in `unit` a call, and `correct`, the result of a check made on a first call.
+
+    bytes: of the tensors that a call reads and writes; 0 where they do not matter.
+    """
 
     unit: str
     work: float
     call: Callable[[], object]
     correct: bool
+    bytes: int = 0
+
+
+def _bytes(*tensors: torch.Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -42,7 +58,8 @@ def gemm(device: torch.device, dtype: torch.dtype, *, m: int, n: int, k: int) ->
     """[m, k] times [k, n], a linear layer without bias: 2 m n k FLOPs."""
     a = torch.randn(m, k, device=device, dtype=dtype)
     b = torch.randn(n, k, device=device, dtype=dtype).t()
-    return Operator("flops", 2.0 * m * n * k, lambda: a @ b, _product_agrees(a, b, a @ b))
+    product = a @ b
+    return Operator("flops", 2.0 * m * n * k, lambda: a @ b, _product_agrees(a, b, product), _bytes(a, b, product))
 
 
 def grouped_gemm(
@@ -56,9 +73,10 @@ def grouped_gemm(
     def call() -> torch.Tensor:
         return F.grouped_mm(rows, weights, offs=ends)
 
-    groups = zip(rows.chunk(experts), weights, call().chunk(experts), strict=True)
+    products = call()
+    groups = zip(rows.chunk(experts), weights, products.chunk(experts), strict=True)
     correct = all(_product_agrees(row, weight, product) for row, weight, product in groups)
-    return Operator("flops", 2.0 * tokens * hidden * ffn, call, correct)
+    return Operator("flops", 2.0 * tokens * hidden * ffn, call, correct, _bytes(rows, weights, products))
 
 
 def _attention_inputs(
@@ -85,7 +103,8 @@ def attention_forward(
 
     # The first position sees itself alone, so its output is its own value.
     correct = _agree(call()[:, :, 0].detach(), inputs[2][:, :, 0].detach(), dtype)
-    return Operator("flops", _attention_flops(batch, heads, sequence, head_dim), call, correct)
+    flops = _attention_flops(batch, heads, sequence, head_dim)
+    return Operator("flops", flops, call, correct, _bytes(*inputs, inputs[0]))
 
 
 def attention_backward(
@@ -101,7 +120,8 @@ def attention_backward(
 
     # Weights of one position sum to 1, so the values' gradients sum to the outputs' gradients.
     correct = _agree(call()[2].float().sum(dim=2), gradient.float().sum(dim=2), dtype)
-    return Operator("flops", _attention_flops(batch, heads, sequence, head_dim), call, correct)
+    flops = _attention_flops(batch, heads, sequence, head_dim)
+    return Operator("flops", flops, call, correct, 2 * _bytes(*inputs, output))
 
 
 def elementwise(device: torch.device, dtype: torch.dtype, *, elements: int) -> Operator:
@@ -109,7 +129,8 @@ def elementwise(device: torch.device, dtype: torch.dtype, *, elements: int) -> O
     a = torch.randn(elements, device=device, dtype=dtype)
     b = torch.ones(elements, device=device, dtype=dtype)
     correct = _agree((a + b)[-4096:], a[-4096:].double() + 1, dtype)
-    return Operator("bytes", 3.0 * elements * a.element_size(), lambda: a + b, correct)
+    moved = 3 * _bytes(a)
+    return Operator("bytes", float(moved), lambda: a + b, correct, moved)
 
 
 def activation(device: torch.device, dtype: torch.dtype, *, elements: int) -> Operator:
@@ -117,7 +138,8 @@ def activation(device: torch.device, dtype: torch.dtype, *, elements: int) -> Op
     values = torch.randn(elements, device=device, dtype=dtype)
     tail = values[-4096:].double()
     correct = _agree(F.silu(values)[-4096:], tail / (1 + (-tail).exp()), dtype)
-    return Operator("bytes", 2.0 * elements * values.element_size(), lambda: F.silu(values), correct)
+    moved = 2 * _bytes(values)
+    return Operator("bytes", float(moved), lambda: F.silu(values), correct, moved)
 
 
 def norm(device: torch.device, dtype: torch.dtype, *, tokens: int, hidden: int) -> Operator:
@@ -132,7 +154,7 @@ def norm(device: torch.device, dtype: torch.dtype, *, tokens: int, hidden: int) 
     exact = values.detach().double()
     normalised = exact / exact.square().mean(-1, keepdim=True).sqrt()
     correct = _agree(call()[1], (gradient.double() * normalised).sum(0), dtype)
-    return Operator("bytes", 2.0 * tokens * hidden * values.element_size(), call, correct)
+    return Operator("bytes", 2.0 * _bytes(values), call, correct, 4 * _bytes(values))
 
 
 def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int, top_k: int) -> Operator:
@@ -153,7 +175,37 @@ def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int,
     largest, index = shares.topk(top_k, dim=-1)
     chosen = torch.zeros_like(shares).scatter_(-1, index, 1.0)
     expected = shares * (chosen - largest.sum(-1, keepdim=True))
-    return Operator("values", float(tokens * experts), call, _agree(call(), expected, torch.float32))
+    return Operator(
+        "values", float(tokens * experts), call, _agree(call(), expected, torch.float32), 4 * _bytes(logits)
+    )
+
+
+def gather(device: torch.device, dtype: torch.dtype, *, rows: int, hidden: int) -> Operator:
+    """Rows [rows, hidden] copied in another order, as a dispatcher sorts them: two streams of bytes."""
+    values = torch.randn(rows, hidden, device=device, dtype=dtype)
+    order = torch.randperm(rows).to(device)
+    sorted_back = values.index_select(0, order).index_select(0, order.argsort())
+    moved = 2 * _bytes(values)
+    correct = torch.equal(sorted_back, values)
+    return Operator("bytes", float(moved), lambda: values.index_select(0, order), correct, moved)
+
+
+def fold(device: torch.device, dtype: torch.dtype, *, tokens: int, top_k: int, hidden: int) -> Operator:
+    """The sum of each token's `top_k` rows: [tokens, top_k, hidden] -> [tokens, hidden]; its work is bytes."""
+    copies = torch.randn(tokens, top_k, hidden, device=device, dtype=dtype)
+    total = copies.sum(1)
+    moved = _bytes(copies, total)
+    correct = _agree(total, copies.double().sum(1), dtype)
+    return Operator("bytes", float(moved), lambda: copies.sum(1), correct, moved)
+
+
+def sort(device: torch.device, dtype: torch.dtype, *, values: int) -> Operator:
+    """The stable order of `values` small integers, as rows are sorted by expert."""
+    keys = torch.randint(0, 64, (values,)).to(device)
+    steps = keys[keys.argsort(stable=True)].diff()
+    return Operator(
+        "values", float(values), lambda: keys.argsort(stable=True), bool((steps >= 0).all()), 2 * _bytes(keys)
+    )
 
 
 def adamw(device: torch.device, dtype: torch.dtype, *, parameters: int, tensors: int) -> Operator:
@@ -167,7 +219,7 @@ def adamw(device: torch.device, dtype: torch.dtype, *, parameters: int, tensors:
     optimizer.step()
     # The first step of Adam moves a weight by its rate against the gradient's sign, after its decay.
     correct = _agree(weights[-1].detach(), torch.full_like(weights[-1], 1 - rate * decay - rate), dtype)
-    return Operator("parameters", float(parameters), optimizer.step, correct)
+    return Operator("parameters", float(parameters), optimizer.step, correct, 4 * _bytes(*weights))
 
 
 def host_op(device: torch.device, dtype: torch.dtype, *, operations: int) -> Operator:
@@ -194,11 +246,21 @@ _BUILDERS: dict[str, Callable[..., Operator]] = {
     "activation": activation,
     "norm": norm,
     "gate": gate,
+    "gather": gather,
+    "fold": fold,
+    "sort": sort,
     "adamw": adamw,
     "host_op": host_op,
 }
 
 
 def build(name: str, shape: Shape, device: torch.device, dtype: torch.dtype) -> Operator:
-    """The operator `name` at `shape` on `device`; its first call has been made and checked."""
-    return _BUILDERS[name](device, dtype, **shape)
+    """The operator `name` at `shape` on `device`, as a ring of itself; its first call has been made and checked."""
+    first = _BUILDERS[name](device, dtype, **shape)
+    cold_bytes = COLD_CPU_BYTES if device.type == "cpu" else COLD_GPU_BYTES
+    copies = min(LONGEST_RING, -(-cold_bytes // first.bytes)) if first.bytes else 1
+    if copies == 1:
+        return first
+    calls = cycle([first.call, *(_BUILDERS[name](device, dtype, **shape).call for _ in range(copies - 1))])
+    outputs: deque[object] = deque(maxlen=copies)
+    return replace(first, call=lambda: outputs.append(next(calls)()))

@@ -72,6 +72,13 @@ CPU = Grid(
             {"tokens": 512, "experts": 8, "top_k": 2},
             {"tokens": 4096, "experts": 8, "top_k": 2},
         ),
+        "gather": ({"rows": 128, "hidden": 64}, {"rows": 512, "hidden": 128}, {"rows": 4096, "hidden": 256}),
+        "fold": (
+            {"tokens": 64, "top_k": 2, "hidden": 64},
+            {"tokens": 256, "top_k": 2, "hidden": 128},
+            {"tokens": 2048, "top_k": 2, "hidden": 256},
+        ),
+        "sort": ({"values": 128}, {"values": 1024}, {"values": 16384}),
         "adamw": (
             {"parameters": 16 * KIB, "tensors": 8},
             {"parameters": 256 * KIB, "tensors": 8},
@@ -123,6 +130,13 @@ GPU = Grid(
             {"tokens": 16384, "experts": 64, "top_k": 8},
             {"tokens": 65536, "experts": 64, "top_k": 8},
         ),
+        "gather": ({"rows": 8192, "hidden": 1024}, {"rows": 32768, "hidden": 2048}, {"rows": 65536, "hidden": 4096}),
+        "fold": (
+            {"tokens": 1024, "top_k": 8, "hidden": 1024},
+            {"tokens": 4096, "top_k": 8, "hidden": 2048},
+            {"tokens": 8192, "top_k": 8, "hidden": 4096},
+        ),
+        "sort": ({"values": 8192}, {"values": 65536}, {"values": 524288}),
         "adamw": (
             {"parameters": MIB, "tensors": 8},
             {"parameters": 16 * MIB, "tensors": 16},

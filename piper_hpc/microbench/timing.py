@@ -172,7 +172,7 @@ def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
 
     On CPU ranks each sample is one call after a rest. Called back to back, small exchanges use a rank's quota up, and
     what is timed is its waiting for the next period, 20 to 100 times what they take in a step. In its place a sample
-    is at least the CPU time that the call used over the share of a core that the rank has: what a busy rank pays.
+    adds what a busy rank pays: the CPU time that the call used is stretched to the share of a core that the rank has.
     Ranks that do not take part give a call that does nothing; their samples are in the table and mean nothing.
     """
     rest_s = REST_S if team.device.type == "cpu" else 0.0
@@ -192,7 +192,7 @@ def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
         used_s = process_time()
         seconds = _seconds(call, effort.iterations, team)
         used_s = (process_time() - used_s) / effort.iterations
-        return max(seconds, used_s / team.core_share) if rest_s else seconds
+        return seconds + used_s * (1 / team.core_share - 1) if rest_s else seconds
 
     for _ in range(WARMUP_SAMPLES):
         sample()

@@ -31,6 +31,12 @@ HOST_OPERATIONS = {
 }
 """Small operations and views of each module's forward; those of `dispatch_exchange` come with a group above one."""
 
+GLUE_OPERATIONS = 65
+"""Autograd between the modules of a layer, in eager operations: views, hooks and Python functions of a backward.
+
+0.27 ms where one operation takes 4 us, read once, on one CPU rank that meets nobody.
+"""
+
 
 @dataclass(frozen=True)
 class ModuleCost:
@@ -80,6 +86,19 @@ class MicroBatch:
         return total(
             self.curves.operation("elementwise", values * self.bytes_per_value, count) for values, count in operations
         )
+
+    def gather(self) -> Cost:
+        """Every row copied in another order."""
+        return self.curves.operation("gather", 2 * self.rows * self.model.hidden * self.bytes_per_value)
+
+    def fold(self) -> Cost:
+        """The rows of each token summed."""
+        values = self.rows * self.model.hidden + self.hidden
+        return self.curves.operation("fold", values * self.bytes_per_value)
+
+    def sort(self) -> Cost:
+        """The order of all rows by a small integer."""
+        return self.curves.operation("sort", self.rows)
 
     def transcend(self, values: float) -> Cost:
         """One operation with an exponential for each result; `values` numbers are read and written."""
@@ -152,19 +171,17 @@ def exchange(batch: MicroBatch, group: Group) -> Cost:
     if group.size == 1:
         return Cost()
     send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
-    sort = batch.stream((2 * batch.rows * batch.model.hidden, 1))
-    return communication.all_to_all(batch.curves, group, send_bytes) + sort
+    return communication.all_to_all(batch.curves, group, send_bytes) + batch.gather()
 
 
 def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
-    """Rows gathered in expert order, their counts and then the rows themselves exchanged."""
-    copies = batch.rows * batch.model.hidden
+    """Rows gathered in expert order, their counts and then the rows themselves exchanged; on arrival sorted again."""
     counts = communication.all_to_all(batch.curves, group, batch.model.experts * INDEX_BYTES)
     moved = exchange(batch, group)
-    operations = HOST_OPERATIONS["dispatch"] + (HOST_OPERATIONS["dispatch_exchange"] if group.size > 1 else 0)
+    exchanged = group.size > 1
+    operations = HOST_OPERATIONS["dispatch"] + (HOST_OPERATIONS["dispatch_exchange"] if exchanged else 0)
     return batch.host(operations) + ModuleCost(
-        batch.stream((2 * copies, 1)) + counts + moved,
-        batch.stream((2 * copies, 1), (copies + batch.hidden, 1)) + moved,
+        batch.sort() * (1 + exchanged) + batch.gather() + counts + moved, batch.gather() + batch.fold() + moved
     )
 
 
@@ -190,9 +207,14 @@ def combine(batch: MicroBatch, group: Group) -> ModuleCost:
     copies, moved = batch.rows * batch.model.hidden, exchange(batch, group)
     weighted = copies + batch.hidden
     return batch.host(HOST_OPERATIONS["combine"]) + ModuleCost(
-        moved + batch.stream((2 * copies, 1), (weighted, 1), (3 * batch.hidden, 1)),
-        moved + batch.stream((2 * copies, 1), (weighted, 2)),
+        moved + batch.gather() + batch.stream((2 * copies, 1), (3 * batch.hidden, 1)) + batch.fold(),
+        moved + batch.gather() + batch.stream((weighted, 1), (weighted + copies, 1), (copies, 1)),
     )
+
+
+def glue(batch: MicroBatch) -> ModuleCost:
+    """What autograd does between the modules of a layer."""
+    return ModuleCost(Cost(), batch.curves.launches(GLUE_OPERATIONS))
 
 
 def embedding(batch: MicroBatch) -> ModuleCost:

@@ -97,6 +97,9 @@ class Curves:
                 work_factor=GATE_VALUES * bytes_per_value,
                 seconds_factor=GATE_PASSES,
             ),
+            "gather": _StandIn("elementwise", "a streaming operation of the same bytes"),
+            "fold": _StandIn("elementwise", "a streaming operation of the same bytes"),
+            "sort": _StandIn("gate", "the choice among as many values"),
             "adamw": _StandIn(
                 "elementwise", f"{ADAMW_VALUES} values per parameter", work_factor=ADAMW_VALUES * bytes_per_value
             ),

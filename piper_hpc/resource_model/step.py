@@ -149,6 +149,7 @@ def _layer(batch: MicroBatch, layout: Layout, group: Group, moved: Exchanged) ->
         + ModuleCost(Cost(), late.backward),
         "expert_s": experts,
         "combine_s": moved.combine + meetings(experts.forward, dense.backward) + ModuleCost(late.forward, Cost()),
+        "other_s": compute.glue(batch),
     }
 
 

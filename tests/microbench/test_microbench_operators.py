@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from piper_hpc.microbench.operators import build
-from piper_hpc.microbench.shapes import CPU
+from piper_hpc.microbench.shapes import CPU, KIB, MIB
 from piper_hpc.microbench.timing import Effort
 
 DEVICE = torch.device("cpu")
@@ -38,6 +41,9 @@ def test_work_is_counted_by_the_written_conventions() -> None:
     assert work("activation", elements=1000) == 2 * 1000 * 4
     assert work("norm", tokens=64, hidden=128) == 2 * 64 * 128 * 4
     assert work("gate", tokens=64, experts=8, top_k=2) == 64 * 8
+    assert work("gather", rows=64, hidden=32) == 2 * 64 * 32 * 4
+    assert work("fold", tokens=64, top_k=2, hidden=32) == 3 * 64 * 32 * 4  # two rows read, one written
+    assert work("sort", values=1000) == 1000
     assert work("adamw", parameters=4096, tensors=4) == 4096
     assert work("host_op", operations=64) == 64
 
@@ -46,6 +52,36 @@ def test_work_ascends_along_each_grid() -> None:
     for name, shapes in CPU.compute.items():
         work = [build(name, shape, DEVICE, torch.float32).work for shape in shapes]
         assert work == sorted(work), name
+
+
+def test_calls_go_round_memory_that_no_cache_holds() -> None:
+    operator = build("activation", {"elements": 64 * KIB}, DEVICE, torch.float32)
+    results: list[torch.Tensor] = []
+    with monitored_silu(results):
+        for _ in range(40):
+            operator.call()
+    inputs = [each.data_ptr() for each in results]
+    # 16 MiB over 512 KiB a call, read and written, are 32 tensors; then the first comes again.
+    assert len(set(inputs[:32])) == 32
+    assert inputs[32:] == inputs[:8]
+
+
+def test_large_operands_need_no_ring() -> None:
+    results: list[torch.Tensor] = []
+    operator = build("activation", {"elements": 4 * MIB}, DEVICE, torch.float32)
+    with monitored_silu(results):
+        operator.call()
+        operator.call()
+    assert results[0].data_ptr() == results[1].data_ptr()
+
+
+@contextmanager
+def monitored_silu(inputs: list[torch.Tensor]) -> Iterator[None]:
+    """Keep the inputs of every `silu`."""
+    right = F.silu
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "silu", lambda values: (inputs.append(values), right(values))[1])
+        yield
 
 
 def test_a_wrong_grouped_gemm_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,9 @@ def test_stretching_a_curve_is_recorded() -> None:
         ("activation", "elementwise"),
         ("norm", "elementwise"),
         ("gate", "elementwise"),
+        ("gather", "elementwise"),
+        ("fold", "elementwise"),
+        ("sort", "gate"),
     ],
 )
 def test_the_nearest_curve_stands_in_and_the_notes_say_so(missing: str, stand_in: str) -> None:

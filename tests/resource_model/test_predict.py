@@ -52,7 +52,7 @@ def test_terms_add_up_and_no_layout_beats_its_busiest_stage(layout: Layout, mode
     assert set(prediction.terms) == set(TERMS)
     assert all(seconds >= 0 for seconds in prediction.terms.values())
     assert sum(prediction.terms.values()) == pytest.approx(prediction.step_time_s, rel=1e-12)
-    assert prediction.terms["other_s"] == 0.0
+    assert prediction.terms["other_s"] > 0  # autograd between modules
     bound = shortest_step_s(step_cost(model, where, layout, WORKLOAD), where)
     assert prediction.step_time_s >= bound * (1 - 1e-9)
 
