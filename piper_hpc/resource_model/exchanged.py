@@ -101,7 +101,8 @@ def exchanged(batch: MicroBatch, group: Group, algorithm: str) -> Exchanged:
     """Dispatch and combine under `algorithm`, or under what `auto` chooses for this group, size, top_k and load.
 
     Flat is priced by its own curves. Another algorithm takes as many times longer or less as the exchange model finds,
-    each way; that both errors are of one model is given no credit in the interval.
+    for dispatch in forward, which plans, and for all others, which carry the plan out; that both errors are of one
+    model is given no credit in the interval.
     """
     flat = compute.dispatch(batch, group), compute.combine(batch, group)
     if algorithm == "flat" or group.size == 1:
@@ -124,16 +125,20 @@ def exchanged(batch: MicroBatch, group: Group, algorithm: str) -> Exchanged:
             f"all_to_all={choice.algorithm}: not measured on this cluster; flat's times are scaled by a cost model "
             "of its links"
         )
-    forward, backward = (
-        model.seconds(choice.algorithm, cell, choice.chunks, planned=planned)
-        / model.seconds("flat", cell, planned=planned)
-        for planned in (True, False)
+    planned, carried = (
+        [
+            model.seconds(name, cell, chunks, planned=with_plan)
+            for name, chunks in ((choice.algorithm, choice.chunks), ("flat", 0))
+        ]
+        for with_plan in (True, False)
     )
+    # Half of what carries a plan out is the dispatch, and all of what makes it.
+    first, other = (planned[0] - carried[0] / 2) / (planned[1] - carried[1] / 2), carried[0] / carried[1]
 
-    def scaled(cost: ModuleCost) -> ModuleCost:
-        return ModuleCost(_scaled(cost.forward, forward, model), _scaled(cost.backward, backward, model))
+    def scaled(cost: ModuleCost, forward: float) -> ModuleCost:
+        return ModuleCost(_scaled(cost.forward, forward, model), _scaled(cost.backward, other, model))
 
-    return Exchanged(scaled(flat[0]), scaled(flat[1]), choice)
+    return Exchanged(scaled(flat[0], first), scaled(flat[1], other), choice)
 
 
 def _scaled(cost: Cost, ratio: float, model: ExchangeModel) -> Cost:
