@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from piper_hpc.cluster import calibration as calibrations
-from piper_hpc.cluster import data_sheet
+from piper_hpc.cluster import data_sheet, evidence
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.resource_model.predict import predict
@@ -40,10 +41,23 @@ def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | No
         raise ConfigError(Problem("cluster.data_sheet", cluster.name, str(error), works)) from error
 
 
-def forecast(experiment: Experiment, machine: Machine, calibration: Calibration) -> Prediction:
+def stale_notes(
+    experiment: Experiment, machine: Machine, calibration: Calibration, nodes: Sequence[str] = ()
+) -> list[str]:
+    """Why what was measured may no longer hold: other nodes, driver, library or version, or age; empty if it does."""
+    if not calibration.measured:
+        return []
+    now = evidence.facts(machine, experiment.cluster, experiment.train.dtype, nodes)
+    return [f"calibration: {reason}" for reason in calibrations.staleness(calibration, now)]
+
+
+def forecast(
+    experiment: Experiment, machine: Machine, calibration: Calibration, nodes: Sequence[str] = ()
+) -> Prediction:
     """What the run will take, by the resource model: with the routing as configured, and beside it with others.
 
-    What `all_to_all=auto` takes is settled for the routing as configured, and kept with the others.
+    What `all_to_all=auto` takes is settled for the routing as configured, and kept with the others. nodes: names of
+    those that the job was given, once it was; others than were measured are said in a note, as other versions are.
     """
     assert experiment.layout is not None, "planning has chosen a layout before anything is predicted"
     cluster = machine.spec(experiment.cluster, calibration)
@@ -62,9 +76,8 @@ def forecast(experiment: Experiment, machine: Machine, calibration: Calibration)
                 "terms": other.terms,
             }
         )
-    stale = calibrations.staleness(calibration, machine.fingerprint)
     return replace(
         prediction,
-        notes=[*prediction.notes, *(f"calibration: {reason}" for reason in stale)],
+        notes=[*prediction.notes, *stale_notes(experiment, machine, calibration, nodes)],
         routing={"mode": workload.routing.mode, "skew": workload.routing.skew, "by_skew": by_skew},
     )

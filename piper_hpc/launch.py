@@ -21,8 +21,9 @@ from piper_hpc.cli.follow import follow
 from piper_hpc.cli.plan import show as show_plan
 from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.cluster.placement import request
+from piper_hpc.cluster.resume import taken_over
 from piper_hpc.config import ConfigError, Experiment, Problem, experiment, register
-from piper_hpc.forecast import calibration_of, forecast
+from piper_hpc.forecast import calibration_of, forecast, stale_notes
 from piper_hpc.paths import data_folder
 from piper_hpc.planner import Axes, Plan, plan
 from piper_hpc.planner import save as saved
@@ -54,6 +55,7 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
         asked = experiment(composed)
     placement = request(asked.cluster, asked.layout, machine.environment)
     prediction = _predict(asked, machine)
+    earlier = taken_over(asked, machine)
     run = RunFolder(asked.runs / new_run_id())
     if asked.dry_run:
         text = preview(run.path, asked.cluster, placement)
@@ -62,7 +64,7 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
 
     if asked.submit:
         check_submission(asked.cluster, machine)
-    run = _prepare(run, composed, machine, prediction)
+    run = _prepare(run, composed, machine, prediction, earlier)
     if not asked.submit:
         if asked.format == "text":
             print(run.path)
@@ -79,6 +81,7 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
     except Exception:
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
         raise
+    show.stale(prediction.notes if prediction is not None else (), console)
     if not asked.wait:
         console.print(f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}")
         return {"run_id": run.run_id, "path": str(run.path)}, 0
@@ -93,6 +96,7 @@ def _planned(asked: Experiment, machine: Machine, console: Console) -> dict[str,
         trace = traced.check_path(asked.plan.trace, Path.cwd()) if asked.plan.trace else None
         found = _plan(asked, machine, asked.task.executor)
         show_plan(found, asked, console)
+        show.stale(stale_notes(asked, machine, _cluster(asked, machine).calibration), console)
         document = found.document()
         if trace is not None:
             traced.write(found, asked.model, _cluster(asked, machine), trace)
@@ -161,12 +165,20 @@ def _predict(asked: Experiment, machine: Machine) -> Prediction | None:
     return forecast(asked, machine, calibration) if calibration else None
 
 
-def _prepare(run: RunFolder, composed: DictConfig, machine: Machine, prediction: Prediction | None) -> RunFolder:
+def _prepare(
+    run: RunFolder,
+    composed: DictConfig,
+    machine: Machine,
+    prediction: Prediction | None,
+    earlier: list[dict[str, Any]],
+) -> RunFolder:
     run = RunFolder.create(run.path.parent, run.run_id)
     run.write_config(OmegaConf.to_yaml(composed, resolve=True))
     run.write_manifest({"run_id": run.run_id, "created": utc_now(), **provenance(), "machine": asdict(machine)})
     if prediction is not None:
         run.write_prediction(prediction.document())
+    for row in earlier:
+        run.append_measurement(row, row["attempt"])
     run.write_status(Status("pending"))
     return run
 
@@ -176,10 +188,12 @@ def _wait(run: RunFolder, asked: Experiment, console: Console) -> tuple[dict[str
     steps = profiled if asked.task.name == "profile" else asked.train.steps
     console.print(f"run {run.run_id} on {asked.cluster.name}", highlight=False)
     try:
-        status = follow(run, steps, console)
+        status = follow(run, steps, console, wide=asked.task.suites != ["calibration"])
     except KeyboardInterrupt:
         status = cancel(run)
         console.print(f"run {run.run_id} {status.state}")
+        if asked.task.name == "microbench":
+            show.kept(run, console)
         return {"run_id": run.run_id, "path": str(run.path), "status": asdict(status)}, INTERRUPTED
     document = show.outcome(run, status, asked, console)
     return document, 0 if status.state == "completed" else 1

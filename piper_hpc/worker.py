@@ -48,14 +48,20 @@ def work(run_path: str) -> None:
 
 
 def _task(run: RunFolder, place: RankEnvironment) -> None:
-    from piper_hpc.cluster.placement import rank_order
     from piper_hpc.config import experiment
+
+    configured = experiment(run.config())
+    if configured.task.name == "microbench" and configured.task.backend == "mpi":
+        from piper_hpc.runtime import mpi
+
+        mpi.load()  # before torch: see there
+
+    from piper_hpc.cluster.placement import rank_order
     from piper_hpc.runtime import quota
     from piper_hpc.runtime.group import device_of, let_senders_go_first, process_group
     from piper_hpc.tasks import TASKS
     from piper_hpc.tasks.context import Context
 
-    configured = experiment(run.config())
     device = device_of(configured.cluster.device, place.local_rank, scheduled=configured.cluster.scheduler == "slurm")
     meeting = run.path / "rendezvous"
     cluster, layout, order = configured.cluster, configured.layout, None

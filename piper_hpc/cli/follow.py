@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from piper_hpc.cli.measured import LiveTable
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.submit.outcome import observe
 
@@ -16,8 +17,9 @@ LINES = 12
 """How many lines a whole run gets where there is no terminal."""
 
 
-def follow(run: RunFolder, steps: int, console: Console) -> Status:
-    """Show a run's steps as they come until it ends; returns how it ended."""
+def follow(run: RunFolder, steps: int, console: Console, *, wide: bool = False) -> Status:
+    """Show a run's steps as they come until it ends, of a wide micro-benchmark its rows; returns how it ended."""
+    table = LiveTable()
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -35,11 +37,14 @@ def follow(run: RunFolder, steps: int, console: Console) -> Status:
         while True:
             # The state first: rows written before the end are then surely read.
             status = observe(run)
-            rows, measured = run.metrics(), len(run.measurements())
+            rows, measurements = run.metrics(), run.measurements()
+            if wide:
+                for line in table.lines(measurements):
+                    progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
             if rows:
                 progress.update(bar, description="training", completed=rows[-1]["step"] + 1, figures=figures(rows[-1]))
-            elif measured:
-                progress.update(bar, description=f"measuring operators ({measured} points)")
+            elif measurements:
+                progress.update(bar, description=f"measuring operators ({len(measurements)} points)")
             else:
                 progress.update(bar, description=status.state)
             if not console.is_terminal:

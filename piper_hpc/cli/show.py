@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from analysis import facts, report, table
+from analysis import facts, nccl_tests, report, table
+from piper_hpc.cli.measured import fitted, summary
 from piper_hpc.config import Experiment
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import Prediction
@@ -25,6 +27,7 @@ def preview(text: str, prediction: Prediction | None, asked: Experiment, console
         training_s = prediction.step_time_s * asked.train.steps
         source = prediction.calibration["source"]
         console.print(f"predicted: {training_s:.4g} s for {asked.train.steps} steps, from {source}", highlight=False)
+        stale(prediction.notes, console)
 
 
 def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console) -> dict[str, Any]:
@@ -38,7 +41,11 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
         return document
     if asked.task.name == "microbench":
         measured = run.measurements()
-        console.print(measurements(measured))
+        if asked.task.suites == ["calibration"]:
+            console.print(measurements(measured))
+        job = run.manifest()["job"]
+        for line in (*summary(measured, job), *fitted(job), f"nccl-tests JSON: {nccl_tests.write(run)}", str(run.path)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return document | {"measurements": measured}
     if not run.metrics():
         console.print("no step was left to train", highlight=False)
@@ -54,6 +61,21 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
     for path in (run.path, *written, *sorted(run.path.glob("trace*.json"))):
         console.print(str(path), highlight=False, soft_wrap=True)
     return document | {"table": [asdict(row) for row in rows], "metrics": run.metrics()[-1]}
+
+
+def kept(run: RunFolder, console: Console) -> None:
+    """What an interrupted micro-benchmark leaves, and how to go on."""
+    rows = run.measurements()
+    console.print(f"{len(rows)} rows were measured and are kept in {run.path / 'measurements.jsonl'}", highlight=False)
+    if rows:
+        console.print(f"go on with the same command and task.resume={run.run_id}", highlight=False)
+
+
+def stale(notes: Iterable[str], console: Console) -> None:
+    """Of a prediction's notes, why the calibration that it rests on may no longer hold."""
+    for note in notes:
+        if note.startswith("calibration:"):
+            console.print(f"stale {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def measurements(rows: list[dict[str, Any]]) -> Table:

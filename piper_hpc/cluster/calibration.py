@@ -19,6 +19,9 @@ from piper_hpc.spec import Calibration, Curve, Estimate, Fit, MeasuredExchange
 SCHEMA_VERSION = 2
 """1: curves alone. Files of another version are not read: the cluster is measured again."""
 
+VENDORS = ("nccl-tests", "osu")
+"""Back ends of rows that the vendors' own benchmarks printed, in a type of their own choice."""
+
 DISPATCH = "dispatch_combine"
 """Rows of the all-to-all family, from tokens to combined tokens: they become exchanges, not curves."""
 
@@ -64,7 +67,9 @@ def fit(
         if row.get("backend", "torch") == "torch" and "part" not in row:
             by_operator[row["operator"]].append(row)
     peaks = [row["work"] / _seconds(row) for row in rows if row["operator"] == "gemm"]
-    types = sorted({str(row["dtype"]) for row in rows}) or [str(provenance.get("dtype", ""))]
+    types = sorted({str(row["dtype"]) for row in rows if row.get("backend") not in VENDORS}) or [
+        str(provenance.get("dtype", ""))
+    ]
     versions = sorted({str(row["benchmark_version"]) for row in rows})
     new = Calibration(
         source=source or f"measurements of {cluster}",
@@ -169,7 +174,7 @@ def _check(rows: list[Row], cluster: str, *, needs_gemm: bool) -> None:
                 f"{row.get('statistic', 'median')}_s={_seconds(row)}, both must be above 0; {again}"
             )
     for key in ("dtype", "benchmark_version"):
-        values = sorted({str(row[key]) for row in rows})
+        values = sorted({str(row[key]) for row in rows if row.get("backend") not in VENDORS})
         if len(values) > 1:
             raise CalibrationError(f"cluster '{cluster}': rows mix {key} {' and '.join(values)}; fit one of them alone")
 

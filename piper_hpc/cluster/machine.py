@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from piper_hpc.cluster import accelerator, data_sheet, domains
+from piper_hpc.cluster.calibration import SCHEMA_VERSION
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runtime import quota
@@ -66,9 +67,9 @@ class Machine:
     def calibration_file(self, cluster: ClusterConfig, dtype: str, runs: Path) -> Path:
         """Where measurements of this cluster, at this size and precision, are kept.
 
-        Those of another version of the benchmark have another name: they are measured again.
+        Those of another version of the benchmark or of the file have another name: they are measured again.
         """
-        facts = self.fingerprint | {"benchmark_version": str(BENCHMARK_VERSION)}
+        facts = self.fingerprint | {"benchmark_version": str(BENCHMARK_VERSION), "schema_version": str(SCHEMA_VERSION)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         name = f"{cluster.name}-{cluster.nodes}x{cluster.ranks_per_node}-{dtype}-{digest}.json"
         return runs.resolve() / "calibrations" / name

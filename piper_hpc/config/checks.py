@@ -15,9 +15,16 @@ from piper_hpc.paths import data_folder
 from piper_hpc.spec import ALGORITHMS, AUTO, RECIPES, TIERS, ModelSpec
 
 # What the executor has today; the planner may reason about more.
+SUITES = (
+    *("calibration", "gemm", "grouped_gemm", "attention"),
+    *("p2p", "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "dispatch"),
+)
+"""What task=microbench measures: `calibration` is what predictions ask for, each other suite one subject widely."""
+
 CHOICES = {
     "task.name": ("train", "microbench", "profile", "plan"),
     "task.executor": ("auto", "piper", "megatron"),
+    "task.backend": ("torch", "mpi"),
     "task.rank_by": ("mfu", "tokens_per_s", "memory"),
     "task.ep_domain": ("none", "switch", "node"),
     "parallelism.schedule": ("1f1b",),
@@ -46,7 +53,7 @@ POSITIVE = (
     *(f"cluster.{key}" for key in ("nodes", "ranks_per_node", "time_min", "cpus_per_task", "comm_timeout_s")),
     "cluster.switch_wait_min",
     *(f"train.{key}" for key in ("steps", "global_batch", "sequence", "learning_rate", "grad_clip")),
-    *(f"task.{key}" for key in ("budget_s", "candidates", "profile_steps")),
+    *(f"task.{key}" for key in ("budget_s", "cell_s", "candidates", "profile_steps")),
 )
 
 ACCELERATORS = data_folder("conf") / "accelerator"
@@ -178,9 +185,27 @@ def task(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         if not 0 < count <= ranks:
             rule = f"must lie between 1 and cluster.nodes * cluster.ranks_per_node = {ranks}"
             yield Problem("task.ranks", count, rule, f"task.ranks=[{ranks}]")
-    if config.task.name == "microbench" and config.train.dtype == "float64":
+    if config.task.name == "microbench":
+        yield from _microbench(config, spec, ranks)
+
+
+def _microbench(config: Config, spec: ModelSpec, ranks: int) -> Iterator[Problem]:
+    asked = config.task
+    if config.train.dtype == "float64":
         rule = "the grouped GEMM that is measured has no float64"
         yield Problem("train.dtype", config.train.dtype, rule, "train.dtype=float32")
+    unknown = [suite for suite in asked.suites if suite not in SUITES]
+    if unknown or not asked.suites:
+        rule = f"must be some of {', '.join(SUITES)}"
+        yield Problem("task.suites", list(asked.suites), rule, "task.suites=[gemm,p2p,all_to_all]")
+    if asked.backend == "mpi" and find_spec("mpi4py") is None:
+        rule = "needs the mpi4py package and an MPI library: pip install 'piper-hpc[mpi]', or the site's own build"
+        yield Problem("task.backend", "mpi", rule, "task.backend=torch")
+    if "dispatch" in asked.suites and (not spec.experts or spec.experts % ranks):
+        rule = f"the dispatch suite needs model.experts (here {spec.experts}) to divide over the {ranks} ranks"
+        yield Problem("task.suites", list(asked.suites), rule, f"model.experts={max(1, spec.experts // ranks) * ranks}")
+    if "grouped_gemm" in asked.suites and spec.experts and config.train.dtype != "float64":
+        yield from _rows_of_words(spec, config.train.dtype)
 
 
 EXECUTOR_HAS = (
@@ -205,7 +230,11 @@ def executor(spec: ModelSpec, dtype: str) -> Iterator[Problem]:
             yield Problem(f"model.{fact.name}", value, rule, f"model.{fact.name}={works}")
     if spec.head_dim % 2:
         yield Problem("model.head_dim", spec.head_dim, "must be even for RoPE", f"model.head_dim={spec.head_dim + 1}")
-    # F.grouped_mm wants rows of whole 16-byte words; float64 takes a plain loop.
+    yield from _rows_of_words(spec, dtype)
+
+
+def _rows_of_words(spec: ModelSpec, dtype: str) -> Iterator[Problem]:
+    """F.grouped_mm wants rows of whole 16-byte words; float64 takes a plain loop."""
     multiple = {"float32": 4, "bfloat16": 8, "float64": 1}[dtype]
     for key, value in (("hidden", spec.hidden), ("expert_ffn", spec.expert_ffn)):
         if value % multiple:

@@ -68,8 +68,8 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         raise ConfigError(*problems, *error.problems) from None
     if not problems:
         problems += checks.train(config.train)
-        # Planning reasons about models and layouts that the executor does not have.
-        if config.task.name != "plan":
+        # Planning and measuring know models and layouts that the executor does not have.
+        if config.task.name not in ("plan", "microbench"):
             problems += checks.executor(model, config.train.dtype)
     layout = None
     if not problems:

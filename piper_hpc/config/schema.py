@@ -13,7 +13,13 @@ class TaskConfig:
     """What to do: `train`, `microbench`, `profile` or `plan`."""
 
     name: str = MISSING
-    budget_s: float = 10.0  # microbench, and the measuring before a first training run
+    budget_s: float = 18.0  # microbench: the calibration suite, and the measuring before a first training run
+    suites: list[str] = field(default_factory=lambda: ["calibration"])  # microbench: see piper_hpc.config.checks.SUITES
+    backend: str = "torch"  # microbench: torch (torch.distributed) or mpi (mpi4py) carries the exchange suites
+    cell_s: float = 0.5  # microbench: seconds for one shape or size of a suite; what would take longer is left out
+    resume: str | None = None  # microbench: an earlier run's id or folder; what it measured is taken over
+    link_counters: str = "auto"  # microbench: the interface whose counter rows are held against, auto or off
+    vendor: bool = True  # microbench: run nccl-tests, rccl-tests and OSU binaries that are on the PATH
     executor: str = "auto"  # plan: piper (this project's, measured), megatron (every axis) or auto (what fits)
     rank_by: str = "mfu"  # plan: mfu, tokens_per_s or memory
     ep_domain: str = "none"  # plan: how far Eq 10 lets an expert group reach: none (anywhere), switch or node

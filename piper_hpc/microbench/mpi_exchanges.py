@@ -133,9 +133,7 @@ class MpiBackend:
         """The tensor's numbers, to be added."""
         if tensor.dtype not in SUMMED:
             raise mpi.MpiError(f"MPI cannot add {tensor.dtype}: use train.dtype=float32 with task.backend=mpi")
-        from mpi4py import MPI
-
-        return [self._memory(tensor), getattr(MPI, SUMMED[tensor.dtype])]
+        return [self._memory(tensor), getattr(mpi.load(), SUMMED[tensor.dtype])]
 
     def _memory(self, tensor: torch.Tensor) -> Any:
         return tensor.numpy() if self.device.type == "cpu" else tensor

@@ -9,19 +9,25 @@ class MpiError(RuntimeError):
     """MPI is not there, or does not see the ranks of the job."""
 
 
-def world(ranks: int, rank: int) -> Any:
-    """MPI's communicator of all ranks, in the job's order of ranks.
+def load() -> Any:
+    """mpi4py's MPI; loading it starts MPI.
 
-    Call it before torch is imported where the site asks for that (Frontier: else MPICH may stop with "Unable to use a
-    NIC_POLICY of 'NUMA'"). Raises MpiError without mpi4py, and where each process is a world of its own.
+    Frontier wants it before torch: else MPICH may stop with "Unable to use a NIC_POLICY of 'NUMA'". Raises MpiError
+    where mpi4py or an MPI library is missing.
     """
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library was found
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, an MPI library is not
         raise MpiError(
             f"task.backend=mpi needs mpi4py and an MPI library ({error}): pip install 'piper-hpc[mpi]', or the site's "
             "own build of mpi4py; task.backend=torch needs neither"
         ) from error
+    return MPI
+
+
+def world(ranks: int, rank: int) -> Any:
+    """MPI's communicator of all ranks, in the job's order. Raises MpiError where MPI does not see the job's ranks."""
+    MPI = load()
     found = MPI.COMM_WORLD.Get_size()
     if found != ranks:
         raise MpiError(
@@ -33,6 +39,4 @@ def world(ranks: int, rank: int) -> Any:
 
 def library() -> str:
     """Name and version of the MPI library, one line."""
-    from mpi4py import MPI
-
-    return str(MPI.Get_library_version()).splitlines()[0].strip("\x00 ")
+    return str(load().Get_library_version()).splitlines()[0].strip("\x00 ")

@@ -1,51 +1,220 @@
-"""task=microbench: measure the operators of this cluster and keep them as its calibration."""
+"""task=microbench: measure this cluster suite by suite, and keep what was found as its calibration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from piper_hpc.cluster import calibration as calibrations
-from piper_hpc.microbench import suite
-from piper_hpc.spec import Calibration, Layout
+from piper_hpc.cluster import evidence
+from piper_hpc.cluster.resume import DISPATCH_CELL, finished
+from piper_hpc.comm.family import Family
+from piper_hpc.comm.levels import Places
+from piper_hpc.microbench import compute_suite, exchange_suite, links, suite, vendor
+from piper_hpc.microbench.compute_suite import ComputeSuite
+from piper_hpc.microbench.dispatch.cells import Cell, Variant
+from piper_hpc.microbench.dispatch.timing import time_cells
+from piper_hpc.microbench.exchange_suite import Backend, ExchangeSuite
+from piper_hpc.microbench.exchanges import TorchBackend
+from piper_hpc.microbench.mpi_exchanges import MpiBackend
+from piper_hpc.microbench.rows import Book, Row
+from piper_hpc.microbench.timing import Team
+from piper_hpc.spec import Calibration, Layout, RankMap
 from piper_hpc.tasks.context import Context
+
+DISPATCH_TOKENS = (4, 64, 1024)
+DISPATCH_WORKLOADS = ("W0", "W2")
+DISPATCH_ITERATIONS = 20
 
 
 def run(context: Context) -> None:
-    """Measure within `task.budget_s`; rank 0 writes the rows and the calibration file."""
-    measure(context)
+    """Measure the suites of `task.suites`; rank 0 writes the rows and the calibration file."""
+    suites = context.experiment.task.suites
+    if suites == ["calibration"]:
+        measure(context)
+        return
+    # One rank reads and tells: what an earlier attempt, or the run that is resumed, has measured.
+    found: list[Any] = [context.run.measurements() if context.is_first else None]
+    dist.broadcast_object_list(found, src=0)
+    earlier: list[Row] = found[0]
+    rows = list(finished(earlier).values())
+    facts: dict[str, Any] = {}
 
-
-def measure(context: Context) -> Calibration:
-    """Measure, record every row, fit, and cache the calibration. Every rank calls this and is given the fit."""
-    rows: list[dict[str, Any]] = []
-
-    def on_row(row: dict[str, Any]) -> None:
+    def on_row(row: Row) -> None:
         rows.append(row)
         context.run.append_measurement(row, context.place.attempt)
 
-    # The suite asks only where ranks stand, so any layout of that many ranks will do.
-    ranks = context.rank_map(Layout(dp=context.place.ranks))
-    suite.run(
-        ranks=ranks,
-        device=context.device,
-        dtype=getattr(torch, context.experiment.train.dtype),
-        budget_s=context.experiment.task.budget_s,
-        on_row=on_row,
-        node_names=tuple(dict.fromkeys(context.nodes)),
-    )
+    if "calibration" in suites:
+        _calibration_suite(context, on_row)
+    facts |= _wide_suites(context, suites, finished(earlier), on_row)
+    if context.is_first:
+        added, words = _add(context, rows)
+        fits = [asdict(fit) for fit in added.fits] if added is not None else []
+        manifest = context.run.manifest()
+        context.run.write_manifest(manifest | {"job": manifest["job"] | facts | {"calibration": words, "fits": fits}})
+        print(*words, sep="\n", flush=True)
+
+
+def measure(context: Context) -> Calibration:
+    """Run the calibration suite, record every row, fit, and cache. Every rank calls this and is given the fit."""
+    rows: list[Row] = []
+
+    def on_row(row: Row) -> None:
+        rows.append(row)
+        context.run.append_measurement(row, context.place.attempt)
+
+    _calibration_suite(context, on_row)
     fitted: list[Calibration | None] = [None]
     if context.is_first:
-        cluster, machine = context.experiment.cluster, context.machine
-        provenance = machine.fingerprint | {"run": context.run.run_id, "dtype": context.experiment.train.dtype}
-        fit = calibrations.fit(rows, cluster=cluster.name, provenance=provenance)
-        path = machine.calibration_file(cluster, context.experiment.train.dtype, context.run.path.parent)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        calibrations.save(fit, path)
-        print(f"calibration of {len(rows)} rows written to {path}", flush=True)
-        fitted = [fit]
+        fitted = [_kept(context, rows, None)]
     dist.broadcast_object_list(fitted, src=0)
     assert fitted[0] is not None
     return fitted[0]
+
+
+def _calibration_suite(context: Context, on_row: Callable[[Row], None]) -> None:
+    suite.run(
+        ranks=_places(context),
+        device=context.device,
+        dtype=_dtype(context),
+        budget_s=context.experiment.task.budget_s,
+        on_row=on_row,
+        node_names=_nodes(context),
+        rack_names=_racks(context),
+    )
+
+
+def _wide_suites(
+    context: Context, suites: Sequence[str], done: Mapping[str, Row], on_row: Callable[[Row], None]
+) -> dict[str, Any]:
+    """Run the suites that are named beside the calibration's. Returns what the manifest says of them."""
+    asked, device, dtype = context.experiment.task, context.device, _dtype(context)
+    book = Book(Team(device), _places(context), dtype, on_row, _nodes(context), _racks(context))
+    compute = ComputeSuite(book, device, asked.cell_s, context.machine.memory_bytes, done)
+    compute.run([name for name in suites if name in compute_suite.SUITES], context.experiment.model)
+    left_out = compute.left_out
+    facts: dict[str, Any] = {}
+    exchanges = [name for name in suites if name in exchange_suite.SUITES]
+    if exchanges:
+        backend: Backend = TorchBackend(device, dtype)
+        if asked.backend == "mpi":
+            backend = MpiBackend.start(device, dtype)
+        counter = links.counter_of(asked.link_counters, device.type)
+        facts = {"library": backend.library, "link_counter": counter.interface if counter else None}
+        timed = ExchangeSuite(book, backend, device, asked.cell_s, done, counter)
+        timed.run(exchanges)
+        left_out = left_out | timed.left_out
+        if asked.vendor and context.is_first:
+            left_out = left_out | _vendor_programs(context, exchanges, done, on_row)
+        dist.barrier()
+    if "dispatch" in suites:
+        _dispatch_suite(context, done, on_row)
+    return facts | {"left_out": left_out}
+
+
+def _vendor_programs(
+    context: Context, suites: Sequence[str], done: Mapping[str, Row], on_row: Callable[[Row], None]
+) -> dict[str, str]:
+    """Run what is on the PATH, on one rank while the others wait. Returns what could not be run, and why."""
+    failed = {}
+    sizes = exchange_suite.MESSAGES["cpu" if context.device.type == "cpu" else "gpu"]
+    for program in vendor.found(suites, context.place.ranks, _nodes(context)):
+        if any(row.get("library") == program.name for row in done.values()):
+            continue
+        if program.of_nccl and context.device.type == "cpu":
+            failed[program.name] = "it needs devices, and these ranks have none"
+            continue
+        try:
+            for row in vendor.run(program, sizes[0], sizes[-1]):
+                on_row(row)
+        except RuntimeError as error:
+            failed[program.name] = str(error)
+    return failed
+
+
+def _dispatch_suite(context: Context, done: Mapping[str, Row], on_row: Callable[[Row], None]) -> None:
+    """Every all-to-all algorithm that the placement gives a meaning to, with the model's experts and width."""
+    model, task, ranks = context.experiment.model, context.experiment.task, _places(context)
+    timeout = timedelta(seconds=context.experiment.cluster.comm_timeout_s)
+    rack_of_rank = tuple(ranks.rack_of_node[node] for node in ranks.node_of_rank)
+    family = Family(Places(ranks.node_of_rank, rack_of_rank), range(context.place.ranks), timeout)
+    variants = [Variant("flat"), Variant("flat_dedup", 1)]
+    if len(set(ranks.node_of_rank)) > 1:
+        variants += [Variant("halo", 4), *(Variant("halo_dedup", chunks) for chunks in (1, 4))]
+    if len(set(rack_of_rank)) > 1:
+        variants += [Variant("halo3", 4), Variant("halo3_dedup", 4)]
+    dtype = context.experiment.train.dtype
+    cells = [
+        Cell(workload, model.experts, model.top_k, tokens, model.hidden, dtype)
+        for tokens in DISPATCH_TOKENS
+        for workload in DISPATCH_WORKLOADS
+    ]
+
+    def missing(cell: Cell) -> bool:
+        facts = [vars(cell) | vars(variant) for variant in variants]
+        return any("dispatch/" + "/".join(str(each[key]) for key in DISPATCH_CELL) not in done for each in facts)
+
+    left = [cell for cell in cells if missing(cell)]
+    if left:
+        time_cells(
+            left,
+            variants,
+            family=family,
+            device=context.device,
+            iterations=DISPATCH_ITERATIONS,
+            budget_s=task.cell_s * len(left) * len(variants),
+            on_row=on_row,
+            extra={"nodes": list(_nodes(context)), "ranks": list(range(context.place.ranks))},
+        )
+
+
+def _add(context: Context, rows: Sequence[Row]) -> tuple[Calibration | None, list[str]]:
+    """Add rows to the cluster's calibration. Returns it and what to say of it; None where there is none to add to."""
+    machine, experiment = context.machine, context.experiment
+    path = machine.calibration_file(experiment.cluster, experiment.train.dtype, context.run.path.parent)
+    previous = calibrations.load(path) if path.is_file() else None
+    if previous is None and not any(row["operator"] == "gemm" for row in rows):
+        return None, [f"no calibration to add to at {path}: run task.suites=[calibration,...] first"]
+    right = [row for row in rows if row["correct"] or row.get("refused")]
+    return _kept(context, right, previous), [f"calibration {'added to' if previous else 'written to'} {path}"]
+
+
+def _kept(context: Context, rows: Sequence[Row], previous: Calibration | None) -> Calibration:
+    """Fit and write the calibration file."""
+    experiment, machine = context.experiment, context.machine
+    dtype = experiment.train.dtype
+    facts = evidence.facts(machine, experiment.cluster, dtype, _nodes(context))
+    fit = calibrations.fit(
+        rows,
+        cluster=experiment.cluster.name,
+        provenance=facts | {"run": context.run.run_id},
+        previous=previous,
+    )
+    path = machine.calibration_file(experiment.cluster, dtype, context.run.path.parent)
+    calibrations.save(fit, path)
+    print(f"calibration of {len(rows)} rows written to {path}", flush=True)
+    return fit
+
+
+def _places(context: Context) -> RankMap:
+    """The suites ask only where ranks stand, so any layout of that many ranks will do."""
+    return context.rank_map(Layout(dp=context.place.ranks))
+
+
+def _dtype(context: Context) -> torch.dtype:
+    found: torch.dtype = getattr(torch, context.experiment.train.dtype)
+    return found
+
+
+def _nodes(context: Context) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(context.nodes))
+
+
+def _racks(context: Context) -> tuple[str, ...]:
+    """Names of leaf switches, by the index that rank maps give them."""
+    return tuple("/".join(path) for path in dict.fromkeys(context.paths[0].values()))

@@ -1,0 +1,74 @@
+"""Going on with an earlier micro-benchmark: which of its rows a new run may take over. Reads records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from piper_hpc.cluster.machine import Machine
+from piper_hpc.config import ConfigError, Experiment, Problem
+from piper_hpc.runs import RunFolder
+from piper_hpc.runs.manifest import versions
+from piper_hpc.spec import BENCHMARK_VERSION
+
+COMPARED = ("torch", "piper-hpc", "mpi4py")
+"""Packages of another version measure another thing."""
+
+DISPATCH_CELL = ("algorithm", "chunks", "workload", "experts", "top_k", "tokens", "hidden", "dtype")
+
+Row = Mapping[str, Any]
+
+
+def cell_of(row: Row) -> str | None:
+    """The name by which a row of a wide suite is known to a resumed run; None for rows that are measured each time."""
+    if "cell" in row:
+        return str(row["cell"])
+    if row["operator"] == "dispatch_combine":
+        return "dispatch/" + "/".join(str(row.get(key)) for key in DISPATCH_CELL)
+    return None
+
+
+def finished(rows: Iterable[Row]) -> dict[str, Row]:
+    """Cell -> row of what was measured and found right; what was refused is measured again."""
+    return {cell: row for row in rows if row["correct"] and (cell := cell_of(row)) is not None}
+
+
+def taken_over(asked: Experiment, machine: Machine) -> list[dict[str, Any]]:
+    """The rows of the run that `task.resume` names, each with the id of that run; none where it names none.
+
+    Raises ConfigError for a run that is not there, or that measured another cluster, type or version.
+    """
+    given = asked.task.resume
+    if given is None:
+        return []
+    found = [path for path in (asked.runs / given, Path(given).expanduser()) if (path / "manifest.json").is_file()]
+    if not found:
+        rule = f"is neither a run in {asked.runs} nor the folder of one"
+        raise ConfigError(Problem("task.resume", given, rule, "task.resume=null"))
+    run = RunFolder(found[0])
+    if differences := _differences(run, asked, machine):
+        rule = f"measured something else: {'; '.join(differences)}"
+        raise ConfigError(Problem("task.resume", given, rule, "task.resume=null"))
+    return [dict(row) | {"resumed_from": run.run_id} for row in finished(run.measurements()).values()]
+
+
+def _differences(run: RunFolder, asked: Experiment, machine: Machine) -> list[str]:
+    manifest, config = run.manifest(), run.config()
+    then = {
+        **{key: str(config["cluster"][key]) for key in ("name", "nodes", "ranks_per_node", "device")},
+        "train.dtype": str(config["train"]["dtype"]),
+        **{package: manifest["versions"].get(package) for package in COMPARED},
+        **manifest["machine"]["fingerprint"],
+    }
+    now = {
+        **{key: str(getattr(asked.cluster, key)) for key in ("name", "nodes", "ranks_per_node", "device")},
+        "train.dtype": asked.train.dtype,
+        **{package: versions().get(package) for package in COMPARED},
+        **machine.fingerprint,
+    }
+    changed = [f"{key} was {then.get(key)} and is {value}" for key, value in now.items() if then.get(key) != value]
+    old = {row["benchmark_version"] for row in run.measurements()} - {BENCHMARK_VERSION}
+    if old:
+        changed.append(f"benchmark_version was {', '.join(map(str, sorted(old)))} and is {BENCHMARK_VERSION}")
+    return changed
