@@ -81,10 +81,17 @@ def document(folder: Path, found: Scaling, options: Options) -> dict[str, object
 def check(testbed: Testbed, found: Scaling, options: Options) -> dict[str, object]:
     """Communication over compute as the testbed has it: what ranks of a job compute, and what its links carried.
 
-    A job of all ranks runs the scaled layer's experts under the quota that Slurm's prolog gives it. An empty document
-    where Slurm does not run it.
+    A job of all ranks runs the scaled layer's experts under the quota that Slurm's prolog gives it. `failed` says why
+    where it does not run.
     """
-    run = ["srun", "--quiet", f"--nodes={options.nodes}", f"--ntasks-per-node={options.ranks_per_node}"]
+    run = [
+        "srun",
+        "--quiet",
+        f"--nodes={options.nodes}",
+        f"--ntasks={options.ranks}",
+        "--ntasks-per-node",
+        str(options.ranks_per_node),
+    ]
     environment = rate.variables() | testbed.environment
     try:
         answer = subprocess.run(
@@ -92,10 +99,10 @@ def check(testbed: Testbed, found: Scaling, options: Options) -> dict[str, objec
             env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECK_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {}
-    rates = [float(line) for line in answer.stdout.split() if line != "ready"]
+        return {"failed": f"the job took longer than {CHECK_S:.0f} s"}
+    rates = [float(word) for word in answer.stdout.split() if word[0].isdigit()]
     if answer.returncode or len(rates) != options.ranks:
-        return {}
+        return {"failed": " ".join(answer.stderr.split()[-40:]) or f"{len(rates)} of {options.ranks} ranks answered"}
     flops_per_s = statistics.median(rates)
     sharers = {"node": options.ranks_per_node, "nic": options.ranks_per_node}
     sharers["system"] = options.ranks_per_node * -(-options.nodes // options.racks)
@@ -126,8 +133,8 @@ def show(testbed: Testbed) -> str:
     with console.capture() as captured:
         console.print(names)
     lines = [captured.get().rstrip(), f"achieved there: {machine['sources']['flops_per_s']}"]
-    checked = found.get("checked")
-    if checked:
+    checked = found["checked"]
+    if "failed" not in checked:
         low, high = checked["flops_per_s_range"]
         computes = f"{checked['flops_per_s']:.3g} FLOP/s ({low:.3g} to {high:.3g} over ranks)"
         lines.append(f"check     a rank of a job computes {computes}")
@@ -136,5 +143,5 @@ def show(testbed: Testbed) -> str:
             what = f"communication : compute {scaling.KINDS[kind]}"
             lines.append(f"check     {what:<48}{has:7.3f}, asked {asked:.3f} ({has / asked - 1:+.1%})")
     else:
-        lines.append("check     not done: Slurm did not run it")
+        lines.append(f"check     not done: {checked['failed']}")
     return "\n".join([*lines, f"train     {found['command']}"])
