@@ -6,8 +6,10 @@ Exit codes: 0 measured and every bar met, 1 measured with a bar missed, 2 could 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
+from types import FrameType
 
 from piper_hpc.microbench.dispatch.bench import BenchError, measure
 from piper_hpc.microbench.dispatch.stages import smoke, stages
@@ -29,6 +31,7 @@ def main() -> int:
         print(f"error: --only {chosen.only} --scale {chosen.scale}: machines are {names}, scale above 0, for example "
               f"--only {planned[0].name} --scale 1", file=sys.stderr)  # fmt: skip
         return 2
+    signal.signal(signal.SIGTERM, _interrupt)  # the testbed is taken down on the way out
     run = RunFolder.create(chosen.runs)
     try:
         measure(run, wanted)
@@ -38,6 +41,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is in {run.path}", file=sys.stderr)
     return subprocess.run([sys.executable, "-m", "analysis.bench_a2a", str(run.path)], check=False).returncode
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def measure(run: RunFolder, stages: Sequence[Stage]) -> None:
     try:
         for stage in stages:
             with machine(stage) as testbed:
-                _measure(run, stage, testbed)
+                run_stage(run, stage, testbed)
     except BaseException as error:
         reason = str(error) or type(error).__name__
         state = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -62,7 +62,8 @@ def machine(stage: Stage) -> Iterator[dict[str, Any]]:
         subprocess.run([*TESTBED, "down"], stdout=subprocess.DEVNULL, check=False)
 
 
-def _measure(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
+def run_stage(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
+    """The stage's parts under srun, on the testbed of this record, which is up. Raises BenchError where ranks fail."""
     mpi = stage.mpi and importlib.util.find_spec("mpi4py") is not None
     if stage.mpi and not mpi:
         print("MPI takes no part: pip install mpi4py mpich", file=sys.stderr)
