@@ -19,7 +19,7 @@ from piper_hpc.testbed.options import MIB, Options
 from piper_hpc.testbed.scaling import SEQUENCE, SEQUENCES_PER_RANK, Layer, expert_ranks
 
 GROUP = "testbed_rate"
-WARM_UP_S, SECONDS = 1.0, 3.0
+WARM_UP_S, SECONDS = 1.0, 6.0
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
