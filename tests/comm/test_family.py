@@ -157,7 +157,9 @@ def large(racks: tuple[tuple[int, ...], ...]) -> tuple[Places, Problem, list[Out
 @pytest.mark.parametrize(
     ("algorithm", "racks"),
     [
-        ("halo", ((8,) * 8,)), ("flat_dedup", ((8,) * 8,)), ("halo_dedup", ((8,) * 8,)),
+        ("halo", ((8,) * 8,)),
+        ("flat_dedup", ((8,) * 8,)),
+        ("halo_dedup", ((8,) * 8,)),
         ("halo3_dedup", ((8,) * 4,) * 3),
     ],
     ids=["halo-64", "flat_dedup-64", "halo_dedup-64", "halo3_dedup-96"],
