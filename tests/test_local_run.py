@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -162,6 +163,38 @@ def test_a_microbench_run_shows_its_rows(folder):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "grouped_gemm" in ended.stdout
     assert "all_to_all/node/2" in ended.stdout
+
+
+def test_a_wide_suite_shows_its_rows_live_and_is_resumed(folder):
+    """The first run is interrupted; the second takes its rows over, and a third of another type is refused."""
+    suites = ("task=microbench", "task.suites=[p2p]", "task.cell_s=0.02", "cluster.ranks_per_node=2")
+    command = [sys.executable, "-m", "piper_hpc.launch", *suites, "task.cell_s=2"]
+    launcher = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert launcher.stdout is not None
+    shown = []
+    for line in launcher.stdout:
+        shown.append(line)
+        if line.startswith("  p2p/node"):
+            launcher.send_signal(signal.SIGINT)
+            break
+    shown += launcher.stdout.readlines()
+    assert launcher.wait() == 130, "".join(shown)
+    run, text = find(folder / "runs")[-1], "".join(shown)
+    assert "algbw" in text and f"task.resume={run.run_id}" in text and "rows were measured and are kept" in text
+    cells = {row["cell"] for row in run.measurements()}
+    assert cells and run.status().state == "cancelled"
+
+    ended = launch(*suites, f"task.resume={run.run_id}", cwd=folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    resumed = find(folder / "runs")[-1]
+    taken = {row["cell"] for row in resumed.measurements() if row.get("resumed_from") == run.run_id}
+    assert taken == cells and len(resumed.measurements()) > len(cells)
+    exported = json.loads((resumed.path / "measurements_nccl.json").read_text())
+    assert len(exported["results"]) == len(resumed.measurements())
+    assert {"time", "alg_bw", "bus_bw", "nwrong"} <= set(exported["results"][0]["out_of_place"])
+
+    refused = launch(*suites, f"task.resume={run.run_id}", "train.dtype=bfloat16", cwd=folder)
+    assert refused.returncode == 2 and "train.dtype was float32 and is bfloat16" in refused.stderr
 
 
 def test_an_exception_in_the_job_is_classified_and_the_command_fails(folder):

@@ -20,6 +20,9 @@ ELSEWHERE = {
     "python -m piper_hpc.launch": "tests/test_local_run.py, .ci/run",
     "python -m piper_hpc.launch tracking=wandb_offline train=smoke": "tests/test_local_run.py",
     "python -m piper_hpc.launch task=microbench": "tests/test_local_run.py",
+    "python -m piper_hpc.launch task=microbench 'task.suites=[calibration,gemm,p2p,all_to_all]' task.cell_s=0.05": (
+        "tests/test_local_run.py"
+    ),
     "python -m piper_hpc.launch task=plan": "tests/test_local_run.py",
     "python -m piper_hpc.launch parallelism=auto train=smoke": "tests/test_local_run.py",
     "python -m piper_hpc.launch task=profile": "tests/test_local_run.py",

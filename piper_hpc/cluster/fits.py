@@ -69,7 +69,7 @@ def fit_rows(rows: Iterable[Row], *, seed: int = 0) -> tuple[Fit, ...]:
         names, features = _EXCHANGE if exchange else _FEATURES[operator]
         ordered = sorted(points, key=lambda row: float(row["work"]))
         for part in _ranges(ordered, features) if exchange else [ordered]:
-            if len({row["work"] for row in part}) >= LEAST_POINTS[len(names)]:
+            if len({tuple(features(row)) for row in part}) >= LEAST_POINTS[len(names)]:
                 found.append(_fit(operator, backend, names, features, part, np.random.default_rng(seed)))
     return tuple(found)
 

@@ -29,7 +29,7 @@ def cell_of(row: Row) -> str | None:
     return None
 
 
-def finished(rows: Iterable[Row]) -> dict[str, Row]:
+def finished(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Cell -> row of what was measured and found right; what was refused is measured again."""
     return {cell: row for row in rows if row["correct"] and (cell := cell_of(row)) is not None}
 
@@ -50,7 +50,7 @@ def taken_over(asked: Experiment, machine: Machine) -> list[dict[str, Any]]:
     if differences := _differences(run, asked, machine):
         rule = f"measured something else: {'; '.join(differences)}"
         raise ConfigError(Problem("task.resume", given, rule, "task.resume=null"))
-    return [dict(row) | {"resumed_from": run.run_id} for row in finished(run.measurements()).values()]
+    return [row | {"resumed_from": run.run_id} for row in finished(run.measurements()).values()]
 
 
 def _differences(run: RunFolder, asked: Experiment, machine: Machine) -> list[str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from piper_hpc.microbench.operators import Operator
-from piper_hpc.microbench.operators import _agree as agree
-from piper_hpc.microbench.operators import _bytes as bytes_of
+from piper_hpc.microbench.operators import Operator, agree, bytes_of
 
 
 class _Block:

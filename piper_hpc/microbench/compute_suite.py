@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from piper_hpc.microbench.attention_block import attention_block_backward, attention_block_forward
 from piper_hpc.microbench.box import Box
 from piper_hpc.microbench.model_shapes import ComputeCell, attention_cells, gemm_cells, grouped_gemm_cells
-from piper_hpc.microbench.operators import Operator, build
+from piper_hpc.microbench.operators import Operator, build, ring
 from piper_hpc.microbench.rows import Book, Row, percentiles
 from piper_hpc.microbench.timing import time_compute
 from piper_hpc.spec import ModelSpec
@@ -108,5 +109,5 @@ class ComputeSuite:
 
     def _build(self, cell: ComputeCell) -> Operator:
         if cell.operator in _BLOCKS:
-            return _BLOCKS[cell.operator](self.device, self.book.dtype, **cell.shape)
+            return ring(partial(_BLOCKS[cell.operator], self.device, self.book.dtype, **cell.shape), self.device)
         return build(cell.operator, cell.shape, self.device, self.book.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -37,11 +38,12 @@ class Operator:
     bytes: int = 0
 
 
-def _bytes(*tensors: torch.Tensor) -> int:
+def bytes_of(*tensors: torch.Tensor) -> int:
+    """Of all these tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether two results are equal but for the rounding of `dtype`, relative to the largest value."""
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
     error = (actual.double() - expected.double()).abs().max()
@@ -51,7 +53,7 @@ def _agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> 
 def _product_agrees(a: torch.Tensor, b: torch.Tensor, product: torch.Tensor) -> bool:
     """Freivalds' check of product [m, n] = a [m, k] b [k, n]: both sides times one random vector, in float64."""
     vector = torch.randn(b.shape[1], 1, dtype=torch.float64, device=b.device)
-    return _agree(product.double() @ vector, a.double() @ (b.double() @ vector), product.dtype)
+    return agree(product.double() @ vector, a.double() @ (b.double() @ vector), product.dtype)
 
 
 def gemm(device: torch.device, dtype: torch.dtype, *, m: int, n: int, k: int) -> Operator:
@@ -59,7 +61,7 @@ def gemm(device: torch.device, dtype: torch.dtype, *, m: int, n: int, k: int) ->
     a = torch.randn(m, k, device=device, dtype=dtype)
     b = torch.randn(n, k, device=device, dtype=dtype).t()
     product = a @ b
-    return Operator("flops", 2.0 * m * n * k, lambda: a @ b, _product_agrees(a, b, product), _bytes(a, b, product))
+    return Operator("flops", 2.0 * m * n * k, lambda: a @ b, _product_agrees(a, b, product), bytes_of(a, b, product))
 
 
 def grouped_gemm(
@@ -76,7 +78,7 @@ def grouped_gemm(
     products = call()
     groups = zip(rows.chunk(experts), weights, products.chunk(experts), strict=True)
     correct = all(_product_agrees(row, weight, product) for row, weight, product in groups)
-    return Operator("flops", 2.0 * tokens * hidden * ffn, call, correct, _bytes(rows, weights, products))
+    return Operator("flops", 2.0 * tokens * hidden * ffn, call, correct, bytes_of(rows, weights, products))
 
 
 def _attention_inputs(
@@ -102,9 +104,9 @@ def attention_forward(
         return F.scaled_dot_product_attention(*inputs, is_causal=True)
 
     # The first position sees itself alone, so its output is its own value.
-    correct = _agree(call()[:, :, 0].detach(), inputs[2][:, :, 0].detach(), dtype)
+    correct = agree(call()[:, :, 0].detach(), inputs[2][:, :, 0].detach(), dtype)
     flops = _attention_flops(batch, heads, sequence, head_dim)
-    return Operator("flops", flops, call, correct, _bytes(*inputs, inputs[0]))
+    return Operator("flops", flops, call, correct, bytes_of(*inputs, inputs[0]))
 
 
 def attention_backward(
@@ -119,17 +121,17 @@ def attention_backward(
         return torch.autograd.grad(output, inputs, gradient, retain_graph=True)
 
     # Weights of one position sum to 1, so the values' gradients sum to the outputs' gradients.
-    correct = _agree(call()[2].float().sum(dim=2), gradient.float().sum(dim=2), dtype)
+    correct = agree(call()[2].float().sum(dim=2), gradient.float().sum(dim=2), dtype)
     flops = _attention_flops(batch, heads, sequence, head_dim)
-    return Operator("flops", flops, call, correct, 2 * _bytes(*inputs, output))
+    return Operator("flops", flops, call, correct, 2 * bytes_of(*inputs, output))
 
 
 def elementwise(device: torch.device, dtype: torch.dtype, *, elements: int) -> Operator:
     """The sum of two tensors into a new one: three streams of bytes."""
     a = torch.randn(elements, device=device, dtype=dtype)
     b = torch.ones(elements, device=device, dtype=dtype)
-    correct = _agree((a + b)[-4096:], a[-4096:].double() + 1, dtype)
-    moved = 3 * _bytes(a)
+    correct = agree((a + b)[-4096:], a[-4096:].double() + 1, dtype)
+    moved = 3 * bytes_of(a)
     return Operator("bytes", float(moved), lambda: a + b, correct, moved)
 
 
@@ -137,8 +139,8 @@ def activation(device: torch.device, dtype: torch.dtype, *, elements: int) -> Op
     """SiLU of one tensor into a new one: two streams of bytes, and an exponential for each value."""
     values = torch.randn(elements, device=device, dtype=dtype)
     tail = values[-4096:].double()
-    correct = _agree(F.silu(values)[-4096:], tail / (1 + (-tail).exp()), dtype)
-    moved = 2 * _bytes(values)
+    correct = agree(F.silu(values)[-4096:], tail / (1 + (-tail).exp()), dtype)
+    moved = 2 * bytes_of(values)
     return Operator("bytes", float(moved), lambda: F.silu(values), correct, moved)
 
 
@@ -153,8 +155,8 @@ def norm(device: torch.device, dtype: torch.dtype, *, tokens: int, hidden: int) 
 
     exact = values.detach().double()
     normalised = exact / exact.square().mean(-1, keepdim=True).sqrt()
-    correct = _agree(call()[1], (gradient.double() * normalised).sum(0), dtype)
-    return Operator("bytes", 2.0 * _bytes(values), call, correct, 4 * _bytes(values))
+    correct = agree(call()[1], (gradient.double() * normalised).sum(0), dtype)
+    return Operator("bytes", 2.0 * bytes_of(values), call, correct, 4 * bytes_of(values))
 
 
 def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int, top_k: int) -> Operator:
@@ -176,7 +178,7 @@ def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int,
     chosen = torch.zeros_like(shares).scatter_(-1, index, 1.0)
     expected = shares * (chosen - largest.sum(-1, keepdim=True))
     return Operator(
-        "values", float(tokens * experts), call, _agree(call(), expected, torch.float32), 4 * _bytes(logits)
+        "values", float(tokens * experts), call, agree(call(), expected, torch.float32), 4 * bytes_of(logits)
     )
 
 
@@ -185,7 +187,7 @@ def gather(device: torch.device, dtype: torch.dtype, *, rows: int, hidden: int) 
     values = torch.randn(rows, hidden, device=device, dtype=dtype)
     order = torch.randperm(rows).to(device)
     sorted_back = values.index_select(0, order).index_select(0, order.argsort())
-    moved = 2 * _bytes(values)
+    moved = 2 * bytes_of(values)
     correct = torch.equal(sorted_back, values)
     return Operator("bytes", float(moved), lambda: values.index_select(0, order), correct, moved)
 
@@ -194,8 +196,8 @@ def fold(device: torch.device, dtype: torch.dtype, *, tokens: int, top_k: int, h
     """The sum of each token's `top_k` rows: [tokens, top_k, hidden] -> [tokens, hidden]; its work is bytes."""
     copies = torch.randn(tokens, top_k, hidden, device=device, dtype=dtype)
     total = copies.sum(1)
-    moved = _bytes(copies, total)
-    correct = _agree(total, copies.double().sum(1), dtype)
+    moved = bytes_of(copies, total)
+    correct = agree(total, copies.double().sum(1), dtype)
     return Operator("bytes", float(moved), lambda: copies.sum(1), correct, moved)
 
 
@@ -204,7 +206,7 @@ def sort(device: torch.device, dtype: torch.dtype, *, values: int) -> Operator:
     keys = torch.randint(0, 64, (values,)).to(device)
     steps = keys[keys.argsort(stable=True)].diff()
     return Operator(
-        "values", float(values), lambda: keys.argsort(stable=True), bool((steps >= 0).all()), 2 * _bytes(keys)
+        "values", float(values), lambda: keys.argsort(stable=True), bool((steps >= 0).all()), 2 * bytes_of(keys)
     )
 
 
@@ -218,8 +220,8 @@ def adamw(device: torch.device, dtype: torch.dtype, *, parameters: int, tensors:
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
     optimizer.step()
     # The first step of Adam moves a weight by its rate against the gradient's sign, after its decay.
-    correct = _agree(weights[-1].detach(), torch.full_like(weights[-1], 1 - rate * decay - rate), dtype)
-    return Operator("parameters", float(parameters), optimizer.step, correct, 4 * _bytes(*weights))
+    correct = agree(weights[-1].detach(), torch.full_like(weights[-1], 1 - rate * decay - rate), dtype)
+    return Operator("parameters", float(parameters), optimizer.step, correct, 4 * bytes_of(*weights))
 
 
 def host_op(device: torch.device, dtype: torch.dtype, *, operations: int) -> Operator:
@@ -234,7 +236,7 @@ def host_op(device: torch.device, dtype: torch.dtype, *, operations: int) -> Ope
         (gradient,) = torch.autograd.grad(value, start, factor)
         return gradient
 
-    return Operator("operations", float(operations), call, _agree(call(), factor, dtype))
+    return Operator("operations", float(operations), call, agree(call(), factor, dtype))
 
 
 _BUILDERS: dict[str, Callable[..., Operator]] = {
@@ -256,11 +258,16 @@ _BUILDERS: dict[str, Callable[..., Operator]] = {
 
 def build(name: str, shape: Shape, device: torch.device, dtype: torch.dtype) -> Operator:
     """The operator `name` at `shape` on `device`, as a ring of itself; its first call has been made and checked."""
-    first = _BUILDERS[name](device, dtype, **shape)
+    return ring(partial(_BUILDERS[name], device, dtype, **shape), device)
+
+
+def ring(make: Callable[[], Operator], device: torch.device) -> Operator:
+    """What `make` builds, so many times over that each call finds its memory cold."""
+    first = make()
     cold_bytes = COLD_CPU_BYTES if device.type == "cpu" else COLD_GPU_BYTES
     copies = min(LONGEST_RING, -(-cold_bytes // first.bytes)) if first.bytes else 1
     if copies == 1:
         return first
-    calls = cycle([first.call, *(_BUILDERS[name](device, dtype, **shape).call for _ in range(copies - 1))])
+    calls = cycle([first.call, *(make().call for _ in range(copies - 1))])
     outputs: deque[object] = deque(maxlen=copies)
     return replace(first, call=lambda: outputs.append(next(calls)()))

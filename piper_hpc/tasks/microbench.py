@@ -54,7 +54,8 @@ def run(context: Context) -> None:
     facts |= _wide_suites(context, suites, finished(earlier), on_row)
     if context.is_first:
         added, words = _add(context, rows)
-        fits = [asdict(fit) for fit in added.fits] if added is not None else []
+        mine = {(row.get("backend", "torch"), row["operator"]) for row in rows}
+        fits = [asdict(fit) for fit in (added.fits if added else ()) if (fit.backend, fit.operator) in mine]
         manifest = context.run.manifest()
         context.run.write_manifest(manifest | {"job": manifest["job"] | facts | {"calibration": words, "fits": fits}})
         print(*words, sep="\n", flush=True)

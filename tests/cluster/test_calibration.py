@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.cluster import machine
+from piper_hpc.cluster import evidence, machine
 from piper_hpc.cluster.calibration import CalibrationError, fit, load, save, staleness
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.config.schema import ClusterConfig
@@ -165,3 +166,67 @@ def test_measurements_of_another_version_of_the_benchmark_are_not_found(
     assert here.calibration_file(cluster, "float32", tmp_path) == now
     monkeypatch.setattr(machine, "BENCHMARK_VERSION", machine.BENCHMARK_VERSION + 1)
     assert here.calibration_file(cluster, "float32", tmp_path) != now
+
+
+def wide(operator: str, work: float, seconds: float, **changes: Any) -> dict[str, Any]:
+    """A row of an exchange suite."""
+    named = {"operator": operator, "cell": f"torch/{operator}/{work}", "backend": "torch"}
+    return row("elementwise", work, seconds) | named | changes
+
+
+def dispatch(algorithm: str, seconds: float, **changes: Any) -> dict[str, Any]:
+    """A row of the all-to-all family."""
+    return {
+        **{"operator": "dispatch_combine", "algorithm": algorithm, "chunks": 4, "workload": "W0", "experts": 64},
+        **{"top_k": 8, "tokens": 512, "hidden": 512, "dtype": "float32", "benchmark_version": 1, "correct": True},
+        **{"group": {"ranks": 8, "nodes": 4, "racks": 1}, "logical_bytes_per_rank": 2**23, "row_bytes": 2048},
+        **{"imbalance": 1.0, "median_s": seconds, "p5_s": 0.9 * seconds, "p95_s": 1.1 * seconds},
+    } | changes
+
+
+def test_wide_rows_add_to_what_was_measured_before(tmp_path: Path) -> None:
+    before = fit(measurements(), cluster="local", provenance={"run": "a"}, measured_at="2026-01-01T00:00:00+00:00")
+    tiers = [name for name in before.curves if name.startswith("p2p/")]
+    rows = [wide(tiers[0], work, 5e-5 + work / 1e9) for work in (1e5, 1e6, 1e7)]
+    rows += [wide("all_gather/node/2", work, 5e-5 + work / 1e9) for work in (1e4, 1e5, 1e6)]
+    rows += [dispatch("flat", 0.2, calibration_s=0.19), dispatch("halo_dedup", 0.1), dispatch("mpi", 0.3)]
+    after = fit(rows, cluster="local", provenance={"run": "b"}, previous=before)
+    assert after.curves[tiers[0]].work == (1e4, 1e5, 1e6, 1e7, 1e8), "new points in their range, old ones outside it"
+    assert after.curves["gemm"] == before.curves["gemm"] and "all_gather/node/2" in after.curves
+    assert [(each.algorithm, each.seconds) for each in after.exchanges] == [("flat", 0.19), ("halo_dedup", 0.1)]
+    assert after.peak_flops == before.peak_flops
+    assert after.measured_at == before.measured_at, "as old as the oldest of it"
+    assert {each.operator for each in after.fits} >= {tiers[0], "all_gather/node/2"}
+    again = fit([dispatch("flat", 0.15)], cluster="local", provenance={"run": "c"}, previous=after)
+    assert {each.algorithm: each.seconds for each in again.exchanges} == {"halo_dedup": 0.1, "flat": 0.15}
+    save(again, tmp_path / "file.json")
+    assert load(tmp_path / "file.json") == again
+
+
+def test_a_refused_row_takes_its_whole_curve_along() -> None:
+    name = "all_to_all/rack/4"
+    rows = [row("gemm", 1e6, 1e-4), *(wide(name, work, 1e-3) for work in (1e3, 1e4))]
+    assert name in fit(rows, cluster="local", provenance={}).curves
+    rows.append(wide(name, 1e6, 1e-3, correct=False, refused="eth0 sent 0 bytes"))
+    assert name not in fit(rows, cluster="local", provenance={}).curves
+
+
+def test_what_mpi_and_a_model_s_own_matrices_took_are_no_curves() -> None:
+    rows = [row("gemm", 1e6, 1e-4), row("gemm", 1e8, 1e-3, part="head", cell="x", shape={"m": 1, "n": 1, "k": 1})]
+    rows.append(wide("all_to_all/node/2", 1e6, 1e-3, backend="mpi"))
+    found = fit(rows, cluster="local", provenance={})
+    assert found.curves["gemm"].work == (1e6,) and set(found.curves) == {"gemm"}
+    assert found.peak_flops == pytest.approx(1e11), "the best rate of any matrix product"
+
+
+def test_facts_of_now_name_nodes_and_size_and_what_changed_is_told() -> None:
+    here = Machine(rack_of_node=(0,), memory_bytes=2**30, cores=2.0, fingerprint={"torch": "2.13.0"})
+    then = evidence.facts(here, ClusterConfig(name="local"), "float32", ["n1", "n2"])
+    calibration = fit(measurements(), cluster="local", provenance=then)
+    assert staleness(calibration, evidence.facts(here, ClusterConfig(name="local"), "float32", ["n1", "n2"])) == []
+    assert staleness(calibration, evidence.facts(here, ClusterConfig(name="local"), "float32")) == []
+    other = replace(here, fingerprint={"torch": "2.14.0"})
+    reasons = staleness(
+        calibration, evidence.facts(other, ClusterConfig(name="local", nodes=2), "float32", ["n1", "n3"])
+    )
+    assert [reason.split(" was ")[0] for reason in reasons] == ["torch", "size", "nodes"]
