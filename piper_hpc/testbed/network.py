@@ -6,8 +6,10 @@
               /      \\           /      \\          node links: a veth pair each, shaped at both ends
          piper-n1  piper-n2  piper-n3  piper-n4   eth0 and a shaped lo
 
-tbf limits what a device sends. With the sending end alone, three senders put three times the rate into one receiver:
-so the far end of each cable is shaped as well. Queues are deep, because HPC fabrics hold traffic back and do not drop.
+A queue limits what a device sends. With the sending end alone, three senders put three times the rate into one
+receiver: so the far end of each cable is shaped as well. Queues are deep, because HPC fabrics hold traffic back and do
+not drop. As in a fabric, blocks for one receiver do not hold up those for another, nor data of one direction what
+acknowledges the other's: in one deep queue for all, an even all-to-all fills three quarters of its links.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import ipaddress
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +33,10 @@ MTU = 9000  # jumbo frames, as on HPC fabrics: the headers cost 1 % of the rate,
 MACHINE_MAC = "02:70:69:70:65:72"
 QUEUE_BYTES = 32 * 2**20
 CABLE_BURST_BYTES = 64 * 2**10
+SOCKET_BYTES = 256 * 2**10
 LO_BURST_BYTES = 512 * 2**10  # loopback segments reach 64 KiB, and a burst that small starves every connection
+TURN_BYTES = 2 * MTU
+SMALL_MASK = "0xff80"  # of an IP packet's length: less than 128 bytes, as acknowledgements are
 BURST_S = 0.002  # at high rates: what the timer's wake-ups may leave unsent
 
 
@@ -176,18 +182,43 @@ def _host(space: str, cable: str, rack: int) -> list[str]:
 def _shape(plan: Plan) -> None:
     options = plan.options
     nic, uplink = options.nic_mbit_per_s, options.rack_mbit_per_s
-    outside = [_tbf(f"{PREFIX}v{node}", nic, CABLE_BURST_BYTES) for node in plan.nodes]
+    outside = [line for node in plan.nodes for line in _cable(f"{PREFIX}v{node}", nic)]
     if options.racks > 1:
-        outside += [_tbf(f"{PREFIX}{end}{rack}", uplink, CABLE_BURST_BYTES) for rack in plan.racks for end in "us"]
+        outside += [line for rack in plan.racks for end in "us" for line in _cable(f"{PREFIX}{end}{rack}", uplink)]
     _batch("tc", outside)
     for node in plan.nodes:
-        lo = _tbf("lo", options.node_mbit_per_s, LO_BURST_BYTES)
-        _batch("tc", [_tbf("eth0", nic, CABLE_BURST_BYTES), lo], namespace(node))
+        addresses = [plan.node_address(other) for other in plan.nodes if other != node]
+        _batch("tc", [*_cable("eth0", nic, addresses), _tbf("lo", options.node_mbit_per_s)], namespace(node))
+        # What a socket holds ahead of its link delays the next word on that connection, such as gloo's "ready".
+        setting = f"echo 4096 16384 {SOCKET_BYTES} > /proc/sys/net/ipv4/tcp_wmem"
+        _run(["nsenter", f"--net={NAMESPACES / namespace(node)}", "sh", "-c", setting])
 
 
-def _tbf(device: str, mbit_per_s: float, burst_bytes: int) -> str:
-    burst_bytes = max(burst_bytes, int(mbit_per_s * 1e6 / 8 * BURST_S))
+def _tbf(device: str, mbit_per_s: float) -> str:
+    burst_bytes = max(LO_BURST_BYTES, int(mbit_per_s * 1e6 / 8 * BURST_S))
     return f"qdisc add dev {device} root tbf rate {mbit_per_s * 1e6:.0f}bit burst {burst_bytes} limit {QUEUE_BYTES}"
+
+
+def _cable(device: str, mbit_per_s: float, receivers: Sequence[str] = ()) -> list[str]:
+    """One rate for what a device sends. Small packets go first; the rest in turn among the receivers (addresses) that
+    have something to be sent, all others being one more."""
+    burst = max(CABLE_BURST_BYTES, int(mbit_per_s * 1e6 / 8 * BURST_S))
+    limits = f"ceil {mbit_per_s * 1e6:.0f}bit burst {burst} cburst {burst} quantum {TURN_BYTES}"
+    share = f"htb rate {mbit_per_s * 1e6 / (len(receivers) + 2):.0f}bit {limits}"
+    small, others, first = 2, 3, 4
+    lines = [
+        f"qdisc add dev {device} root handle 1: htb default {others}",
+        f"class add dev {device} parent 1: classid 1:1 htb rate {mbit_per_s * 1e6:.0f}bit {limits}",
+        f"class add dev {device} parent 1:1 classid 1:{small} {share} prio 0",
+        f"filter add dev {device} parent 1: protocol ip prio 1 u32 match u16 0 {SMALL_MASK} at 2 flowid 1:{small}",
+    ]
+    for number in range(others, first + len(receivers)):
+        lines.append(f"class add dev {device} parent 1:1 classid 1:{number:x} {share} prio 1")
+    for number, address in enumerate(receivers, start=first):
+        match = f"u32 match ip dst {address}/32 flowid 1:{number:x}"
+        lines.append(f"filter add dev {device} parent 1: protocol ip prio 2 {match}")
+    handles = [f"1:{number:x}" for number in range(small, first + len(receivers))]
+    return lines + [f"qdisc add dev {device} parent {handle} bfifo limit {QUEUE_BYTES}" for handle in handles]
 
 
 def _batch(tool: str, lines: list[str], space: str | None = None) -> None:
