@@ -41,14 +41,13 @@ def test_every_token_has_distinct_experts_and_ranks_share_one_draw(
 
 @pytest.mark.parametrize(("experts", "top_k"), [(64, 8), (10, 4), (7, 3)])
 def test_balanced_means_equal_loads_from_every_source(experts: int, top_k: int) -> None:
-    """Within one, also of the tokens of one source alone where whole permutations fit them, and of W4's."""
+    """Within one, also of the tokens of one source alone where whole permutations fit them."""
     ids = global_draw("W0", experts=experts, top_k=top_k, tokens=8 * 70)
     loads = np.bincount(ids.ravel(), minlength=experts)
     assert loads.max() - loads.min() <= 1
     for source in np.split(ids, 8):
         loads = np.bincount(source.ravel(), minlength=experts)
         assert loads.max() - loads.min() <= 2
-    assert imbalance("W4", experts=64, top_k=8, ranks=8, tokens=40) == pytest.approx(1, abs=0.01)
 
 
 def test_sources_of_w4_and_w5() -> None:
@@ -86,7 +85,9 @@ def test_w1_heats_few_experts_that_the_draw_picks() -> None:
 
 
 def test_imbalance_of_a_hot_rank_and_of_a_burst() -> None:
-    """Half of all rows for one rank of eight are four times the mean; of sixteen, two ranks share them."""
+    """Half of all rows for one rank of eight are four times the mean; of sixteen, two ranks share them. The heavy
+    sources of W4 send 8/5 of the mean."""
+    assert imbalance("W4", ranks=8, tokens=500, **SIZE) == pytest.approx(1.6)
     assert imbalance("W2", ranks=8, tokens=512, **SIZE) == pytest.approx(4, rel=0.01)
     assert imbalance("W2", ranks=16, tokens=512, **SIZE) == pytest.approx(4, rel=0.03)
     assert imbalance("W3", ranks=8, tokens=512, **SIZE) < 1.1

@@ -109,11 +109,15 @@ def global_draw(workload: str, *, experts: int, top_k: int, tokens: int, step: i
 def imbalance(
     workload: str, *, experts: int, top_k: int, ranks: int, tokens: int, step: int = 0, seed: int = 0
 ) -> float:
-    """Rows that the busiest rank receives over the mean rank's, experts in contiguous blocks; 1 without any row."""
+    """Rows that the busiest rank receives or sends in a dispatch over the mean rank's, experts in contiguous blocks.
+
+    What it sends, it receives in the combine. 1 where there is no row.
+    """
     held = source_tokens(workload, ranks=ranks, tokens=tokens)
     ids = global_draw(workload, experts=experts, top_k=top_k, tokens=sum(held), step=step, seed=seed)
     received = np.bincount(ids.reshape(-1) * ranks // experts, minlength=ranks)
-    return float(received.max() / received.mean()) if received.sum() else 1.0
+    busiest = max(int(received.max()), top_k * max(held))
+    return float(busiest / received.mean()) if received.sum() else 1.0
 
 
 def entered(workload: str, *, experts: int, top_k: int, domains: int, step: int = 0, seed: int = 0) -> list[float]:
