@@ -77,7 +77,9 @@ def main() -> int:
 
     run, place, device = RunFolder(task.run), RankEnvironment.read(), torch.device("cpu")
     torch.set_num_threads(1)
-    with process_group(place, run.path / "meeting", device, TIMEOUT_S):
+    # Each machine's Slurm counts its jobs from 1: ranks of one must not find the address of the one before.
+    meeting = run.path / f"meeting-{Path(sys.argv[1]).stem}"
+    with process_group(place, meeting, device, TIMEOUT_S):
         found: list[Any] = [None] * place.ranks
         dist.all_gather_object(found, (place.node, place.rack))
         places = Places(tuple(node for node, _ in found), tuple(rack for _, rack in found))
