@@ -59,6 +59,15 @@ def test_cell_where_flat_does_not_fill_the_links_does_not_count() -> None:
     assert "flat at 72 % of the wire" in found["deduplicated HALO over flat"].note
 
 
+@pytest.mark.parametrize(("seconds", "met"), [(0.42, True), (0.39, False)])
+def test_where_mpi_fills_the_links_the_same_bar_holds_against_it(seconds: float, met: bool) -> None:
+    rows = made("flat", 0.5), made("halo_dedup", 0.2, share=0.457), made("mpi", seconds)
+    found = judged(*rows)
+    assert found["deduplicated HALO over flat"].met is None
+    assert found["the same over MPI's flat exchange"].met is met
+    assert "the same over MPI's flat exchange" not in judged(made("flat", 0.4), *rows[1:])
+
+
 def test_busiest_link_sets_the_wires_limit() -> None:
     """One node takes half of what all others send; an uplink that two nodes share binds where it is slow."""
     matrix = np.zeros((4, 4))

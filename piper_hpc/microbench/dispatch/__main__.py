@@ -1,6 +1,6 @@
 """`python -m piper_hpc.microbench.dispatch`: the all-to-all benchmark on the testbed (needs root), as `make bench-a2a`.
 
-Exit codes: 0 measured and every bar met, 1 measured with a bar missed, 2 could not measure.
+Exit codes: 0 measured and every bar met, 1 measured with a bar missed, 2 could not measure all.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, _interrupt)  # the testbed is taken down on the way out
     run = RunFolder.create(chosen.runs)
+    complete = False
     try:
         measure(run, wanted)
+        complete = True
     except BenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: not all was measured: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is in {run.path}", file=sys.stderr)
-    return subprocess.run([sys.executable, "-m", "analysis.bench_a2a", str(run.path)], check=False).returncode
+    judged = subprocess.run([sys.executable, "-m", "analysis.bench_a2a", str(run.path)], check=False).returncode
+    return judged if complete else 2
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

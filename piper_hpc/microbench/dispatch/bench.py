@@ -33,18 +33,29 @@ class BenchError(RuntimeError):
 
 
 def measure(run: RunFolder, stages: Sequence[Stage]) -> None:
-    """All stages, one after the other, into the run's record. Raises BenchError, with what was measured kept."""
+    """All stages, one after the other, into the run's record; one that fails does not keep the others from it.
+
+    Raises BenchError at the end where one failed.
+    """
     run.write_manifest({"task": "bench-a2a", **provenance()})
     run.write_status(Status("running"))
+    failed: list[str] = []
     try:
         for stage in stages:
-            with machine(stage) as testbed:
-                run_stage(run, stage, testbed)
+            try:
+                with machine(stage) as testbed:
+                    run_stage(run, stage, testbed)
+            except BenchError as error:
+                print(f"error: {error}", file=sys.stderr)
+                failed.append(str(error))
     except BaseException as error:
-        reason = str(error) or type(error).__name__
-        state = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
-        run.write_status(Status(state, failure_class="error" if state == "failed" else None, reason=reason))
+        cancelled = isinstance(error, KeyboardInterrupt)
+        state, failure = ("cancelled", None) if cancelled else ("failed", "error")
+        run.write_status(Status(state, failure_class=failure, reason=str(error) or type(error).__name__))
         raise
+    if failed:
+        run.write_status(Status("failed", failure_class="error", reason="; ".join(failed)))
+        raise BenchError("; ".join(failed))
     run.write_status(Status("completed"))
 
 

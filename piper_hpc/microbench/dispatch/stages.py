@@ -42,6 +42,9 @@ SWEPT = [FLAT, FLAT_DEDUP, HALO_DEDUP[1], HALO_DEDUP[4], HALO_DEDUP[8]]
 NIC_MBIT_PER_S = {2: 150.0, 4: 120.0}
 """By ranks of a node: so slow that flat, with the share of a core that a rank has, still fills four fifths of it."""
 
+PERIOD_US = {2: 5000.0, 4: 10000.0}
+"""Of the quota: the shortest that the kernel takes for a rank's share, as ranks wait for one another all the time."""
+
 
 def swept(*workloads: str, below: int = 2**40) -> list[Cell]:
     """1 KiB to 4 MiB a rank, small ones first: what they leave of the time goes to the large ones."""
@@ -53,8 +56,9 @@ def stages(scale: float = 1.0) -> list[Stage]:
     """The whole benchmark. scale: of every budget, 1 for about a quarter of an hour in all."""
 
     def options(ranks_per_node: int, **more: float) -> dict[str, float]:
-        rate = NIC_MBIT_PER_S[ranks_per_node]
-        return {"nodes": 4, "ranks_per_node": ranks_per_node, "racks": 1, "nic_mbit_per_s": rate} | more
+        rate, period_us = NIC_MBIT_PER_S[ranks_per_node], PERIOD_US[ranks_per_node]
+        chosen = {"nodes": 4, "ranks_per_node": ranks_per_node, "racks": 1, "nic_mbit_per_s": rate}
+        return chosen | {"period_us": period_us} | more
 
     def timed(cells: Sequence[Cell], variants: Sequence[Variant], budget_s: float) -> Part:
         return part(cells, variants, scale * budget_s)
