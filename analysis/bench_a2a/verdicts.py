@@ -127,16 +127,16 @@ def _against_mpi(cell: Measured) -> Iterable[Verdict]:
 
 
 def _against_bytes(cell: Measured) -> Iterable[Verdict]:
-    """The gain against what fewer bytes through the busiest link allow, 1/r."""
+    """The gain against the bytes between nodes that are left, 1/r; beside it what the busiest link alone would allow."""
     flat, dedup = cell.of("flat"), cell.of("halo_dedup")
-    if flat is None or dedup is None or not dedup.wire_s:
+    if flat is None or dedup is None or not dedup.payload_bytes:
         return
-    most = flat.wire_s / dedup.wire_s
+    most, busiest = flat.payload_bytes / dedup.payload_bytes, flat.wire_s / dedup.wire_s
     ratio = dedup.faster_than(flat)
     counts, note = _counts(cell)
     yield Verdict("share of 1/r reached", _where(cell), f"{ratio[0] / most:.2f} (1/r {most:.2f})",
                   f">= {SHARE_OF_BYTES_SAVED}", ratio[0] >= SHARE_OF_BYTES_SAVED * most if counts else None,
-                  f"{dedup.name} {_ratio(ratio)}; {note}")  # fmt: skip
+                  f"{dedup.name} {_ratio(ratio)}; busiest link {busiest:.2f}; {note}")  # fmt: skip
 
 
 def _payload(cell: Measured) -> Iterable[Verdict]:

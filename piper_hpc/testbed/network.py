@@ -33,7 +33,6 @@ MTU = 9000  # jumbo frames, as on HPC fabrics: the headers cost 1 % of the rate,
 MACHINE_MAC = "02:70:69:70:65:72"
 QUEUE_BYTES = 32 * 2**20
 CABLE_BURST_BYTES = 64 * 2**10
-SOCKET_BYTES = 256 * 2**10
 LO_BURST_BYTES = 512 * 2**10  # loopback segments reach 64 KiB, and a burst that small starves every connection
 TURN_BYTES = 2 * MTU
 SMALL_MASK = "0xff80"  # of an IP packet's length: less than 128 bytes, as acknowledgements are
@@ -189,9 +188,6 @@ def _shape(plan: Plan) -> None:
     for node in plan.nodes:
         addresses = [plan.node_address(other) for other in plan.nodes if other != node]
         _batch("tc", [*_cable("eth0", nic, addresses), _tbf("lo", options.node_mbit_per_s)], namespace(node))
-        # What a socket holds ahead of its link delays the next word on that connection, such as gloo's "ready".
-        setting = f"echo 4096 16384 {SOCKET_BYTES} > /proc/sys/net/ipv4/tcp_wmem"
-        _run(["nsenter", f"--net={NAMESPACES / namespace(node)}", "sh", "-c", setting])
 
 
 def _tbf(device: str, mbit_per_s: float) -> str:
