@@ -127,7 +127,7 @@ def _against_mpi(cell: Measured) -> Iterable[Verdict]:
 
 
 def _against_bytes(cell: Measured) -> Iterable[Verdict]:
-    """The gain against the bytes between nodes that are left, 1/r; beside it what the busiest link alone would allow."""
+    """The gain against the bytes between nodes that are left, 1/r; beside it what the busiest link would allow."""
     flat, dedup = cell.of("flat"), cell.of("halo_dedup")
     if flat is None or dedup is None or not dedup.payload_bytes:
         return
