@@ -167,7 +167,7 @@ def _third_level(cell: Measured) -> Iterable[Verdict]:
         if three == "halo3":
             note += "; without deduplication the uplink carries the same bytes, and rows are sent once more"
         yield Verdict(f"{three} over {two}", _where(cell), _ratio(ratio), "> 1x" if three == "halo3_dedup" else "shown",
-                      ratio[0] > 1 if three == "halo3_dedup" else True, note)  # fmt: skip
+                      ratio[0] > 1 if three == "halo3_dedup" else None, note)  # fmt: skip
 
 
 @dataclass(frozen=True)

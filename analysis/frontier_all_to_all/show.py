@@ -61,7 +61,7 @@ def disagreements(beside: Sequence[Beside], found: Sequence[Sensitivity]) -> lis
         "Large sizes: the paper's axes reach 4.3 GB a rank, where the model has flat ahead. Were the annotated ratios "
         "those of the largest size, flat would have reached only the share of the link's rate in the last column. The "
         "paper does not say at which sizes they hold, so neither is refuted.",
-        "Below 16 nodes the paper finds both comparable; the model has HALO ahead there too at few bytes a pair.",
+        "Below 16 nodes the paper finds both comparable; that is not studied here.",
         "The latency decides, and is the library's own constant for its tuning, not a measurement: with "
         f"{time_text(LATENCIES_S[0])} HALO's best ratio is {first:.1f}, with {time_text(LATENCIES_S[-1])} {last:.1f}. "
         "`task=microbench cluster=frontier` would settle it.",

@@ -88,6 +88,11 @@ def fit(
     return new if previous is None else _added(previous, new)
 
 
+def makes_peak(row: Row) -> bool:
+    """Whether it is a matrix product of the calibration suite, without which there is no calibration to predict by."""
+    return bool(row["operator"] == "gemm" and "part" not in row)
+
+
 def usable(rows: Iterable[Row]) -> list[Row]:
     """The rows that may be used: those of a curve of which no row was refused by its link's counters.
 
@@ -134,7 +139,8 @@ def _added(previous: Calibration, new: Calibration) -> Calibration:
             name: _joined(previous.curves[name], curve) if name in previous.curves else curve
             for name, curve in new.curves.items()
         },
-        provenance=previous.provenance | new.provenance | {"added_to": previous.source},
+        # Old curves hold for what they were measured on: staleness is judged by that.
+        provenance=new.provenance | previous.provenance | {"added_to": previous.source},
         exchanges=(
             *(each for each in previous.exchanges if replace(each, seconds=1.0, spread=0.0) not in measured),
             *new.exchanges,
@@ -158,9 +164,9 @@ def _seconds(row: Row) -> float:
 
 def _check(rows: list[Row], cluster: str, *, needs_gemm: bool) -> None:
     again = f"measure again with `python -m piper_hpc.launch task=microbench cluster={cluster}`"
-    if needs_gemm and not any(row["operator"] == "gemm" for row in rows):
+    if needs_gemm and not any(makes_peak(row) for row in rows):
         raise CalibrationError(
-            f"cluster '{cluster}': no gemm among {len(rows)} measurement rows, so no peak rate; {again}"
+            f"cluster '{cluster}': no gemm of the calibration suite among {len(rows)} measurement rows; {again}"
         )
     for row in rows:
         if not row["correct"] and not row.get("refused"):

@@ -26,7 +26,7 @@ def facts(machine: Machine, cluster: ClusterConfig, dtype: str, nodes: Sequence[
         "benchmark_version": str(BENCHMARK_VERSION),
         **_installed("piper-hpc"),
         **_driver(),
-        **({"nodes": ", ".join(nodes)} if nodes else {}),
+        **({"nodes": ", ".join(sorted(nodes))} if nodes else {}),
     }
 
 

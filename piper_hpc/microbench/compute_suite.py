@@ -60,13 +60,16 @@ class ComputeSuite:
         cells = cells_of(suites, model, self.book.team.world)
         series: dict[tuple[str, str], list[ComputeCell]] = defaultdict(list)
         for cell in cells:
-            if cell.key not in self.done:
-                series[cell.operator, cell.part].append(cell)
-        rate = self._pilot_rate() if series else 0.0
-        for missing in series.values():
+            series[cell.operator, cell.part].append(cell)
+        missing = any(cell.key not in self.done for cell in cells)
+        rate = self._pilot_rate() if missing else 0.0
+        for of_part in series.values() if missing else ():
             box = Box(self.cell_s, rate)
-            for cell in sorted(missing, key=lambda cell: cell.flops):
-                self._measure(cell, box)
+            for cell in sorted(of_part, key=lambda cell: cell.flops):
+                if cell.key in self.done:
+                    box.add(cell.flops, float(self.done[cell.key]["max_s"]))
+                else:
+                    self._measure(cell, box)
 
     def _pilot_rate(self) -> float:
         """FLOP/s of a small product on all ranks at once: what a first cell is judged by."""

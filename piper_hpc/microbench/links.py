@@ -47,18 +47,17 @@ class LinkCounter:
 def counter_of(asked: str, device_type: str, environ: Mapping[str, str] = os.environ) -> LinkCounter | None:
     """The counter for `task.link_counters`: `off`, an interface, or `auto`.
 
-    `auto` finds InfiniBand ports; else the interface that CPU ranks are told to use (GLOO_SOCKET_IFNAME). Fabrics that
-    keep no such counter (Slingshot) and devices that bypass the kernel are not watched.
+    `auto` takes the interface that CPU ranks are told to use (GLOO_SOCKET_IFNAME), and InfiniBand's ports for devices.
+    Fabrics that keep no such counter (Slingshot) are not watched.
     """
     if asked == "off":
         return None
     if asked != "auto":
         return LinkCounter(asked)
-    if any(INFINIBAND.glob("*/ports/*/counters/port_xmit_data")):
-        return LinkCounter("ib")
+    if device_type != "cpu":
+        return LinkCounter("ib") if any(INFINIBAND.glob("*/ports/*/counters/port_xmit_data")) else None
     name = environ.get("GLOO_SOCKET_IFNAME", "")
-    bypassed = device_type != "cpu" or Path("/sys/class/cxi").exists()
-    return LinkCounter(name) if name and name != "lo" and not bypassed else None
+    return LinkCounter(name) if name and name != "lo" else None
 
 
 def least_bytes(name: str, family: GroupFamily, bytes_: float, ranks: RankMap) -> float:

@@ -13,8 +13,10 @@ from typing import Any
 from piper_hpc.microbench.exchanges import BUS_FACTOR
 from piper_hpc.spec import BENCHMARK_VERSION
 
-TIMEOUT_S = 300.0
 ITERATIONS, WARMUP = 20, 5
+
+OSU_BY_PEER = ("all_to_all", "all_gather")
+"""Where OSU counts bytes for one peer, or of one rank; elsewhere those of a rank's whole buffer."""
 
 BINARIES: dict[str, tuple[str, ...]] = {
     "all_reduce": ("all_reduce_perf", "osu_allreduce"),
@@ -58,8 +60,7 @@ class Program:
             sizes = ["-b", str(least), "-e", str(most), "-f", "4", "-n", str(ITERATIONS), "-w", str(WARMUP)]
             arguments = [*sizes, "-g", "1"]
         else:
-            # OSU counts bytes for one peer, or of one rank.
-            scale = self.ranks if self.operation in ("all_to_all", "all_gather", "reduce_scatter") else 1
+            scale = self.ranks if self.operation in OSU_BY_PEER else 1
             arguments = ["-m", f"{max(1, least // scale)}:{most // scale}", "-i", str(ITERATIONS), "-x", str(WARMUP)]
             arguments += [] if self.operation == "p2p" else ["-f"]
         if "SLURM_JOB_ID" in environ:
@@ -80,11 +81,11 @@ def found(suites: Sequence[str], ranks: int, nodes: Sequence[str]) -> list[Progr
     return [Program(suite, path, ranks, tuple(nodes)) for suite, path in paths if path is not None]
 
 
-def run(program: Program, least: int, most: int) -> list[Row]:
+def run(program: Program, least: int, most: int, timeout_s: float) -> list[Row]:
     """Run one program; RuntimeError with the end of what it said where it fails, gives nothing, or takes too long."""
     command = program.command(least, most)
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(f"{' '.join(command)}: {error}") from error
     rows = list(program.rows(ended.stdout))
@@ -113,7 +114,7 @@ def parse_nccl(text: str, program: Program) -> Iterator[Row]:
 
 def parse_osu(text: str, program: Program) -> Iterator[Row]:
     """OSU's `# Size  Avg Latency(us) [Min Max Iterations]`; sizes become those of a rank's larger buffer."""
-    whole = program.operation in ("all_to_all", "all_gather", "reduce_scatter")
+    whole = program.operation in OSU_BY_PEER
     for line in text.splitlines():
         fields = line.split()
         if len(fields) < 2 or not fields[0].isdigit() or int(fields[0]) == 0:

@@ -113,7 +113,7 @@ class MeasuredExchange:
     (tokens, expert ids, weights) to combined tokens, counts exchange included.
 
     ranks, nodes, racks: of the group; logical_bytes: top_k copies of all tokens of one rank, T k d w; row_bytes: of
-    one row, d w; experts: of the whole group; imbalance: rows that the busiest rank received over the mean;
+    one row, d w; experts: of the whole group; imbalance: rows that the busiest rank sent or received, over the mean;
     seconds: median over the iterations of the slowest rank; spread: half the 5-95 % range over it, dimensionless;
     chunks: parts in which rows travelled between nodes, 0 where the algorithm has none or nobody said.
     """

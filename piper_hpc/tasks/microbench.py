@@ -105,14 +105,15 @@ def _wide_suites(
         backend: Backend = TorchBackend(device, dtype)
         if asked.backend == "mpi":
             backend = MpiBackend.start(device, dtype)
-        counter = links.counter_of(asked.link_counters, device.type)
+        counters: list[Any] = [None] * context.place.ranks
+        dist.all_gather_object(counters, links.counter_of(asked.link_counters, device.type))
+        counter = counters[context.place.rank] if all(counters) else None
         facts = {"library": backend.library, "link_counter": counter.interface if counter else None}
         timed = ExchangeSuite(book, backend, device, asked.cell_s, done, counter)
         timed.run(exchanges)
         left_out = left_out | timed.left_out
-        if asked.vendor and context.is_first:
+        if asked.vendor:
             left_out = left_out | _vendor_programs(context, exchanges, done, on_row)
-        dist.barrier()
     if "dispatch" in suites:
         _dispatch_suite(context, done, on_row)
     return facts | {"left_out": left_out}
@@ -121,20 +122,25 @@ def _wide_suites(
 def _vendor_programs(
     context: Context, suites: Sequence[str], done: Mapping[str, Row], on_row: Callable[[Row], None]
 ) -> dict[str, str]:
-    """Run what is on the PATH, on one rank while the others wait. Returns what could not be run, and why."""
-    failed = {}
+    """Run what rank 0 has on its PATH, there while the others wait. Returns what could not be run, and why."""
+    failed: dict[str, str] = {}
     sizes = exchange_suite.MESSAGES["cpu" if context.device.type == "cpu" else "gpu"]
-    for program in vendor.found(suites, context.place.ranks, _nodes(context)):
-        if any(row.get("library") == program.name for row in done.values()):
+    told: list[Any] = [vendor.found(suites, context.place.ranks, _nodes(context)) if context.is_first else None]
+    dist.broadcast_object_list(told, src=0)
+    for program in told[0]:
+        # Others wait for one program at a time, no longer than they wait for any rank.
+        dist.barrier()
+        if not context.is_first or any(row.get("library") == program.name for row in done.values()):
             continue
         if program.of_nccl and context.device.type == "cpu":
             failed[program.name] = "it needs devices, and these ranks have none"
             continue
         try:
-            for row in vendor.run(program, sizes[0], sizes[-1]):
+            for row in vendor.run(program, sizes[0], sizes[-1], context.experiment.cluster.comm_timeout_s / 2):
                 on_row(row)
         except RuntimeError as error:
             failed[program.name] = str(error)
+    dist.barrier()
     return failed
 
 
@@ -179,7 +185,7 @@ def _add(context: Context, rows: Sequence[Row]) -> tuple[Calibration | None, lis
     machine, experiment = context.machine, context.experiment
     path = machine.calibration_file(experiment.cluster, experiment.train.dtype, context.run.path.parent)
     previous = calibrations.load(path) if path.is_file() else None
-    if previous is None and not any(row["operator"] == "gemm" for row in rows):
+    if previous is None and not any(calibrations.makes_peak(row) for row in rows):
         return None, [f"no calibration to add to at {path}: run task.suites=[calibration,...] first"]
     right = [row for row in rows if row["correct"] or row.get("refused")]
     return _kept(context, right, previous), [f"calibration {'added to' if previous else 'written to'} {path}"]

@@ -45,7 +45,7 @@ def prepare(context: Context) -> Calibration | None:
     if context.is_first:
         # What was predicted before the job stands where the nodes were granted as they were assumed.
         assumed = context.run.prediction() is not None and context.granted_as_assumed
-        names = list(dict.fromkeys(context.nodes))
+        names = sorted(set(context.nodes))
         assumed &= calibration is None or calibration.provenance.get("nodes") in (None, ", ".join(names))
         if calibration is not None and not assumed:
             prediction = forecast(context.experiment, context.granted, calibration, names)

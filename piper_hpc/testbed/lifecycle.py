@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from piper_hpc.runtime import quota
-from piper_hpc.testbed import database, hosts, links, network, process, profile, slurm, state, task
+from piper_hpc.testbed import database, hosts, links, network, process, profile, rate, slurm, state, task
 from piper_hpc.testbed.faults import FAILED, Fault
 from piper_hpc.testbed.network import Plan
 from piper_hpc.testbed.options import MIB, Options, flag
@@ -170,6 +170,10 @@ def _remove_all() -> bool:
     folder = state.folder()
     ours = _is_ours(folder)
     spaces, devices = network.existing()
+    for pid in quota.processes(rate.GROUP):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    quota.remove_tree(rate.GROUP)
     if not (ours or spaces or devices or hosts.owner() or quota.processes(task.GROUP)):
         quota.remove_tree(task.GROUP)
         return False

@@ -39,7 +39,7 @@ def variables() -> dict[str, str]:
 def measure(layer: Layer, options: Options) -> float:
     """Median FLOP/s over ranks that all compute at once, each under the quota that it will have. Needs root.
 
-    Raises Fault (exit code 1) where a rank does not answer.
+    Raises Fault (exit code 1) where a rank does not answer, or ends before it has.
     """
     ranks = [
         subprocess.Popen(
@@ -65,6 +65,10 @@ def measure(layer: Layer, options: Options) -> float:
             rank.stdin.write("go\n")
             rank.stdin.flush()
         return statistics.median(float(rank.communicate(timeout=60)[0]) for rank in ranks)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        rule = f"a rank ended, or did not end, while it measured what it computes ({type(error).__name__})"
+        value = f"{options.memory_mib} MiB a rank"
+        raise Fault("memory-mib", value, rule, f"--memory-mib {2 * options.memory_mib}", FAILED) from None
     finally:
         for rank in ranks:
             rank.kill()

@@ -194,7 +194,9 @@ def table(scaling: Scaling, options: Options) -> list[Row]:
         ),
     ]  # fmt: skip
     for kind, text in KINDS.items():
-        there, here = machine.bytes_per_s[kind], scaling.bytes_per_s[kind]
+        # One rack has no uplink: its farthest node is like the next.
+        built = "nic" if kind == "system" and options.racks == 1 else kind
+        there, here = machine.bytes_per_s[kind], scaling.bytes_per_s[built]
         has, per_byte = balance(scaling.flops_per_s, here, layer.flops_per_byte), scaling.flops_per_s / here
         kept = abs(has / scaling.wanted[kind] - 1) < 0.01
         rows += [

@@ -94,8 +94,8 @@ def test_a_curve_never_falls(points: list[tuple[float, float]]) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "no gemm among 0 measurement rows"),
-        ([row("elementwise", 1e5, 1e-5)], "no gemm among 1 measurement rows"),
+        ([], "no gemm of the calibration suite among 0 measurement rows"),
+        ([row("elementwise", 1e5, 1e-5)], "no gemm of the calibration suite among 1 measurement rows"),
         ([row("gemm", 1e6, 1e-4, correct=False)], "gemm .* gave wrong values"),
         ([row("gemm", 1e6, 0.0)], "median_s=0.0, both must be above 0"),
         ([row("gemm", 1e6, 1e-4), row("gemm", 1e7, 1e-3, dtype="bfloat16")], "mix dtype bfloat16 and float32"),
@@ -190,7 +190,9 @@ def test_wide_rows_add_to_what_was_measured_before(tmp_path: Path) -> None:
     rows = [wide(tiers[0], work, 5e-5 + work / 1e9) for work in (1e5, 1e6, 1e7)]
     rows += [wide("all_gather/node/2", work, 5e-5 + work / 1e9) for work in (1e4, 1e5, 1e6)]
     rows += [dispatch("flat", 0.2, calibration_s=0.19), dispatch("halo_dedup", 0.1), dispatch("mpi", 0.3)]
-    after = fit(rows, cluster="local", provenance={"run": "b"}, previous=before)
+    before = replace(before, provenance=before.provenance | {"driver": "1"})
+    after = fit(rows, cluster="local", provenance={"run": "b", "driver": "2"}, previous=before)
+    assert after.provenance["driver"] == "1", "most of it is still of the old driver"
     assert after.curves[tiers[0]].work == (1e4, 1e5, 1e6, 1e7, 1e8), "new points in their range, old ones outside it"
     assert after.curves["gemm"] == before.curves["gemm"] and "all_gather/node/2" in after.curves
     assert [(each.algorithm, each.seconds) for each in after.exchanges] == [("flat", 0.19), ("halo_dedup", 0.1)]
@@ -211,6 +213,12 @@ def test_a_refused_row_takes_its_whole_curve_along() -> None:
     assert name not in fit(rows, cluster="local", provenance={}).curves
 
 
+def test_a_model_s_own_matrices_alone_are_no_calibration() -> None:
+    rows = [wide("gemm", work, 1e-4, part="head") for work in (1e6, 1e7)]
+    with pytest.raises(CalibrationError, match="no gemm of the calibration suite among 2"):
+        fit(rows, cluster="local", provenance={})
+
+
 def test_what_mpi_and_a_model_s_own_matrices_took_are_no_curves() -> None:
     rows = [row("gemm", 1e6, 1e-4), row("gemm", 1e8, 1e-3, part="head", cell="x", shape={"m": 1, "n": 1, "k": 1})]
     rows.append(wide("all_to_all/node/2", 1e6, 1e-3, backend="mpi"))
@@ -224,6 +232,7 @@ def test_facts_of_now_name_nodes_and_size_and_what_changed_is_told() -> None:
     then = evidence.facts(here, ClusterConfig(name="local"), "float32", ["n1", "n2"])
     calibration = fit(measurements(), cluster="local", provenance=then)
     assert staleness(calibration, evidence.facts(here, ClusterConfig(name="local"), "float32", ["n1", "n2"])) == []
+    assert staleness(calibration, evidence.facts(here, ClusterConfig(name="local"), "float32", ["n2", "n1"])) == []
     assert staleness(calibration, evidence.facts(here, ClusterConfig(name="local"), "float32")) == []
     other = replace(here, fingerprint={"torch": "2.14.0"})
     reasons = staleness(

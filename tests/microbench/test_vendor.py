@@ -55,6 +55,7 @@ def test_wrong_values_of_nccl_tests_are_wrong_here() -> None:
 def test_osu_sizes_are_for_one_peer_and_its_ends_are_kept() -> None:
     small, large = program("all_to_all", "osu_alltoallv").rows(OSU)
     assert small["work"] == 8 * 1024 and large["work"] == 8 * 262144
+    assert next(program("reduce_scatter", "osu_reduce_scatter").rows(OSU))["work"] == 1024, "of the whole buffer"
     assert (large["median_s"], large["min_s"], large["max_s"]) == pytest.approx((4841.7e-6, 4800.1e-6, 4900.2e-6))
 
 
@@ -72,7 +73,7 @@ def test_a_program_on_the_path_is_found_and_run(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     (only,) = vendor.found(["all_to_all", "gemm"], 4, ["n1"])
-    assert [row["work"] for row in vendor.run(only, 4096, 1 << 20)] == [4 * 1024, 4 * 262144]
+    assert [row["work"] for row in vendor.run(only, 4096, 1 << 20, timeout_s=60.0)] == [4 * 1024, 4 * 262144]
     (tmp_path / "osu_alltoallv").write_text("#!/bin/sh\necho no such device >&2; exit 3\n")
     with pytest.raises(RuntimeError, match="exit code 3, 0 rows: no such device"):
-        vendor.run(only, 4096, 1 << 20)
+        vendor.run(only, 4096, 1 << 20, timeout_s=60.0)

@@ -62,15 +62,15 @@ def measure(run: RunFolder, stages: Sequence[Stage]) -> None:
 @contextmanager
 def machine(stage: Stage) -> Iterator[dict[str, Any]]:
     """The stage's testbed, up for the length of a `with`; gives its record. Raises BenchError where it cannot be."""
+    if not subprocess.run([*TESTBED, "status"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        raise BenchError("a testbed is up already: python -m piper_hpc.testbed down")
     flags = [word for key, value in stage.options.items() for word in (flag(key), f"{value:g}")]
-    answer = subprocess.run([*TESTBED, "up", *flags, "--json"], stdout=subprocess.PIPE, text=True, check=False)
-    document = json.loads(answer.stdout or "{}")
-    if answer.returncode or document.get("was_up"):
-        raise BenchError("a testbed is up already: python -m piper_hpc.testbed down" if not answer.returncode else
-                         f"the testbed of {stage.name} did not come up (see above)")  # fmt: skip
     try:
-        yield document
-    finally:
+        answer = subprocess.run([*TESTBED, "up", *flags, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+        if answer.returncode:
+            raise BenchError(f"the testbed of {stage.name} did not come up (see above)")
+        yield json.loads(answer.stdout)
+    finally:  # also where it was interrupted half way up
         subprocess.run([*TESTBED, "down"], stdout=subprocess.DEVNULL, check=False)
 
 

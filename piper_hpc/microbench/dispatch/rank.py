@@ -76,8 +76,6 @@ def main() -> int:
     from piper_hpc.runtime.rank import RankEnvironment
 
     run, place, device = RunFolder(task.run), RankEnvironment.read(), torch.device("cpu")
-    # Of this task alone: each testbed counts its jobs from 1, so that meetings of two would have one name.
-    meeting = Path(sys.argv[1]).with_suffix(".meeting")
     torch.set_num_threads(1)
     # Each machine's Slurm counts its jobs from 1: ranks of one must not find the address of the one before.
     meeting = run.path / f"meeting-{Path(sys.argv[1]).stem}"
