@@ -201,6 +201,9 @@ def _microbench(config: Config, spec: ModelSpec, ranks: int) -> Iterator[Problem
     if asked.backend == "mpi" and find_spec("mpi4py") is None:
         rule = "needs the mpi4py package and an MPI library: pip install 'piper-hpc[mpi]', or the site's own build"
         yield Problem("task.backend", "mpi", rule, "task.backend=torch")
+    added_up = [suite for suite in asked.suites if suite in ("all_reduce", "reduce_scatter")]
+    if asked.backend == "mpi" and added_up and config.train.dtype == "bfloat16":
+        yield Problem("train.dtype", "bfloat16", f"MPI cannot add it up ({', '.join(added_up)})", "train.dtype=float32")
     if "dispatch" in asked.suites and (not spec.experts or spec.experts % ranks):
         rule = f"the dispatch suite needs model.experts (here {spec.experts}) to divide over the {ranks} ranks"
         yield Problem("task.suites", list(asked.suites), rule, f"model.experts={max(1, spec.experts // ranks) * ranks}")
