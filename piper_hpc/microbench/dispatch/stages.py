@@ -10,6 +10,7 @@ from piper_hpc.microbench.dispatch.rank import Part
 
 EXPERTS, TOP_K, TOKENS, HIDDEN = 64, 8, 512, 512
 CHUNKS = (1, 2, 4, 8)
+ITERATIONS = 40
 SIZES = ((4, 8), (4, 32), (4, 128), (4, 512), (16, 512), (64, 512), (256, 512))
 """(tokens, hidden) of 1 KiB to 4 MiB a rank, as T k d w of float32."""
 
@@ -29,7 +30,7 @@ def cell(workload: str, *, top_k: int = TOP_K, tokens: int = TOKENS, hidden: int
     return Cell(workload, EXPERTS, top_k, tokens, hidden)
 
 
-def part(cells: Sequence[Cell], variants: Sequence[Variant], budget_s: float, iterations: int = 40) -> Part:
+def part(cells: Sequence[Cell], variants: Sequence[Variant], budget_s: float, iterations: int) -> Part:
     """The part as its ranks are told."""
     return Part([asdict(each) for each in cells], [asdict(each) for each in variants], iterations, budget_s)
 
@@ -37,7 +38,9 @@ def part(cells: Sequence[Cell], variants: Sequence[Variant], budget_s: float, it
 FLAT, FLAT_DEDUP, MPI = Variant("flat"), Variant("flat_dedup", 1), Variant("mpi")
 HALO, HALO3, HALO3_DEDUP = Variant("halo", 4), Variant("halo3", 4), Variant("halo3_dedup", 8)
 HALO_DEDUP = {chunks: Variant("halo_dedup", chunks) for chunks in CHUNKS}
-SWEPT = [FLAT, FLAT_DEDUP, HALO_DEDUP[1], HALO_DEDUP[4], HALO_DEDUP[8]]
+SWEPT = [FLAT, FLAT_DEDUP, HALO_DEDUP[1], HALO_DEDUP[8]]
+SWEPT_ITERATIONS = 16
+"""Of small cells, which would fill their share with many more: the large ones, a few iterations each, take the rest."""
 
 NIC_MBIT_PER_S = {2: 150.0, 4: 120.0}
 """By ranks of a node: so slow that flat, with the share of a core that a rank has, still fills four fifths of it."""
@@ -61,7 +64,7 @@ def stages(scale: float = 1.0) -> list[Stage]:
         return chosen | {"period_us": period_us} | more
 
     def timed(cells: Sequence[Cell], variants: Sequence[Variant], budget_s: float) -> Part:
-        return part(cells, variants, scale * budget_s)
+        return part(cells, variants, scale * budget_s, SWEPT_ITERATIONS if variants is SWEPT else ITERATIONS)
 
     in_chunks = list(HALO_DEDUP.values())
     best = HALO_DEDUP[8]
