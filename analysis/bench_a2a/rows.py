@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from piper_hpc.spec import MeasuredExchange
+from piper_hpc.cluster.calibration import exchange_of
+from piper_hpc.spec import DISPATCH_COMBINE, MeasuredExchange
 
-OPERATOR = "dispatch_combine"
 HELD_OUT = slice(1, None, 2)
 """Iterations that no calibration sees: the odd ones."""
 
@@ -96,21 +96,7 @@ class Timed:
 
     def exchange(self, *, held_out: bool) -> MeasuredExchange:
         """As the calibration has it, from one half of its iterations."""
-        row, group = self.row, self.row["group"]
-        return MeasuredExchange(
-            algorithm=self.algorithm,
-            ranks=group["ranks"],
-            nodes=group["nodes"],
-            racks=group["racks"],
-            logical_bytes=row["logical_bytes_per_rank"],
-            row_bytes=row["row_bytes"],
-            top_k=row["top_k"],
-            experts=row["experts"],
-            imbalance=row["imbalance"],
-            seconds=row["held_out_s" if held_out else "calibration_s"],
-            spread=self.spread,
-            chunks=self.chunks,
-        )
+        return replace(exchange_of(self.row), seconds=self.row["held_out_s" if held_out else "calibration_s"])
 
 
 @dataclass(frozen=True)
@@ -144,7 +130,7 @@ def cells(rows: Iterable[dict[str, Any]]) -> list[Measured]:
     """All cells of a run, in the order they were measured; other operators' rows are left out."""
     grouped: dict[tuple[Any, ...], list[Timed]] = defaultdict(list)
     for row in rows:
-        if row["operator"] == OPERATOR and row.get("machine"):
+        if row["operator"] == DISPATCH_COMBINE and row.get("machine"):
             key = (row["machine"], row["workload"], row["top_k"], row["logical_bytes_per_rank"], row["row_bytes"])
             grouped[key].append(Timed(row))
     return [

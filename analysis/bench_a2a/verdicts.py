@@ -194,11 +194,7 @@ def auto_choices(cells: Sequence[Measured]) -> list[AutoChoice]:
     for cell in cells:
         if len({timed.algorithm for timed in cell.family}) < 2:
             continue
-        asked = cell.family[0].exchange(held_out=True)
-        choice = choose(
-            table, ranks=asked.ranks, nodes=asked.nodes, racks=asked.racks, logical_bytes=asked.logical_bytes,
-            top_k=asked.top_k, imbalance=asked.imbalance,
-        )  # fmt: skip
+        choice = choose(table, cell.family[0].exchange(held_out=True))
         taken = [t for t in cell.family if choice and (t.algorithm, t.chunks) == (choice.algorithm, choice.chunks)]
         if not taken:
             continue
@@ -225,9 +221,9 @@ def _auto(machine: str, cells: Sequence[Measured]) -> Iterable[Verdict]:
 
 def _cost_model(machine: str, cells: Sequence[Measured]) -> Iterable[Verdict]:
     """Cross-validation over (algorithm, size): each is predicted by a fit that saw neither workload of it."""
-    names = list(dict.fromkeys(timed.name for cell in cells for timed in cell.family))
+    names = list(dict.fromkeys(timed.algorithm for cell in cells for timed in cell.family))
     sizes = sorted({cell.logical_bytes for cell in cells})
-    rows = [(timed, (names.index(timed.name) + sizes.index(cell.logical_bytes)) % FOLDS)
+    rows = [(timed, (names.index(timed.algorithm) + sizes.index(cell.logical_bytes)) % FOLDS)
             for cell in cells for timed in cell.family]  # fmt: skip
     errors: list[float] = []
     for fold in range(FOLDS):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from piper_hpc.spec import DISPATCH_COMBINE
+
 Row = Mapping[str, Any]
 
 
@@ -40,7 +42,7 @@ DISPATCH = _header(
 def line(row: Row) -> tuple[str, str]:
     """(header, line) of one row: exchanges, dispatches and compute have columns of their own."""
     wrong = row.get("wrong", 0 if row["correct"] else "yes")
-    if row["operator"] == "dispatch_combine":
+    if row["operator"] == DISPATCH_COMBINE:
         size, rate = row["logical_bytes_per_rank"], row["logical_bytes_per_rank"] / row["median_s"] / 1e9
         name = row["algorithm"] + (f" c{row['chunks']}" if row.get("chunks") else "")
         return DISPATCH, (

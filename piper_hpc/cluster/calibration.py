@@ -14,16 +14,13 @@ from typing import Any
 import numpy as np
 
 from piper_hpc.cluster.fits import fit_rows
-from piper_hpc.spec import Calibration, Curve, Estimate, Fit, MeasuredExchange
+from piper_hpc.spec import DISPATCH_COMBINE, Calibration, Curve, Estimate, Fit, MeasuredExchange
 
 SCHEMA_VERSION = 2
 """1: curves alone. Files of another version are not read: the cluster is measured again."""
 
 VENDORS = ("nccl-tests", "osu")
 """Back ends of rows that the vendors' own benchmarks printed, in a type of their own choice."""
-
-DISPATCH = "dispatch_combine"
-"""Rows of the all-to-all family, from tokens to combined tokens: they become exchanges, not curves."""
 
 SAME_WORK = 1.1
 """Points whose work differs by less than this factor become one point of the curve."""
@@ -60,8 +57,8 @@ def fit(
     rows = list(rows)
     _check(rows, cluster, needs_gemm=previous is None)
     rows = usable(rows)
-    exchanges = [exchange_of(row) for row in rows if row["operator"] == DISPATCH and row["algorithm"] != "mpi"]
-    rows = [row for row in rows if row["operator"] != DISPATCH and _seconds(row) > 0]
+    exchanges = [exchange_of(row) for row in rows if row["operator"] == DISPATCH_COMBINE and row["algorithm"] != "mpi"]
+    rows = [row for row in rows if row["operator"] != DISPATCH_COMBINE and _seconds(row) > 0]
     by_operator: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.get("backend", "torch") == "torch" and "part" not in row:
@@ -108,7 +105,7 @@ def usable(rows: Iterable[Row]) -> list[Row]:
 
 
 def exchange_of(row: Row) -> MeasuredExchange:
-    """A `dispatch_combine` row, by the half of its iterations that is for calibration where it says which."""
+    """A row of the all-to-all family as a measured exchange."""
     group = row["group"]
     return MeasuredExchange(
         algorithm=str(row["algorithm"]),
@@ -120,8 +117,8 @@ def exchange_of(row: Row) -> MeasuredExchange:
         top_k=row["top_k"],
         experts=row["experts"],
         imbalance=float(row["imbalance"]),
-        seconds=float(row.get("calibration_s") or row["median_s"]),
-        spread=float((row["p95_s"] - row["p5_s"]) / 2 / row["median_s"]),
+        seconds=float(row["median_s"]),
+        spread=float(row["spread"]),
         chunks=int(row.get("chunks", 0)),
     )
 
@@ -172,7 +169,7 @@ def _check(rows: list[Row], cluster: str, *, needs_gemm: bool) -> None:
         if not row["correct"] and not row.get("refused"):
             shape = row.get("shape", {})
             raise CalibrationError(f"cluster '{cluster}': {row['operator']} {shape} gave wrong values; {again}")
-        if row["operator"] != DISPATCH and not (
+        if row["operator"] != DISPATCH_COMBINE and not (
             row["work"] > 0 and (_seconds(row) > 0 or row["operator"].startswith("skew/"))
         ):
             raise CalibrationError(

@@ -132,13 +132,16 @@ def pack(paths: Sequence[Path], group_nodes: int = 1) -> list[int]:
 
 
 def narrowed(topology: Topology, leaf_of_node: Sequence[object], ranks_per_node: int) -> Topology:
-    """The topology of the nodes that were granted: its switch is the block of ranks that never crosses a real one.
+    """The topology of the nodes that were granted: its switch is the block of ranks that never crosses a real one, and
+    so is its rack where it has no switches.
 
     leaf_of_node: the leaf switch of each node, in rank order. Where a job has 3, 4 and 1 nodes of switches of 4, no
-    block of whole nodes does; where it has 2 and 2, blocks of 2 do. A topology without switches stays as it is.
+    block of whole nodes does; where it has 2 and 2, blocks of 2 do. A topology without both stays as it is.
     """
     ends = list(accumulate(len(list(run)) for _, run in groupby(leaf_of_node)))
-    if topology.switch is None or len(ends) == 1:
+    leaf = "switch" if topology.switch else "rack"
+    size = getattr(topology, leaf)
+    if size is None or len(ends) == 1:
         return topology
-    block = gcd(topology.switch, *(end * ranks_per_node for end in ends[:-1]))
-    return replace(topology, switch=block if block % topology.node == 0 else topology.node)
+    block = gcd(size, *(end * ranks_per_node for end in ends[:-1]))
+    return replace(topology, **{leaf: block if block % topology.node == 0 else topology.node})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from piper_hpc.cluster import domains
 from piper_hpc.cluster.domains import Path
 from piper_hpc.config.errors import ConfigError, Problem
-from piper_hpc.config.schema import ClusterConfig
+from piper_hpc.config.schema import ClusterConfig, TopologyConfig
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.spec import Layout
 from piper_hpc.testbed import state
@@ -119,7 +119,8 @@ def paths_of(cluster: ClusterConfig, nodes: Sequence[str], told: Sequence[Path])
 
     nodes: names, in the scheduler's order; told: what each knows of itself, in the same order, from Slurm or, where
     cluster.domains=measured, from messages that were timed. A file that names nodes goes first, then what they know;
-    racks by number hold for nodes in that order; without any, all nodes are of one domain.
+    racks by number, and blocks of cluster.topology's sizes, hold for nodes in that order; without any, all nodes are of
+    one domain.
     """
     if cluster.switches and cluster.domains != "measured":
         named = domains.of_lists(cluster.switches)
@@ -128,7 +129,17 @@ def paths_of(cluster: ClusterConfig, nodes: Sequence[str], told: Sequence[Path])
         return list(told), "messages between nodes" if cluster.domains == "measured" else "SLURM_TOPOLOGY_ADDR"
     if cluster.racks is not None and len(cluster.racks) == len(nodes):
         return [(f"rack{rack}",) for rack in cluster.racks], "cluster.racks"
+    sizes = cluster.topology
+    if sizes is not None and (sizes.nodes_per_rack or sizes.nodes_per_switch):
+        return [_block(node, sizes) for node in range(len(nodes))], "cluster.topology: blocks in the scheduler's order"
     return [()] * len(nodes), "nothing known: the scheduler's order"
+
+
+def _block(node: int, sizes: TopologyConfig) -> Path:
+    """Path of a node on a uniform machine whose domains are filled in order, as a prediction takes it to be."""
+    host = node // sizes.hosts_per_node
+    named = (("rack", sizes.nodes_per_rack), ("switch", sizes.nodes_per_switch))
+    return tuple(f"{name}{host // size}" for name, size in named if size)
 
 
 def nodes_of(tasks: Sequence[RankEnvironment]) -> dict[str, RankEnvironment]:

@@ -10,7 +10,7 @@ from piper_hpc.cluster.machine import Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.runs import RunFolder
 from piper_hpc.runs.manifest import versions
-from piper_hpc.spec import BENCHMARK_VERSION
+from piper_hpc.spec import BENCHMARK_VERSION, DISPATCH_COMBINE
 
 COMPARED = ("torch", "piper-hpc", "mpi4py")
 """Packages of another version measure another thing."""
@@ -24,7 +24,7 @@ def cell_of(row: Row) -> str | None:
     """The name by which a row of a wide suite is known to a resumed run; None for rows that are measured each time."""
     if "cell" in row:
         return str(row["cell"])
-    if row["operator"] == "dispatch_combine":
+    if row["operator"] == DISPATCH_COMBINE:
         return "dispatch/" + "/".join(str(row.get(key)) for key in DISPATCH_CELL)
     return None
 

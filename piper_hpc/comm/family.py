@@ -9,15 +9,17 @@ import torch.distributed as dist
 
 from piper_hpc.comm.channel import Channel, GroupChannel, Local
 from piper_hpc.comm.flat import FlatDispatcher
-from piper_hpc.comm.halo import CHUNKS, HaloDispatcher
+from piper_hpc.comm.halo import HaloDispatcher
 from piper_hpc.comm.levels import Chains, Places
 from piper_hpc.runtime.group import let_senders_go_first
+from piper_hpc.spec.exchange import CHUNKS
 
 
 class Family:
     """What makes dispatchers for one expert group: `ranks` of the default group, which stand at `places`.
 
-    Making one is collective over the default group, also for ranks outside: groups of processes are made so.
+    Groups of processes are made by all ranks of the default group: where one rank calls `dispatcher`, all others of
+    this group do, and those outside call `join`, all in one order.
     """
 
     def __init__(self, places: Places, ranks: Sequence[int], timeout: timedelta) -> None:
@@ -27,12 +29,17 @@ class Family:
 
     def dispatcher(self, algorithm: str, *, chunks: int = CHUNKS) -> FlatDispatcher | HaloDispatcher:
         """The dispatcher of this rank, which is one of the group. Raises ValueError for an unknown algorithm."""
-        place = self._ranks.index(dist.get_rank())
-        chains = Chains(algorithm, self.places)
-        channels = [self._channel(chains, level) for level in range(chains.depth)]
+        chains, channels = self.join(algorithm)
         if algorithm == "flat":
             return FlatDispatcher.over(channels[0], len(self._ranks))
+        place = self._ranks.index(dist.get_rank())
         return HaloDispatcher(chains, place, channels, dedup=algorithm.endswith("_dedup"), chunks=chunks)
+
+    def join(self, algorithm: str) -> tuple[Chains, list[Channel]]:
+        """Make the groups of processes that `algorithm` needs, which is all that ranks outside of this group do; and
+        the channels of this rank, by level. Raises ValueError for an unknown algorithm."""
+        chains = Chains(algorithm, self.places)
+        return chains, [self._channel(chains, level) for level in range(chains.depth)]
 
     def _channel(self, chains: Chains, level: int) -> Channel:
         own: Channel = Local()

@@ -21,10 +21,8 @@ from piper_hpc.comm.routes import RoutePlan, plan_routes
 from piper_hpc.comm.tables import Tables, make_tables
 from piper_hpc.comm.travel import Overlap, Travel
 from piper_hpc.comm.volume import Traffic, rows_to, volume
+from piper_hpc.spec.exchange import CHUNKS
 from piper_hpc.spec.placement import Placement
-
-CHUNKS = 4
-"""Parts in which rows between nodes travel, so that one part's way inside the node runs beside the next's outside."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class RouteHandle:
 class HaloDispatcher:
     """The model's `Dispatcher` over the levels of `chains`.
 
-    channels: of this rank (`rank` in the expert group), one a level; chunks and overlap: see `CHUNKS` and `Overlap`.
+    channels: of this rank (`rank` in the expert group), one a level; chunks, overlap: see `spec.CHUNKS` and `Overlap`.
     Every rank of the group gives the same algorithm, places, chunks and overlap.
     """
 

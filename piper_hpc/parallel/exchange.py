@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch.distributed as dist
-
 from piper_hpc.comm import FlatDispatcher, HaloDispatcher
-from piper_hpc.comm.channel import Channel, GroupChannel, Local
-from piper_hpc.comm.halo import CHUNKS
-from piper_hpc.comm.levels import Chains, Places
+from piper_hpc.comm.family import Family
+from piper_hpc.comm.levels import Places
 from piper_hpc.parallel.groups import Groups
 from piper_hpc.parallel.meter import Meter
-from piper_hpc.spec.exchange import AUTO
+from piper_hpc.spec.exchange import AUTO, CHUNKS
 from piper_hpc.spec.layout import RankMap
 
 
@@ -45,24 +42,11 @@ def make_dispatcher(rank_map: RankMap, groups: Groups, timeout: timedelta, ways:
         way = _way(rank_map.layout.all_to_all, ranks, ways)
         if way.algorithm == "flat" or len(ranks) == 1:
             continue
-        chains = Chains(way.algorithm, places_of(rank_map, ranks))
-        channels: list[Channel] = []
-        for level in range(chains.depth):
-            channel: Channel = Local()
-            for members in chains.groups(level):
-                group = [ranks[member] for member in members]
-                made = dist.new_group(group, timeout=timeout) if len(group) > 1 else None
-                if made is not None and mine in group:
-                    channel = GroupChannel(made, chains.phase(level))
-            channels.append(channel)
+        family = Family(places_of(rank_map, ranks), ranks, timeout)
         if mine in ranks:
-            dispatcher = HaloDispatcher(
-                chains,
-                ranks.index(mine),
-                channels,
-                dedup=way.algorithm.endswith("_dedup"),
-                chunks=way.chunks or CHUNKS,
-            )
+            dispatcher = family.dispatcher(way.algorithm, chunks=way.chunks or CHUNKS)
+        else:
+            family.join(way.algorithm)
     return Meter(dispatcher, places_of(rank_map, own), own.index(mine))
 
 

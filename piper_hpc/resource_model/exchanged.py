@@ -14,7 +14,6 @@ from piper_hpc.resource_model.cost import Cost
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.exchange import (
     LEAST_ROWS,
-    Cell,
     Choice,
     ExchangeModel,
     cheapest,
@@ -24,12 +23,22 @@ from piper_hpc.resource_model.exchange import (
 )
 from piper_hpc.resource_model.groups import Group
 from piper_hpc.resource_model.topology import NODE, Links
-from piper_hpc.spec import ALGORITHMS, AUTO, LEVELS, MOVES_PER_STEP, TIERS, Layout, Link, ModelSpec, Tier, Workload
+from piper_hpc.spec import (
+    ALGORITHMS,
+    AUTO,
+    DISPATCH_COMBINE,
+    LEVELS,
+    MOVES_PER_STEP,
+    TIERS,
+    ExchangeCell,
+    Layout,
+    Link,
+    ModelSpec,
+    Tier,
+    Workload,
+)
 
-CURVE = "dispatch_combine"
-"""What a term rests on, by name, where an algorithm other than flat was predicted."""
-
-RACK = TIERS.index(Tier.RACK.value)
+SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
 
 
 @dataclass(frozen=True)
@@ -52,13 +61,13 @@ class Costed(Protocol):
     def curves(self) -> Curves: ...
 
 
-def cell_of(group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, load: float) -> Cell:
+def cell_of(group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, load: float) -> ExchangeCell:
     """What `tokens` of one rank ask of the exchange model; load: of the busiest rank over the mean."""
     row_bytes = float(model.hidden * bytes_per_value)
-    return Cell(
+    return ExchangeCell(
         ranks=int(group.size),
         nodes=max(1, round(group.size / group.within(NODE))),
-        racks=max(1, round(group.size / group.within(RACK))),
+        racks=max(1, round(group.size / group.within(_leaf(group)))),
         logical_bytes=tokens * model.top_k * row_bytes,
         row_bytes=row_bytes,
         top_k=model.top_k,
@@ -67,13 +76,18 @@ def cell_of(group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, l
     )
 
 
+def _leaf(group: Group) -> int:
+    """Number of the tier that a run calls rack: below one leaf switch, or in one rack where no switches are known."""
+    return SWITCH if group.within(SWITCH) > group.within(NODE) else RACK
+
+
 def exchange_model(curves: Curves) -> ExchangeModel:
     """Fitted to the calibration's measured exchanges where it has enough of them, else made of the links."""
     measured = curves.calibration.exchanges
     return fit_exchange_model(measured) if len(measured) >= LEAST_ROWS else of_links(curves)
 
 
-def settle(curves: Curves, cell: Cell, algorithm: str, among: Sequence[str] = ALGORITHMS) -> Choice:
+def settle(curves: Curves, cell: ExchangeCell, algorithm: str, among: Sequence[str] = ALGORITHMS) -> Choice:
     """The choice that `algorithm` leaves: itself, or for `auto` what was measured or the cost model finds fastest."""
     if algorithm != AUTO:
         return Choice(algorithm, why="as configured")
@@ -83,17 +97,7 @@ def settle(curves: Curves, cell: Cell, algorithm: str, among: Sequence[str] = AL
         where = replace(cell, logical_bytes=at[0], top_k=at[1], imbalance=at[2])
         return exchange_model(curves).seconds(way[0], where, way[1])
 
-    measured = choose(
-        curves.calibration.exchanges,
-        ranks=cell.ranks,
-        nodes=cell.nodes,
-        racks=cell.racks,
-        logical_bytes=cell.logical_bytes,
-        top_k=cell.top_k,
-        imbalance=cell.imbalance,
-        among=among,
-        expected=expected if enough else None,
-    )
+    measured = choose(curves.calibration.exchanges, cell, among, expected if enough else None)
     return measured or cheapest(exchange_model(curves), cell, among)
 
 
@@ -143,7 +147,7 @@ def exchanged(batch: MicroBatch, group: Group, algorithm: str) -> Exchanged:
 
 def _scaled(cost: Cost, ratio: float, model: ExchangeModel) -> Cost:
     seconds = cost.seconds * ratio
-    return cost * ratio + Cost(0.0, {CURVE: seconds * model.spread})
+    return cost * ratio + Cost(0.0, {DISPATCH_COMBINE: seconds * model.spread})
 
 
 def step_bytes(
@@ -160,7 +164,7 @@ def step_bytes(
         Routing(model.experts, model.top_k, shares=tuple(shares)),
     )
     sent = [float(each) * MOVES_PER_STEP for each in found.payload_bytes]
-    bounds = (0, NODE + 1, RACK + 1, len(sent))
+    bounds = (0, NODE + 1, _leaf(group) + 1, len(sent))
     return {level: sum(sent[low:high]) for level, (low, high) in zip(LEVELS, pairwise(bounds), strict=True)}
 
 

@@ -9,18 +9,21 @@ from piper_hpc.spec.cluster import (
     ClusterSpec,
     Curve,
     Link,
-    MeasuredExchange,
     Tier,
     Topology,
 )
 from piper_hpc.spec.exchange import (
     ALGORITHMS,
     AUTO,
+    CHUNKS,
+    DISPATCH_COMBINE,
     INDEX_BYTES,
     LEVELS,
     METADATA_BYTES,
     MOVES_PER_STEP,
     WEIGHT_BYTES,
+    ExchangeCell,
+    MeasuredExchange,
 )
 from piper_hpc.spec.execution import EXECUTIONS, Execution
 from piper_hpc.spec.fits import Estimate, Fit
@@ -36,7 +39,9 @@ __all__ = [
     "ALGORITHMS",
     "AUTO",
     "BENCHMARK_VERSION",
+    "CHUNKS",
     "DATA_SHEET",
+    "DISPATCH_COMBINE",
     "EXECUTIONS",
     "INDEX_BYTES",
     "LEVELS",
@@ -53,6 +58,7 @@ __all__ = [
     "Degrees",
     "Efficiency",
     "Estimate",
+    "ExchangeCell",
     "Execution",
     "Fit",
     "LayerParameters",

@@ -8,6 +8,7 @@ from enum import Enum
 from itertools import pairwise
 
 from piper_hpc.spec.accelerator import Accelerator
+from piper_hpc.spec.exchange import MeasuredExchange
 from piper_hpc.spec.fits import Fit
 
 DATA_SHEET = "data sheet"
@@ -105,35 +106,6 @@ class Curve:
     work: tuple[float, ...]
     seconds: tuple[float, ...]
     spread: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class MeasuredExchange:
-    """What one algorithm of the all-to-all family took on one group: a dispatch and its combine, forward, from
-    (tokens, expert ids, weights) to combined tokens, counts exchange included.
-
-    ranks, nodes, racks: of the group; logical_bytes: top_k copies of all tokens of one rank, T k d w; row_bytes: of
-    one row, d w; experts: of the whole group; imbalance: rows that the busiest rank sent or received, over the mean;
-    seconds: median over the iterations of the slowest rank; spread: half the 5-95 % range over it, dimensionless;
-    chunks: parts in which rows travelled between nodes, 0 where the algorithm has none or nobody said.
-    """
-
-    algorithm: str
-    ranks: int
-    nodes: int
-    racks: int
-    logical_bytes: float
-    row_bytes: float
-    top_k: int
-    experts: int
-    imbalance: float
-    seconds: float
-    spread: float = 0.0
-    chunks: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.seconds > 0 and self.logical_bytes > 0 and self.row_bytes > 0 and self.imbalance >= 1):
-            raise ValueError(f"{self}: seconds, logical_bytes and row_bytes must be above 0, imbalance at least 1")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from piper_hpc.comm.levels import Places
 from piper_hpc.parallel.exchange import Way, Ways, expert_groups, places_of
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.resource_model.curves import Curves
-from piper_hpc.resource_model.exchange import Cell, Choice
+from piper_hpc.resource_model.exchange import Choice
 from piper_hpc.resource_model.exchanged import settle
-from piper_hpc.spec import AUTO, Calibration, Layout
+from piper_hpc.spec import AUTO, Calibration, ExchangeCell, Layout
 from piper_hpc.tasks.context import Context
 
 
@@ -43,7 +43,7 @@ def _choice(context: Context, calibration: Calibration | None, layout: Layout, p
     experiment = context.experiment
     curves = Curves(context.machine.spec(experiment.cluster, calibration), experiment.workload.bytes_per_value)
     row_bytes = float(experiment.model.hidden * experiment.workload.bytes_per_value)
-    cell = Cell(
+    cell = ExchangeCell(
         ranks=places.ranks,
         nodes=len(set(zip(places.rack_of_rank, places.node_of_rank, strict=True))),
         racks=len(set(places.rack_of_rank)),

@@ -8,14 +8,18 @@ from dataclasses import replace
 import pytest
 from hydra import compose, initialize_config_dir
 
+from piper_hpc.cluster.data_sheet import topology_of
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.cluster.placement import paths_of, rank_order, request
 from piper_hpc.config import ConfigError, Experiment, experiment, register
-from piper_hpc.config.schema import ClusterConfig
+from piper_hpc.config.schema import ClusterConfig, TopologyConfig
 from piper_hpc.paths import data_folder
+from piper_hpc.resource_model.exchanged import cell_of
 from piper_hpc.resource_model.groups import layout_groups
+from piper_hpc.resource_model.topology import axis_groups
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.spec import DATA_SHEET, Calibration, Layout, RankMap
+from tests.resource_model.clusters import TINY
 
 SITE = (
     "cluster=frontier",
@@ -161,6 +165,20 @@ def test_a_file_that_names_nodes_goes_before_slurm_and_racks_by_number_come_last
     assert paths_of(numbered, ["n1", "n2"], told) == (told, "SLURM_TOPOLOGY_ADDR")
     assert paths_of(numbered, ["n1", "n2"], [(), ()]) == ([("rack0",), ("rack1",)], "cluster.racks")
     assert len(set(paths_of(ClusterConfig(name="site"), ["n1", "n2"], [(), ()])[0])) == 1
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"nodes_per_switch": 2}, {"nodes_per_rack": 2}, {"nodes_per_switch": 2, "nodes_per_rack": 4}]
+)
+def test_a_run_and_a_prediction_take_a_uniform_machine_for_the_same_racks(sizes: dict[str, int]) -> None:
+    """Slurm names no switches, the file gives their sizes: eight nodes are four racks of two on both sides."""
+    site = ClusterConfig(name="site", nodes=8, ranks_per_node=2, topology=TopologyConfig(**sizes))
+    paths, source = paths_of(site, [f"n{node}" for node in range(8)], [()] * 8)
+    leaves = list(dict.fromkeys(paths))
+    assert [leaves.index(path) for path in paths] == [0, 0, 1, 1, 2, 2, 3, 3] and "cluster.topology" in source
+    experts = axis_groups(Layout(ep=16), topology_of(site)).experts
+    cell = cell_of(experts, TINY, 64, 4, 1.0)
+    assert (cell.ranks, cell.nodes, cell.racks) == (16, 8, len(leaves))
 
 
 def test_what_was_granted_is_predicted_with() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from piper_hpc.comm.levels import Chains
-from piper_hpc.resource_model.exchange import Cell, demand
-from piper_hpc.spec import ALGORITHMS, MOVES_PER_STEP, Placement
+from piper_hpc.resource_model.exchange import demand
+from piper_hpc.spec import ALGORITHMS, MOVES_PER_STEP, ExchangeCell, Placement
 from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_levels import machine
 
@@ -37,9 +37,8 @@ def test_bytes_and_calls_are_those_of_a_real_exchange(algorithm: str, racks: lis
 
     sent = np.mean([np.sum(tiers, axis=-1) for tiers in board.run(exchange)], axis=0)
     nodes, several = sum(map(len, racks)), len(racks)
-    asked = demand(
-        algorithm, Cell(ranks, nodes, several, len(ids) * TOP_K * 4.0 * HIDDEN, 4.0 * HIDDEN, TOP_K, experts), CHUNKS
-    )
+    cell = ExchangeCell(ranks, nodes, several, len(ids) * TOP_K * 4.0 * HIDDEN, 4.0 * HIDDEN, TOP_K, experts)
+    asked = demand(algorithm, cell, CHUNKS)
     node, rack, system = asked.hops.sum(axis=0)
     if algorithm != "flat_dedup":  # whose index inside a node counts, and whose rows there are shared
         assert node + asked.own == pytest.approx(sent[0])

@@ -6,16 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.exchange import Cell, ExchangeModel, cheapest, choose
-from piper_hpc.spec import ALGORITHMS, MeasuredExchange
+from piper_hpc.resource_model.exchange import ExchangeModel, cheapest, choose
+from piper_hpc.spec import ALGORITHMS, ExchangeCell, MeasuredExchange
 
 KIB, MIB = 1024.0, 1024.0 * 1024
 ACROSS = (8, 4, 2)
 
 
+def cell(size: float, *, shape: tuple[int, int, int] = ACROSS, top_k: int = 8, imbalance: float = 1.0) -> ExchangeCell:
+    return ExchangeCell(*shape, size, 2 * KIB, top_k, 64, imbalance)
+
+
 def measured(algorithm: str, size: float, seconds: float, *, shape: tuple[int, int, int] = ACROSS, top_k: int = 8,
              imbalance: float = 1.0, chunks: int = 0) -> MeasuredExchange:  # fmt: skip
-    return MeasuredExchange(algorithm, *shape, size, 2 * KIB, top_k, 64, imbalance, seconds, 0.05, chunks)
+    asked = vars(cell(size, shape=shape, top_k=top_k, imbalance=imbalance))
+    return MeasuredExchange(**asked, algorithm=algorithm, seconds=seconds, spread=0.05, chunks=chunks)
 
 
 TABLE = (
@@ -27,8 +32,7 @@ TABLE = (
 
 
 def ask(size: float, *, shape: tuple[int, int, int] = ACROSS, top_k: int = 8, imbalance: float = 1.0):  # type: ignore[no-untyped-def]
-    ranks, nodes, racks = shape
-    return choose(TABLE, ranks=ranks, nodes=nodes, racks=racks, logical_bytes=size, top_k=top_k, imbalance=imbalance)
+    return choose(TABLE, cell(size, shape=shape, top_k=top_k, imbalance=imbalance))
 
 
 def test_size_top_k_and_chunks_decide() -> None:
@@ -46,7 +50,7 @@ def test_between_two_cells_seconds_are_interpolated() -> None:
     table = [measured(row.algorithm, row.logical_bytes, row.seconds) for row in table if row.top_k == 8]
 
     def at(size: float) -> str:
-        found = choose(table, ranks=8, nodes=4, racks=2, logical_bytes=size, top_k=8)
+        found = choose(table, cell(size))
         assert found is not None and len(found.rests_on) == 2
         return found.algorithm
 
@@ -62,11 +66,10 @@ def test_a_model_of_the_right_form_interpolates_without_error() -> None:
 
     table = [measured(name, size, seconds(name, size)) for name in ("flat", "halo_dedup") for size in (KIB, 16 * MIB)]
     for size in (8 * KIB, 256 * KIB, 320 * KIB, 4 * MIB):
-        found = choose(table, ranks=8, nodes=4, racks=2, logical_bytes=size, top_k=8,
-                       expected=lambda way, point: seconds(way[0], point[0]) / 2)  # fmt: skip
+        found = choose(table, cell(size), expected=lambda way, point: seconds(way[0], point[0]) / 2)
         assert found is not None
         assert found.seconds == pytest.approx({name: seconds(name, size) for name in found.seconds})
-    plain = choose(table, ranks=8, nodes=4, racks=2, logical_bytes=256 * KIB, top_k=8)
+    plain = choose(table, cell(256 * KIB))
     assert plain is not None and plain.seconds["flat"] != pytest.approx(seconds("flat", 256 * KIB), rel=0.2)
 
 
@@ -78,16 +81,17 @@ def test_another_group_stands_in_with_a_note_if_it_crosses_the_same_links() -> N
         "stand in",
     )
     assert ask(4 * MIB, shape=(4, 1, 1)) is None, "no cell of a group inside a node"
-    assert choose((), ranks=8, nodes=4, racks=2, logical_bytes=1e6, top_k=8) is None
+    assert choose((), cell(1e6)) is None
 
 
 def test_without_a_table_the_cost_model_decides_and_says_so() -> None:
     links = ExchangeModel(1e-3, 0.0, 1e-5, 1e-3, 1e-10, 1e-7, 1e-7, 1e-10, source="links of a made-up cluster")
-    large = cheapest(links, Cell(*ACROSS, 4 * MIB, 2 * KIB, 8, 64))
+    large = cheapest(links, cell(4 * MIB))
     assert large.algorithm in ("halo_dedup", "halo3_dedup")
     assert "by the cost model, from links of a made-up cluster" in large.why
-    assert cheapest(links, Cell(*ACROSS, 1 * KIB, 128.0, 8, 64)).algorithm == "flat"
-    assert cheapest(links, Cell(4, 1, 1, 4 * MIB, 2 * KIB, 1, 64)).algorithm == "flat", "nothing to gain in a node"
+    assert cheapest(links, ExchangeCell(*ACROSS, 1 * KIB, 128.0, 8, 64)).algorithm == "flat"
+    inside = ExchangeCell(4, 1, 1, 4 * MIB, 2 * KIB, 1, 64)
+    assert cheapest(links, inside).algorithm == "flat", "nothing to gain in a node"
 
 
 times = st.dictionaries(st.sampled_from(ALGORITHMS), st.floats(1e-4, 1.0), min_size=1)
@@ -104,7 +108,7 @@ def test_at_a_measured_cell_nothing_is_faster_than_the_choice(
         for name, seconds in timed.items()
     ]
     size, top_k, imbalance = data.draw(st.sampled_from(sorted(cells)))
-    found = choose(table, ranks=8, nodes=4, racks=2, logical_bytes=size, top_k=top_k, imbalance=imbalance)
+    found = choose(table, cell(size, top_k=top_k, imbalance=imbalance))
     assert found is not None
     timed = cells[size, top_k, imbalance]
     assert timed[found.algorithm] == min(timed.values())

@@ -13,7 +13,6 @@ from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.exchange import (
     LEAST_ROWS,
-    Cell,
     ExchangeModel,
     demand,
     fit_exchange_model,
@@ -21,7 +20,7 @@ from piper_hpc.resource_model.exchange import (
     of_links,
 )
 from piper_hpc.resource_model.predict import predict
-from piper_hpc.spec import ALGORITHMS, Layout, MeasuredExchange, Routing, Workload
+from piper_hpc.spec import ALGORITHMS, ExchangeCell, Layout, MeasuredExchange, Routing, Workload
 from tests.resource_model.clusters import TINY, calibration, cluster
 
 KIB = 1024.0
@@ -33,8 +32,8 @@ FREE = ExchangeModel(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def cell(size: float = 1024 * KIB, *, top_k: int = 8, imbalance: float = 1.0, shape: tuple[int, int, int] = (8, 4, 2),
-         row_bytes: float = 2 * KIB, experts: int = 64) -> Cell:  # fmt: skip
-    return Cell(*shape, size, row_bytes, top_k, experts, imbalance)
+         row_bytes: float = 2 * KIB, experts: int = 64) -> ExchangeCell:  # fmt: skip
+    return ExchangeCell(*shape, size, row_bytes, top_k, experts, imbalance)
 
 
 def rows(model: ExchangeModel, noise: float = 0.0) -> list[MeasuredExchange]:
@@ -47,7 +46,9 @@ def rows(model: ExchangeModel, noise: float = 0.0) -> list[MeasuredExchange]:
         for imbalance in (1.0, 4.0)
     ]
     return [
-        MeasuredExchange(name, *vars(each).values(), model.seconds(name, each) * np.exp(noise * generator.normal()))
+        MeasuredExchange(
+            **vars(each), algorithm=name, seconds=model.seconds(name, each) * np.exp(noise * generator.normal())
+        )
         for each in cells
         for name in ALGORITHMS
     ]

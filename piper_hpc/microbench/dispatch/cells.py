@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from piper_hpc.microbench.dispatch.workloads import imbalance, is_burst
-from piper_hpc.spec import BENCHMARK_VERSION
+from piper_hpc.spec import BENCHMARK_VERSION, DISPATCH_COMBINE
 
-OPERATOR = "dispatch_combine"
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -81,7 +80,7 @@ def row(cell: Cell, variant: Variant, group: dict[str, int], measured: Measured,
     ranks = group["ranks"]
     return {
         "benchmark_version": BENCHMARK_VERSION,
-        "operator": OPERATOR,
+        "operator": DISPATCH_COMBINE,
         "algorithm": variant.algorithm,
         "chunks": variant.chunks,
         **asdict(cell),

@@ -13,32 +13,17 @@ from typing import Any
 import torch
 
 from piper_hpc.comm.channel import Pending
-
-
-class MpiError(RuntimeError):
-    """MPI is not there, or its world is not the job's."""
+from piper_hpc.runtime import mpi
 
 
 class MpiChannel:
-    """A channel over MPI_COMM_WORLD, whose ranks are the job's. Blocking; memory is the host's.
+    """A channel over MPI's world, in the order of the job's ranks. Blocking; memory is the host's.
 
-    Raises MpiError without mpi4py and an MPI library, and where MPI sees another number of ranks: then the job was not
-    started for MPI (srun --mpi=pmi2). mpi4py is imported before torch where a site's MPI asks for that.
+    Raises `piper_hpc.runtime.mpi.MpiError` as `piper_hpc.runtime.mpi.world` does.
     """
 
     def __init__(self, rank: int, ranks: int) -> None:
-        try:
-            from mpi4py import MPI
-        except (ImportError, RuntimeError) as error:
-            raise MpiError(f"mpi4py or its MPI library is missing ({error}): pip install mpi4py mpich") from None
-        world = MPI.COMM_WORLD
-        if (world.Get_rank(), world.Get_size()) != (rank, ranks):
-            raise MpiError(
-                f"MPI counts rank {world.Get_rank()} of {world.Get_size()}, the job rank {rank} of {ranks}: "
-                "start it with srun --mpi=pmi2"
-            )
-        self._mpi, self._world = MPI, world
-        self.library = MPI.Get_library_version().splitlines()[0].strip()
+        self._world, self._byte = mpi.world(ranks, rank), mpi.load().BYTE
 
     def exchange(
         self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
@@ -47,9 +32,9 @@ class MpiChannel:
         row_bytes = source.element_size() * prod(source.shape[1:])
         sent, came = self._bytes(source, send, row_bytes), self._bytes(output, receive, row_bytes)
         if source.dtype == torch.int64 and set(send) | set(receive) == {1}:
-            self._world.Alltoall([sent[0], row_bytes, self._mpi.BYTE], [came[0], row_bytes, self._mpi.BYTE])
+            self._world.Alltoall([sent[0], row_bytes, self._byte], [came[0], row_bytes, self._byte])
         else:
-            self._world.Alltoallv([*sent, self._mpi.BYTE], [*came, self._mpi.BYTE])
+            self._world.Alltoallv([*sent, self._byte], [*came, self._byte])
         return self
 
     def wait(self) -> None:

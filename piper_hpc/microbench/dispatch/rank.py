@@ -6,12 +6,13 @@ The task names the run, what its rows have beside, the parts to measure one afte
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from piper_hpc.runtime import mpi
 
 TIMEOUT_S = 60.0
 
@@ -46,21 +47,12 @@ class Task:
         return Task(**document | {"parts": [Part(**part) for part in document["parts"]]})
 
 
-def link_bytes(device: str) -> int:
-    """Bytes that a network device of this process's namespace has sent."""
-    for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]:
-        name, counters = line.split(":")
-        if name.strip() == device:
-            return int(counters.split()[8])
-    raise ValueError(f"GLOO_SOCKET_IFNAME={device}: this node has no such network device")
-
-
 def main() -> int:
     """Measure; rank 0 adds the rows to the run."""
     task = Task.read(Path(sys.argv[1]))
     if task.mpi:
         # Before torch: MPICH on Cray systems chooses its network cards while it is loaded.
-        from mpi4py import MPI  # noqa: F401
+        mpi.load()
 
     import torch
     import torch.distributed as dist
@@ -71,6 +63,7 @@ def main() -> int:
     from piper_hpc.microbench.dispatch.cells import Cell, Variant
     from piper_hpc.microbench.dispatch.mpi import MpiChannel
     from piper_hpc.microbench.dispatch.timing import time_cells
+    from piper_hpc.microbench.links import counter_of
     from piper_hpc.runs import RunFolder
     from piper_hpc.runtime.group import process_group
     from piper_hpc.runtime.rank import RankEnvironment
@@ -87,9 +80,8 @@ def main() -> int:
         others: dict[str, Channel] = {}
         extra = task.extra | {"nodes": list(dict.fromkeys(places.node_of_rank)), "ranks": list(range(place.ranks))}
         if task.mpi:
-            channel = MpiChannel(place.rank, place.ranks)
-            others["mpi"], extra["mpi"] = channel, channel.library
-        interface = os.environ.get("GLOO_SOCKET_IFNAME", "")
+            others["mpi"], extra["mpi"] = MpiChannel(place.rank, place.ranks), mpi.library()
+        counter = counter_of("auto", device.type)
         for part in task.parts:
             time_cells(
                 [Cell(**cell) for cell in part.cells],
@@ -100,7 +92,7 @@ def main() -> int:
                 budget_s=part.budget_s,
                 on_row=run.append_measurement,
                 others=others,
-                link_bytes=(lambda: link_bytes(interface)) if interface else None,
+                link_bytes=counter.sent_bytes if counter else None,
                 extra=extra,
             )
     return 0

@@ -17,9 +17,8 @@ from piper_hpc.comm.plan import Handle
 from piper_hpc.microbench.dispatch.cells import Cell, Measured, Variant, row
 from piper_hpc.microbench.dispatch.workloads import draw, entered, source_tokens
 from piper_hpc.microbench.timing import REST_S, Budget, Team
-from piper_hpc.spec import Placement
+from piper_hpc.spec import LEVELS, Placement
 
-LEVELS = ("node", "rack", "system")
 LEAST = 4
 """Iterations that a cell gets whatever its share of the time."""
 TOLERANCE = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}

@@ -1,13 +1,12 @@
 """The all-to-all family on this project's executor: its seconds from fitted constants, and the choice of `auto`."""
 
 from piper_hpc.resource_model.exchange.choice import Choice, cheapest, choose
-from piper_hpc.resource_model.exchange.demand import Cell, Demand, demand
+from piper_hpc.resource_model.exchange.demand import Demand, demand
 from piper_hpc.resource_model.exchange.fit import LEAST_ROWS, Judgement, fit_exchange_model, judge
 from piper_hpc.resource_model.exchange.model import ExchangeModel, of_links
 
 __all__ = [
     "LEAST_ROWS",
-    "Cell",
     "Choice",
     "Demand",
     "ExchangeModel",

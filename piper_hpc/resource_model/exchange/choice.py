@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from piper_hpc.resource_model.exchange.demand import Cell
 from piper_hpc.resource_model.exchange.model import ExchangeModel
-from piper_hpc.spec import ALGORITHMS, MeasuredExchange
+from piper_hpc.spec import ALGORITHMS, ExchangeCell, MeasuredExchange
 
 Way = tuple[str, int]
 """An algorithm and its chunks, 0 where it has none or takes the executor's own number."""
@@ -49,13 +48,7 @@ class Choice:
 
 def choose(
     exchanges: Iterable[MeasuredExchange],
-    *,
-    ranks: int,
-    nodes: int,
-    racks: int,
-    logical_bytes: float,
-    top_k: int,
-    imbalance: float = 1.0,
+    cell: ExchangeCell,
     among: Sequence[str] = ALGORITHMS,
     expected: Expected | None = None,
 ) -> Choice | None:
@@ -66,16 +59,16 @@ def choose(
     nearest larger cell do, seconds interpolated on log-log axes, with `expected` what was measured over that. Groups of
     another shape stand in, with a note, if they cross the same kinds of links: the nearest in ranks, nodes and racks.
     """
-    shape = (ranks, nodes, racks)
+    shape = _shape(cell)
     table = _table(exchanges, among)
-    alike = [known for known in table if (known[1] > 1, known[2] > 1) == (nodes > 1, racks > 1)]
+    alike = [known for known in table if (known[1] > 1, known[2] > 1) == (cell.nodes > 1, cell.racks > 1)]
     if not alike:
         return None
     nearest = min(alike, key=lambda known: (_apart(known, shape), known))
     notes: tuple[str, ...] = ()
     if nearest != shape:
         notes = (f"all-to-all of {_group(*shape)}: not measured; {_group(*nearest)} stand in",)
-    cells, asked = table[nearest], (logical_bytes, top_k, imbalance)
+    cells, asked = table[nearest], _point(cell)
     around = _around(cells, asked)
     seconds = _between(cells, around, asked, expected or (lambda way, point: 1.0))
     best = min(seconds, key=lambda way: (seconds[way], way))
@@ -85,12 +78,12 @@ def choose(
         chunks=best[1],
         seconds={_way(way): value for way, value in sorted(seconds.items(), key=lambda item: item[1])},
         why=f"fastest of {len(seconds)} as measured at {' and '.join(where)}",
-        rests_on=tuple(f"{_group(*nearest)}: {cell}" for cell in where),
+        rests_on=tuple(f"{_group(*nearest)}: {near}" for near in where),
         notes=notes,
     )
 
 
-def cheapest(model: ExchangeModel, cell: Cell, among: Sequence[str] = ALGORITHMS) -> Choice:
+def cheapest(model: ExchangeModel, cell: ExchangeCell, among: Sequence[str] = ALGORITHMS) -> Choice:
     """The algorithm that the cost model finds fastest, the first of equals."""
     seconds = {name: model.seconds(name, cell) for name in among}
     best = min(among, key=lambda name: seconds[name])
@@ -109,9 +102,16 @@ def _table(
     table: dict[tuple[int, int, int], dict[Point, dict[Way, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in exchanges:
         if row.algorithm in among:
-            point = (row.logical_bytes, row.top_k, row.imbalance)
-            table[row.ranks, row.nodes, row.racks][point][row.algorithm, row.chunks] = row.seconds
+            table[_shape(row)][_point(row)][row.algorithm, row.chunks] = row.seconds
     return table
+
+
+def _shape(cell: ExchangeCell) -> tuple[int, int, int]:
+    return cell.ranks, cell.nodes, cell.racks
+
+
+def _point(cell: ExchangeCell) -> Point:
+    return cell.logical_bytes, cell.top_k, cell.imbalance
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:

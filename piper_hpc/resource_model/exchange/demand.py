@@ -8,13 +8,13 @@ in `resource_model.all_to_all.dedup_ratio`, here with the popularity of each dom
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from piper_hpc.resource_model.numbers import Number
-from piper_hpc.spec import LEVELS, METADATA_BYTES, MeasuredExchange
+from piper_hpc.spec import CHUNKS, LEVELS, METADATA_BYTES, ExchangeCell
 
 HOPS = 3
 """The most hops a row takes: between racks, between nodes, inside a node."""
@@ -23,31 +23,7 @@ LINKS = LEVELS
 """What fills up: the links inside a node (bytes that go to its other ranks), a node's way out (bytes that leave the
 node, wherever they go) and a rack's (bytes that leave the rack)."""
 
-DEFAULT_CHUNKS = 4
-"""Parts in which the executor sends rows between nodes where nobody says otherwise."""
-
 Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A dispatch and combine to be predicted: the fields of `MeasuredExchange` but algorithm, chunks and outcome."""
-
-    ranks: int
-    nodes: int
-    racks: int
-    logical_bytes: float
-    row_bytes: float
-    top_k: int
-    experts: int
-    imbalance: float = 1.0
-
-    @staticmethod
-    def of(row: MeasuredExchange) -> Cell:
-        """The cell that was measured."""
-        return Cell(
-            row.ranks, row.nodes, row.racks, row.logical_bytes, row.row_bytes, row.top_k, row.experts, row.imbalance
-        )
 
 
 @dataclass(frozen=True)
@@ -76,16 +52,16 @@ class Demand:
         )
 
 
-def demand(algorithm: str, cell: Cell, chunks: int = 0, *, planned: bool = True) -> Demand:
+def demand(algorithm: str, cell: ExchangeCell, chunks: int = 0, *, planned: bool = True) -> Demand:
     """What `algorithm` asks for; chunks 0: the executor's own number; planned: with the counts, as in forward, or by
     the plan that forward made, as in backward. See `Demand`."""
-    return _Uniform(cell, algorithm, planned).demand(chunks or DEFAULT_CHUNKS)
+    return _Uniform(cell, algorithm, planned).demand(chunks or CHUNKS)
 
 
 class _Uniform:
     """A cell with the arithmetic of its domains."""
 
-    def __init__(self, cell: Cell, algorithm: str, planned: bool = True) -> None:
+    def __init__(self, cell: ExchangeCell, algorithm: str, planned: bool = True) -> None:
         self.cell, self.dedup, self.planned = cell, algorithm.endswith("_dedup"), planned
         self.algorithm = algorithm.removesuffix("_dedup")
         self.ranks = cell.ranks
@@ -132,7 +108,7 @@ class _Uniform:
     def mean_rows(self, size: float) -> float:
         """Bytes that one rank sends beyond its own domain of `size` ranks, taken over all ranks."""
         domains = self.ranks / size
-        balanced = _Uniform(_balanced(self.cell), f"{self.algorithm}{'_dedup' * self.dedup}")
+        balanced = _Uniform(replace(self.cell, imbalance=1.0), f"{self.algorithm}{'_dedup' * self.dedup}")
         return (domains - 1) * balanced.needed(size)
 
     def demand(self, chunks: int) -> Demand:
@@ -198,7 +174,3 @@ class _Uniform:
             plans=float(self.dedup * self.planned * (levels - 1)),
             copied_bytes=copied,
         )
-
-
-def _balanced(cell: Cell) -> Cell:
-    return Cell(cell.ranks, cell.nodes, cell.racks, cell.logical_bytes, cell.row_bytes, cell.top_k, cell.experts, 1.0)

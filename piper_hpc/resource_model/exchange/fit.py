@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.exchange.demand import Cell, Demand, demand
+from piper_hpc.resource_model.exchange.demand import Demand, demand
 from piper_hpc.resource_model.exchange.model import ExchangeModel
 from piper_hpc.spec import MeasuredExchange
 
@@ -117,7 +117,7 @@ def fit_exchange_model(rows: Sequence[MeasuredExchange]) -> ExchangeModel:
 
 
 def _demands(rows: Sequence[MeasuredExchange]) -> Demand:
-    return Demand.stack([demand(row.algorithm, Cell.of(row), row.chunks) for row in rows])
+    return Demand.stack([demand(row.algorithm, row, row.chunks) for row in rows])
 
 
 def _named(values: Array) -> Mapping[str, Any]:

@@ -19,9 +19,9 @@ import numpy as np
 
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.exchange.demand import LINKS, Cell, Demand, demand
+from piper_hpc.resource_model.exchange.demand import LINKS, Demand, demand
 from piper_hpc.resource_model.numbers import Number
-from piper_hpc.spec import TIERS
+from piper_hpc.spec import TIERS, ExchangeCell
 
 CALL_OPERATIONS, PLAN_OPERATIONS = 40, 60
 """Small operations of a dispatch and combine, and of planning one level of shared rows; where nothing was fitted."""
@@ -56,7 +56,7 @@ class ExchangeModel:
     measured: bool = False
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def seconds(self, algorithm: str, cell: Cell, chunks: int = 0, *, planned: bool = True) -> float:
+    def seconds(self, algorithm: str, cell: ExchangeCell, chunks: int = 0, *, planned: bool = True) -> float:
         """Seconds of a dispatch and its combine, forward, counts included, or without `planned` of the same backward;
         chunks 0: the executor's own number."""
         return float(self.of(demand(algorithm, cell, chunks, planned=planned)))
