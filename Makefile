@@ -26,7 +26,7 @@ types: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 # Every all-to-all against flat and MPI on the testbed's shaped links: under twenty minutes, as root, on a quiet machine.
-bench-a2a: $(VENV)/bench.stamp testbed-packages
+bench-a2a: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m piper_hpc.microbench.dispatch $(ARGS)
 
 # Debian's Slurm, munge, slurmdbd and MariaDB for the tests on a real Slurm. Without root they are skipped, with the reason.
@@ -52,11 +52,6 @@ $(VENV)/run.stamp: pyproject.toml $(VENV)/torch.txt | $(VENV)/bin/python
 
 $(VENV)/test.stamp: pyproject.toml $(VENV)/run.stamp
 	$(BIN)/python -m pip install --quiet --editable ".[report,test,wandb]"
-	touch $@
-
-# MPICH stands in for a site's own MPI.
-$(VENV)/bench.stamp: pyproject.toml $(VENV)/run.stamp
-	$(BIN)/python -m pip install --quiet --editable ".[report,mpi]" mpich
 	touch $@
 
 clean:

@@ -201,6 +201,9 @@ def _microbench(config: Config, spec: ModelSpec, ranks: int) -> Iterator[Problem
     if asked.backend == "mpi" and find_spec("mpi4py") is None:
         rule = "needs the mpi4py package and an MPI library: pip install 'piper-hpc[mpi]', or the site's own build"
         yield Problem("task.backend", "mpi", rule, "task.backend=torch")
+    if asked.backend == "mpi" and config.cluster.scheduler == "local" and ranks > 1:
+        rule = "ranks on this machine are started without MPI's launcher, so that MPI would see each of them alone"
+        yield Problem("task.backend", "mpi", rule, "cluster=testbed +cluster.environment.SLURM_MPI_TYPE=pmi2")
     added_up = [suite for suite in asked.suites if suite in ("all_reduce", "reduce_scatter")]
     if asked.backend == "mpi" and added_up and config.train.dtype == "bfloat16":
         yield Problem("train.dtype", "bfloat16", f"MPI cannot add it up ({', '.join(added_up)})", "train.dtype=float32")

@@ -101,6 +101,7 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
         ("model.heads=256 model.kv_heads=256", "model.head_dim", "0", "greater than 0", "model.head_dim=2"),
         ("train.learning_rate=nan", "train.learning_rate", "nan", "greater than 0", "train.learning_rate=1"),
         ("task=microbench train.dtype=float64", "train.dtype", "float64", "no float64", "train.dtype=float32"),
+        ("task=microbench task.backend=mpi", "task.backend", "mpi", "see each of them alone", "cluster=testbed"),
         (
             "task=plan cluster=frontier cluster.racks=[0]",
             "cluster.racks",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from piper_hpc.microbench.links import LinkCounter, counter_of, least_bytes, ref
 from piper_hpc.microbench.model_shapes import TOKENS, block_shape, matrices
 from piper_hpc.microbench.rows import Book
 from piper_hpc.microbench.timing import Team
-from piper_hpc.runtime import mpi
 from piper_hpc.spec import Layout, ModelSpec, RankMap
 from tests.processes import run_ranks
 
@@ -188,14 +185,3 @@ def test_compute_cells_are_measured_or_left_out_with_a_reason() -> None:
 
 def test_sizes_reach_from_latency_to_bandwidth() -> None:
     assert MESSAGES["cpu"][0] == 1024 and MESSAGES["cpu"][-1] == 4 << 20
-
-
-def test_mpi_that_sees_other_ranks_is_told_apart_from_none() -> None:
-    if importlib.util.find_spec("mpi4py") is None:
-        with pytest.raises(mpi.MpiError, match=r"needs mpi4py .*task.backend=torch"):
-            mpi.load()
-        pytest.skip("mpi4py is not installed: pip install 'piper-hpc[mpi]'")
-    if shutil.which("mpiexec") is None:
-        pytest.skip("mpiexec is not on the PATH")
-    with pytest.raises(mpi.MpiError, match="MPI sees 1 ranks, the job has 4"):
-        mpi.world(4, 0)
