@@ -165,6 +165,25 @@ def test_a_microbench_run_shows_its_rows(folder):
     assert "all_to_all/node/2" in ended.stdout
 
 
+def test_wide_suites_are_added_to_a_calibration_where_there_is_one(folder, tmp_path):
+    """After the calibration suite of the same run; alone, on a machine where nothing was measured, they are rows."""
+    wide = ("task=microbench", "task.cell_s=0.05", "task.budget_s=3")
+    ended = launch(*wide, "task.suites=[calibration,gemm,p2p,all_to_all]", cwd=folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (path,) = (folder / "runs" / "calibrations").glob("local-1x4-float32-*.json")
+    document = json.loads(path.read_text())
+    assert {"gemm", "host_op", "p2p/node", "all_to_all/node/4"} <= set(document["curves"])
+    assert {"gemm", "p2p/node", "all_to_all/node/2"} <= {fit["operator"] for fit in document["fits"]}
+    dry = launch("dry_run=true", "format=json", cwd=folder)
+    assert json.loads(dry.stdout)["prediction"]["calibration"]["measured"] is True
+
+    alone = launch(*wide, "task.suites=[gemm]", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    (run,) = find(tmp_path / "runs")
+    assert run.measurements() and "no calibration to add to" in run.manifest()["job"]["calibration"][0]
+    assert not (tmp_path / "runs" / "calibrations").exists()
+
+
 def test_a_wide_suite_shows_its_rows_live_and_is_resumed(folder):
     """The first run is interrupted; the second takes its rows over, and a third of another type is refused."""
     suites = ("task=microbench", "task.suites=[p2p]", "task.cell_s=0.02", "cluster.ranks_per_node=2")
