@@ -34,6 +34,23 @@ def label(source: int, target: int) -> int:
     return 1 + source % 15 * 16 + target % 16
 
 
+def summand(place: int, members: int, elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """What member `place` of a group adds to a reduction, [elements]: `total` at every members-th element, else 0.
+
+    However many members there are and in whatever order they are added up, each partial sum is 0 or a whole number of
+    up to 8 bits, exact in every type; sums of ones are not, bfloat16 ends at 256. A member that is missed or added
+    twice shows in its elements, and rows that went to the wrong member show in their values.
+    """
+    values = total(elements, device, dtype)
+    mine = torch.arange(elements, device=device, dtype=torch.int32).remainder_(members).eq_(place)
+    return values.mul_(mine)
+
+
+def total(elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """What a group's summands add up to, [elements]: 1 to 251 over and over, a prime that parts are no multiple of."""
+    return torch.arange(elements, device=device, dtype=torch.int32).remainder_(251).add_(1).to(dtype)
+
+
 def bystander() -> Exchange:
     """What a rank does in an exchange of others: nothing, and nothing wrong."""
     return (lambda: None), 0
@@ -88,13 +105,13 @@ def all_reduce(
     group: dist.ProcessGroup | None, members: Sequence[int], elements: int, device: torch.device, dtype: torch.dtype
 ) -> Exchange:
     """The sum of `elements` values over the group, in place."""
-    values = torch.ones(elements, device=device, dtype=dtype)
+    values = summand(list(members).index(dist.get_rank()), len(members), elements, device, dtype)
 
     def call() -> None:
         dist.all_reduce(values, group=group)
 
     call()
-    wrong = wrong_values(values, len(members))
+    wrong = wrong_values(values, total(elements, device, dtype))
     values.zero_()  # sums of zeros stay zero, however often they are taken
     return call, wrong
 
@@ -103,15 +120,15 @@ def reduce_scatter(
     group: dist.ProcessGroup | None, members: Sequence[int], elements: int, device: torch.device, dtype: torch.dtype
 ) -> Exchange:
     """The sum over the group of each rank's part of `elements` values."""
-    part = elements // len(members)
-    sent = labels([1 + place % 8 for place in range(len(members))], part, device, dtype)
+    part, place = elements // len(members), list(members).index(dist.get_rank())
+    sent = summand(place, len(members), part * len(members), device, dtype)
     received = torch.empty(part, device=device, dtype=dtype)
 
     def call() -> None:
         dist.reduce_scatter_tensor(received, sent, group=group)
 
     call()
-    return call, wrong_values(received, len(members) * (1 + list(members).index(dist.get_rank()) % 8))
+    return call, wrong_values(received, total(part * len(members), device, dtype).chunk(len(members))[place])
 
 
 def all_gather(
@@ -139,7 +156,10 @@ COLLECTIVES = {
 
 @contextmanager
 def process_group(family: GroupFamily) -> Iterator[dist.ProcessGroup | None]:
-    """This rank's group of the family (None: the default group, or no part in it); ended afterwards."""
+    """This rank's group of the family (None: the default group, or no part in it); ended afterwards, also by an error.
+
+    After an error no rank waits for the others: they may not come.
+    """
     if family.size == dist.get_world_size():
         yield None
         return
@@ -149,10 +169,12 @@ def process_group(family: GroupFamily) -> Iterator[dist.ProcessGroup | None]:
         if dist.get_rank() in members:
             own = group
     let_senders_go_first()
-    yield own
-    dist.barrier()
-    if own is not None:
-        dist.destroy_process_group(own)
+    try:
+        yield own
+        dist.barrier()
+    finally:
+        if own is not None:
+            dist.destroy_process_group(own)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from piper_hpc.microbench.exchanges import Exchange, bystander, label, labels, wrong_values
+from piper_hpc.microbench.exchanges import Exchange, bystander, label, labels, summand, total, wrong_values
 from piper_hpc.microbench.groups import GroupFamily
 from piper_hpc.runtime import mpi
 
@@ -61,7 +61,11 @@ class MpiBackend:
 
     @contextmanager
     def collectives(self, family: GroupFamily) -> Iterator[Callable[[str, int], Exchange]]:
-        """A builder (name, elements) -> exchange among this rank's group of the family."""
+        """A builder (name, elements) -> exchange among this rank's group of the family.
+
+        The group is freed in good order alone: MPI_Comm_free is collective, and after an error of one rank it might
+        wait for others that never come. The error then ends the rank, and MPI with it.
+        """
         rank = dist.get_rank()
         members = next((group for group in family.groups if rank in group), None)
         group = self.world.Split(family.groups.index(members) if members else len(family.groups), rank)
@@ -89,7 +93,7 @@ class MpiBackend:
 
     def all_reduce(self, group: Any, members: Sequence[int], elements: int) -> Exchange:
         """MPI_Allreduce, out of place."""
-        sent = torch.ones(elements, device=self.device, dtype=self.dtype)
+        sent = summand(list(members).index(dist.get_rank()), len(members), elements, self.device, self.dtype)
         received = torch.empty_like(sent)
         outgoing, incoming = self._numbers(sent), self._numbers(received)
 
@@ -97,12 +101,12 @@ class MpiBackend:
             group.Allreduce(outgoing, incoming)
 
         call()
-        return call, wrong_values(received, len(members))
+        return call, wrong_values(received, total(elements, self.device, self.dtype))
 
     def reduce_scatter(self, group: Any, members: Sequence[int], elements: int) -> Exchange:
         """MPI_Reduce_scatter_block."""
-        part = elements // len(members)
-        sent = labels([1 + place % 8 for place in range(len(members))], part, self.device, self.dtype)
+        part, place = elements // len(members), list(members).index(dist.get_rank())
+        sent = summand(place, len(members), part * len(members), self.device, self.dtype)
         received = torch.empty(part, device=self.device, dtype=self.dtype)
         outgoing, incoming = self._numbers(sent), self._numbers(received)
 
@@ -110,7 +114,8 @@ class MpiBackend:
             group.Reduce_scatter_block(outgoing, incoming)
 
         call()
-        return call, wrong_values(received, len(members) * (1 + list(members).index(dist.get_rank()) % 8))
+        expected = total(part * len(members), self.device, self.dtype).chunk(len(members))[place]
+        return call, wrong_values(received, expected)
 
     def all_gather(self, group: Any, members: Sequence[int], elements: int) -> Exchange:
         """MPI_Allgather."""
