@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from piper_hpc.microbench.shapes import Shape
 from piper_hpc.spec import ModelSpec
@@ -14,6 +15,9 @@ get in fine-grained models."""
 SEQUENCES = (128, 512, 1024, 2048, 4096, 8192, 32768)
 HEAD_DIMS = (64, 128)
 """Measured beside the model's own."""
+HEAD_SHARES = (1, 2, 8)
+"""The model's heads, and those that tensor parallelism over so many ranks leaves to one: with three widths and seven
+sequences at most 126 cells, a minute at half a second each."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,18 @@ def grouped_gemm_cells(model: ModelSpec, ranks: int) -> list[ComputeCell]:
 
 
 def attention_cells(model: ModelSpec) -> list[ComputeCell]:
-    """Attention forward and backward over sequences, for the model's heads and head width and for other widths; its
-    projections apart (as matrix products of so many tokens), and all together as one block."""
+    """Attention forward and backward over sequences, heads and head widths, the model's own among them; its projections
+    apart (as matrix products of so many tokens), and all together as one block."""
     cells = []
-    for head_dim in dict.fromkeys((model.head_dim, *HEAD_DIMS)):
+    for (heads, kv_heads), head_dim in product(_heads(model), dict.fromkeys((model.head_dim, *HEAD_DIMS))):
+        part = f"heads_{heads}_of_{kv_heads}_width_{head_dim}"
         for sequence in SEQUENCES:
-            shape = {"batch": 1, "heads": model.heads, "sequence": sequence, "head_dim": head_dim}
-            flops, values = 2.0 * sequence**2 * model.heads * head_dim, 4.0 * sequence * model.heads * head_dim
+            shape = {"batch": 1, "heads": heads, "kv_heads": kv_heads, "sequence": sequence, "head_dim": head_dim}
+            flops = 2.0 * sequence**2 * heads * head_dim
+            values = 2.0 * sequence * (heads + kv_heads) * head_dim
             cells += [
-                ComputeCell("attention_forward", f"width_{head_dim}", shape, flops, values),
-                ComputeCell("attention_backward", f"width_{head_dim}", shape, 2.5 * flops, 2 * values),
+                ComputeCell("attention_forward", part, shape, flops, values),
+                ComputeCell("attention_backward", part, shape, 2.5 * flops, 2 * values),
             ]
     projections = matrices(model)
     names = [name for name in projections if name.startswith(("q", "latent", "output"))]
@@ -110,6 +116,18 @@ def attention_cells(model: ModelSpec) -> list[ComputeCell]:
             ComputeCell("attention_block_backward", "block", block_shape(model, sequence), 2 * flops, 2 * values),
         ]
     return sorted(dict((cell.key, cell) for cell in cells).values(), key=lambda cell: (cell.operator, cell.part))
+
+
+def _heads(model: ModelSpec) -> list[tuple[int, int]]:
+    """Heads, and heads of keys and values, that a rank of tensor parallelism has, most first; a group of query heads
+    stays with its keys. Latent attention has keys for each head."""
+    of_keys = model.heads if model.attention == "mla" else model.kv_heads
+    found = []
+    for share in HEAD_SHARES:
+        heads, kv_heads = model.heads // share, max(1, of_keys // share)
+        if model.heads % share == 0 and heads % kv_heads == 0:
+            found.append((heads, kv_heads))
+    return found
 
 
 def _values(m: int, k: int, n: int) -> float:

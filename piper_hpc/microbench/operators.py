@@ -82,10 +82,12 @@ def grouped_gemm(
 
 
 def _attention_inputs(
-    device: torch.device, dtype: torch.dtype, batch: int, heads: int, sequence: int, head_dim: int
+    device: torch.device, dtype: torch.dtype, batch: int, heads: int, kv_heads: int, sequence: int, head_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value [batch, heads, sequence, head_dim], with gradients."""
-    query, key, value = torch.randn(3, batch, heads, sequence, head_dim, device=device, dtype=dtype)
+    """Query [batch, heads, sequence, head_dim], key and value [batch, kv_heads, sequence, head_dim], with gradients."""
+    query, key, value = (
+        torch.randn(batch, own, sequence, head_dim, device=device, dtype=dtype) for own in (heads, kv_heads, kv_heads)
+    )
     return query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
 
 
@@ -95,33 +97,37 @@ def _attention_flops(batch: int, heads: int, sequence: int, head_dim: int) -> fl
 
 
 def attention_forward(
-    device: torch.device, dtype: torch.dtype, *, batch: int, heads: int, sequence: int, head_dim: int
+    device: torch.device, dtype: torch.dtype, *, batch: int, heads: int, sequence: int, head_dim: int, kv_heads: int = 0
 ) -> Operator:
-    """Causal scaled-dot-product attention with autograd recording, forward."""
-    inputs = _attention_inputs(device, dtype, batch, heads, sequence, head_dim)
+    """Causal scaled-dot-product attention with autograd recording, forward; kv_heads: 0 for one to each head."""
+    kv_heads = kv_heads or heads
+    inputs = _attention_inputs(device, dtype, batch, heads, kv_heads, sequence, head_dim)
 
     def call() -> torch.Tensor:
-        return F.scaled_dot_product_attention(*inputs, is_causal=True)
+        return F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=kv_heads != heads)
 
-    # The first position sees itself alone, so its output is its own value.
-    correct = agree(call()[:, :, 0].detach(), inputs[2][:, :, 0].detach(), dtype)
+    # The first position sees itself alone, so its output is its own value, once for each head that shares it.
+    own = inputs[2][:, :, 0].repeat_interleave(heads // kv_heads, dim=1)
+    correct = agree(call()[:, :, 0].detach(), own.detach(), dtype)
     flops = _attention_flops(batch, heads, sequence, head_dim)
     return Operator("flops", flops, call, correct, bytes_of(*inputs, inputs[0]))
 
 
 def attention_backward(
-    device: torch.device, dtype: torch.dtype, *, batch: int, heads: int, sequence: int, head_dim: int
+    device: torch.device, dtype: torch.dtype, *, batch: int, heads: int, sequence: int, head_dim: int, kv_heads: int = 0
 ) -> Operator:
     """The backward of `attention_forward` alone; its work is counted as that of the forward."""
-    inputs = _attention_inputs(device, dtype, batch, heads, sequence, head_dim)
-    output = F.scaled_dot_product_attention(*inputs, is_causal=True)
+    kv_heads = kv_heads or heads
+    inputs = _attention_inputs(device, dtype, batch, heads, kv_heads, sequence, head_dim)
+    output = F.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=kv_heads != heads)
     gradient = torch.randn_like(output)
 
     def call() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(output, inputs, gradient, retain_graph=True)
 
-    # Weights of one position sum to 1, so the values' gradients sum to the outputs' gradients.
-    correct = agree(call()[2].float().sum(dim=2), gradient.float().sum(dim=2), dtype)
+    # Weights of one position sum to 1, so the values' gradients sum to the outputs' gradients of all heads that share.
+    shared = gradient.float().sum(dim=2).unflatten(1, (kv_heads, -1)).sum(dim=2)
+    correct = agree(call()[2].float().sum(dim=2), shared, dtype)
     flops = _attention_flops(batch, heads, sequence, head_dim)
     return Operator("flops", flops, call, correct, 2 * bytes_of(*inputs, output))
 

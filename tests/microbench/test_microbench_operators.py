@@ -96,8 +96,21 @@ def test_a_wrong_grouped_gemm_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_attention_that_is_not_causal_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *inputs, is_causal: right(*inputs))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *inputs, is_causal, **other: right(*inputs))
     assert not build("attention_forward", CPU.compute["attention_forward"][0], DEVICE, torch.float32).correct
+
+
+@pytest.mark.parametrize("name", ["attention_forward", "attention_backward"])
+def test_heads_that_share_their_keys_meet_their_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"batch": 2, "heads": 4, "kv_heads": 2, "sequence": 16, "head_dim": 8}
+    assert build(name, shape, DEVICE, torch.float32).correct
+    right = F.scaled_dot_product_attention
+
+    def wrong(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **other: bool) -> torch.Tensor:
+        return right(query, key, value.flip(1), **other)  # the keys of another group of heads
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", wrong)
+    assert not build(name, shape, DEVICE, torch.float32).correct
 
 
 def test_a_gate_that_chooses_the_smallest_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from piper_hpc.microbench.exchange_suite import MESSAGES, ExchangeSuite
 from piper_hpc.microbench.exchanges import TorchBackend
 from piper_hpc.microbench.groups import GroupFamily, pipeline_families
 from piper_hpc.microbench.links import LinkCounter, counter_of, least_bytes, refusal
-from piper_hpc.microbench.model_shapes import TOKENS, block_shape, matrices
+from piper_hpc.microbench.model_shapes import SEQUENCES, TOKENS, block_shape, matrices
 from piper_hpc.microbench.rows import Book
 from piper_hpc.microbench.timing import Team
 from piper_hpc.spec import Layout, ModelSpec, RankMap
@@ -47,6 +48,22 @@ def test_shapes_are_the_model_s_own() -> None:
     assert len({cell.key for cell in cells_of(["gemm", "attention"], TINY, 4)}) == len(
         cells_of(["gemm", "attention"], TINY, 4)
     )
+
+
+def test_attention_is_measured_over_sequences_head_widths_and_heads() -> None:
+    def measured(model: ModelSpec) -> set[tuple[int, ...]]:
+        cells = [cell for cell in cells_of(["attention"], model, 1) if cell.operator == "attention_backward"]
+        assert len({cell.part for cell in cells}) * len(SEQUENCES) == len(cells), "a time box for each width and heads"
+        return {tuple(cell.shape[key] for key in ("heads", "kv_heads", "head_dim", "sequence")) for cell in cells}
+
+    assert measured(TINY) == {
+        (*heads, width, sequence) for heads in ((4, 2), (2, 1)) for width in (32, 64, 128) for sequence in SEQUENCES
+    }
+    wide = replace(TINY, heads=64, kv_heads=4, head_dim=128)
+    assert {each[:2] for each in measured(wide)} == {(64, 4), (32, 2), (8, 1)}, "a rank has one head of keys at least"
+    assert len(measured(wide)) == 3 * 2 * len(SEQUENCES)
+    assert {each[:2] for each in measured(MLA)} == {(4, 4), (2, 2)}
+    assert {each[:2] for each in measured(replace(TINY, heads=28, kv_heads=4))} == {(28, 4), (14, 2)}
 
 
 @pytest.mark.parametrize("model", [TINY, MLA], ids=["gqa", "mla"])
