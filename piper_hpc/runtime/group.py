@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +22,9 @@ import torch.distributed as dist
 
 from piper_hpc.runtime.rank import RankEnvironment
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+"""Back end of the process group by type of device; RCCL goes by the name of nccl, as ROCm devices by that of cuda."""
+VENDORS = {"cuda": "CUDA or ROCm", "xpu": "Intel XPU"}
 GLOO_RECEIVER = "gloo_tcp_loop"
 """The name that gloo gives to the thread which receives, one in each process group."""
 LOWEST_PRIORITY = 19
@@ -30,26 +34,32 @@ Order = Callable[[Sequence[RankEnvironment]], Sequence[int]]
 """From the places of all tasks, in the scheduler's order, the tasks in the order of their ranks."""
 
 
+T = TypeVar("T")
+
+
 class RendezvousError(RuntimeError):
     """The ranks did not find one another in time."""
 
 
 def device_of(kind: str, local_rank: int, *, scheduled: bool) -> torch.device:
-    """This rank's device; `kind` is auto, cpu or cuda.
+    """This rank's device; `kind` is auto, cpu, cuda or xpu, and auto takes cuda where there is one, else the CPU.
 
     A scheduler may show each task one device or all of them, so the index follows from what is visible. Raises
-    RuntimeError where a rank has none of its own: two ranks on one device cannot exchange over NCCL.
+    RuntimeError where a rank has none of its own: two ranks on one device cannot exchange over NCCL or XCCL. Devices
+    of Intel are asked for by name, and were not at hand when this was written.
     """
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    visible = torch.cuda.device_count()
+    kind = "cuda" if kind == "auto" else kind
+    module = torch.get_device_module(kind)
+    visible: int = module.device_count()
     if visible == 0:
-        raise RuntimeError("cluster.device=cuda, but this rank sees no CUDA or ROCm device")
+        raise RuntimeError(f"cluster.device={kind}, but this rank sees no {VENDORS[kind]} device")
     index = 0 if visible == 1 and scheduled else local_rank
     if index >= visible:
         raise RuntimeError(f"rank {local_rank} of this node has no device of its own: cluster.ranks_per_node={visible}")
-    device = torch.device("cuda", index)
-    torch.cuda.set_device(device)
+    device = torch.device(kind, index)
+    module.set_device(device)
     return device
 
 
@@ -76,7 +86,7 @@ def process_group(
             rank=place.rank,
             world_size=place.ranks,
             timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
+            device_id=device if device.type != "cpu" else None,
         )
     except dist.DistStoreError as error:
         raise RendezvousError(f"{place.ranks} ranks did not meet within {timeout_s:.0f} s: {error}") from error
@@ -85,6 +95,40 @@ def process_group(
     # Without the barrier a rank that leaves early can abort the others' clean exit.
     dist.barrier()
     dist.destroy_process_group()
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives on rank 0, told to every rank of the default group. Collective; only rank 0 calls `make`.
+
+    Where it fails, every rank raises what rank 0 raised: were it to fail alone, the others would wait for its answer
+    until their time is up, and say so in place of the reason. An exception that cannot be told, or an answer, becomes
+    a RuntimeError with its words.
+    """
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            told = [pickle.dumps((make(), None))]
+        except Exception as error:
+            told = [pickle.dumps((None, _told(error)))]
+            dist.broadcast_object_list(told, src=0)
+            raise
+    dist.broadcast_object_list(told, src=0)
+    answer, failure = pickle.loads(told[0])
+    if failure is not None:
+        raise failure
+    found: T = answer
+    return found
+
+
+def _told(error: Exception) -> Exception:
+    """The exception as other ranks can read it."""
+    try:
+        again = pickle.loads(pickle.dumps(error))
+        if type(again) is type(error) and str(again) == str(error):
+            return error
+    except Exception:  # whatever its class makes of it
+        pass
+    return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
 
 
 def _ordered(place: RankEnvironment, store: dist.Store, order: Order) -> RankEnvironment:

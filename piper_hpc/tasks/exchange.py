@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
-
 from piper_hpc.comm.levels import Places
 from piper_hpc.parallel.exchange import Way, Ways, expert_groups, places_of
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.exchange import Choice
 from piper_hpc.resource_model.exchanged import settle
+from piper_hpc.runtime.group import from_first
 from piper_hpc.spec import AUTO, Calibration, ExchangeCell, Layout
 from piper_hpc.tasks.context import Context
 
@@ -22,19 +21,19 @@ def ways(context: Context, calibration: Calibration | None, layout: Layout) -> W
     if layout.all_to_all != AUTO:
         return None
     rank_map = context.rank_map(layout)
-    found: list[Ways] = [{}]
-    if context.is_first:
+
+    def settled() -> Ways:
         choices = {
             ranks: _choice(context, calibration, layout, places_of(rank_map, ranks))
             for ranks in expert_groups(rank_map)
             if len(ranks) > 1
         }
-        found = [{ranks: Way(choice.algorithm, choice.chunks) for ranks, choice in choices.items()}]
         manifest = context.run.manifest()
         told = {"all_to_all": [{"ranks": list(ranks)} | choice.document() for ranks, choice in choices.items()]}
         context.run.write_manifest(manifest | {"job": manifest["job"] | told})
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+        return {ranks: Way(choice.algorithm, choice.chunks) for ranks, choice in choices.items()}
+
+    return from_first(settled)
 
 
 def _choice(context: Context, calibration: Calibration | None, layout: Layout, places: Places) -> Choice:
