@@ -79,13 +79,20 @@ def _of_group(name: str, group: Sequence[int], bytes_: float, ranks: RankMap) ->
     return (len(set(nodes)) - 1) * bytes_ * (2 if name == "all_reduce" else 1)
 
 
+def too_few(interface: str, sent_bytes: float, least: float) -> str | None:
+    """Why so few bytes on the links speak against what was measured; None where they do not."""
+    if sent_bytes >= LEAST_SHARE * least:
+        return None
+    return (
+        f"{interface} sent {sent_bytes:,.0f} bytes where {least:,.0f} had to cross between nodes: they took "
+        "another way (for MPICH over sockets set UCX_TLS=tcp,self UCX_NET_DEVICES=eth0)"
+    )
+
+
 def refusal(name: str, interface: str, sent_bytes: float, least: float) -> str | None:
     """Why the bytes that the links counted do not match those of the calls; None where they do."""
-    if sent_bytes < LEAST_SHARE * least:
-        return (
-            f"{interface} sent {sent_bytes:,.0f} bytes where {least:,.0f} had to cross between nodes: they took "
-            "another way (for MPICH over sockets set UCX_TLS=tcp,self UCX_NET_DEVICES=eth0)"
-        )
+    if few := too_few(interface, sent_bytes, least):
+        return few
     exact = name == "all_to_all" or name.startswith("p2p")
     if exact and least > JUDGED_ABOVE_BYTES and sent_bytes > MOST_SHARE * least:
         return f"{interface} sent {sent_bytes:,.0f} bytes where {least:,.0f} were exchanged: others used the link"
