@@ -144,7 +144,7 @@ def _local(cluster: ClusterConfig) -> Machine:
         devices_share_cores=not on_device and share is None and ranks > cores,
         fingerprint={
             "host": platform.node(),
-            "processor": _processor(),
+            "processor": processor(),
             "torch": version("torch"),
             "cpu_share": str(share),
             "device": "accelerator" if on_device else "cpu",
@@ -168,7 +168,7 @@ def _testbed(cluster: ClusterConfig) -> Machine:
         cores=0.0,
         environment=dict(bed.environment),
         fingerprint={
-            "processor": _processor(),
+            "processor": processor(),
             "torch": version("torch"),
             "cpu_share": str(bed.cpu_share),
             "links": json.dumps({kind: link.configured_bytes_per_s for kind, link in sorted(bed.links.items())}),
@@ -188,7 +188,8 @@ def _slurm(cluster: ClusterConfig) -> Machine:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of this machine's CPU, as far as the kernel names it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,3 +242,66 @@ def test_facts_of_now_name_nodes_and_size_and_what_changed_is_told() -> None:
         calibration, evidence.facts(other, ClusterConfig(name="local", nodes=2), "float32", ["n1", "n3"])
     )
     assert [reason.split(" was ")[0] for reason in reasons] == ["torch", "size", "nodes"]
+
+
+def test_what_a_job_alone_knows_is_compared_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, cluster = Machine(rack_of_node=(0,), memory_bytes=2**30, cores=2.0), ClusterConfig(name="frontier")
+
+    def torch(nccl: tuple[int, ...], started: bool = True, cuda: str | None = "13.0") -> SimpleNamespace:
+        device = SimpleNamespace(
+            is_initialized=lambda: started,
+            get_device_name=lambda: "H100",
+            nccl=SimpleNamespace(version=lambda: nccl),
+        )
+        none = SimpleNamespace(is_initialized=lambda: False)
+        return SimpleNamespace(version=SimpleNamespace(cuda=cuda, hip=None), cuda=device, xpu=none)
+
+    def now(module: SimpleNamespace | None, nodes: tuple[str, ...] = ("n1",)) -> dict[str, str]:
+        monkeypatch.setitem(sys.modules, "torch", module)
+        return evidence.facts(here, cluster, "bfloat16", nodes)
+
+    then = now(torch((2, 27, 5)))
+    assert (then["nccl"], then["device_name"]) == ("2.27.5", "H100") and "processor" in then
+    calibration = fit(measurements(), cluster="frontier", provenance=then | {"dtype": "bfloat16"})
+    assert staleness(calibration, now(None, ())) == [], "a login node knows none of it"
+    assert staleness(calibration, now(torch((), started=False, cuda=None))) == [], "nor does a build for CPUs"
+    assert staleness(calibration, now(torch((2, 28, 3)))) == [
+        "nccl was '2.27.5' when it was measured and is '2.28.3' now"
+    ]
+    assert staleness(calibration, now(None) | {"device_name": "H200"}) == [
+        "device_name was 'H100' when it was measured and is 'H200' now"
+    ]
+
+
+def test_code_that_measures_is_told_from_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cluster/evidence.py", "microbench/timing.py", "microbench/dispatch/cells.py", "comm/halo.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(evidence, "__file__", str(tmp_path / "cluster" / "evidence.py"))
+
+    def digest() -> str:
+        evidence._digest.cache_clear()
+        return evidence._digest()
+
+    first = digest()
+    (tmp_path / "cluster" / "evidence.py").write_text("other = 1")
+    (tmp_path / "README.md").write_text("other")
+    assert digest() == first
+    seen = {first}
+    for name in ("microbench/dispatch/cells.py", "comm/halo.py"):
+        (tmp_path / name).write_text("other = 1")
+        seen.add(digest())
+    (tmp_path / "microbench" / "timing.py").rename(tmp_path / "microbench" / "timed.py")
+    assert len(seen | {digest()}) == 4
+    evidence._digest.cache_clear()
+
+
+def test_nothing_is_imported_to_ask() -> None:
+    code = (
+        "import sys; from piper_hpc.cluster import evidence; from piper_hpc.cluster.machine import Machine; "
+        "from piper_hpc.config.schema import ClusterConfig; "
+        "facts = evidence.facts(Machine((0,), 1, 1.0), ClusterConfig(), 'float32', ['n1']); "
+        "assert facts['benchmark_code'] and not {'torch', 'mpi4py.MPI'} & set(sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
