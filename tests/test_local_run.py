@@ -167,7 +167,7 @@ def test_a_microbench_run_shows_its_rows(folder):
 
 def test_wide_suites_are_added_to_a_calibration_where_there_is_one(folder, tmp_path):
     """After the calibration suite of the same run; alone, on a machine where nothing was measured, they are rows."""
-    wide = ("task=microbench", "task.cell_s=0.05", "task.budget_s=3")
+    wide = ("task=microbench", "task.cell_s=0.02", "task.budget_s=3")
     ended = launch(*wide, "task.suites=[calibration,gemm,p2p,all_to_all]", cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (path,) = (folder / "runs" / "calibrations").glob("local-1x4-float32-*.json")
@@ -177,11 +177,27 @@ def test_wide_suites_are_added_to_a_calibration_where_there_is_one(folder, tmp_p
     dry = launch("dry_run=true", "format=json", cwd=folder)
     assert json.loads(dry.stdout)["prediction"]["calibration"]["measured"] is True
 
-    alone = launch(*wide, "task.suites=[gemm]", cwd=tmp_path)
+    alone = launch(*wide, "task.suites=[gemm]", "cluster.ranks_per_node=1", cwd=tmp_path)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     (run,) = find(tmp_path / "runs")
     assert run.measurements() and "no calibration to add to" in run.manifest()["job"]["calibration"][0]
     assert not (tmp_path / "runs" / "calibrations").exists()
+
+
+def test_auto_takes_what_the_dispatch_suite_measured(folder):
+    """From the suite over the calibration file to what a run exchanges by, and its record."""
+    suites = ("task.suites=[calibration,dispatch]", "task.budget_s=3", "task.cell_s=0.02")
+    ended = launch("task=microbench", *suites, cwd=folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "flat_dedup" in ended.stdout
+    of_all = ("train=smoke", "parallelism.pp=1", "parallelism.ep=4", "parallelism.all_to_all=auto")
+    trained = launch(*of_all, cwd=folder)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    (chosen,) = find(folder / "runs")[-1].manifest()["job"]["all_to_all"]
+    assert chosen["ranks"] == [0, 1, 2, 3] and chosen["algorithm"] in ("flat", "flat_dedup")
+    assert "as measured at" in chosen["why"] and not chosen["notes"]
+    assert all(cell.startswith("groups of 4 ranks on 1 nodes in 1 rack:") for cell in chosen["rests_on"])
+    assert chosen["seconds"][min(chosen["seconds"], key=chosen["seconds"].get)] > 0
 
 
 def test_a_wide_suite_shows_its_rows_live_and_is_resumed(folder):

@@ -1,6 +1,7 @@
 """`python -m analysis.bench_a2a RUN`: the tables of the all-to-all benchmark, and the run's reports.
 
-Exit codes: 0 every bar met, 1 one missed, 2 a run without the benchmark's rows.
+Exit codes: 0 no bar missed (the last line counts those that were not judged), 1 one missed, 2 a run without the
+benchmark's rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from analysis import report
 from analysis.bench_a2a.rows import cells, machines
-from analysis.bench_a2a.show import cell_table, verdict_table
+from analysis.bench_a2a.show import cell_table, counted, verdict_table
 from analysis.bench_a2a.verdicts import verdicts
 from analysis.load import UsageError, open_run
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for machine in machines(measured):
             console.print(cell_table(machine, [cell for cell in measured if cell.machine == machine]), "")
         console.print(verdict_table(found), "")
+        console.print(f"bars      {counted(found)}", highlight=False)
         console.print(f"report    {written[0]}", highlight=False)
     return 1 if any(verdict.met is False for verdict in found) else 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from piper_hpc.cluster.calibration import exchange_of
-from piper_hpc.spec import DISPATCH_COMBINE, MeasuredExchange
+from piper_hpc.spec import DISPATCH_COMBINE, OVERLAP, OVERLAPS, MeasuredExchange
 
 HELD_OUT = slice(1, None, 2)
 """Iterations that no calibration sees: the odd ones."""
@@ -35,7 +35,13 @@ class Timed:
     @property
     def name(self) -> str:
         """For tables."""
-        return f"{self.algorithm}/{self.chunks}" if self.chunks else self.algorithm
+        name = f"{self.algorithm}/{self.chunks}" if self.chunks else self.algorithm
+        return name if self.usual else f"{name} {OVERLAPS[self.row['overlap']]}"
+
+    @property
+    def usual(self) -> bool:
+        """Whether its phases are in the order that runs take."""
+        return str(self.row["overlap"]) == OVERLAP
 
     @property
     def median_s(self) -> float:
@@ -117,13 +123,17 @@ class Measured:
 
     def of(self, algorithm: str) -> Timed | None:
         """The variant of an algorithm that is quickest in the calibration half; None where it was not measured."""
-        found = [timed for timed in self.variants if timed.algorithm == algorithm]
+        found = [timed for timed in self.variants if timed.algorithm == algorithm and timed.usual]
         return min(found, key=lambda timed: timed.row["calibration_s"], default=None)
 
     @property
     def family(self) -> list[Timed]:
         """The variants that `auto` may choose."""
-        return [timed for timed in self.variants if timed.algorithm != "mpi"]
+        return [timed for timed in self.variants if timed.algorithm != "mpi" and timed.usual]
+
+    def named(self, name: str) -> Timed | None:
+        """The variant of this name."""
+        return next((timed for timed in self.variants if timed.name == name), None)
 
 
 def cells(rows: Iterable[dict[str, Any]]) -> list[Measured]:

@@ -7,17 +7,24 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from analysis.bench_a2a.rows import Measured
-from analysis.bench_a2a.verdicts import Verdict, auto_choices, flat_share
+from analysis.bench_a2a.verdicts import SHOWN, Verdict, auto_choices, flat_share
 from analysis.units import seconds, size
 
 VERDICT_COLUMNS = ("bar", "machine, load", "found", "must be", "", "note")
-WORDS = {True: "met", False: "MISSED", None: "does not count"}
+WORDS = {True: "met", False: "MISSED", None: "not judged"}
 STYLES = {True: "green", False: "bold red", None: "yellow"}
 
 
 def verdict_cells(verdict: Verdict) -> tuple[str, ...]:
     """One verdict as text."""
-    return (verdict.what, verdict.where, verdict.value, verdict.bar, WORDS[verdict.met], verdict.note)
+    word = "" if verdict.bar == SHOWN else WORDS[verdict.met]
+    return (verdict.what, verdict.where, verdict.value, verdict.bar, word, verdict.note)
+
+
+def counted(found: Sequence[Verdict]) -> str:
+    """How many bars were met, missed and not judged."""
+    of_bars = [verdict.met for verdict in found if verdict.bar != SHOWN]
+    return ", ".join(f"{of_bars.count(met)} {word.lower()}" for met, word in WORDS.items())
 
 
 def verdict_table(found: Sequence[Verdict]) -> Table:
@@ -35,7 +42,7 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
 
 def cell_columns(measured: Sequence[Measured]) -> tuple[str, ...]:
     """Heads of `cell_lines`: what a cell is, then every variant that any cell has."""
-    return ("load", "a rank", "imbalance", "n", "flat of wire", *names(measured), "auto")
+    return ("load", "a rank", "imbalance", "n", "flat of wire", *names(measured), "best, effective", "auto")
 
 
 def names(measured: Sequence[Measured]) -> list[str]:
@@ -44,7 +51,8 @@ def names(measured: Sequence[Measured]) -> list[str]:
 
 
 def cell_lines(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
-    """One line a cell of one machine: median and half the 5-95 % range of each variant, and what `auto` takes."""
+    """One line a cell of one machine: median and half the 5-95 % range of each variant, the logical bytes of a rank
+    over the quickest one's time, and what `auto` takes."""
     shown = names(measured)
     chosen = {id(choice.cell): choice for choice in auto_choices(measured)}
     lines = []
@@ -62,6 +70,7 @@ def cell_lines(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
                     f"{seconds(by_name[name].median_s)} ±{100 * by_name[name].spread:.0f} %" if name in by_name else ""
                     for name in shown
                 ),
+                f"{1e-6 * cell.logical_bytes / min(timed.median_s for timed in cell.variants):.3g} MB/s",
                 "" if choice is None else f"{choice.chosen} ({choice.of_best:.2f} of best)",
             )
         )

@@ -24,6 +24,10 @@ MODEL_ERROR = 0.15
 FOLDS = 4
 
 
+SHOWN = "shown"
+"""What must be of a verdict that is no bar."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One bar. met: None where the cell does not count, which `note` explains."""
@@ -51,8 +55,7 @@ def verdicts(measured: Sequence[Measured]) -> list[Verdict]:
     for cell in full:
         found += _payload(cell)
     for cell in full:
-        if _racks(cell):
-            found += _third_level(cell)
+        found += _third_level(cell) if _racks(cell) else _phases(cell)
     for machine in machines(measured):
         own = [cell for cell in measured if cell.machine == machine]
         found += [*_auto(machine, own), *_cost_model(machine, own)]
@@ -118,7 +121,11 @@ def _against_flat(cell: Measured) -> Iterable[Verdict]:
 
 def _against_mpi(cell: Measured) -> Iterable[Verdict]:
     mpi, dedup = cell.of("mpi"), cell.of("halo_dedup")
-    if mpi is None or dedup is None:
+    if dedup is None:
+        return
+    if mpi is None:
+        yield Verdict("deduplicated HALO over MPI_Alltoallv", _where(cell), "", f">= {FASTER_THAN_MPI}x", None,
+                      "MPI took no part: pip install mpi4py mpich")  # fmt: skip
         return
     ratio, reason = dedup.faster_than(mpi), refused(mpi)
     note = reason or f"links carried {mpi.link_overhead or 0:.3f} of MPI's payload"
@@ -166,8 +173,18 @@ def _third_level(cell: Measured) -> Iterable[Verdict]:
         )
         if three == "halo3":
             note += "; without deduplication the uplink carries the same bytes, and rows are sent once more"
-        yield Verdict(f"{three} over {two}", _where(cell), _ratio(ratio), "> 1x" if three == "halo3_dedup" else "shown",
+        yield Verdict(f"{three} over {two}", _where(cell), _ratio(ratio), "> 1x" if three == "halo3_dedup" else SHOWN,
                       ratio[0] > 1 if three == "halo3_dedup" else None, note)  # fmt: skip
+
+
+def _phases(cell: Measured) -> Iterable[Verdict]:
+    """What the order of the phases does, of the variant that was timed in each."""
+    for other in (timed for timed in cell.variants if not timed.usual):
+        name, _, order = other.name.rpartition(" ")
+        usual = cell.named(name)
+        if usual is not None:
+            ratio, note = usual.faster_than(other), "orders of the phases of Algorithm 1"
+            yield Verdict(f"{name}: V2 over {order}", _where(cell), _ratio(ratio), SHOWN, None, note)
 
 
 @dataclass(frozen=True)

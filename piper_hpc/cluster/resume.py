@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,14 @@ from piper_hpc.cluster.machine import Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.runs import RunFolder
 from piper_hpc.runs.manifest import versions
-from piper_hpc.spec import BENCHMARK_VERSION, DISPATCH_COMBINE
+from piper_hpc.spec import BENCHMARK_VERSION
 
 COMPARED = ("torch", "piper-hpc", "mpi4py")
 """Packages of another version measure another thing."""
 
-DISPATCH_CELL = ("algorithm", "chunks", "workload", "experts", "top_k", "tokens", "hidden", "dtype")
-
-Row = Mapping[str, Any]
-
-
-def cell_of(row: Row) -> str | None:
-    """The name by which a row of a wide suite is known to a resumed run; None for rows that are measured each time."""
-    if "cell" in row:
-        return str(row["cell"])
-    if row["operator"] == DISPATCH_COMBINE:
-        return "dispatch/" + "/".join(str(row.get(key)) for key in DISPATCH_CELL)
-    return None
-
-
 def finished(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Cell -> row of what was measured and found right; what was refused is measured again."""
-    return {cell: row for row in rows if row["correct"] and (cell := cell_of(row)) is not None}
+    """Cell -> row of what a wide suite measured and found right; what was refused is measured again."""
+    return {str(row["cell"]): row for row in rows if row["correct"] and "cell" in row}
 
 
 def taken_over(asked: Experiment, machine: Machine) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from piper_hpc.resource_model.exchange import (
     LEAST_ROWS,
     Choice,
     ExchangeModel,
+    Way,
     cheapest,
     choose,
     fit_exchange_model,
@@ -93,8 +94,7 @@ def settle(curves: Curves, cell: ExchangeCell, algorithm: str, among: Sequence[s
         return Choice(algorithm, why="as configured")
     enough = len(curves.calibration.exchanges) >= LEAST_ROWS
 
-    def expected(way: tuple[str, int], at: tuple[float, int, float]) -> float:
-        where = replace(cell, logical_bytes=at[0], top_k=at[1], imbalance=at[2])
+    def expected(way: Way, where: ExchangeCell) -> float:
         return exchange_model(curves).seconds(way[0], where, way[1])
 
     measured = choose(curves.calibration.exchanges, cell, among, expected if enough else None)

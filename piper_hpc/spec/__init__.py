@@ -21,9 +21,12 @@ from piper_hpc.spec.exchange import (
     LEVELS,
     METADATA_BYTES,
     MOVES_PER_STEP,
+    OVERLAP,
+    OVERLAPS,
     WEIGHT_BYTES,
     ExchangeCell,
     MeasuredExchange,
+    Overlap,
 )
 from piper_hpc.spec.execution import EXECUTIONS, Execution
 from piper_hpc.spec.fits import Estimate, Fit
@@ -47,6 +50,8 @@ __all__ = [
     "LEVELS",
     "METADATA_BYTES",
     "MOVES_PER_STEP",
+    "OVERLAP",
+    "OVERLAPS",
     "RECIPES",
     "TERMS",
     "TIERS",
@@ -66,6 +71,7 @@ __all__ = [
     "Link",
     "MeasuredExchange",
     "ModelSpec",
+    "Overlap",
     "Placement",
     "Prediction",
     "Problem",

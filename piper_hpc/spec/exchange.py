@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 ALGORITHMS = ("flat", "halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup")
 """What Layout.all_to_all may name, beside `auto`."""
@@ -22,6 +23,16 @@ DISPATCH_COMBINE = "dispatch_combine"
 CHUNKS = 4
 """Parts in which rows between nodes travel where nobody says otherwise, so that one part's way inside the node runs
 beside the next's outside."""
+
+Overlap = Literal["none", "own_first", "far_first"]
+"""Order in which phases 1-3 of Algorithm 1 (arXiv 2605.05049) are posted. none: one after the other; own_first: phase 1
+(the own node's rows), then 2 and 3 beside it; far_first: phase 2 before 1 and 3."""
+
+OVERLAP: Overlap = "far_first"
+"""Where nobody says otherwise: the slowest links begin first."""
+
+OVERLAPS: dict[Overlap, str] = {"none": "V0", "own_first": "V1", "far_first": "V2"}
+"""The paper's names of them."""
 
 LEVELS = ("node", "rack", "system")
 """Links by what they join: ranks of a node, nodes of a rack, racks."""

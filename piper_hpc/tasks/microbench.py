@@ -12,24 +12,18 @@ import torch.distributed as dist
 
 from piper_hpc.cluster import calibration as calibrations
 from piper_hpc.cluster import evidence
-from piper_hpc.cluster.resume import DISPATCH_CELL, finished
-from piper_hpc.comm.family import Family
-from piper_hpc.comm.levels import Places
+from piper_hpc.cluster.resume import finished
 from piper_hpc.microbench import compute_suite, exchange_suite, links, suite, vendor
 from piper_hpc.microbench.compute_suite import ComputeSuite
-from piper_hpc.microbench.dispatch.cells import Cell, Variant
-from piper_hpc.microbench.dispatch.timing import time_cells
+from piper_hpc.microbench.dispatch.suite import DispatchSuite
 from piper_hpc.microbench.exchange_suite import Backend, ExchangeSuite
 from piper_hpc.microbench.exchanges import TorchBackend
 from piper_hpc.microbench.mpi_exchanges import MpiBackend
 from piper_hpc.microbench.rows import Book, Row
 from piper_hpc.microbench.timing import Team
+from piper_hpc.runtime.group import from_first
 from piper_hpc.spec import Calibration, Layout, RankMap
 from piper_hpc.tasks.context import Context
-
-DISPATCH_TOKENS = (4, 64, 1024)
-DISPATCH_WORKLOADS = ("W0", "W2")
-DISPATCH_ITERATIONS = 20
 
 
 def run(context: Context) -> None:
@@ -39,11 +33,8 @@ def run(context: Context) -> None:
         measure(context)
         return
     # One rank reads and tells: what an earlier attempt, or the run that is resumed, has measured.
-    found: list[Any] = [context.run.measurements() if context.is_first else None]
-    dist.broadcast_object_list(found, src=0)
-    earlier: list[Row] = found[0]
+    earlier: list[Row] = from_first(context.run.measurements)
     rows = list(finished(earlier).values())
-    facts: dict[str, Any] = {}
 
     def on_row(row: Row) -> None:
         rows.append(row)
@@ -51,14 +42,18 @@ def run(context: Context) -> None:
 
     if "calibration" in suites:
         _calibration_suite(context, on_row)
-    facts |= _wide_suites(context, suites, finished(earlier), on_row)
-    if context.is_first:
-        added, words = _add(context, rows)
-        mine = {(row.get("backend", "torch"), row["operator"]) for row in rows}
-        fits = [asdict(fit) for fit in (added.fits if added else ()) if (fit.backend, fit.operator) in mine]
-        manifest = context.run.manifest()
-        context.run.write_manifest(manifest | {"job": manifest["job"] | facts | {"calibration": words, "fits": fits}})
-        print(*words, sep="\n", flush=True)
+    facts = _wide_suites(context, suites, finished(earlier), on_row)
+    from_first(lambda: _concluded(context, rows, facts))
+
+
+def _concluded(context: Context, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Add the rows to the calibration, and say so in the manifest and the log."""
+    added, words = _add(context, rows)
+    mine = {(row.get("backend", "torch"), row["operator"]) for row in rows}
+    fits = [asdict(fit) for fit in (added.fits if added else ()) if (fit.backend, fit.operator) in mine]
+    manifest = context.run.manifest()
+    context.run.write_manifest(manifest | {"job": manifest["job"] | facts | {"calibration": words, "fits": fits}})
+    print(*words, sep="\n", flush=True)
 
 
 def measure(context: Context) -> Calibration:
@@ -70,12 +65,7 @@ def measure(context: Context) -> Calibration:
         context.run.append_measurement(row, context.place.attempt)
 
     _calibration_suite(context, on_row)
-    fitted: list[Calibration | None] = [None]
-    if context.is_first:
-        fitted = [_kept(context, rows, None)]
-    dist.broadcast_object_list(fitted, src=0)
-    assert fitted[0] is not None
-    return fitted[0]
+    return from_first(lambda: _kept(context, rows, None))
 
 
 def _calibration_suite(context: Context, on_row: Callable[[Row], None]) -> None:
@@ -115,7 +105,11 @@ def _wide_suites(
         if asked.vendor:
             left_out = left_out | _vendor_programs(context, exchanges, done, on_row)
     if "dispatch" in suites:
-        _dispatch_suite(context, done, on_row)
+        timeout = timedelta(seconds=context.experiment.cluster.comm_timeout_s)
+        extra = {"nodes": list(_nodes(context))}
+        family = DispatchSuite(_places(context), device, asked.cell_s, on_row, done, timeout, extra)
+        family.run(context.experiment.model, context.experiment.train.dtype)
+        left_out = left_out | family.left_out
     return facts | {"left_out": left_out}
 
 
@@ -142,42 +136,6 @@ def _vendor_programs(
             failed[program.name] = str(error)
     dist.barrier()
     return failed
-
-
-def _dispatch_suite(context: Context, done: Mapping[str, Row], on_row: Callable[[Row], None]) -> None:
-    """Every all-to-all algorithm that the placement gives a meaning to, with the model's experts and width."""
-    model, task, ranks = context.experiment.model, context.experiment.task, _places(context)
-    timeout = timedelta(seconds=context.experiment.cluster.comm_timeout_s)
-    rack_of_rank = tuple(ranks.rack_of_node[node] for node in ranks.node_of_rank)
-    family = Family(Places(ranks.node_of_rank, rack_of_rank), range(context.place.ranks), timeout)
-    variants = [Variant("flat"), Variant("flat_dedup", 1)]
-    if len(set(ranks.node_of_rank)) > 1:
-        variants += [Variant("halo", 4), *(Variant("halo_dedup", chunks) for chunks in (1, 4))]
-    if len(set(rack_of_rank)) > 1:
-        variants += [Variant("halo3", 4), Variant("halo3_dedup", 4)]
-    dtype = context.experiment.train.dtype
-    cells = [
-        Cell(workload, model.experts, model.top_k, tokens, model.hidden, dtype)
-        for tokens in DISPATCH_TOKENS
-        for workload in DISPATCH_WORKLOADS
-    ]
-
-    def missing(cell: Cell) -> bool:
-        facts = [vars(cell) | vars(variant) for variant in variants]
-        return any("dispatch/" + "/".join(str(each[key]) for key in DISPATCH_CELL) not in done for each in facts)
-
-    left = [cell for cell in cells if missing(cell)]
-    if left:
-        time_cells(
-            left,
-            variants,
-            family=family,
-            device=context.device,
-            iterations=DISPATCH_ITERATIONS,
-            budget_s=task.cell_s * len(left) * len(variants),
-            on_row=on_row,
-            extra={"nodes": list(_nodes(context)), "ranks": list(range(context.place.ranks))},
-        )
 
 
 def _add(context: Context, rows: Sequence[Row]) -> tuple[Calibration | None, list[str]]:

@@ -11,6 +11,7 @@ import pytest
 
 from analysis.bench_a2a.__main__ import main
 from analysis.bench_a2a.rows import Measured, cells
+from analysis.bench_a2a.show import counted
 from analysis.bench_a2a.verdicts import Verdict, auto_choices, refused, verdicts
 from piper_hpc.runs import RunFolder
 
@@ -26,8 +27,9 @@ def made(
     matrix = np.full((NODES, NODES), share * PAYLOAD)
     samples = seconds * (1 + noise * np.array([-1, -1, 1, 1] * 2))
     row = {
-        "operator": "dispatch_combine", "algorithm": algorithm, "chunks": chunks, "workload": "W0", "experts": 64,
-        "top_k": 8, "tokens": 512, "hidden": 512, "dtype": "float32", "logical_bytes_per_rank": 2**23,
+        "operator": "dispatch_combine", "algorithm": algorithm, "chunks": chunks, "overlap": "far_first",
+        "workload": "W0", "experts": 64, "top_k": 8, "tokens": 512, "hidden": 512, "dtype": "float32",
+        "logical_bytes_per_rank": 2**23,
         "row_bytes": 2048, "group": {"ranks": RANKS, "nodes": NODES, "racks": 1}, "imbalance": 1.0, "n": 8,
         "bytes_by_level": {"node": 1e6, "rack": share * PAYLOAD * 12 / RANKS, "system": 0.0},
         "metadata_bytes_by_level": {"node": 0.0, "rack": 1e4, "system": 0.0},
@@ -108,6 +110,23 @@ def test_auto_chooses_by_one_half_and_is_judged_by_the_other(noise: float, met: 
     (choice,) = auto_choices([cell({"flat": 0.9, "halo_dedup": 1.0}, {"flat": 1.0, "halo_dedup": 0.95}, noise)])
     assert choice.chosen == "halo_dedup/1" and choice.best == "flat"
     assert choice.of_best == pytest.approx(0.9) and choice.met is met
+
+
+def test_orders_of_the_phases_are_shown_and_stay_out_of_choice_and_bars() -> None:
+    rows = made("flat", 0.4), made("halo_dedup", 0.2, chunks=8, share=0.457)
+    quicker = made("halo_dedup", 0.1, chunks=8, share=0.457, overlap="none")
+    found = judged(*rows, quicker)
+    assert found["halo_dedup/8: V2 over V0"].value.startswith("0.50x")
+    assert found["halo_dedup/8: V2 over V0"].met is None and counted(list(found.values())).endswith("1 not judged")
+    assert found["deduplicated HALO over flat"].value == judged(*rows)["deduplicated HALO over flat"].value
+    (choice,) = auto_choices(cells([*rows, quicker]))
+    assert choice.chosen == "halo_dedup/8" and choice.best == "halo_dedup/8"
+
+
+def test_a_benchmark_without_mpi_says_that_a_bar_was_not_judged() -> None:
+    found = judged(made("flat", 0.4), made("halo_dedup", 0.19, share=0.457))
+    assert found["deduplicated HALO over MPI_Alltoallv"].met is None
+    assert "mpi4py" in found["deduplicated HALO over MPI_Alltoallv"].note
 
 
 def test_a_wrong_result_is_a_missed_bar() -> None:

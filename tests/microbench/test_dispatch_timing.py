@@ -12,12 +12,16 @@ import torch.distributed as dist
 from piper_hpc.comm.family import Family
 from piper_hpc.comm.levels import Places
 from piper_hpc.microbench.dispatch.cells import Cell, Variant
+from piper_hpc.microbench.dispatch.contender import Contender
 from piper_hpc.microbench.dispatch.stages import smoke, stages
-from piper_hpc.microbench.dispatch.timing import Contender, time_cells
+from piper_hpc.microbench.dispatch.suite import TOKENS, DispatchSuite
+from piper_hpc.microbench.dispatch.timing import LEAST, Bench, time_cells
 from piper_hpc.microbench.dispatch.workloads import global_draw
+from piper_hpc.spec import Layout, ModelSpec, RankMap
 from tests.processes import run_ranks
 
 CELLS = [Cell("W0", 16, 4, 64, 8), Cell("W5", 16, 4, 32, 8)]
+CPU = torch.device("cpu")
 VARIANTS = [Variant("flat"), Variant("flat_dedup", 1), Variant("halo", 2), Variant("halo_dedup", 2)]
 
 
@@ -34,10 +38,8 @@ def timed_rows(spoiled: bool) -> list[dict[str, Any]]:
 
     Contender.check = check  # type: ignore[method-assign]
     try:
-        time_cells(
-            CELLS, VARIANTS, family=family, device=torch.device("cpu"), iterations=4, budget_s=1.0,
-            on_row=rows.append, link_bytes=lambda: 0, extra={"machine": "2x2"},
-        )  # fmt: skip
+        bench = Bench(VARIANTS, [family], CPU, link_bytes=lambda: 0, extra={"machine": "2x2"})
+        time_cells(bench, CELLS, iterations=4, budget_s=1.0, on_row=rows.append)
     finally:
         Contender.check = original  # type: ignore[method-assign]
     return rows
@@ -52,8 +54,8 @@ def test_rows_of_every_variant_in_every_cell() -> None:
     ]
     for row in first:
         assert row["correct"] and row["machine"] == "2x2" and row["group"] == {"ranks": 4, "nodes": 2, "racks": 1}
-        assert row["n"] == len(row["samples_s"]) == 4 and 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
-        assert row["calibration_s"] in [sum(row["samples_s"][:4:2]) / 2]
+        assert row["n"] == len(row["samples_s"]) == LEAST and 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert row["calibration_s"] == sorted(row["samples_s"][::2])[1]
     flat, _, halo, dedup = first[:4]
     assert flat["logical_bytes_per_rank"] == 64 * 4 * 8 * 4
     # What flat sends between nodes, by hand: 8 experts a node, ranks hold 64 tokens each in order.
@@ -67,6 +69,46 @@ def test_rows_of_every_variant_in_every_cell() -> None:
     assert sum(map(sum, flat["bytes_between_nodes"])) == 256 * 4 * 32
 
 
+TINY = ModelSpec("tiny", 4, 16, 2, 2, 8, 8, 4, 16, 64)
+
+
+def suite_rows(cell_s: float, done: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of the dispatch suite on two nodes of two ranks in two racks, as rank 0 has them; and what was left out."""
+    rows: list[dict[str, Any]] = []
+    ranks = RankMap.block(Layout(dp=4), 2, (0, 1))
+    suite = DispatchSuite(ranks, CPU, cell_s, rows.append, done, timedelta(seconds=20))
+    suite.run(TINY, "float32")
+    return rows, suite.left_out
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(600)
+def test_the_suite_covers_groups_sizes_loads_and_top_k() -> None:
+    first, *others = run_ranks(4, suite_rows, 0.03, {}, timeout_s=300)
+    rows, left_out = first
+    assert all(not theirs for theirs, _ in others) and all(row["correct"] for row in rows)
+    groups = {(row["group"]["ranks"], row["group"]["nodes"], row["concurrent_groups"]) for row in rows}
+    assert groups == {(2, 1, 2), (2, 2, 2), (4, 2, 1)}, "pairs inside nodes and across, two at once, and all"
+    assert {row["algorithm"] for row in rows if row["group"]["nodes"] == 1} == {"flat", "flat_dedup"}
+    assert {row["workload"] for row in rows} == {f"W{number}" for number in range(8)}
+    swept = {row["tokens"] for row in rows if row["workload"] == "W0" and row["top_k"] == 4}
+    assert swept | {int(cell.split("/")[-3]) for cell in left_out} >= set(TOKENS) and min(TOKENS) in swept
+    assert {row["top_k"] for row in rows} == {1, 2, 4}
+    assert len({row["cell"] for row in rows}) == len(rows)
+    # What was measured is not measured again.
+    done = {row["cell"]: row for row in rows}
+    again, still_left_out = run_ranks(4, suite_rows, 0.03, done, timeout_s=300)[0]
+    assert not {row["cell"] for row in again} & set(done) and set(still_left_out) <= set(left_out)
+
+
+@pytest.mark.processes
+def test_what_does_not_fit_the_time_box_is_left_out() -> None:
+    rows, left_out = run_ranks(4, suite_rows, 1e-4, {})[0]
+    assert {row["tokens"] for row in rows if row["workload"] == "W0" and row["top_k"] == 4} == {min(TOKENS)}
+    assert all("task.cell_s=0.0001" in reason for reason in left_out.values())
+    assert any(f"/{max(TOKENS)}/" in cell and cell.startswith("dispatch/*/") for cell in left_out)
+
+
 @pytest.mark.processes
 def test_a_wrong_result_on_one_rank_is_told() -> None:
     rows = run_ranks(4, timed_rows, True)[0]
@@ -76,12 +118,13 @@ def test_a_wrong_result_on_one_rank_is_told() -> None:
 def test_the_benchmark_has_the_cells_that_it_promises() -> None:
     """Two machines and one of two racks; every size of W0 and W2, every other load; flat beside everything judged."""
     planned = {stage.name: stage for stage in stages()}
-    two = [Cell(**cell) for part in planned["4x2"].parts for cell in part.cells]
-    assert {cell.workload for cell in two} == {f"W{number}" for number in range(8)}
-    for workload in ("W0", "W2"):
-        sizes = {cell.logical_bytes for cell in two if cell.workload == workload and cell.top_k == 8}
-        assert min(sizes) == 2**10 and {2**22, 2**23} <= sizes
-        assert {cell.top_k for cell in two if cell.workload == workload} == {2, 4, 8}
+    for machine in ("4x2", "4x4"):
+        here = [Cell(**cell) for part in planned[machine].parts for cell in part.cells]
+        assert {cell.workload for cell in here} == {f"W{number}" for number in range(8)}
+        for workload in ("W0", "W2"):
+            sizes = {cell.logical_bytes for cell in here if cell.workload == workload and cell.top_k == 8}
+            assert {2**power for power in (10, 12, 14, 16, 18, 20, 22, 23)} <= sizes
+        assert {cell.top_k for cell in here if cell.workload == "W0"} == {2, 4, 8}
     assert planned["4x2, 2 racks"].options["rack_mbit_per_s"] < planned["4x2, 2 racks"].options["nic_mbit_per_s"]
     assert sum(part.budget_s for stage in planned.values() for part in stage.parts) <= 1080
     assert len(smoke()) == 1

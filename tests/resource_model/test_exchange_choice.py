@@ -31,6 +31,9 @@ TABLE = (
 )  # fmt: skip
 
 
+FASTER = {"flat": 0.10, "halo_dedup": 0.105}
+
+
 def ask(size: float, *, shape: tuple[int, int, int] = ACROSS, top_k: int = 8, imbalance: float = 1.0):  # type: ignore[no-untyped-def]
     return choose(TABLE, cell(size, shape=shape, top_k=top_k, imbalance=imbalance))
 
@@ -66,7 +69,7 @@ def test_a_model_of_the_right_form_interpolates_without_error() -> None:
 
     table = [measured(name, size, seconds(name, size)) for name in ("flat", "halo_dedup") for size in (KIB, 16 * MIB)]
     for size in (8 * KIB, 256 * KIB, 320 * KIB, 4 * MIB):
-        found = choose(table, cell(size), expected=lambda way, point: seconds(way[0], point[0]) / 2)
+        found = choose(table, cell(size), expected=lambda way, where: seconds(way[0], where.logical_bytes) / 2)
         assert found is not None
         assert found.seconds == pytest.approx({name: seconds(name, size) for name in found.seconds})
     plain = choose(table, cell(256 * KIB))
@@ -82,6 +85,21 @@ def test_another_group_stands_in_with_a_note_if_it_crosses_the_same_links() -> N
     )
     assert ask(4 * MIB, shape=(4, 1, 1)) is None, "no cell of a group inside a node"
     assert choose((), cell(1e6)) is None
+
+
+def test_a_stand_in_is_scaled_by_what_the_cost_model_finds_for_the_asked_group() -> None:
+    """Measured on two nodes, where flat is a little faster; each node more costs flat a tenth, halo_dedup nothing."""
+    pair = {name: measured(name, MIB, seconds, shape=(4, 2, 1)) for name, seconds in FASTER.items()}
+
+    def expected(way: tuple[str, int], where: ExchangeCell) -> float:
+        return 1.0 + 0.1 * where.nodes * (way[0] == "flat")
+
+    for nodes, algorithm in ((2, "flat"), (3, "halo_dedup"), (64, "halo_dedup")):
+        found = choose(pair.values(), cell(MIB, shape=(2 * nodes, nodes, 1)), expected=expected)
+        assert found is not None and found.algorithm == algorithm and bool(found.notes) == (nodes > 2)
+    assert found.seconds["flat"] == pytest.approx(0.10 * 7.4 / 1.2)
+    unscaled = choose(pair.values(), cell(MIB, shape=(128, 64, 1)))
+    assert unscaled is not None and unscaled.algorithm == "flat", "without a model the ranking is taken as it is"
 
 
 def test_without_a_table_the_cost_model_decides_and_says_so() -> None:

@@ -21,7 +21,7 @@ def test_a_cell_over_shaped_links(testbed: Testbed, tmp_path: Path) -> None:
     """Four nodes in two racks: counted bytes are on the links' counters, and everybody's result is flat's."""
     variants = [Variant("flat"), Variant("halo_dedup", 2), Variant("halo3_dedup", 2)]
     options = {"nodes": len(testbed.nodes), "ranks_per_node": testbed.ranks_per_node}
-    stage = Stage("small", options, [part([cell("W0", tokens=128)], variants, 6.0, 4)], mpi=False)
+    stage = Stage("small", options, [part([cell("W0", tokens=128)], variants, 6.0, 6)], mpi=False)
     run = RunFolder.create(tmp_path)
     run_stage(run, stage, testbed.document() | {"nodes": [vars(node) for node in testbed.nodes]})
     (measured,) = cells(run.measurements())

@@ -1,6 +1,6 @@
 """`python -m piper_hpc.microbench.dispatch`: the all-to-all benchmark on the testbed (needs root), as `make bench-a2a`.
 
-Exit codes: 0 measured and every bar met, 1 measured with a bar missed, 2 could not measure all.
+Exit codes: 0 measured and no bar missed, 1 measured with a bar missed, 2 could not measure all.
 """
 
 from __future__ import annotations

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from piper_hpc.microbench.dispatch.workloads import imbalance, is_burst
-from piper_hpc.spec import BENCHMARK_VERSION, DISPATCH_COMBINE
+from piper_hpc.spec import BENCHMARK_VERSION, DISPATCH_COMBINE, OVERLAP, Overlap
+
+Row = dict[str, Any]
+"""Of `measurements.jsonl`."""
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -43,10 +46,11 @@ class Cell:
 @dataclass(frozen=True)
 class Variant:
     """An algorithm of the family as it is measured. chunks: parts in which rows travel between nodes, 0 where the
-    algorithm has none (flat, mpi)."""
+    algorithm has none (flat, mpi); overlap: order of its phases."""
 
     algorithm: str
     chunks: int = 0
+    overlap: Overlap = OVERLAP
 
     @property
     def name(self) -> str:
@@ -55,27 +59,32 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One variant in one cell. seconds: of the slowest rank, by iteration, the two halves of `row` in turn;
-    payload, metadata: bytes that all ranks sent in one dispatch, by the widest link that they crossed, mean over
-    iterations; link: bytes that left each node by its eth0 in one dispatch and combine, mean, empty where not read."""
+class Checked:
+    """What one call of a variant sends, and whether its result is right. All bytes are of the cell's first step.
 
-    seconds: Sequence[float]
-    payload: dict[str, float]
-    metadata: dict[str, float]
-    link: Sequence[float]
+    payload_bytes, metadata_bytes: of all ranks in one dispatch, by the widest link that they cross;
+    between_nodes_bytes: payload of one dispatch from node to node, [nodes][nodes]; link_bytes: what left each node by
+    its link in one dispatch and combine, empty where it was not read.
+    """
+
+    payload_bytes: dict[str, float]
+    metadata_bytes: dict[str, float]
+    between_nodes_bytes: Sequence[Sequence[float]]
+    link_bytes: Sequence[float]
     correct: bool
 
 
-def row(cell: Cell, variant: Variant, group: dict[str, int], measured: Measured, **extra: Any) -> dict[str, Any]:
+def row(
+    cell: Cell, variant: Variant, group: Mapping[str, int], samples_s: Sequence[float], checked: Checked, **extra: Any
+) -> Row:
     """One row of `measurements.jsonl`.
 
-    group: its ranks, nodes and racks. bytes_by_level: payload of a mean rank in one dispatch, by the widest link
-    (node: inside one, rack: between nodes of a rack, system: between racks). The samples are in the order of their
-    iterations, of which the even ones are for calibration and the odd ones held out for judging it: statistics are
-    those of all, `calibration_s` and `held_out_s` the medians of each half.
+    group: its ranks, nodes and racks; samples_s: of the slowest rank, by iteration. bytes_by_level: payload of a mean
+    rank in one dispatch, by the widest link (node: inside one, rack: between nodes of a rack, system: between racks).
+    The even samples are for calibration where the odd ones are held out for judging it: statistics are those of all,
+    `calibration_s` and `held_out_s` the medians of each half. `cell` names the row for a run that resumes this one.
     """
-    seconds = np.asarray(measured.seconds, dtype=np.float64)
+    seconds = np.asarray(samples_s, dtype=np.float64)
     p5, median, p95 = np.percentile(seconds, [5, 50, 95])
     ranks = group["ranks"]
     return {
@@ -83,13 +92,16 @@ def row(cell: Cell, variant: Variant, group: dict[str, int], measured: Measured,
         "operator": DISPATCH_COMBINE,
         "algorithm": variant.algorithm,
         "chunks": variant.chunks,
+        "overlap": variant.overlap,
         **asdict(cell),
-        "group": group,
+        "group": dict(group),
+        "cell": name_of(cell, variant, group),
         "logical_bytes_per_rank": cell.logical_bytes,
         "row_bytes": cell.row_bytes,
-        "bytes_by_level": {level: total / ranks for level, total in measured.payload.items()},
-        "metadata_bytes_by_level": {level: total / ranks for level, total in measured.metadata.items()},
-        "link_bytes_by_node": list(measured.link),
+        "bytes_by_level": {level: total / ranks for level, total in checked.payload_bytes.items()},
+        "metadata_bytes_by_level": {level: total / ranks for level, total in checked.metadata_bytes.items()},
+        "bytes_between_nodes": [list(line) for line in checked.between_nodes_bytes],
+        "link_bytes_by_node": list(checked.link_bytes),
         "imbalance": imbalance(
             cell.workload,
             experts=cell.experts,
@@ -109,6 +121,12 @@ def row(cell: Cell, variant: Variant, group: dict[str, int], measured: Measured,
         "calibration_s": float(np.median(seconds[::2])),
         "held_out_s": float(np.median(seconds[1::2])) if len(seconds) > 1 else None,
         "samples_s": [float(sample) for sample in seconds],
-        "correct": measured.correct,
+        "correct": checked.correct,
         **extra,
     }
+
+
+def name_of(cell: Cell, variant: Variant, group: Mapping[str, int]) -> str:
+    """What tells a row from all others of a run."""
+    facts = (*asdict(variant).values(), *group.values(), *asdict(cell).values())
+    return "/".join(("dispatch", *map(str, facts)))

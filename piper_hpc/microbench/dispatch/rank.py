@@ -62,7 +62,7 @@ def main() -> int:
     from piper_hpc.comm.levels import Places
     from piper_hpc.microbench.dispatch.cells import Cell, Variant
     from piper_hpc.microbench.dispatch.mpi import MpiChannel
-    from piper_hpc.microbench.dispatch.timing import time_cells
+    from piper_hpc.microbench.dispatch.timing import Bench, time_cells
     from piper_hpc.microbench.links import counter_of
     from piper_hpc.runs import RunFolder
     from piper_hpc.runtime.group import process_group
@@ -83,18 +83,10 @@ def main() -> int:
             others["mpi"], extra["mpi"] = MpiChannel(place.rank, place.ranks), mpi.library()
         counter = counter_of("auto", device.type)
         for part in task.parts:
-            time_cells(
-                [Cell(**cell) for cell in part.cells],
-                [Variant(**variant) for variant in part.variants],
-                family=family,
-                device=device,
-                iterations=part.iterations,
-                budget_s=part.budget_s,
-                on_row=run.append_measurement,
-                others=others,
-                link_bytes=counter.sent_bytes if counter else None,
-                extra=extra,
-            )
+            variants, cells = [Variant(**each) for each in part.variants], [Cell(**each) for each in part.cells]
+            counted = counter.sent_bytes if counter else None
+            bench = Bench(variants, [family], device, others=others, link_bytes=counted, extra=extra)
+            time_cells(bench, cells, iterations=part.iterations, budget_s=part.budget_s, on_row=run.append_measurement)
     return 0
 
 

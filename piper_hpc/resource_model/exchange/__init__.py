@@ -1,6 +1,6 @@
 """The all-to-all family on this project's executor: its seconds from fitted constants, and the choice of `auto`."""
 
-from piper_hpc.resource_model.exchange.choice import Choice, cheapest, choose
+from piper_hpc.resource_model.exchange.choice import Choice, Way, cheapest, choose
 from piper_hpc.resource_model.exchange.demand import Demand, demand
 from piper_hpc.resource_model.exchange.fit import LEAST_ROWS, Judgement, fit_exchange_model, judge
 from piper_hpc.resource_model.exchange.model import ExchangeModel, of_links
@@ -11,6 +11,7 @@ __all__ = [
     "Demand",
     "ExchangeModel",
     "Judgement",
+    "Way",
     "cheapest",
     "choose",
     "demand",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from piper_hpc.resource_model.exchange.model import ExchangeModel
@@ -17,7 +17,10 @@ Way = tuple[str, int]
 Point = tuple[float, int, float]
 """Where a measured cell lies: logical bytes, top_k, imbalance."""
 
-Expected = Callable[[Way, Point], float]
+Shape = tuple[int, int, int]
+"""Ranks, nodes and racks of a group."""
+
+Expected = Callable[[Way, ExchangeCell], float]
 """Seconds that a cost model finds, whose error changes less from cell to cell than the seconds do."""
 
 
@@ -57,7 +60,8 @@ def choose(
     A measured cell is (logical_bytes, top_k, imbalance) with every algorithm timed in it, so that only times of one
     cell are compared. One that was measured as asked decides alone: its fastest. Else the nearest smaller and the
     nearest larger cell do, seconds interpolated on log-log axes, with `expected` what was measured over that. Groups of
-    another shape stand in, with a note, if they cross the same kinds of links: the nearest in ranks, nodes and racks.
+    another shape stand in, with a note, if they cross the same kinds of links: the nearest in ranks, nodes and racks,
+    with `expected` scaled by what it finds for the one shape over the other.
     """
     shape = _shape(cell)
     table = _table(exchanges, among)
@@ -68,9 +72,9 @@ def choose(
     notes: tuple[str, ...] = ()
     if nearest != shape:
         notes = (f"all-to-all of {_group(*shape)}: not measured; {_group(*nearest)} stand in",)
-    cells, asked = table[nearest], _point(cell)
-    around = _around(cells, asked)
-    seconds = _between(cells, around, asked, expected or (lambda way, point: 1.0))
+    cells = table[nearest]
+    around = _around(cells, _point(cell))
+    seconds = _between(cells, around, nearest, cell, expected)
     best = min(seconds, key=lambda way: (seconds[way], way))
     where = tuple(_told(point) for point in around)
     return Choice(
@@ -97,16 +101,16 @@ def cheapest(model: ExchangeModel, cell: ExchangeCell, among: Sequence[str] = AL
 
 def _table(
     exchanges: Iterable[MeasuredExchange], among: Sequence[str]
-) -> dict[tuple[int, int, int], dict[Point, dict[Way, float]]]:
+) -> dict[Shape, dict[Point, dict[Way, float]]]:
     """Seconds by shape of the group, cell, and way; the quicker one of repeats would flatter: the later one stands."""
-    table: dict[tuple[int, int, int], dict[Point, dict[Way, float]]] = defaultdict(lambda: defaultdict(dict))
+    table: dict[Shape, dict[Point, dict[Way, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in exchanges:
         if row.algorithm in among:
             table[_shape(row)][_point(row)][row.algorithm, row.chunks] = row.seconds
     return table
 
 
-def _shape(cell: ExchangeCell) -> tuple[int, int, int]:
+def _shape(cell: ExchangeCell) -> Shape:
     return cell.ranks, cell.nodes, cell.racks
 
 
@@ -135,17 +139,30 @@ def _around(cells: Mapping[Point, Any], asked: Point) -> list[Point]:
 
 
 def _between(
-    cells: Mapping[Point, Mapping[Way, float]], around: Sequence[Point], asked: Point, expected: Expected
+    cells: Mapping[Point, Mapping[Way, float]],
+    around: Sequence[Point],
+    shape: Shape,
+    asked: ExchangeCell,
+    expected: Expected | None,
 ) -> dict[Way, float]:
-    """Seconds of every way that all cells `around` have, at the cell that is asked for."""
+    """Seconds in the cell that is asked about of every way that all cells `around` have, in groups of `shape`."""
     low, high = around[0], around[-1]
-    if low == asked:
+    if low == _point(asked) and shape == _shape(asked):
         return dict(cells[low])
-    share = math.log(asked[0] / low[0]) / math.log(high[0] / low[0]) if low != high else 0.0
+    share = math.log(asked.logical_bytes / low[0]) / math.log(high[0] / low[0]) if low != high else 0.0
+
+    def unexpected(way: Way, point: Point) -> float:
+        """What was measured over what the model expects of it."""
+        ranks, nodes, racks = shape
+        size, top_k, imbalance = point
+        where = replace(
+            asked, ranks=ranks, nodes=nodes, racks=racks, logical_bytes=size, top_k=top_k, imbalance=imbalance
+        )
+        return cells[point][way] / (expected(way, where) if expected else 1.0)
 
     def seconds(way: Way) -> float:
-        below, above = (cells[point][way] / expected(way, point) for point in (low, high))
-        return float(below ** (1 - share) * above**share * expected(way, asked))
+        between = unexpected(way, low) ** (1 - share) * unexpected(way, high) ** share
+        return float(between * (expected(way, asked) if expected else 1.0))
 
     return {way: seconds(way) for way in cells[low] if way in cells[high]}
 

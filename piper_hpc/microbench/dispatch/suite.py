@@ -1,0 +1,101 @@
+"""The dispatch suite: the family under every load on every kind of group that training can form.
+
+What `parallelism.all_to_all=auto` chooses from: by group, size, top_k and imbalance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from piper_hpc.comm.family import Family
+from piper_hpc.comm.levels import Places
+from piper_hpc.microbench.box import Box
+from piper_hpc.microbench.dispatch.cells import Cell, Row, Variant, name_of
+from piper_hpc.microbench.dispatch.timing import Bench
+from piper_hpc.microbench.dispatch.workloads import WORKLOADS
+from piper_hpc.microbench.groups import GroupFamily, group_families
+from piper_hpc.spec import ModelSpec, RankMap
+
+TOKENS = (4, 64, 1024)
+"""Of a rank: from latency to bandwidth."""
+SWEPT = ("W0", "W2")
+"""Loads of which every size is measured, balanced and with one hot rank; of the others the middle one."""
+TOP_KS = (1, 2)
+"""Beside the model's own, at the middle size: without and with little to share among experts."""
+ITERATIONS = 20
+
+
+def series_of(model: ModelSpec, dtype: str) -> list[list[Cell]]:
+    """What is measured on every kind of group: cells that differ in size alone, small ones first."""
+    middle = TOKENS[1:2]
+    asked = [(load, model.top_k, TOKENS if load in SWEPT else middle) for load in WORKLOADS]
+    asked += [(SWEPT[0], top_k, middle) for top_k in TOP_KS if top_k < model.top_k]
+    return [
+        [Cell(load, model.experts, top_k, tokens, model.hidden, dtype) for tokens in sizes]
+        for load, top_k, sizes in asked
+    ]
+
+
+def variants_of(places: Places) -> list[Variant]:
+    """The members of the family that a group's places give a meaning to."""
+    nodes = set(zip(places.rack_of_rank, places.node_of_rank, strict=True))
+    found = [Variant("flat"), Variant("flat_dedup", 1)]
+    if len(nodes) > 1:
+        found += [Variant("halo", 4), *(Variant("halo_dedup", chunks) for chunks in (1, 4))]
+    if 1 < len(set(places.rack_of_rank)) < len(nodes):
+        found += [Variant("halo3", 4), Variant("halo3_dedup", 4)]
+    return found
+
+
+@dataclass
+class DispatchSuite:
+    """One pass over all kinds of groups; every rank makes it, rank 0's caller is given the rows.
+
+    cell_s: seconds that a variant may take in a cell; done: name -> row of what need not be measured again; timeout: of
+    the groups that are made; extra: what every row has beside. `left_out`: cell -> why, afterwards.
+    """
+
+    ranks: RankMap
+    device: torch.device
+    cell_s: float
+    on_row: Callable[[Row], None]
+    done: Mapping[str, Row]
+    timeout: timedelta
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def run(self, model: ModelSpec, dtype: str) -> None:
+        """Measure with the model's experts and width. Raises ValueError where its experts do not divide over a group's
+        ranks."""
+        for family in group_families(self.ranks):
+            self._of(family, series_of(model, dtype))
+
+    def _of(self, kind: GroupFamily, all_series: Sequence[Sequence[Cell]]) -> None:
+        families = [Family(self._places(group), group, self.timeout) for group in kind.groups]
+        extra = {"tier": kind.tier, "ranks": list(kind.groups[0]), **self.extra}
+        bench = Bench(variants_of(families[0].places), families, self.device, extra=extra)
+        for series in all_series:
+            box = Box(self.cell_s)
+            for cell in series:
+                self._cell(bench, cell, box)
+
+    def _cell(self, bench: Bench, cell: Cell, box: Box) -> None:
+        names, work = [name_of(cell, variant, bench.group) for variant in bench.variants], float(cell.logical_bytes)
+        found = [self.done[name] for name in names if name in self.done]
+        if len(found) < len(names):
+            if not box.holds(work):
+                self.left_out[names[0].replace(bench.variants[0].algorithm, "*", 1)] = box.reason(work)
+                return
+            found = bench.measure(cell, ITERATIONS, self.cell_s * len(names))
+            for row in found if bench.team.rank == 0 else ():
+                self.on_row(row)
+        box.add(work, sum(row["min_s"] for row in found) / len(found))
+
+    def _places(self, group: Sequence[int]) -> Places:
+        places = [self.ranks.places[rank] for rank in group]
+        return Places(tuple(place.node for place in places), tuple(place.rack for place in places))
