@@ -1,9 +1,15 @@
-"""One phase's exchange between real ranks, and the error that says who was missing."""
+"""One phase's exchange between real ranks, and the error that says who was missing.
+
+When a peer is missing, on gloo `wait` raises at the group's time-out, whatever was exchanged. On back ends that order
+streams (nccl, rccl, xccl) `wait` neither blocks nor raises: there the host looks after exchanges of counts, which it
+reads anyway, and `settle` raises shortly before the back end's own watchdog would end the process. A peer that is lost
+after the last counts of a step, while rows travel, is named by the next counts, or by the watchdog in its words.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -11,6 +17,9 @@ import torch.distributed as dist
 
 GRACE_S = 5.0
 """How long a rank whose exchange failed waits for the others to say how far they came."""
+
+POLL_S = 50e-6
+"""How often the host asks whether counts have come on a device: often, as it does nothing else in the meantime."""
 
 
 class Pending(Protocol):
@@ -27,6 +36,16 @@ class Channel(Protocol):
         self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
     ) -> Pending:
         """Send `send[q]` rows of `source` to peer q and receive `receive[q]` rows into `output`, in peer order."""
+
+
+def settle(exchanges: Iterable[Pending]) -> None:
+    """Return once the host may read what came by `exchanges`, all waited for before: at once where `wait` blocks.
+
+    Raises MissingPeerError where one does not come in time; see `GroupChannel.patience_s`.
+    """
+    for exchange in exchanges:
+        if isinstance(exchange, GroupWork):
+            exchange.settle()
 
 
 class MissingPeerError(dist.DistError):
@@ -66,7 +85,7 @@ class GroupChannel:
     def exchange(
         self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
     ) -> Pending:
-        """See `Channel.exchange`. Raises MissingPeerError here or in `wait`."""
+        """See `Channel.exchange`. Raises MissingPeerError here, in `wait` (gloo), or in `settle` (device streams)."""
         self.entered += 1
         if self._never_empty and not sum(receive):
             output, source, receive, send = with_own_row(output, source, send, self._place)
@@ -74,7 +93,15 @@ class GroupChannel:
             work = dist.all_to_all_single(output, source, list(receive), list(send), group=self.group, async_op=True)
         except RuntimeError as error:
             raise self.failed(error, self.entered) from None
-        return _Work(self, work, self.entered)
+        return GroupWork(self, work, self.entered)
+
+    @property
+    def patience_s(self) -> float:
+        """How long the host waits for an exchange on a device: the group's time-out, less the time that the error
+        needs before a watchdog ends the process at the time-out itself."""
+        backend = self.group._get_backend(self.group._device_types[0])
+        timeout_s = float(backend.options._timeout.total_seconds())
+        return max(timeout_s / 2, timeout_s - 2 * GRACE_S)
 
     def failed(self, error: RuntimeError, number: int) -> MissingPeerError:
         """What to raise for exchange `number`. Ranks that fail leave in the store how far they came; who leaves nothing
@@ -119,12 +146,24 @@ def with_own_row(
     return output.new_empty((1, *output.shape[1:])), torch.cat((source[:before], row, source[before:])), receive, own
 
 
-class _Work:
+class GroupWork:
+    """Exchange `number` of a channel."""
+
     def __init__(self, channel: GroupChannel, work: dist.Work, number: int) -> None:
         self._channel, self._work, self._number = channel, work, number
+        self._posted_s = time.monotonic()
 
     def wait(self) -> None:
+        """See `Pending.wait`: blocks on gloo, orders streams on a device."""
         try:
             self._work.wait()
         except RuntimeError as error:
             raise self._channel.failed(error, self._number) from None
+
+    def settle(self) -> None:
+        """See `piper_hpc.comm.channel.settle`."""
+        while not self._work.is_completed():
+            waited_s = time.monotonic() - self._posted_s
+            if waited_s > self._channel.patience_s:
+                raise self._channel.failed(RuntimeError(f"not there after {waited_s:.1f} s"), self._number)
+            time.sleep(POLL_S)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from piper_hpc.comm.channel import Channel
+from piper_hpc.comm.channel import Channel, settle
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def plan_exchange(
             expert_ids.shape[-1], order, place, [rows], [rows], None, None, sent[0].cumsum(0).to(torch.int32)
         )
     received = torch.empty_like(sent)
-    channel.exchange(received, sent, [1] * ranks, [1] * ranks).wait()
+    exchange = channel.exchange(received, sent, [1] * ranks, [1] * ranks)
+    exchange.wait()
+    settle([exchange])
     send_rows, receive_rows = torch.stack((sent.sum(1), received.sum(1))).tolist()
     group_order = _order_by_slot(received, sum(receive_rows))
     return ExchangePlan(

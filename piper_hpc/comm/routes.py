@@ -14,8 +14,8 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from piper_hpc.comm.channel import Channel
-from piper_hpc.comm.counts import ByChunk, Counts, exchange_counts
+from piper_hpc.comm.channel import Channel, settle
+from piper_hpc.comm.counts import ByChunk, Counts, by_chunk, exchange_counts, on_host
 from piper_hpc.comm.dedup import Fold, distinct
 from piper_hpc.comm.parcels import Parcel
 from piper_hpc.comm.plan import inverse
@@ -145,8 +145,8 @@ def plan_routes(
 def _sending_order(positions: torch.Tensor, counts: Counts, tables: Tables) -> torch.Tensor:
     """Choices: own ones by position, then each chunk by peer and position; tokens in order."""
     blocks = tables.first_block.numel()
-    far = tables.own_positions.numel() + counts.chunk * blocks + tables.first_block[positions]
-    return torch.argsort(torch.where(counts.is_own, tables.own_block[positions], far), stable=True)
+    far = tables.own_positions.numel() + counts.choices.chunk * blocks + tables.first_block[positions]
+    return torch.argsort(torch.where(counts.choices.is_own, tables.own_block[positions], far), stable=True)
 
 
 def plain_legs(counts: Counts, tables: Tables) -> list[tuple[Leg, ...]]:
@@ -174,8 +174,8 @@ def shared_legs(
     if not tables.chunks:
         return [], token, (), token
     numbers, device = counts.numbers[0], token.device
-    send, receive = numbers.rows_out, numbers.rows_in
-    found = distinct(counts.present, counts.bounds, send, token, peer)
+    send, receive = counts.rows_out, counts.rows_in
+    found = distinct(counts.choices.present, counts.choices.bounds, send, token, peer)
     first, index = found.pack, None
     levels, parcels = [_legs(0, send, receive, None, None, ())], []
     for level in range(1, len(tables.levels)):
@@ -207,12 +207,14 @@ def shared_legs(
 
 def _exchange_rows(present: torch.Tensor, bounds: list[int], channel: Channel) -> tuple[ByChunk, ByChunk]:
     """Rows to and from each peer of a middle level by chunk, whose numbers nobody knew before."""
-    sent = torch.stack([present[low:high].sum(0) for low, high in pairwise(bounds)])
+    sent = by_chunk(present, bounds)
     by_peer = sent.T.contiguous()
     received = torch.empty_like(by_peer)
     ones = [1] * len(by_peer)
-    channel.exchange(received, by_peer, ones, ones).wait()
-    send, receive = torch.stack((sent, received.T)).tolist()
+    exchange = channel.exchange(received, by_peer, ones, ones)
+    exchange.wait()
+    settle([exchange])
+    send, receive = on_host([sent, received.T])
     return send, receive
 
 

@@ -1,15 +1,21 @@
-"""What a rank does that receives nothing where the back end would hang, and over which groups channels go."""
+"""What a rank does that receives nothing where the back end would hang, over which groups channels go, and how a host
+learns of counts on a device."""
 
 from __future__ import annotations
 
+import math
+import time
+from contextlib import suppress
 from datetime import timedelta
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from piper_hpc.comm import FlatDispatcher
-from piper_hpc.comm.channel import GroupChannel, is_rccl, with_own_row
+from piper_hpc.comm import FlatDispatcher, channel
+from piper_hpc.comm.channel import GroupChannel, MissingPeerError, is_rccl, with_own_row
 from piper_hpc.comm.family import Family
 from piper_hpc.comm.levels import Places
 from piper_hpc.spec import Placement
@@ -37,8 +43,7 @@ def one_receives_nothing(never_empty: bool) -> tuple[list[float], list[list[int]
         told.append(receive)
         return original(output, source, receive, send, **more)
 
-    channel = GroupChannel(dist.group.WORLD, "flat", never_empty=never_empty)
-    dispatcher = FlatDispatcher.over(channel, 2)
+    dispatcher = FlatDispatcher.over(GroupChannel(dist.group.WORLD, "flat", never_empty=never_empty), 2)
     tokens = torch.full((3, 1), 1.0 + dist.get_rank(), requires_grad=True)
     dist.all_to_all_single = telling
     try:
@@ -94,3 +99,80 @@ def shared_groups() -> tuple[int, bool]:
 def test_algorithms_share_groups_of_equal_ranks() -> None:
     """All four ranks, two rails and two nodes."""
     assert run_ranks(4, shared_groups) == [(5, True)] * 4
+
+
+class DeviceWork:
+    """A work as a device's back end gives it: `wait` says nothing to the host, which has to ask. It needs so many
+    questions, or never ends."""
+
+    def __init__(self, work: dist.Work, questions: float) -> None:
+        self.work, self.questions, self.asked = work, questions, 0
+
+    def wait(self) -> None:
+        """In order, but the host does not know it: what is on the host of this test has to be there in truth."""
+        if self.questions < math.inf:
+            self.work.wait()
+
+    def is_completed(self) -> bool:
+        self.asked += 1
+        return self.asked > self.questions
+
+
+def on_a_device(questions: float) -> tuple[list[DeviceWork], Any]:
+    """Works that `dist.all_to_all_single` gives from now on, and a patch that makes it give them."""
+    made: list[DeviceWork] = []
+    original = dist.all_to_all_single
+
+    def posting(*arguments: Any, **more: Any) -> DeviceWork:
+        made.append(DeviceWork(original(*arguments, **more), questions))
+        return made[-1]
+
+    return made, patch.object(dist, "all_to_all_single", posting)
+
+
+def asked_of_a_device(algorithm: str) -> list[int]:
+    """By exchange of one dispatch and combine, how often the host asked for it."""
+    family = Family(Places((0, 0, 1, 1), (0, 0, 0, 0)), range(4), timedelta(seconds=20))
+    dispatcher = family.dispatcher(algorithm, chunks=1)
+    made, device = on_a_device(3)
+    with device:
+        ids = torch.arange(4).view(2, 2)
+        rows, handle = dispatcher.dispatch(torch.ones(2, 1), ids, torch.ones(2, 2), Placement.linear(4, 4))
+        dispatcher.combine(rows, handle)  # type: ignore[arg-type]
+    return [work.asked for work in made]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("algorithm", "counts"), [("flat", 1), ("halo", 2)])
+def test_the_host_asks_for_counts_alone(algorithm: str, counts: int) -> None:
+    """Until they are there; rows stay the device's own affair."""
+    for asked in run_ranks(4, asked_of_a_device, algorithm):
+        assert asked[:counts] == [4] * counts
+        assert len(asked) > counts and not any(asked[counts:])
+
+
+def alone_on_a_device() -> tuple[str, float]:
+    """Rank 1 enters no exchange; what rank 0 is told, and after how long."""
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=4))
+    dispatcher = FlatDispatcher(group)
+    if dist.get_rank() == 1:
+        return "", 0.0
+    made, device = on_a_device(math.inf)
+    begun_s = time.monotonic()
+    with device, patch.object(channel, "GRACE_S", 1.0):
+        try:
+            dispatcher.dispatch(torch.ones(1, 1), torch.zeros(1, 1).long(), torch.ones(1, 1), Placement.linear(2, 2))
+        except MissingPeerError as error:
+            message, took_s = str(error), time.monotonic() - begun_s
+        else:
+            message, took_s = "no error", 0.0
+    with suppress(RuntimeError):
+        made[0].work.wait()
+    return message, took_s
+
+
+@pytest.mark.processes
+def test_a_peer_missing_on_a_device_is_named_before_the_watchdog_ends_the_process() -> None:
+    message, took_s = run_ranks(2, alone_on_a_device)[0]
+    assert message.startswith("all-to-all flat, exchange 1 of ranks 0, 1: rank 1 is the first that did not enter it")
+    assert "not there after 2" in message and 2 < took_s < 4, "the group's 4 s less twice the grace"
