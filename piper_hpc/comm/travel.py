@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 
 from piper_hpc.comm.channel import Channel, Pending
 from piper_hpc.comm.dedup import Fold
 from piper_hpc.comm.routes import RoutePlan
-
-Overlap = Literal["none", "own_first", "far_first"]
-"""Order of the phases of Algorithm 1 (arXiv 2605.05049): V0 one after the other; V1 the own node's rows posted first,
-then the other routes beside them; V2 posted last."""
+from piper_hpc.spec.exchange import Overlap
 
 Weigh = Callable[[int, torch.Tensor], torch.Tensor]
 """What becomes of the rows of a route, by number, before its last leg outward or after it homeward."""
 
 
 class Buffers:
-    """Relay storage that grows and is used again: what it hands out is valid until the same name is asked again."""
+    """Relay storage that is used again: what it hands out is valid until the same name is asked again.
+
+    It grows to the largest exchange so far and never shrinks: routing that was uneven once may be so again at any step,
+    and asking for memory in the middle of an exchange is what it is there to avoid. One place a name, dtype and device,
+    and as many names as a plan has phases and chunks; it is freed with its dispatcher.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
@@ -104,7 +105,8 @@ class Travel:
                 elif isinstance(done.undo, Fold):
                     current[route] = done.undo(relays[step - 1][1][route - 1]).to(rows.dtype)
                 elif done.undo is not None:
-                    current[route] = relays[step - 1][0].index_select(0, done.undo)
+                    packing = self._buffers.take(f"undone {route} {step}", done.undo.numel(), rows)
+                    current[route] = torch.index_select(relays[step - 1][0], 0, done.undo, out=packing)
             given = own if route == 0 else into[route] if step == plan.depth - 1 else relays[step][1][route - 1]
             return self.channels[leg.level].exchange(given, current[route], leg.send, leg.receive)
 
