@@ -12,7 +12,7 @@ from piper_hpc.comm.flat import FlatDispatcher
 from piper_hpc.comm.halo import HaloDispatcher
 from piper_hpc.comm.levels import Chains, Places
 from piper_hpc.runtime.group import let_senders_go_first
-from piper_hpc.spec.exchange import CHUNKS
+from piper_hpc.spec.exchange import CHUNKS, OVERLAP, Overlap
 
 
 class Family:
@@ -23,17 +23,21 @@ class Family:
     """
 
     def __init__(self, places: Places, ranks: Sequence[int], timeout: timedelta) -> None:
-        self.places, self._ranks, self._timeout = places, tuple(ranks), timeout
+        self.places, self.ranks, self._timeout = places, tuple(ranks), timeout
         self._channels: dict[tuple[str, tuple[int, ...]], GroupChannel] = {}
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
 
-    def dispatcher(self, algorithm: str, *, chunks: int = CHUNKS) -> FlatDispatcher | HaloDispatcher:
-        """The dispatcher of this rank, which is one of the group. Raises ValueError for an unknown algorithm."""
+    def dispatcher(
+        self, algorithm: str, *, chunks: int = CHUNKS, overlap: Overlap = OVERLAP
+    ) -> FlatDispatcher | HaloDispatcher:
+        """The dispatcher of this rank, which is one of the group; flat has neither chunks nor overlap. Raises
+        ValueError for an unknown algorithm."""
         chains, channels = self.join(algorithm)
         if algorithm == "flat":
-            return FlatDispatcher.over(channels[0], len(self._ranks))
-        place = self._ranks.index(dist.get_rank())
-        return HaloDispatcher(chains, place, channels, dedup=algorithm.endswith("_dedup"), chunks=chunks)
+            return FlatDispatcher.over(channels[0], len(self.ranks))
+        place = self.ranks.index(dist.get_rank())
+        dedup = algorithm.endswith("_dedup")
+        return HaloDispatcher(chains, place, channels, dedup=dedup, chunks=chunks, overlap=overlap)
 
     def join(self, algorithm: str) -> tuple[Chains, list[Channel]]:
         """Make the groups of processes that `algorithm` needs, which is all that ranks outside of this group do; and
@@ -44,7 +48,7 @@ class Family:
     def _channel(self, chains: Chains, level: int) -> Channel:
         own: Channel = Local()
         for members in chains.groups(level):
-            group = tuple(self._ranks[member] for member in members)
+            group = tuple(self.ranks[member] for member in members)
             if len(group) == 1:
                 continue
             if group not in self._groups:

@@ -19,9 +19,9 @@ from piper_hpc.comm.levels import Chains
 from piper_hpc.comm.plan import inverse
 from piper_hpc.comm.routes import RoutePlan, plan_routes
 from piper_hpc.comm.tables import Tables, make_tables
-from piper_hpc.comm.travel import Overlap, Travel
+from piper_hpc.comm.travel import Travel
 from piper_hpc.comm.volume import Traffic, rows_to, volume
-from piper_hpc.spec.exchange import CHUNKS
+from piper_hpc.spec.exchange import CHUNKS, OVERLAP, Overlap
 from piper_hpc.spec.placement import Placement
 
 
@@ -54,9 +54,10 @@ class HaloDispatcher:
         *,
         dedup: bool,
         chunks: int = CHUNKS,
-        overlap: Overlap = "far_first",
+        overlap: Overlap = OVERLAP,
     ) -> None:
         self._chains, self._rank, self._chunks, self._dedup = chains, rank, chunks, dedup
+        self._chain = chains.chain(rank)
         self._travel = Travel(channels, overlap)
         self._tables: dict[tuple[int, torch.device], Tables] = {}
         self._positions: dict[tuple[Placement, torch.device], torch.Tensor] = {}
@@ -80,14 +81,13 @@ class HaloDispatcher:
             placement_version=placement.version,
         )
 
-    def volume(self, plan: RoutePlan, *, row_bytes: int, weight_bytes: int = 4) -> dict[str, Traffic]:
+    def volume(self, plan: RoutePlan, *, row_bytes: int, weight_bytes: int) -> dict[str, Traffic]:
         """What this rank sends in one dispatch of `plan`, by tier; see `piper_hpc.comm.volume`."""
-        chain = self._chains.chain(self._rank)
-        return volume(plan, chain, self._chains.places, row_bytes=row_bytes, weight_bytes=weight_bytes)
+        return volume(plan, self._chain, self._chains.places, row_bytes=row_bytes, weight_bytes=weight_bytes)
 
     def rows_to(self, plan: RoutePlan) -> list[int]:
         """Rows that this rank sends to each rank of the group in one dispatch of `plan`."""
-        return rows_to(plan, self._chains.chain(self._rank), self._chains.places.ranks)
+        return rows_to(plan, self._chain, self._chains.places.ranks)
 
     def dispatch(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from piper_hpc.comm.levels import Chain, Places
 from piper_hpc.comm.routes import RoutePlan
-from piper_hpc.spec.exchange import INDEX_BYTES, LEVELS, WEIGHT_BYTES
+from piper_hpc.spec.exchange import INDEX_BYTES, LEVELS
 
 TIERS = LEVELS
 """Links by width: inside a node, between nodes of a rack, between racks. What a rank keeps crosses none."""
@@ -16,7 +16,8 @@ TIERS = LEVELS
 @dataclass
 class Traffic:
     """Sent over the links of one tier. payload_bytes: rows alone; metadata_bytes: the row index and weight that a
-    deduplicated choice takes along; messages: parts of exchanges that hold rows."""
+    deduplicated choice takes along (counts, whose size no routing changes, are in neither); messages: parts of
+    exchanges that hold rows."""
 
     rows: int = 0
     payload_bytes: int = 0
@@ -24,12 +25,10 @@ class Traffic:
     messages: int = 0
 
 
-def volume(
-    plan: RoutePlan, chain: Chain, places: Places, *, row_bytes: int, weight_bytes: int = WEIGHT_BYTES
-) -> dict[str, Traffic]:
+def volume(plan: RoutePlan, chain: Chain, places: Places, *, row_bytes: int, weight_bytes: int) -> dict[str, Traffic]:
     """What the rank of `chain` sends in one dispatch of `plan`, by tier; what it receives in one combine.
 
-    row_bytes: of one row; weight_bytes: of one weight.
+    row_bytes: of one row; weight_bytes: of one weight, which travels in the type that it has.
     """
     sent = {tier: Traffic() for tier in TIERS}
     for legs in plan.routes:

@@ -32,7 +32,7 @@ def test_bytes_and_calls_are_those_of_a_real_exchange(algorithm: str, racks: lis
         tokens, weights = torch.ones(len(ids), HIDDEN), torch.full(ids.shape, 0.5)
         rows, handle = mine.dispatch(tokens, ids, weights, placement)
         mine.combine(rows, handle)
-        sent = mine.volume(handle.plan, row_bytes=4 * HIDDEN)
+        sent = mine.volume(handle.plan, row_bytes=4 * HIDDEN, weight_bytes=weights.element_size())
         return [(each.payload_bytes, each.metadata_bytes) for each in sent.values()]
 
     sent = np.mean([np.sum(tiers, axis=-1) for tiers in board.run(exchange)], axis=0)

@@ -12,7 +12,7 @@ from piper_hpc.comm.levels import Chains, Places
 from piper_hpc.comm.volume import TIERS
 from piper_hpc.resource_model.all_to_all import Routing, all_to_all
 from piper_hpc.resource_model.topology import Group, tier_links
-from piper_hpc.spec import ALGORITHMS, Link, Placement
+from piper_hpc.spec import ALGORITHMS, WEIGHT_BYTES, Link, Placement
 from piper_hpc.spec import TIERS as ALL_TIERS
 from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_levels import machine
@@ -32,7 +32,8 @@ def counted(algorithm: str, places: Places, experts: int) -> list[dict[str, tupl
 
     def rank_plan(rank: int) -> dict[str, tuple[int, int, int, int]]:
         mine = dispatcher(board, algorithm, places, rank, chains, chunks=1)
-        sent = mine.volume(mine.plan(every_choice(experts), placement), row_bytes=ROW_BYTES)
+        plan = mine.plan(every_choice(experts), placement)
+        sent = mine.volume(plan, row_bytes=ROW_BYTES, weight_bytes=WEIGHT_BYTES)
         return {
             tier: (each.rows, each.payload_bytes, each.metadata_bytes, each.messages) for tier, each in sent.items()
         }
