@@ -1,9 +1,10 @@
 """The hops of the family: which ranks exchange at each level, and through whom a row travels. Plain arithmetic.
 
 An expert group is split into nested domains, farthest first (racks, nodes, ranks). One hop a level: between the domains
-of the level, each rank exchanges with the ranks of equal place in the other domains (a rail), so that ranks that share
-a NIC index talk to one another; inside the last domain every rank is its own. `flat` is the single level of ranks;
-`flat_dedup` takes every rank for a node: a row goes to it once, and there a group of one fans it out to its experts.
+of the level, each rank exchanges with one of every other domain (a rail), with one on the network card of equal number
+where it has one, else with the rank of equal place; inside the last domain every rank is its own. `flat` is the single
+level of ranks; `flat_dedup` takes every rank for a node: a row goes to it once, and there a group of one fans it out to
+its experts.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from piper_hpc.spec.exchange import ALGORITHMS
 
 @dataclass(frozen=True)
 class Places:
-    """Where the ranks of one expert group stand: node and rack of each, in group order, as labels of any kind."""
+    """Where the ranks of one expert group stand, in group order: node and rack of each, as labels of any kind, and the
+    number on its node of the network card that it uses (without `nic_of_rank` all have the same)."""
 
     node_of_rank: tuple[int, ...]
     rack_of_rank: tuple[int, ...]
+    nic_of_rank: tuple[int, ...] | None = None
 
     @property
     def ranks(self) -> int:
@@ -99,7 +102,9 @@ class Chains:
     def __init__(self, algorithm: str, places: Places) -> None:
         self.places = places
         self._levels = labels_of(algorithm, places)
+        self._nic = places.nic_of_rank or (0,) * places.ranks
         self._hop = lru_cache(maxsize=None)(self._make_hop)
+        self._rails = lru_cache(maxsize=None)(self._make_rails)
         self._sources = lru_cache(maxsize=None)(self._make_sources)
 
     @property
@@ -142,19 +147,44 @@ class Chains:
         return self._levels[level][0]
 
     def _make_hop(self, rank: int, level: int) -> Hop:
-        """Domains may differ in size: the rails are as many as the smallest has ranks, and a rank whose place another
-        domain lacks sends there through the place modulo that number, which is on its rail."""
+        """A rank whose turn on its rail another domain lacks sends there through the first of that rail."""
         phase, labels = self._levels[level]
         scope = self.domain(rank, level)
-        domains: dict[Hashable, list[int]] = {}
-        for other in scope:
-            domains.setdefault(labels[other], []).append(other)
-        width = min(map(len, domains.values()))
-        place = domains[labels[rank]].index(rank)
-        rail = place % width
-        group = tuple(sorted(other for members in domains.values() for other in members[rail::width]))
-        relay = {label: members[place if place < len(members) else rail] for label, members in domains.items()}
+        rails = self._rails(scope, level)
+        own = rails[labels[rank]]
+        rail = next(number for number, ranks in enumerate(own) if rank in ranks)
+        turn = own[rail].index(rank)
+        on_rail = {label: domain[rail] for label, domain in rails.items()}
+        group = tuple(sorted(other for ranks in on_rail.values() for other in ranks))
+        relay = {label: ranks[turn if turn < len(ranks) else 0] for label, ranks in on_rail.items()}
         return Hop(phase, group, tuple(group.index(relay[labels[target]]) for target in scope))
+
+    def _make_rails(self, scope: tuple[int, ...], level: int) -> dict[Hashable, list[list[int]]]:
+        """By domain of `scope`, its ranks on each rail. Domains may differ in size: the rails are as many as the
+        smallest has ranks, each with the card of one of those."""
+        domains: dict[Hashable, list[int]] = {}
+        for rank in sorted(scope, key=lambda rank: (self._nic[rank], rank)):
+            domains.setdefault(self._levels[level][1][rank], []).append(rank)
+        cards = [self._nic[rank] for rank in min(domains.values(), key=len)]
+        return {label: self._deal(ranks, cards) for label, ranks in domains.items()}
+
+    def _deal(self, ranks: list[int], cards: list[int]) -> list[list[int]]:
+        """`ranks`, at least as many as rails, in rounds of one a rail: first those of the rail's card, then the others
+        to the rails that have none in this round."""
+        rails: list[list[int]] = [[] for _ in cards]
+        left = list(ranks)
+        while left:
+            without = []
+            for rail, card in zip(rails, cards, strict=True):
+                equal = next((rank for rank in left if self._nic[rank] == card), None)
+                if equal is None:
+                    without.append(rail)
+                else:
+                    rail.append(equal)
+                    left.remove(equal)
+            for rail in without[: len(left)]:
+                rail.append(left.pop(0))
+        return rails
 
     def _relays(self, sender: int, level: int, rank: int) -> bool:
         """Whether `sender` sends its rows for the domain of `rank` through `rank`."""

@@ -67,6 +67,10 @@ def _way(algorithm: str, ranks: tuple[int, ...], ways: Ways | None) -> Way:
 
 
 def places_of(rank_map: RankMap, ranks: tuple[int, ...]) -> Places:
-    """Node and rack of each rank of an expert group."""
+    """Node, rack and network card of each rank of an expert group."""
     places = [rank_map.places[rank] for rank in ranks]
-    return Places(tuple(place.node for place in places), tuple(place.rack for place in places))
+    return Places(
+        tuple(place.node for place in places),
+        tuple(place.rack for place in places),
+        tuple(place.nic for place in places),
+    )
