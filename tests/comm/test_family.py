@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from piper_hpc.comm.levels import Chains, Places
 from piper_hpc.spec import Placement
 from tests.comm.lockstep import Switchboard, dispatcher
-from tests.comm.test_levels import RACKS, machine
+from tests.comm.test_levels import RACKS, machine, with_cards
 
 HIDDEN = 4
 DEDUP = ("flat_dedup", "halo_dedup", "halo3_dedup")
@@ -25,12 +25,13 @@ VARIANTS = [(1, "none"), (2, "own_first"), (4, "far_first")]
 
 @dataclass(frozen=True)
 class Problem:
-    """What every rank routes: expert_ids, tokens and weights by rank, and where experts are."""
+    """What every rank routes: expert_ids, tokens, weights and slopes of the loss by rank, and where experts are."""
 
     placement: Placement
     expert_ids: list[torch.Tensor]
     tokens: list[torch.Tensor]
     weights: list[torch.Tensor]
+    slopes: list[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def problem(places: Places, *, slots: int, top_k: int, load: str, dtype: torch.d
     experts = slots * places.ranks
     shuffled = torch.randperm(experts, generator=generator).tolist()
     placement = Placement(3, tuple(at // slots for at in shuffled), tuple(at % slots for at in shuffled))
-    ids, tokens, weights = [], [], []
+    ids, tokens, weights, slopes = [], [], [], []
     for rank in range(places.ranks):
         count = int(torch.randint(0, 10, (), generator=generator))
         count = 0 if load == "idle" and rank % 2 else count
@@ -67,7 +68,8 @@ def problem(places: Places, *, slots: int, top_k: int, load: str, dtype: torch.d
         ids.append(torch.stack(chosen)[:, :top_k] if chosen else torch.zeros(0, top_k, dtype=torch.int64))
         tokens.append(torch.randn(count, HIDDEN, generator=generator, dtype=torch.float64).to(dtype))
         weights.append(torch.rand(count, top_k, generator=generator, dtype=torch.float64).to(dtype))
-    return Problem(placement, ids, tokens, weights)
+        slopes.append(torch.randn(count, HIDDEN, generator=generator, dtype=torch.float64).to(dtype))
+    return Problem(placement, ids, tokens, weights, slopes)
 
 
 def solve(
@@ -83,7 +85,7 @@ def solve(
         sizes = torch.diff(handle.offsets, prepend=torch.zeros(1, dtype=torch.int32)).long()
         scale = torch.tensor([1.0 + expert / 8 for expert in given.placement.experts_of(rank)], dtype=rows.dtype)
         combined = mine.combine(rows * scale.repeat_interleave(sizes)[:, None], handle)
-        (combined * torch.arange(1, HIDDEN + 1, dtype=rows.dtype)).sum().backward()
+        (combined * given.slopes[rank]).sum().backward()
         assert tokens.grad is not None and weights.grad is not None
         return Outcome(rows.detach(), handle.offsets, combined.detach(), tokens.grad, weights.grad)
 
@@ -119,6 +121,7 @@ def close_results(found: list[Outcome], expected: list[Outcome], tolerance: floa
     slots=st.integers(1, 3),
     top_k=st.integers(1, 5),
     load=st.sampled_from(["even", "hot", "idle", "limited"]),
+    cards=st.integers(0, 3),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     seed=st.integers(0, 10**6),
 )
@@ -129,11 +132,12 @@ def test_every_algorithm_does_what_flat_does(
     slots: int,
     top_k: int,
     load: str,
+    cards: int,
     dtype: torch.dtype,
     seed: int,
 ) -> None:
     """Without pre-reduction bit for bit in everything; with it rows bit for bit and sums within rounding."""
-    places = machine(racks)
+    places = with_cards(machine(racks), cards, seed)
     given = problem(
         places, slots=slots, top_k=min(top_k, slots * places.ranks), load=load, dtype=dtype, seed=seed
     )  # fmt: skip
@@ -172,40 +176,64 @@ def test_large_worlds(algorithm: str, racks: tuple[tuple[int, ...], ...]) -> Non
     (equal_results if algorithm in PLAIN else lambda a, b: close_results(a, b, 1e-6))(found, expected)
 
 
-def node_sums(places: Places, given: Problem, rank: int) -> torch.Tensor:
-    """The combine of `solve` by definition: sums within a node by position of the expert, other nodes' in order, then
-    the own node's before them all; every sum in float32, rounded to the rows' dtype where it leaves its node."""
-    position = [
-        owner * given.placement.experts_per_rank + slot
-        for owner, slot in zip(given.placement.rank_of_expert, given.placement.slot_of_expert, strict=True)
-    ]
+def in_stated_order(algorithm: str, places: Places, given: Problem, rank: int, terms: torch.Tensor) -> torch.Tensor:
+    """Sums by token of `terms` [tokens, top_k, hidden], by definition: within a node (of `flat_dedup`: a rank) by
+    position of the expert, those sums by node within a rack (of `halo3_dedup`), those by rack, and the own node's
+    before them all. Every sum is taken in float32 and rounded to the rows' dtype where it leaves its node or rack."""
+    placement, dtype = given.placement, given.tokens[rank].dtype
+    node = range(places.ranks) if algorithm == "flat_dedup" else places.node_of_rank
+    rack = places.rack_of_rank if algorithm == "halo3_dedup" else node
     results = []
-    for token, chosen, weight in zip(given.tokens[rank], given.expert_ids[rank], given.weights[rank], strict=True):
-        sums: dict[int, torch.Tensor] = {}
-        for choice in sorted(range(len(chosen)), key=lambda choice: position[int(chosen[choice])]):
-            expert = int(chosen[choice])
-            node = places.node_of_rank[given.placement.rank_of_expert[expert]]
-            output = (token * (1.0 + expert / 8)).float() * weight[choice].float()
-            sums[node] = sums.get(node, torch.zeros(HIDDEN)) + output
-        own = sums.pop(places.node_of_rank[rank], torch.zeros(HIDDEN))
-        far = torch.zeros(HIDDEN)
-        for node in sorted(sums):
-            far = far + sums[node].to(token.dtype).float()
-        results.append((own + far).to(token.dtype))
+    for token, chosen in enumerate(given.expert_ids[rank].tolist()):
+        own, far = torch.zeros(HIDDEN), torch.zeros(HIDDEN)
+        of_nodes: dict[tuple[int, int], torch.Tensor] = {}
+        place = {expert: (placement.rank_of_expert[expert], placement.slot_of_expert[expert]) for expert in chosen}
+        for choice in sorted(range(len(chosen)), key=lambda choice: place[chosen[choice]]):
+            owner = placement.rank_of_expert[chosen[choice]]
+            if node[owner] == node[rank]:
+                own = own + terms[token, choice].float()
+            else:
+                at = rack[owner], node[owner]
+                of_nodes[at] = of_nodes.get(at, torch.zeros(HIDDEN)) + terms[token, choice].float()
+        for one in sorted({at for at, _ in of_nodes}):
+            of_rack = torch.zeros(HIDDEN)
+            for at in sorted(of_nodes):
+                of_rack = of_rack + of_nodes[at].to(dtype).float() if at[0] == one else of_rack
+            far = far + of_rack.to(dtype).float()
+        results.append((own + far).to(dtype))
     return torch.stack(results) if results else given.tokens[rank]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pre_reduced_sums_are_taken_in_the_stated_order(dtype: torch.dtype) -> None:
-    """Bit for bit, with weights that are powers of two: their products are exact, so only the order of sums tells."""
-    places = machine([[3, 2, 3]])
+@pytest.mark.parametrize(
+    ("algorithm", "racks"),
+    [
+        ("flat_dedup", [[3, 2, 3]]),
+        ("halo_dedup", [[3, 2, 3]]),
+        ("halo_dedup", [[2, 2], [2, 2]]),
+        ("halo3_dedup", [[2, 1], [2, 2], [1, 2]]),
+    ],
+    ids=["flat_dedup-323", "halo_dedup-323", "halo_dedup-22-22", "halo3_dedup-21-22-12"],
+)
+def test_pre_reduced_sums_are_taken_in_the_stated_order(
+    algorithm: str, racks: list[list[int]], dtype: torch.dtype
+) -> None:
+    """Of combine, and of the backward of dispatch, bit for bit; with weights that are powers of two: their products are
+    exact, so only the order of sums tells."""
+    places = machine(racks)
     given = problem(places, slots=2, top_k=8, load="even", dtype=dtype, seed=4)
-    powers = [torch.exp2(torch.floor(4 * weights.float())).to(dtype) for weights in given.weights]
-    given = Problem(given.placement, given.expert_ids, given.tokens, powers)
-    flat, found = solve("flat", places, given), solve("halo_dedup", places, given, chunks=2)
+    given = replace(given, weights=[torch.exp2(torch.floor(4 * each.float())).to(dtype) for each in given.weights])
+    flat, found = solve("flat", places, given), solve(algorithm, places, given, chunks=2)
     for rank, outcome in enumerate(found):
-        assert torch.equal(outcome.combined, node_sums(places, given, rank))
-    assert any(not torch.equal(a.combined, b.combined) for a, b in zip(flat, found, strict=True)), "order must matter"
+        scale = (1.0 + given.expert_ids[rank] / 8).to(dtype).unsqueeze(-1)
+        weights = given.weights[rank].unsqueeze(-1)
+        outputs = (given.tokens[rank].unsqueeze(1) * scale).float() * weights.float()
+        gradients = given.slopes[rank].unsqueeze(1) * weights * scale
+        assert torch.equal(outcome.combined, in_stated_order(algorithm, places, given, rank, outputs))
+        assert torch.equal(outcome.token_gradient, in_stated_order(algorithm, places, given, rank, gradients))
+    for name in ("combined", "token_gradient"):
+        pairs = zip(flat, found, strict=True)
+        assert any(not torch.equal(getattr(a, name), getattr(b, name)) for a, b in pairs), "order must matter"
 
 
 @pytest.mark.parametrize("algorithm", PLAIN + DEDUP)
