@@ -153,7 +153,7 @@ class Trainer:
             peak_memory_bytes=self._peak_memory_bytes,
             rss_bytes=rss_bytes(),
             expert_tokens=expert_tokens,
-            sent_bytes=self.dispatcher.take(),
+            sent=self.dispatcher.take(),
         )
         return metrics.gather(mine, self._shape, self._device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from piper_hpc.parallel.meter import Sent
 from piper_hpc.profiling.spans import EVERYONE, FORWARD, WAIT, Message, Span, self_seconds, waited_s
 from piper_hpc.spec.exchange import LEVELS
 from piper_hpc.spec.layout import RankMap
@@ -45,7 +46,7 @@ class RankRecord:
 
     seconds: self time of each of MEASURED; posts: when a message was posted; waits: (start, end, message or None);
     loss, aux_loss: this rank's shares of the step's; expert_tokens: [layers][experts] choices this rank routed;
-    sent_bytes: rows that it sent to other ranks in dispatch and combine, both ways, by level.
+    sent: what its dispatches and combines sent to other ranks, both ways.
     """
 
     start_s: float
@@ -59,7 +60,7 @@ class RankRecord:
     peak_memory_bytes: float
     rss_bytes: float
     expert_tokens: list[list[int]]
-    sent_bytes: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LEVELS, 0.0))
+    sent: Sent = field(default_factory=Sent)
 
 
 def rank_record(spans: Sequence[Span], posts: dict[Message, float], offset_s: float, **facts: Any) -> RankRecord:
@@ -93,7 +94,8 @@ def encode(record: RankRecord, shape: Shape) -> list[float]:
         record.grad_norm,
         record.peak_memory_bytes,
         record.rss_bytes,
-        *(record.sent_bytes[level] for level in LEVELS),
+        *(record.sent.payload_bytes[level] for level in LEVELS),
+        *(record.sent.metadata_bytes[level] for level in LEVELS),
         *posts,
         *waits,
         *(float(tokens) for layer in record.expert_tokens for tokens in layer),
@@ -110,7 +112,7 @@ def decode(numbers: Sequence[float], shape: Shape) -> RankRecord:
     start_s, end_s = take(2)
     seconds = dict(zip(MEASURED, take(len(MEASURED)), strict=True))
     loss, aux_loss, grad_norm, peak, rss = take(5)
-    sent_bytes = dict(zip(LEVELS, take(len(LEVELS)), strict=True))
+    sent = Sent(*(dict(zip(LEVELS, take(len(LEVELS)), strict=True)) for _ in range(2)))
     posts = {
         Message(*divmod(index, shape.micro_batches)): posted
         for index, posted in enumerate(take(shape.posts))
@@ -124,7 +126,7 @@ def decode(numbers: Sequence[float], shape: Shape) -> RankRecord:
     ]
     expert_tokens = [[int(tokens) for tokens in take(shape.experts)] for _ in range(shape.layers)]
     ranks_own = (loss, aux_loss, grad_norm, peak, rss)
-    return RankRecord(start_s, end_s, seconds, posts, waits, *ranks_own, expert_tokens, sent_bytes)
+    return RankRecord(start_s, end_s, seconds, posts, waits, *ranks_own, expert_tokens, sent)
 
 
 def gather(record: RankRecord, shape: Shape, device: torch.device) -> list[RankRecord] | None:
@@ -171,8 +173,9 @@ def summarise(records: Sequence[RankRecord], rank_map: RankMap, *, tokens: int) 
 
     The terms are those of the critical stage, the one with the longest busy time (its step without bubble and p2p), as
     the mean over its ranks; `stages` has them for every stage. Their `other_s` makes them add up to `step_time_s`, the
-    time from the first rank's start to the last rank's end. `exchange` has the rows that all ranks sent, counted from
-    their plans, and the critical stage's dispatch and combine, of which the executor hides nothing.
+    time from the first rank's start to the last rank's end. `exchange` has what all ranks sent, counted from their
+    plans (rows, and beside them the metadata of those that choices share), and the critical stage's dispatch and
+    combine, of which the executor hides nothing.
     """
     step_time_s = max(each.end_s for each in records) - min(each.start_s for each in records)
     by_rank = [terms_of(rank, records, rank_map) for rank in range(len(records))]
@@ -192,13 +195,20 @@ def summarise(records: Sequence[RankRecord], rank_map: RankMap, *, tokens: int) 
         "expert_load": _expert_load(records),
         "rank_load": _rank_load(records, rank_map),
         "exchange": {
-            "payload_bytes": {level: int(sum(each.sent_bytes[level] for each in records)) for level in LEVELS},
+            "payload_bytes": _summed(each.sent.payload_bytes for each in records),
+            "metadata_bytes": _summed(each.sent.metadata_bytes for each in records),
             "exposed_s": stages[critical]["dispatch_s"] + stages[critical]["combine_s"],
         },
         "critical_stage": critical,
         **stages[critical],
         "stages": stages,
     }
+
+
+def _summed(sent: Iterable[dict[str, float]]) -> dict[str, int]:
+    """Bytes of all ranks by level."""
+    ranks = list(sent)
+    return {level: int(sum(each[level] for each in ranks)) for level in LEVELS}
 
 
 def _mean_terms(by_rank: Sequence[dict[str, float]], ranks: Sequence[int]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,16 @@ from piper_hpc.comm.levels import Chains, Places
 TIMEOUT_S = 60.0
 
 
+@dataclass(frozen=True)
+class Message:
+    """What a rank sent in one exchange. dimensions: 2 where it is rows, 1 where one value a choice; bytes_to: by rank,
+    also to itself."""
+
+    dtype: torch.dtype
+    dimensions: int
+    bytes_to: dict[int, int]
+
+
 class Mailbox:
     """What waits for one rank: by (phase, group, exchange number) the part of each source."""
 
@@ -25,11 +36,11 @@ class Mailbox:
 
 
 class Switchboard:
-    """The mailboxes of all ranks, and by rank the phase and bytes per value of every exchange that it entered."""
+    """The mailboxes of all ranks, and by rank the phase and message of every exchange that it entered."""
 
     def __init__(self, ranks: int) -> None:
         self.boxes = [Mailbox() for _ in range(ranks)]
-        self.calls: list[list[tuple[str, int]]] = [[] for _ in range(ranks)]
+        self.calls: list[list[tuple[str, Message]]] = [[] for _ in range(ranks)]
         self.failed = False
 
     def run(self, function: Callable[[int], Any]) -> list[Any]:
@@ -72,8 +83,10 @@ class MemoryChannel:
         board, self.number = self.board, self.number + 1
         assert output.is_contiguous() and source.is_contiguous()
         assert len(output) == sum(receive) and len(source) == sum(send)
-        board.calls[self.rank].append((self.phase, source[:0].element_size()))
-        for peer, part in zip(self.group, source.split(list(send)), strict=True):
+        parts_to = dict(zip(self.group, source.split(list(send)), strict=True))
+        bytes_to = {peer: part.numel() * part.element_size() for peer, part in parts_to.items()}
+        board.calls[self.rank].append((self.phase, Message(source.dtype, source.dim(), bytes_to)))
+        for peer, part in parts_to.items():
             box = board.boxes[peer]
             with box.changed:
                 parts = box.mail.setdefault((self.phase, self.group, self.number), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from unittest.mock import patch
 
@@ -11,18 +12,19 @@ import torch.distributed as dist
 
 from piper_hpc.comm import FlatDispatcher, channel
 from piper_hpc.comm.channel import MissingPeerError
+from piper_hpc.comm.family import Family
 from piper_hpc.model.dispatcher import Dispatcher
-from piper_hpc.parallel.exchange import Way, make_dispatcher
+from piper_hpc.parallel.exchange import Way, make_dispatcher, places_of
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.runtime.failures import classify
-from piper_hpc.spec import Layout, ModelSpec, Placement, RankMap, Workload
+from piper_hpc.spec import ALGORITHMS, OVERLAPS, Layout, ModelSpec, Overlap, Placement, RankMap, Workload
 from piper_hpc.train import metrics
 from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
 from tests.processes import run_ranks
 
 TOKENS, TOP_K, HIDDEN = 10, 3, 8
-FAMILY = ("halo", "halo3", "halo_dedup", "halo3_dedup")
+FAMILY = ALGORITHMS[1:]
 TIMEOUT = timedelta(seconds=30)
 
 Found = dict[str, torch.Tensor]
@@ -52,32 +54,44 @@ def exchanged(dispatcher: Dispatcher, load: str, placement: Placement, dtype: to
     return {"rows": rows, "combined": combined, "tokens": tokens.grad, "weights": weights.grad}
 
 
-def compare_with_flat(per_node: int, racks: tuple[int, ...]) -> None:
-    """On one rank: every algorithm against `FlatDispatcher`, with experts moved about."""
+def compare_with_flat(per_node: int, racks: tuple[int, ...], algorithms: Sequence[str], overlap: Overlap) -> None:
+    """On one rank: `algorithms` against `FlatDispatcher`, with experts moved about."""
     ranks = dist.get_world_size()
     placement = Placement(0, (*reversed(range(ranks)), *range(ranks)), (*[0] * ranks, *[1] * ranks))
+    loads = (("even", torch.float32), ("hot", torch.float64), ("even", torch.bfloat16))
     flat = FlatDispatcher(dist.group.WORLD)
-    for algorithm in FAMILY:
-        rank_map = RankMap.block(Layout(ep=ranks, all_to_all=algorithm), per_node, racks)
-        dispatcher = make_dispatcher(rank_map, make_groups(rank_map, TIMEOUT), TIMEOUT)
-        for load, dtype in (("even", torch.float32), ("hot", torch.float64), ("even", torch.bfloat16)):
-            expected, found = (exchanged(each, load, placement, dtype) for each in (flat, dispatcher))
-            assert torch.equal(found.pop("rows"), expected["rows"])
+    expected = [exchanged(flat, load, placement, dtype) for load, dtype in loads]
+    family = Family(
+        places_of(RankMap.block(Layout(ep=ranks), per_node, racks), tuple(range(ranks))), range(ranks), TIMEOUT
+    )
+    for algorithm in algorithms:
+        dispatcher = family.dispatcher(algorithm, overlap=overlap)
+        for (load, dtype), of_flat in zip(loads, expected, strict=True):
+            found = exchanged(dispatcher, load, placement, dtype)
+            assert torch.equal(found.pop("rows"), of_flat["rows"])
             for name, value in found.items():
                 if not algorithm.endswith("_dedup"):
-                    assert torch.equal(value, expected[name]), (algorithm, load, name)
+                    assert torch.equal(value, of_flat[name]), (algorithm, load, name)
                 elif dtype != torch.bfloat16:
                     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
-                    error, norm = (float(each.detach().norm()) for each in (value - expected[name], expected[name]))
+                    error, norm = (float(each.detach().norm()) for each in (value - of_flat[name], of_flat[name]))
                     assert error <= tolerance * norm, (algorithm, load, name)
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("overlap", OVERLAPS, ids=OVERLAPS.values())
 @pytest.mark.parametrize(
     ("per_node", "racks"), [(2, (0, 0)), (4, (0, 0)), (2, (0, 0, 1, 1))], ids=["2x2", "2x4", "2x2x2"]
 )
-def test_real_ranks_agree_with_flat(per_node: int, racks: tuple[int, ...]) -> None:
-    run_ranks(per_node * len(racks), compare_with_flat, per_node, racks)
+def test_real_ranks_agree_with_flat(per_node: int, racks: tuple[int, ...], overlap: Overlap) -> None:
+    """Every algorithm, with phases in each order of the paper."""
+    run_ranks(per_node * len(racks), compare_with_flat, per_node, racks, FAMILY, overlap)
+
+
+@pytest.mark.processes
+def test_sixteen_real_ranks_agree_with_flat() -> None:
+    """4 x 4, as in two racks of two nodes, so that the third level is one."""
+    run_ranks(16, compare_with_flat, 4, (0, 0, 1, 1), FAMILY, "far_first")
 
 
 MODEL = ModelSpec(
@@ -160,14 +174,15 @@ def auto_with_ways() -> tuple[dict[str, object] | None, list[int], float, float,
         said = str(error)
     if records is None or flat_records is None:
         return None, [], float(flat.pipeline.loss.total), loss, said
-    sent = [sum(each.sent_bytes.values()) for each in records[4:]]
+    sent = [sum(each.sent.payload_bytes.values()) for each in records[4:]]
     away = [
         sum(sum(layer) - sum(layer[2 * (rank % 4) : 2 * (rank % 4) + 2]) for layer in each.expert_tokens)
         for rank, each in enumerate(flat_records)
     ]
     assert sent == [4 * 8 * MODEL.hidden * rows for rows in away[4:]], "every choice sent away, four times"
     row = metrics.summarise(records, rank_map, tokens=1)
-    assert sum(sum(each.sent_bytes.values()) for each in records[:4]) > 0
+    assert sum(sum(each.sent.payload_bytes.values()) for each in records[:4]) > 0
+    assert not any(sum(each.sent.metadata_bytes.values()) for each in records[4:]), "flat takes nothing along"
     return row["exchange"], away, float(flat.pipeline.loss.total), loss, said
 
 
@@ -184,6 +199,10 @@ def test_auto_trains_each_group_its_own_way_and_counts_what_it_sends() -> None:
     assert payload["node"] > 0 and payload["rack"] > 0 and payload["system"] == 0
     # Two hops send more rows inside nodes than flat, shared rows fewer between them.
     assert payload["rack"] < 4 * 8 * MODEL.hidden * sum(away)
+    # Choices take along an index and a weight in float64, whose gradient comes back, and only between nodes.
+    metadata = exchange["metadata_bytes"]
+    assert metadata["rack"] > 0 and metadata["rack"] % (4 + 2 * 8) == 0
+    assert metadata["node"] == metadata["system"] == 0
 
 
 def without_rank_3(algorithm: str) -> tuple[str, str] | None:

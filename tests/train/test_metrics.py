@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from piper_hpc.parallel.meter import Sent
 from piper_hpc.profiling.spans import BACKWARD, EVERYONE, FORWARD, WAIT, Message, Span
 from piper_hpc.spec import TERMS, Layout, RankMap
 from piper_hpc.train.metrics import MEASURED, RankRecord, Shape, decode, encode, rank_record, summarise, terms_of
@@ -11,6 +12,9 @@ from piper_hpc.train.metrics import MEASURED, RankRecord, Shape, decode, encode,
 SHAPE = Shape(micro_batches=2, layers=2, experts=3)
 CLIPPING = Message(EVERYONE, 0)
 TWO_STAGES = RankMap.block(Layout(pp=2), 2, (0,))
+
+
+SENT = Sent({"node": 1.0, "rack": 2.0, "system": 3.0}, {"node": 4.0, "rack": 5.0, "system": 6.0})
 
 
 def record(**changes: object) -> RankRecord:
@@ -36,6 +40,7 @@ def test_record_survives_its_journey_as_numbers() -> None:
         posts={Message(FORWARD, 1): 101.5, Message(BACKWARD, 0): 103.0, CLIPPING: 109.0},
         waits=[(102.0, 103.0, Message(BACKWARD, 1)), (104.0, 105.0, None), (109.0, 109.5, CLIPPING)],
         expert_tokens=[[1, 2, 3], [4, 5, 6]],
+        sent=SENT,
     )
     numbers = encode(sent, SHAPE)
     assert len(numbers) == len(encode(record(), SHAPE))
@@ -79,9 +84,9 @@ def test_row_shows_the_busiest_stage_and_adds_up() -> None:
     busy = dict.fromkeys(MEASURED, 0.0) | {"attention": 4.0, "expert": 2.0}
     records = [
         record(start_s=99.0, loss=0.5, expert_tokens=[[3, 0, 0], [0, 0, 0]], waits=waits),
-        record(aux_loss=0.25, expert_tokens=[[1, 2, 0], [0, 0, 0]], waits=waits),
+        record(aux_loss=0.25, expert_tokens=[[1, 2, 0], [0, 0, 0]], waits=waits, sent=SENT),
         record(seconds=busy, loss=1.0, expert_tokens=[[0, 0, 0], [2, 2, 2]], end_s=111.0),
-        record(seconds=busy | {"attention": 2.0}, expert_tokens=[[0, 0, 0], [0, 0, 6]]),
+        record(seconds=busy | {"attention": 2.0}, expert_tokens=[[0, 0, 0], [0, 0, 6]], sent=SENT),
     ]
     row = summarise(records, layout, tokens=240)
     assert row["critical_stage"] == 1
@@ -90,6 +95,8 @@ def test_row_shows_the_busiest_stage_and_adds_up() -> None:
     assert sum(row[term] for term in TERMS) == pytest.approx(12.0)
     assert all(sum(stage.values()) == pytest.approx(12.0) for stage in row["stages"])
     assert (row["loss"], row["aux_loss"], row["tokens_per_s"]) == pytest.approx((1.5, 0.25, 20.0))
+    assert row["exchange"]["payload_bytes"] == {"node": 2, "rack": 4, "system": 6}
+    assert row["exchange"]["metadata_bytes"] == {"node": 8, "rack": 10, "system": 12}
     assert row["expert_load"] == pytest.approx([4 / 2, 8 / 4])
     assert row["peak_memory_bytes"] == [7, 7, 7, 7] and row["rss_bytes"] == [9, 9, 9, 9]
 
