@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import prod
 from typing import Any
 
@@ -113,15 +113,21 @@ def count(positions: torch.Tensor, tokens: int, tables: Tables, *, dedup: bool) 
 
 def by_chunk(present: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
     """Sums of `present` [rows, peers] over the rows of each chunk, which begin and end at `bounds`: [chunks, peers]."""
-    sums = [present[low:high].sum(0) for low, high in pairwise(bounds)]
-    return torch.stack(sums) if sums else present.new_zeros(0, present.shape[1])
+    if not present.shape[1]:
+        return present.new_zeros(len(bounds) - 1, 0)
+    return torch.stack([present[low:high].sum(0) for low, high in pairwise(bounds)])
 
 
 def on_host(tensors: Sequence[torch.Tensor]) -> list[Any]:
     """Integer tensors as nested lists, read in one synchronisation."""
-    numbers = torch.cat([each.flatten() for each in tensors]).cpu()
-    parts = numbers.split([each.numel() for each in tensors])
-    return [part.view(each.shape).tolist() for part, each in zip(parts, tensors, strict=True)]
+    numbers = iter(torch.cat([each.flatten() for each in tensors]).tolist())
+
+    def read(shape: Sequence[int]) -> list[Any]:
+        if len(shape) == 1:
+            return list(islice(numbers, shape[0]))
+        return [read(shape[1:]) for _ in range(shape[0])]
+
+    return [read(each.shape) for each in tensors]
 
 
 def _tell(
