@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from piper_hpc.runtime import quota
-from piper_hpc.testbed import database, hosts, links, network, process, profile, rate, slurm, state, task
+from piper_hpc.testbed import database, hosts, links, network, process, profile, rate, segments, slurm, state, task
 from piper_hpc.testbed.faults import FAILED, Fault
 from piper_hpc.testbed.network import Plan
 from piper_hpc.testbed.options import MIB, Options, flag
@@ -184,6 +184,7 @@ def _remove_all() -> bool:
         if left:
             rule = "processes of the testbed do not end after SIGKILL"
             raise Fault("processes", " ".join(map(str, left)), rule, "a restart of the machine", FAILED)
+        segments.remove()
         quota.remove_tree(task.GROUP)
         network.demolish(also_folder=(folder / NO_NAMESPACES).exists())
         hosts.remove()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from piper_hpc.runtime import quota
-from piper_hpc.testbed import state
+from piper_hpc.testbed import segments, state
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -43,6 +43,7 @@ def traces() -> dict[str, Any]:
             for home in quota.controllers().values()
             if (home.root / quota.PARENT / "testbed").exists()
         ],
+        "segments": [segment.name for segment in segments.unused()],
         "folder": folder.exists(),
         "processes": _processes_of(folder),
         "configuration": {

@@ -18,7 +18,7 @@ def measured(folder: Path, *variables: str) -> list[dict[str, Any]]:
     """Rows of all_to_all among eight ranks on four nodes, by MPI."""
     asked = [f"+cluster.environment.{each}" for each in ("SLURM_MPI_TYPE=pmi2", *variables)]
     launcher = start(
-        "cluster=testbed", "task=microbench", "task.suites=[all_to_all]", "task.backend=mpi", "task.cell_s=0.1", *asked,
+        "cluster=testbed", "task=microbench", "task.suites=[all_to_all]", "task.backend=mpi", "task.cell_s=0.05", *asked,
         cwd=folder,
     )  # fmt: skip
     output, errors = launcher.communicate(timeout=180)

@@ -8,9 +8,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from piper_hpc.microbench.dispatch.rank import Part, Task
@@ -90,8 +89,6 @@ def run_stage(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
     command = ["srun", f"--nodes={nodes}", f"--ntasks-per-node={ranks}", f"--mpi={'pmi2' if mpi else 'none'}",
                "--kill-on-bad-exit=1", "--unbuffered", f"--time={2 + int(2 * budget_s / 60)}",
                sys.executable, "-m", "piper_hpc.microbench.dispatch.rank", str(path)]  # fmt: skip
-    if mpi:
-        _drop_leftovers()
     first = testbed["nodes"][0]["name"]
     environment = {
         **os.environ,
@@ -102,17 +99,6 @@ def run_stage(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
     }
     if subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
         raise BenchError(f"the ranks of {stage.name} failed (see above); rows so far are in {run.path}")
-
-
-def _drop_leftovers() -> None:
-    """Remove segments of MPICH that no process has open: it names them by job, and each testbed counts jobs from 1."""
-    used = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):
-            used |= {line.split()[-1] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
-    for segment in Path("/dev/shm").glob("mpich_shm_*"):
-        if str(segment) not in used:
-            segment.unlink(missing_ok=True)
 
 
 def _without_mpi(part: Part) -> Part:
