@@ -15,6 +15,7 @@ from piper_hpc.spec import BENCHMARK_VERSION
 COMPARED = ("torch", "piper-hpc", "mpi4py")
 """Packages of another version measure another thing."""
 
+
 def finished(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Cell -> row of what a wide suite measured and found right; what was refused is measured again."""
     return {str(row["cell"]): row for row in rows if row["correct"] and "cell" in row}

@@ -99,9 +99,7 @@ def cheapest(model: ExchangeModel, cell: ExchangeCell, among: Sequence[str] = AL
     )
 
 
-def _table(
-    exchanges: Iterable[MeasuredExchange], among: Sequence[str]
-) -> dict[Shape, dict[Point, dict[Way, float]]]:
+def _table(exchanges: Iterable[MeasuredExchange], among: Sequence[str]) -> dict[Shape, dict[Point, dict[Way, float]]]:
     """Seconds by shape of the group, cell, and way; the quicker one of repeats would flatter: the later one stands."""
     table: dict[Shape, dict[Point, dict[Way, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in exchanges:
