@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 
@@ -9,14 +12,20 @@ class MpiError(RuntimeError):
     """MPI is not there, or does not see the ranks of the job."""
 
 
+@cache
 def load() -> Any:
     """mpi4py's MPI; loading it starts MPI.
 
-    Frontier wants it before torch: else MPICH may stop with "Unable to use a NIC_POLICY of 'NUMA'". Raises MpiError
-    where mpi4py or an MPI library is missing.
+    Frontier wants it before torch: else MPICH may stop with "Unable to use a NIC_POLICY of 'NUMA'".
+
+    MPI starts in a thread of its own, for the sake of that thread's fresh memory: MPICH over UCX (5.0.2) publishes 4 KB
+    from the start of a rank's address, whatever lies behind it, in lines that Slurm's PMI cuts at 1,024 characters. In
+    a process that has worked before, lines may be as long, and the job hangs. Raises MpiError where mpi4py or an MPI
+    library is missing.
     """
     try:
-        from mpi4py import MPI
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            MPI = thread.submit(import_module, "mpi4py.MPI").result()
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, an MPI library is not
         raise MpiError(
             f"task.backend=mpi needs mpi4py and an MPI library ({error}): pip install 'piper-hpc[mpi]', or the site's "

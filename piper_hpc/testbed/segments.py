@@ -1,7 +1,5 @@
-"""Shared memory that MPICH's jobs leave behind: segments named by job, while each testbed counts its jobs from 1.
-
-A job that finds the segment of an earlier job with its number reads addresses of ranks that are long gone.
-"""
+"""Shared memory that MPICH's jobs leave behind. Its segments are named by job, and each testbed counts its jobs from 1,
+so that the next testbed's jobs would meet them."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from piper_hpc.microbench import run
 from piper_hpc.microbench.shapes import CPU
 from piper_hpc.microbench.skew import time_skew
+from piper_hpc.microbench.suite import run
 from piper_hpc.microbench.timing import Team, time_exchange
 from piper_hpc.spec import Layout, RankMap
 from tests.processes import run_ranks
