@@ -93,7 +93,7 @@ def test_imbalance_of_a_hot_rank_and_of_a_burst() -> None:
     assert imbalance("W3", ranks=8, tokens=512, **SIZE) < 1.1
     assert imbalance("W7", ranks=8, tokens=512, **SIZE) == 1
     step = Cell("W7", 64, 8, 512, 512).step(3)
-    assert step == 63 and imbalance("W7", ranks=8, tokens=512, step=step, **SIZE) > 3.9
+    assert step == 31 and imbalance("W7", ranks=8, tokens=512, step=step, **SIZE) > 3.9
 
 
 @pytest.mark.parametrize("domains", [2, 4, 8])

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from piper_hpc.microbench.dispatch.workloads import imbalance, is_burst
+from piper_hpc.microbench.dispatch.workloads import BURST_STEPS, ROTATION_STEPS, imbalance
 from piper_hpc.spec import BENCHMARK_VERSION, DISPATCH_COMBINE, OVERLAP, Overlap
 
 Row = dict[str, Any]
 """Of `measurements.jsonl`."""
+
+STEPS = 4
+"""Of a workload, which are drawn once in a cell: drawing takes a rank with a share of a core as long as exchanging."""
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -39,8 +42,12 @@ class Cell:
         return self.tokens * self.top_k * self.row_bytes
 
     def step(self, iteration: int) -> int:
-        """The workload's step that an iteration times: every one in turn, of W7 the bursts alone."""
-        return iteration if self.workload != "W7" else next(s for s in range(16 * iteration, 10**9) if is_burst(s))
+        """The workload's step that an iteration times: a few in turn, each by one iteration of either half (see `row`);
+        of W6 one of each block, of W7 bursts alone."""
+        place = iteration // 2 % STEPS
+        if self.workload == "W6":
+            return place * ROTATION_STEPS
+        return place if self.workload != "W7" else place * BURST_STEPS + BURST_STEPS - 1
 
 
 @dataclass(frozen=True)

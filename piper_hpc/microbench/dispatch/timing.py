@@ -176,12 +176,19 @@ class _Load:
         held = source_tokens(cell.workload, ranks=self._ranks, tokens=cell.tokens)[self._rank]
         values = torch.randn(held, cell.hidden, generator=torch.Generator().manual_seed(self._rank))
         self.tokens = values.to(device=team.device, dtype=getattr(torch, cell.dtype))
+        self._routings: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def routing(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Expert ids and weights of one iteration, both [tokens, top_k]."""
+        step = self._cell.step(iteration)
+        if step not in self._routings:
+            self._routings[step] = self._drawn(step)
+        return self._routings[step]
+
+    def _drawn(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         cell = self._cell
         ids, weights = draw(cell.workload, experts=cell.experts, top_k=cell.top_k, ranks=self._ranks,
-                            tokens=cell.tokens, rank=self._rank, step=cell.step(iteration))  # fmt: skip
+                            tokens=cell.tokens, rank=self._rank, step=step)  # fmt: skip
         device = self._device
         return torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device=device, dtype=self.tokens.dtype)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -96,8 +97,10 @@ def draw(
     return ids[mine], (weights[mine] / weights[mine].sum(1, keepdims=True)).astype(np.float32)
 
 
+@lru_cache(maxsize=16)
 def global_draw(workload: str, *, experts: int, top_k: int, tokens: int, step: int = 0, seed: int = 0) -> Ids:
-    """Experts of all tokens of all sources, int64 [tokens, top_k]. Raises ValueError as `draw` does."""
+    """Experts of all tokens of all sources, int64 [tokens, top_k], not to be written to. Raises ValueError as `draw`
+    does."""
     hot = heat(workload, experts=experts, top_k=top_k, step=step, seed=seed)
     generator = _generator(seed, step, "routing")
     if hot is not None:
