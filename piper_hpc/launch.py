@@ -162,7 +162,11 @@ def _predict(asked: Experiment, machine: Machine) -> Prediction | None:
     if asked.task.name == "microbench":
         return None
     calibration = calibration_of(asked, machine)
-    return forecast(asked, machine, calibration) if calibration else None
+    try:
+        return forecast(asked, machine, calibration) if calibration else None
+    except ResourceModelError as error:
+        given = asked.cluster.calibration
+        raise ConfigError(Problem("cluster.calibration", given, str(error), "cluster.calibration=off")) from error
 
 
 def _prepare(

@@ -184,6 +184,15 @@ def test_wide_suites_are_added_to_a_calibration_where_there_is_one(folder, tmp_p
     assert not (tmp_path / "runs" / "calibrations").exists()
 
 
+def test_a_calibration_of_one_rank_cannot_predict_four_and_says_so(tmp_path):
+    """It has no curve of a link; nothing is submitted."""
+    alone = launch("task=microbench", "task.budget_s=2", "cluster.ranks_per_node=1", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    (path,) = (tmp_path / "runs" / "calibrations").glob("*.json")
+    refused = launch("dry_run=true", f"cluster.calibration={path}", cwd=tmp_path)
+    assert refused.returncode == 2 and "cluster.calibration=off" in refused.stderr and "p2p" in refused.stderr
+
+
 def test_auto_takes_what_the_dispatch_suite_measured(folder):
     """From the suite over the calibration file to what a run exchanges by, and its record."""
     suites = ("task.suites=[calibration,dispatch]", "task.budget_s=3", "task.cell_s=0.02")

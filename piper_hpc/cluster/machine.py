@@ -127,7 +127,7 @@ def _local(cluster: ClusterConfig) -> Machine:
     if cluster.nodes != 1:
         rule = "cluster.scheduler=local is one machine"
         raise ConfigError(Problem("cluster.nodes", cluster.nodes, rule, "cluster.nodes=1, or cluster=testbed"))
-    on_device = cluster.device == "cuda" or (cluster.device == "auto" and has_accelerator())
+    on_device = cluster.device in ("cuda", "xpu") or (cluster.device == "auto" and has_accelerator())
     if on_device and not (cluster.memory_gib_per_rank or cluster.accelerator):
         rule = "must be given for an accelerator (GiB of one device)"
         raise ConfigError(Problem("cluster.memory_gib_per_rank", 0, rule, "cluster.memory_gib_per_rank=80"))

@@ -37,7 +37,7 @@ CHOICES = {
     "parallelism.cp": (1,),
     "parallelism.zero": (0,),
     "cluster.scheduler": ("local", "slurm"),
-    "cluster.device": ("auto", "cpu", "cuda"),
+    "cluster.device": ("auto", "cpu", "cuda", "xpu"),
     "cluster.quota": ("auto", "off"),
     "cluster.domains": ("auto", "measured"),
     "task.recipe": (None, *RECIPES),

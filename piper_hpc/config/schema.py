@@ -184,7 +184,7 @@ class ClusterConfig:
         None  # pack: the most leaf switches to be spread over; null: the fewest that hold the job
     )
     switch_wait_min: int = 60  # pack: how long Slurm may wait for so few
-    device: str = "auto"  # auto, cpu or cuda
+    device: str = "auto"  # auto (cuda where there is one, else cpu), cpu, cuda (ROCm too) or xpu
     accelerator: str | None = None  # a file of conf/accelerator: what data sheets say of one device
     memory_gib_per_rank: float = 0.0  # 0: the accelerator's, else this machine's memory over its ranks
     quota: str = "auto"  # local: auto gives each rank a CPU quota where cgroups are writable; off

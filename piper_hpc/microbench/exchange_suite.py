@@ -28,6 +28,11 @@ MESSAGES: dict[str, tuple[int, ...]] = {
 """Bytes of the exchange suites: 1 KiB to 4 MiB on a CPU, to 256 MiB on an accelerator."""
 
 
+def sizes_of(device: torch.device) -> Sequence[int]:
+    """Bytes of the messages that are timed between such devices, in order."""
+    return MESSAGES["cpu" if device.type == "cpu" else "gpu"]
+
+
 class Backend(Protocol):
     """What carries exchanges out; see TorchBackend and MpiBackend."""
 
@@ -80,7 +85,7 @@ class ExchangeSuite:
 
     @property
     def _sizes(self) -> Sequence[int]:
-        return MESSAGES["cpu" if self.device.type == "cpu" else "gpu"]
+        return sizes_of(self.device)
 
     def _cell(self, operator: str, size: int) -> str:
         return f"{self.backend.name}/{operator}/{size}"

@@ -46,35 +46,35 @@ class CpuClock:
         return float(mark)
 
 
-class CudaClock:
+class EventClock:
     """Events on the current stream, resolved after the step; it synchronises only between steps."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool: list[torch.cuda.Event] = []
+        self._device, self._torch = device, torch.get_device_module(device)
+        self._pool: list[Any] = []
         self._used = 0
-        self._origin = torch.cuda.Event(enable_timing=True)
+        self._origin = self._torch.Event(enable_timing=True)
         self._origin_s = 0.0
 
     def start(self) -> None:
         """Tie one event to the host's clock."""
         self._used = 0
-        self._origin.record(torch.cuda.current_stream(self._device))
+        self._origin.record(self._torch.current_stream(self._device))
         self._origin.synchronize()
         self._origin_s = time.monotonic()
 
     def now(self) -> Mark:
         """Record the next event of the pool."""
         if self._used == len(self._pool):
-            self._pool.append(torch.cuda.Event(enable_timing=True))
+            self._pool.append(self._torch.Event(enable_timing=True))
         event = self._pool[self._used]
         self._used += 1
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(self._torch.current_stream(self._device))
         return event
 
     def finish(self) -> None:
         """Wait until the device has passed every event."""
-        torch.cuda.synchronize(self._device)
+        self._torch.synchronize(self._device)
 
     def seconds(self, mark: Mark) -> float:
         """Host seconds at the event."""
@@ -83,7 +83,7 @@ class CudaClock:
 
 def clock_for(device: torch.device) -> Clock:
     """The clock of a device."""
-    return CudaClock(device) if device.type == "cuda" else CpuClock()
+    return CpuClock() if device.type == "cpu" else EventClock(device)
 
 
 def host_identity() -> str:

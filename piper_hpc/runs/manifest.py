@@ -13,7 +13,10 @@ from typing import Any
 
 PACKAGES = ("piper-hpc", "torch", "numpy", "hydra-core", "omegaconf", "submitit", "wandb", "mpi4py")
 # An allow-list: tokens and keys live in the environment too.
-PREFIXES = ("NCCL_", "RCCL_", "FI_", "MPICH_", "UCX_", "OMP_", "MKL_", "GLOO_", "HSA_", "ROCR_", "TORCH_NCCL_")
+PREFIXES = (
+    *("NCCL_", "RCCL_", "TORCH_NCCL_", "CCL_", "GLOO_", "MPICH_", "FI_", "UCX_"),
+    *("OMP_", "MKL_", "HSA_", "ROCR_", "ZE_"),
+)
 NAMES = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION", "SLURM_CONF")
 
 

@@ -62,7 +62,7 @@ def _round_trip(message: torch.Tensor, partner: int, *, first: bool) -> float:
         begin = time.perf_counter()
         for sends in (first, not first):
             (dist.send if sends else dist.recv)(message, partner)
-        if message.is_cuda:
-            torch.cuda.synchronize(message.device)
+        if message.device.type != "cpu":
+            torch.accelerator.synchronize(message.device)
         taken.append(time.perf_counter() - begin)
     return statistics.median(taken[1:])

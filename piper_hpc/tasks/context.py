@@ -98,7 +98,7 @@ class Context:
             "node_of_rank": list(self.nodes),
             "task_of_rank": [place.task for place in self.places],  # logs are named after tasks
             "granted": self._granted_facts(),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "device": self._device_name,
             "torch_threads": torch.get_num_threads(),
             "versions": versions(),
             "environment": environment(),
@@ -112,6 +112,11 @@ class Context:
         if topology is not None and topology.nics_per_node:
             per_nic = max(1, self.experiment.cluster.ranks_per_node // topology.nics_per_node)
         return RankMap(layout, tuple(names.index(node) for node in self.nodes), self.granted.granted, per_nic)
+
+    @property
+    def _device_name(self) -> str:
+        kind = self.device.type
+        return kind if kind == "cpu" else str(torch.get_device_module(self.device).get_device_name(self.device))
 
     def _granted_facts(self) -> dict[str, Any]:
         paths, source = self.paths

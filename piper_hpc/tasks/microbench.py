@@ -13,7 +13,7 @@ import torch.distributed as dist
 from piper_hpc.cluster import calibration as calibrations
 from piper_hpc.cluster import evidence
 from piper_hpc.cluster.resume import finished
-from piper_hpc.microbench import compute_suite, exchange_suite, links, suite, vendor
+from piper_hpc.microbench import compute_suite, exchange_suite, links, suite
 from piper_hpc.microbench.compute_suite import ComputeSuite
 from piper_hpc.microbench.dispatch.suite import DispatchSuite
 from piper_hpc.microbench.exchange_suite import Backend, ExchangeSuite
@@ -21,6 +21,7 @@ from piper_hpc.microbench.exchanges import TorchBackend
 from piper_hpc.microbench.mpi_exchanges import MpiBackend
 from piper_hpc.microbench.rows import Book, Row
 from piper_hpc.microbench.timing import Team
+from piper_hpc.microbench.vendor_suite import VendorSuite
 from piper_hpc.runtime.group import from_first
 from piper_hpc.spec import Calibration, Layout, RankMap
 from piper_hpc.tasks.context import Context
@@ -103,7 +104,10 @@ def _wide_suites(
         timed.run(exchanges)
         left_out = left_out | timed.left_out
         if asked.vendor:
-            left_out = left_out | _vendor_programs(context, exchanges, done, on_row)
+            sizes, patience_s = exchange_suite.sizes_of(device), context.experiment.cluster.comm_timeout_s / 2
+            programs = VendorSuite(device, context.nodes, patience_s, on_row, done, counter)
+            programs.run(exchanges, sizes[0], sizes[-1])
+            left_out = left_out | programs.left_out
     if "dispatch" in suites:
         timeout = timedelta(seconds=context.experiment.cluster.comm_timeout_s)
         extra = {"nodes": list(_nodes(context))}
@@ -111,31 +115,6 @@ def _wide_suites(
         family.run(context.experiment.model, context.experiment.train.dtype)
         left_out = left_out | family.left_out
     return facts | {"left_out": left_out}
-
-
-def _vendor_programs(
-    context: Context, suites: Sequence[str], done: Mapping[str, Row], on_row: Callable[[Row], None]
-) -> dict[str, str]:
-    """Run what rank 0 has on its PATH, there while the others wait. Returns what could not be run, and why."""
-    failed: dict[str, str] = {}
-    sizes = exchange_suite.MESSAGES["cpu" if context.device.type == "cpu" else "gpu"]
-    told: list[Any] = [vendor.found(suites, context.place.ranks, _nodes(context)) if context.is_first else None]
-    dist.broadcast_object_list(told, src=0)
-    for program in told[0]:
-        # Others wait for one program at a time, no longer than they wait for any rank.
-        dist.barrier()
-        if not context.is_first or any(row.get("library") == program.name for row in done.values()):
-            continue
-        if program.of_nccl and context.device.type == "cpu":
-            failed[program.name] = "it needs devices, and these ranks have none"
-            continue
-        try:
-            for row in vendor.run(program, sizes[0], sizes[-1], context.experiment.cluster.comm_timeout_s / 2):
-                on_row(row)
-        except RuntimeError as error:
-            failed[program.name] = str(error)
-    dist.barrier()
-    return failed
 
 
 def _add(context: Context, rows: Sequence[Row]) -> tuple[Calibration | None, list[str]]:

@@ -97,10 +97,11 @@ class Trainer:
         """One optimizer step on the samples from `first_sample` on, all ranks starting together."""
         if self._groups.world is not None:
             dist.barrier()
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        if self._device.type != "cpu":
+            memory = torch.get_device_module(self._device)
+            memory.reset_peak_memory_stats(self._device)
             self._step(data, first_sample, rate)
-            self._peak_memory_bytes = torch.cuda.max_memory_allocated(self._device)
+            self._peak_memory_bytes = memory.max_memory_allocated(self._device)
         elif sample_memory:
             self._peak_memory_bytes = peak_tensor_bytes(lambda: self._step(data, first_sample, rate))
         else:
