@@ -73,7 +73,7 @@ TINY = ModelSpec("tiny", 4, 16, 2, 2, 8, 8, 4, 16, 64)
 
 
 def suite_rows(cell_s: float, done: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """What rank 0 has of the dispatch suite on nodes of two ranks, each a rack of its own: rows, and what was left out."""
+    """Rows of the dispatch suite on nodes of two ranks in racks of their own, as rank 0 has them; what was left out."""
     rows: list[dict[str, Any]] = []
     world = dist.get_world_size()
     ranks = RankMap.block(Layout(dp=world), 2, tuple(range(world // 2)))
