@@ -14,7 +14,7 @@ from piper_hpc.spec import BENCHMARK_VERSION, DISPATCH_COMBINE, OVERLAP, Overlap
 Row = dict[str, Any]
 """Of `measurements.jsonl`."""
 
-STEPS = 4
+STEPS = 2
 """Of a workload, which are drawn once in a cell: drawing takes a rank with a share of a core as long as exchanging."""
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
