@@ -52,7 +52,7 @@ def names(measured: Sequence[Measured]) -> list[str]:
 
 def cell_lines(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
     """One line a cell of one machine: median and half the 5-95 % range of each variant, the logical bytes of a rank
-    over the quickest one's time, and what `auto` takes."""
+    over the time of the family's quickest, and what `auto` takes."""
     shown = names(measured)
     chosen = {id(choice.cell): choice for choice in auto_choices(measured)}
     lines = []
@@ -70,7 +70,7 @@ def cell_lines(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
                     f"{seconds(by_name[name].median_s)} ±{100 * by_name[name].spread:.0f} %" if name in by_name else ""
                     for name in shown
                 ),
-                f"{1e-6 * cell.logical_bytes / min(timed.median_s for timed in cell.variants):.3g} MB/s",
+                f"{1e-6 * cell.logical_bytes / min(timed.median_s for timed in cell.family):.3g} MB/s",
                 "" if choice is None else f"{choice.chosen} ({choice.of_best:.2f} of best)",
             )
         )

@@ -50,12 +50,12 @@ def verdicts(measured: Sequence[Measured]) -> list[Verdict]:
         if cell.top_k == 8 and cell.logical_bytes == largest[cell.machine] and not _racks(cell):
             found += [*_against_flat(cell), *_against_mpi(cell)]
     for cell in full:
-        if cell.row_bytes and (cell.top_k != 8 or cell.logical_bytes == largest[cell.machine]) and not _racks(cell):
+        if (cell.top_k != 8 or cell.logical_bytes == largest[cell.machine]) and not _racks(cell):
             found += _against_bytes(cell)
     for cell in full:
         found += _payload(cell)
     for cell in full:
-        found += _third_level(cell) if _racks(cell) else _phases(cell)
+        found += _third_level(cell, measured) if _racks(cell) else _phases(cell)
     for machine in machines(measured):
         own = [cell for cell in measured if cell.machine == machine]
         found += [*_auto(machine, own), *_cost_model(machine, own)]
@@ -160,7 +160,11 @@ def _payload(cell: Measured) -> Iterable[Verdict]:
     )  # fmt: skip
 
 
-def _third_level(cell: Measured) -> Iterable[Verdict]:
+def _third_level(cell: Measured, measured: Sequence[Measured]) -> Iterable[Verdict]:
+    """Whether the cell counts is told by flat, in it or in the machine's cell of the nearest size."""
+    shares = [(abs(np.log(other.logical_bytes / cell.logical_bytes)), flat_share(other) or 0.0)
+              for other in measured if other.machine == cell.machine and flat_share(other)]  # fmt: skip
+    share = min(shares, default=(0.0, 0.0))[1]
     for three, two in (("halo3_dedup", "halo_dedup"), ("halo3", "halo")):
         third, second = cell.of(three), cell.of(two)
         if third is None or second is None:
@@ -168,13 +172,14 @@ def _third_level(cell: Measured) -> Iterable[Verdict]:
         ratio = third.faster_than(second)
         rates = third.row["link_bytes_per_s"]
         note = (
-            f"uplink at {rates['rack'] / rates['nic']:.2g} of a node's link; wire limit {third.wire_s:.2f} s against "
-            f"{second.wire_s:.2f} s"
+            f"flat at {100 * share:.0f} % of the wire; uplink at {rates['rack'] / rates['nic']:.2g} of a node's link; "
+            f"wire limit {third.wire_s:.2f} s against {second.wire_s:.2f} s"
         )
         if three == "halo3":
             note += "; without deduplication the uplink carries the same bytes, and rows are sent once more"
+        judged = three == "halo3_dedup" and share >= WIRE_SHARE
         yield Verdict(f"{three} over {two}", _where(cell), _ratio(ratio), "> 1x" if three == "halo3_dedup" else SHOWN,
-                      ratio[0] > 1 if three == "halo3_dedup" else None, note)  # fmt: skip
+                      ratio[0] > 1 if judged else None, note)  # fmt: skip
 
 
 def _phases(cell: Measured) -> Iterable[Verdict]:

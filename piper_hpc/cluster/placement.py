@@ -131,15 +131,15 @@ def paths_of(cluster: ClusterConfig, nodes: Sequence[str], told: Sequence[Path])
         return [(f"rack{rack}",) for rack in cluster.racks], "cluster.racks"
     sizes = cluster.topology
     if sizes is not None and (sizes.nodes_per_rack or sizes.nodes_per_switch):
-        return [_block(node, sizes) for node in range(len(nodes))], "cluster.topology: blocks in the scheduler's order"
+        return [_block(host, sizes) for host in range(len(nodes))], "cluster.topology: blocks in the scheduler's order"
     return [()] * len(nodes), "nothing known: the scheduler's order"
 
 
-def _block(node: int, sizes: TopologyConfig) -> Path:
-    """Path of a node on a uniform machine whose domains are filled in order, as a prediction takes it to be."""
-    host = node // sizes.hosts_per_node
+def _block(host: int, sizes: TopologyConfig) -> Path:
+    """Path of a Slurm node on a uniform machine whose domains are filled in order, as a prediction takes it to be."""
+    node = host // sizes.hosts_per_node
     named = (("rack", sizes.nodes_per_rack), ("switch", sizes.nodes_per_switch))
-    return tuple(f"{name}{host // size}" for name, size in named if size)
+    return tuple(f"{name}{node // size}" for name, size in named if size)
 
 
 def nodes_of(tasks: Sequence[RankEnvironment]) -> dict[str, RankEnvironment]:

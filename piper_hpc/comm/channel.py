@@ -98,7 +98,7 @@ class GroupChannel:
     @property
     def patience_s(self) -> float:
         """How long the host waits for an exchange on a device: the group's time-out, less the time that the error
-        needs before a watchdog ends the process at the time-out itself."""
+        needs before a watchdog ends the process at the time-out itself, which should be 10 s or more."""
         backend = self.group._get_backend(self.group._device_types[0])
         timeout_s = float(backend.options._timeout.total_seconds())
         return max(timeout_s / 2, timeout_s - 2 * GRACE_S)

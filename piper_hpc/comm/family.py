@@ -45,6 +45,14 @@ class Family:
         chains = Chains(algorithm, self.places)
         return chains, [self._channel(chains, level) for level in range(chains.depth)]
 
+    def close(self) -> None:
+        """End the groups; nothing may be under way in them, and no dispatcher is used after."""
+        for group in self._groups.values():
+            if group != dist.GroupMember.NON_GROUP_MEMBER:
+                dist.destroy_process_group(group)
+        self._groups.clear()
+        self._channels.clear()
+
     def _channel(self, chains: Chains, level: int) -> Channel:
         own: Channel = Local()
         for members in chains.groups(level):

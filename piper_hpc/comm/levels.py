@@ -9,11 +9,12 @@ its experts.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from piper_hpc.spec.exchange import ALGORITHMS
+from piper_hpc.spec.layout import RankMap
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,16 @@ class Places:
     node_of_rank: tuple[int, ...]
     rack_of_rank: tuple[int, ...]
     nic_of_rank: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(rank_map: RankMap, ranks: Sequence[int]) -> Places:
+        """The places of `ranks`, in this order."""
+        places = [rank_map.places[rank] for rank in ranks]
+        return Places(
+            tuple(place.node for place in places),
+            tuple(place.rack for place in places),
+            tuple(place.nic for place in places),
+        )
 
     @property
     def ranks(self) -> int:

@@ -38,6 +38,12 @@ class Box:
         slope = max(0.0, last_s - before_s) / (last_work - before_work) if last_work > before_work else 0.0
         return min(last_s + slope * (work - last_work), last_s * max(1.0, work / last_work))
 
+    @property
+    def seen_rate(self) -> float:
+        """Work per second of the largest cell that was measured; what was expected of it where none was."""
+        work, seconds = self._points[-1] if self._points else (self.rate, 1.0)
+        return work / seconds
+
     def holds(self, work: float) -> bool:
         """Whether a cell of `work` can be measured in its time."""
         return CALLS * self.expected_s(work) <= self.cell_s

@@ -61,7 +61,7 @@ class VendorSuite:
             store.wait([f"ready{other}" for other in range(world)], patience)
             try:
                 rows = vendor.run(program, least, most, self.timeout_s)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:  # ValueError: a line that is like one of a table
                 self.left_out[program.name] = str(error)
             finally:
                 store.set("ended", "")

@@ -42,12 +42,12 @@ def make_dispatcher(rank_map: RankMap, groups: Groups, timeout: timedelta, ways:
         way = _way(rank_map.layout.all_to_all, ranks, ways)
         if way.algorithm == "flat" or len(ranks) == 1:
             continue
-        family = Family(places_of(rank_map, ranks), ranks, timeout)
+        family = Family(Places.of(rank_map, ranks), ranks, timeout)
         if mine in ranks:
             dispatcher = family.dispatcher(way.algorithm, chunks=way.chunks or CHUNKS)
         else:
             family.join(way.algorithm)
-    return Meter(dispatcher, places_of(rank_map, own), own.index(mine))
+    return Meter(dispatcher, Places.of(rank_map, own), own.index(mine))
 
 
 def expert_groups(rank_map: RankMap) -> list[tuple[int, ...]]:
@@ -64,13 +64,3 @@ def _way(algorithm: str, ranks: tuple[int, ...], ways: Ways | None) -> Way:
             "example all_to_all=flat"
         )
     return ways[ranks]
-
-
-def places_of(rank_map: RankMap, ranks: tuple[int, ...]) -> Places:
-    """Node, rack and network card of each rank of an expert group."""
-    places = [rank_map.places[rank] for rank in ranks]
-    return Places(
-        tuple(place.node for place in places),
-        tuple(place.rack for place in places),
-        tuple(place.nic for place in places),
-    )

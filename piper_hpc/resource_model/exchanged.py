@@ -23,7 +23,7 @@ from piper_hpc.resource_model.exchange import (
     of_links,
 )
 from piper_hpc.resource_model.groups import Group
-from piper_hpc.resource_model.topology import NODE, Links
+from piper_hpc.resource_model.topology import NODE, SYSTEM, Links
 from piper_hpc.spec import (
     ALGORITHMS,
     AUTO,
@@ -36,6 +36,7 @@ from piper_hpc.spec import (
     Link,
     ModelSpec,
     Tier,
+    Topology,
     Workload,
 )
 
@@ -62,13 +63,15 @@ class Costed(Protocol):
     def curves(self) -> Curves: ...
 
 
-def cell_of(group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, load: float) -> ExchangeCell:
+def cell_of(
+    group: Group, topology: Topology | None, model: ModelSpec, tokens: int, bytes_per_value: int, load: float
+) -> ExchangeCell:
     """What `tokens` of one rank ask of the exchange model; load: of the busiest rank over the mean."""
     row_bytes = float(model.hidden * bytes_per_value)
     return ExchangeCell(
         ranks=int(group.size),
         nodes=max(1, round(group.size / group.within(NODE))),
-        racks=max(1, round(group.size / group.within(_leaf(group)))),
+        racks=max(1, round(group.size / group.within(_rack_tier(topology)))),
         logical_bytes=tokens * model.top_k * row_bytes,
         row_bytes=row_bytes,
         top_k=model.top_k,
@@ -77,9 +80,12 @@ def cell_of(group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, l
     )
 
 
-def _leaf(group: Group) -> int:
-    """Number of the tier that a run calls rack: below one leaf switch, or in one rack where no switches are known."""
-    return SWITCH if group.within(SWITCH) > group.within(NODE) else RACK
+def _rack_tier(topology: Topology | None) -> int:
+    """Number of the widest tier inside what a run calls rack: the innermost domain beyond the node that is known, or
+    everything where none is. Without a topology nodes and their racks are known one by one."""
+    if topology is None or (topology.rack and not topology.switch):
+        return RACK
+    return SWITCH if topology.switch else SYSTEM
 
 
 def exchange_model(curves: Curves) -> ExchangeModel:
@@ -112,7 +118,7 @@ def exchanged(batch: MicroBatch, group: Group, algorithm: str) -> Exchanged:
     if algorithm == "flat" or group.size == 1:
         return Exchanged(*flat, Choice("flat", why="as configured" if algorithm == "flat" else "a group of one"))
     curves = batch.curves
-    cell = cell_of(group, batch.model, batch.tokens, batch.bytes_per_value, batch.load)
+    cell = cell_of(group, curves.cluster.topology, batch.model, batch.tokens, batch.bytes_per_value, batch.load)
     choice = settle(curves, cell, algorithm)
     told = f"all_to_all={algorithm}"
     if algorithm == AUTO:
@@ -151,7 +157,13 @@ def _scaled(cost: Cost, ratio: float, model: ExchangeModel) -> Cost:
 
 
 def step_bytes(
-    algorithm: str, group: Group, model: ModelSpec, tokens: int, bytes_per_value: int, shares: Sequence[float] = ()
+    algorithm: str,
+    group: Group,
+    topology: Topology | None,
+    model: ModelSpec,
+    tokens: int,
+    bytes_per_value: int,
+    shares: Sequence[float] = (),
 ) -> dict[str, float]:
     """Payload bytes that the mean rank sends in one step for one layer and one micro-batch of `tokens` tokens, by
     level: node, rack (other node) and system (other rack). shares: of each expert, where routing is known."""
@@ -164,21 +176,27 @@ def step_bytes(
         Routing(model.experts, model.top_k, shares=tuple(shares)),
     )
     sent = [float(each) * MOVES_PER_STEP for each in found.payload_bytes]
-    bounds = (0, NODE + 1, _leaf(group) + 1, len(sent))
+    bounds = (0, NODE + 1, _rack_tier(topology) + 1, len(sent))
     return {level: sum(sent[low:high]) for level, (low, high) in zip(LEVELS, pairwise(bounds), strict=True)}
 
 
 def facts(cost: Costed, model: ModelSpec, layout: Layout, workload: Workload) -> dict[str, Any]:
     """`Prediction.exchange` of a costed step."""
-    tokens = layout.micro_batch * workload.sequence
+    tokens, topology = layout.micro_batch * workload.sequence, cost.curves.cluster.topology
     load = float(workload.routing.load(layout.ep))
     payload = dict.fromkeys(LEVELS, 0.0)
     stages = []
     for (group, moved), layers in zip(cost.exchanges, layout.stage_layers(model.layers), strict=True):
-        cell = cell_of(group, model, tokens, workload.bytes_per_value, load)
+        cell = cell_of(group, topology, model, tokens, workload.bytes_per_value, load)
         stages.append({"ranks": cell.ranks, "nodes": cell.nodes, "racks": cell.racks} | moved.choice.document())
         sent = step_bytes(
-            moved.choice.algorithm, group, model, tokens, workload.bytes_per_value, workload.routing.histogram
+            moved.choice.algorithm,
+            group,
+            topology,
+            model,
+            tokens,
+            workload.bytes_per_value,
+            workload.routing.histogram,
         )
         for level in LEVELS:
             payload[level] += sent[level] * len(layers) * cost.micro_batches * layout.ranks / layout.pp

@@ -21,7 +21,7 @@ def load() -> Any:
     MPI starts in a thread of its own, for the sake of that thread's fresh memory: MPICH over UCX (5.0.2) publishes 4 KB
     from the start of a rank's address, whatever lies behind it, in lines that Slurm's PMI cuts at 1,024 characters. In
     a process that has worked before, lines may be as long, and the job hangs. Raises MpiError where mpi4py or an MPI
-    library is missing.
+    library is missing, and where the library may be used by the thread alone that started it.
     """
     try:
         with ThreadPoolExecutor(max_workers=1) as thread:
@@ -31,6 +31,11 @@ def load() -> Any:
             f"task.backend=mpi needs mpi4py and an MPI library ({error}): pip install 'piper-hpc[mpi]', or the site's "
             "own build of mpi4py; task.backend=torch needs neither"
         ) from error
+    if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+        raise MpiError(
+            f"task.backend=mpi needs an MPI library that threads may use in turn (MPI_THREAD_SERIALIZED); this one "
+            f"grants level {MPI.Query_thread()}: {MPI.Get_library_version().splitlines()[0]}"
+        )
     return MPI
 
 

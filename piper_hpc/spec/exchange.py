@@ -15,7 +15,7 @@ INDEX_BYTES = 4
 """A choice's row among those of its message, int32; its expert follows from the counts."""
 
 WEIGHT_BYTES = 4
-"""A choice's weight, float32 where nobody says otherwise; on the wire it has the type of the rows."""
+"""A choice's weight, float32 where nobody says otherwise; it travels in the type that it has."""
 
 DISPATCH_COMBINE = "dispatch_combine"
 """Operator of a row, curve or fit: a dispatch and its combine by one algorithm of the family."""

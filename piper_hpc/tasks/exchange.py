@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from piper_hpc.comm.levels import Places
-from piper_hpc.parallel.exchange import Way, Ways, expert_groups, places_of
+from piper_hpc.parallel.exchange import Way, Ways, expert_groups
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.resource_model.curves import Curves
 from piper_hpc.resource_model.exchange import Choice
@@ -24,7 +24,7 @@ def ways(context: Context, calibration: Calibration | None, layout: Layout) -> W
 
     def settled() -> Ways:
         choices = {
-            ranks: _choice(context, calibration, layout, places_of(rank_map, ranks))
+            ranks: _choice(context, calibration, layout, Places.of(rank_map, ranks))
             for ranks in expert_groups(rank_map)
             if len(ranks) > 1
         }

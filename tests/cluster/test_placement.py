@@ -168,16 +168,26 @@ def test_a_file_that_names_nodes_goes_before_slurm_and_racks_by_number_come_last
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"nodes_per_switch": 2}, {"nodes_per_rack": 2}, {"nodes_per_switch": 2, "nodes_per_rack": 4}]
+    ("sizes", "racks"),
+    [
+        ({"nodes_per_switch": 2}, [0, 0, 1, 1, 2, 2, 3, 3]),
+        ({"nodes_per_rack": 2}, [0, 0, 1, 1, 2, 2, 3, 3]),
+        ({"nodes_per_switch": 2, "nodes_per_rack": 4}, [0, 0, 1, 1, 2, 2, 3, 3]),
+        ({"nodes_per_switch": 1, "nodes_per_rack": 2}, list(range(8))),
+        ({"nics_per_node": 1}, [0] * 8),
+    ],
 )
-def test_a_run_and_a_prediction_take_a_uniform_machine_for_the_same_racks(sizes: dict[str, int]) -> None:
-    """Slurm names no switches, the file gives their sizes: eight nodes are four racks of two on both sides."""
+def test_a_run_and_a_prediction_take_a_uniform_machine_for_the_same_racks(
+    sizes: dict[str, int], racks: list[int]
+) -> None:
+    """Slurm names no switches, the file gives sizes or none: both sides count the innermost domains."""
     site = ClusterConfig(name="site", nodes=8, ranks_per_node=2, topology=TopologyConfig(**sizes))
     paths, source = paths_of(site, [f"n{node}" for node in range(8)], [()] * 8)
     leaves = list(dict.fromkeys(paths))
-    assert [leaves.index(path) for path in paths] == [0, 0, 1, 1, 2, 2, 3, 3] and "cluster.topology" in source
+    assert [leaves.index(path) for path in paths] == racks
+    assert ("cluster.topology" in source) == (len(leaves) > 1)
     experts = axis_groups(Layout(ep=16), topology_of(site)).experts
-    cell = cell_of(experts, TINY, 64, 4, 1.0)
+    cell = cell_of(experts, topology_of(site), TINY, 64, 4, 1.0)
     assert (cell.ranks, cell.nodes, cell.racks) == (16, 8, len(leaves))
 
 

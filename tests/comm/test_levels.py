@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.comm.levels import Chains, Places
-from piper_hpc.parallel.exchange import places_of
 from piper_hpc.spec import ALGORITHMS, Layout, RankMap
 
 RACKS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=3)
@@ -86,12 +85,12 @@ def test_rails_join_equal_cards_whatever_the_place() -> None:
 def test_group_that_begins_in_the_middle_of_a_node_joins_the_cards_that_both_have() -> None:
     """Nodes of 8 ranks with two a card: local ranks 4 to 7 of one, and all of the next; and none of its first 4."""
     rank_map = replace(RankMap.block(Layout(ep=4, dp=4), 8, (0, 0)), ranks_per_nic=2)
-    chains = Chains("halo", places_of(rank_map, tuple(range(4, 16))))
+    chains = Chains("halo", Places.of(rank_map, tuple(range(4, 16))))
     # In the group ranks 0 to 3 are on cards 2, 2, 3, 3; ranks 4 to 11 on cards 0 to 3 of the other node.
     assert chains.groups(0) == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7, 11)]
     assert [chains.chain(rank).hops[0].peer_of_target[4] for rank in range(4)] == [2, 2, 2, 2], "to ranks 8 to 11"
     # Without a card in common the rails still join all, in order.
-    assert Chains("halo", places_of(rank_map, tuple(range(4, 12)))).groups(0) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert Chains("halo", Places.of(rank_map, tuple(range(4, 12)))).groups(0) == [(0, 4), (1, 5), (2, 6), (3, 7)]
 
 
 def test_third_level_joins_racks_before_nodes() -> None:

@@ -106,6 +106,7 @@ def test_the_suite_covers_groups_sizes_loads_and_top_k() -> None:
 def test_what_does_not_fit_the_time_box_is_left_out() -> None:
     rows, left_out = run_ranks(2, suite_rows, 1e-4, {})[0]
     assert {row["tokens"] for row in rows if row["workload"] == "W0" and row["top_k"] == 4} == {min(TOKENS)}
+    assert {row["workload"] for row in rows} == {"W0"}, "no other load either, by what the first has shown"
     assert all("task.cell_s=0.0001" in reason for reason in left_out.values())
     assert any(f"/{max(TOKENS)}/" in cell and cell.startswith("dispatch/*/") for cell in left_out)
 
@@ -117,7 +118,7 @@ def test_a_wrong_result_on_one_rank_is_told() -> None:
 
 
 def test_the_benchmark_has_the_cells_that_it_promises() -> None:
-    """Two machines and one of two racks; every size of W0 and W2, every other load; flat beside everything judged."""
+    """Two machines and one of two racks; every size of W0 and W2, and every other load."""
     planned = {stage.name: stage for stage in stages()}
     for machine in ("4x2", "4x4"):
         here = [Cell(**cell) for part in planned[machine].parts for cell in part.cells]

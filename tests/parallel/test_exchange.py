@@ -13,8 +13,9 @@ import torch.distributed as dist
 from piper_hpc.comm import FlatDispatcher, channel
 from piper_hpc.comm.channel import MissingPeerError
 from piper_hpc.comm.family import Family
+from piper_hpc.comm.levels import Places
 from piper_hpc.model.dispatcher import Dispatcher
-from piper_hpc.parallel.exchange import Way, make_dispatcher, places_of
+from piper_hpc.parallel.exchange import Way, make_dispatcher
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.runtime.failures import classify
 from piper_hpc.spec import ALGORITHMS, OVERLAPS, Layout, ModelSpec, Overlap, Placement, RankMap, Workload
@@ -62,7 +63,7 @@ def compare_with_flat(per_node: int, racks: tuple[int, ...], algorithms: Sequenc
     flat = FlatDispatcher(dist.group.WORLD)
     expected = [exchanged(flat, load, placement, dtype) for load, dtype in loads]
     family = Family(
-        places_of(RankMap.block(Layout(ep=ranks), per_node, racks), tuple(range(ranks))), range(ranks), TIMEOUT
+        Places.of(RankMap.block(Layout(ep=ranks), per_node, racks), tuple(range(ranks))), range(ranks), TIMEOUT
     )
     for algorithm in algorithms:
         dispatcher = family.dispatcher(algorithm, overlap=overlap)

@@ -102,6 +102,13 @@ def test_a_stand_in_is_scaled_by_what_the_cost_model_finds_for_the_asked_group()
     assert unscaled is not None and unscaled.algorithm == "flat", "without a model the ranking is taken as it is"
 
 
+def test_repeats_of_a_cell_count_by_their_mean() -> None:
+    """Loads of one imbalance are one cell to `auto`; whichever was measured last decides no more than the others."""
+    repeats = [measured("flat", MIB, seconds) for seconds in (0.3, 0.1)]
+    found = choose([*repeats, measured("halo_dedup", MIB, 0.15)], cell(MIB))
+    assert found is not None and found.algorithm == "halo_dedup" and found.seconds["flat"] == pytest.approx(0.2)
+
+
 def test_without_a_table_the_cost_model_decides_and_says_so() -> None:
     links = ExchangeModel(1e-3, 0.0, 1e-5, 1e-3, 1e-10, 1e-7, 1e-7, 1e-10, source="links of a made-up cluster")
     large = cheapest(links, cell(4 * MIB))

@@ -43,7 +43,7 @@ class Cell:
 
     def step(self, iteration: int) -> int:
         """The workload's step that an iteration times: a few in turn, each by one iteration of either half (see `row`);
-        of W6 one of each block, of W7 bursts alone."""
+        of W6 each of another block, of W7 bursts alone."""
         place = iteration // 2 % STEPS
         if self.workload == "W6":
             return place * ROTATION_STEPS
@@ -58,11 +58,6 @@ class Variant:
     algorithm: str
     chunks: int = 0
     overlap: Overlap = OVERLAP
-
-    @property
-    def name(self) -> str:
-        """For tables."""
-        return f"{self.algorithm} c{self.chunks}" if self.chunks else self.algorithm
 
 
 @dataclass(frozen=True)

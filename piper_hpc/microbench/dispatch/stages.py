@@ -10,7 +10,7 @@ from piper_hpc.microbench.dispatch.rank import Part
 
 EXPERTS, TOP_K, TOKENS, HIDDEN = 64, 8, 512, 512
 ITERATIONS = 10
-"""At most, of every cell: the quicker ones would fill their share with many more, and the others need it."""
+"""At most, of cells from 1 MiB on: the quicker ones would fill their share with many more, and the others need it."""
 SMALL_ITERATIONS = 16
 """Of small cells, which take milliseconds that vary by half."""
 SMALL = ((4, 8), (4, 32), (4, 128), (4, 512), (16, 512))

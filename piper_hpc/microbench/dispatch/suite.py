@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from piper_hpc.comm.family import Family
 from piper_hpc.comm.levels import Places
@@ -76,13 +77,19 @@ class DispatchSuite:
             self._of(family, series_of(model, dtype))
 
     def _of(self, kind: GroupFamily, all_series: Sequence[Sequence[Cell]]) -> None:
-        families = [Family(self._places(group), group, self.timeout) for group in kind.groups]
+        families = [Family(Places.of(self.ranks, group), group, self.timeout) for group in kind.groups]
         extra = {"tier": kind.tier, "ranks": list(kind.groups[0]), **self.extra}
         bench = Bench(variants_of(families[0].places), families, self.device, extra=extra)
+        rate = 0.0
         for series in all_series:
-            box = Box(self.cell_s)
+            # What the first series shows of the machine tells whether a single cell of another fits.
+            box = Box(self.cell_s, rate)
             for cell in series:
                 self._cell(bench, cell, box)
+            rate = rate or box.seen_rate
+        dist.barrier()
+        for family in families:
+            family.close()
 
     def _cell(self, bench: Bench, cell: Cell, box: Box) -> None:
         names, work = [name_of(cell, variant, bench.group) for variant in bench.variants], float(cell.logical_bytes)
@@ -95,7 +102,3 @@ class DispatchSuite:
             for row in found if bench.team.rank == 0 else ():
                 self.on_row(row)
         box.add(work, sum(row["min_s"] for row in found) / len(found))
-
-    def _places(self, group: Sequence[int]) -> Places:
-        places = [self.ranks.places[rank] for rank in group]
-        return Places(tuple(place.node for place in places), tuple(place.rack for place in places))

@@ -86,7 +86,7 @@ class Bench:
         """Rows of all variants, the same on every rank: of the first group, with the time of the slowest rank of any
         group for a call that all began together.
 
-        iterations: at most; fewer where `share_s` seconds are over before, but LEAST. Raises ValueError where the
+        iterations: LEAST or more; fewer than asked where `share_s` seconds are over before. Raises ValueError where the
         experts do not divide over the ranks of a group.
         """
         load = None if self._own is None else _Load(cell, self._own, self.team)

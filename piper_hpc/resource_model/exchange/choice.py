@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from piper_hpc.resource_model.exchange.model import ExchangeModel
@@ -100,12 +101,15 @@ def cheapest(model: ExchangeModel, cell: ExchangeCell, among: Sequence[str] = AL
 
 
 def _table(exchanges: Iterable[MeasuredExchange], among: Sequence[str]) -> dict[Shape, dict[Point, dict[Way, float]]]:
-    """Seconds by shape of the group, cell, and way; the quicker one of repeats would flatter: the later one stands."""
-    table: dict[Shape, dict[Point, dict[Way, float]]] = defaultdict(lambda: defaultdict(dict))
+    """Seconds by shape of the group, cell, and way; the mean of repeats, which may be loads of one imbalance."""
+    found: dict[Shape, dict[Point, dict[Way, list[float]]]] = defaultdict(lambda: defaultdict(dict))
     for row in exchanges:
         if row.algorithm in among:
-            table[_shape(row)][_point(row)][row.algorithm, row.chunks] = row.seconds
-    return table
+            found[_shape(row)][_point(row)].setdefault((row.algorithm, row.chunks), []).append(row.seconds)
+    return {
+        shape: {point: {way: fmean(times) for way, times in ways.items()} for point, ways in cells.items()}
+        for shape, cells in found.items()
+    }
 
 
 def _shape(cell: ExchangeCell) -> Shape:
