@@ -34,8 +34,12 @@ MACHINE_MAC = "02:70:69:70:65:72"
 QUEUE_BYTES = 32 * 2**20
 CABLE_BURST_BYTES = 64 * 2**10
 LO_BURST_BYTES = 512 * 2**10  # loopback segments reach 64 KiB, and a burst that small starves every connection
+PATIENCE = "1s"
+TIMESTAMPS = "/proc/sys/net/ipv4/tcp_timestamps"
 TURN_BYTES = 2 * MTU
-SMALL_MASK = "0xff80"  # of an IP packet's length: less than 128 bytes, as acknowledgements are
+ACKNOWLEDGES = "match u16 0 0xff80 at 2 match ip protocol 6 0xff match u8 0x10 0xff at 33"
+"""Of an IP packet: less than 128 bytes, of TCP, and of its flags ACK alone. A small packet with data has PSH as well;
+if it overtook the data before it, the sender would take those for lost, send them again and slow down."""
 BURST_S = 0.002  # at high rates: what the timer's wake-ups may leave unsent
 
 
@@ -106,8 +110,14 @@ def build(options: Options) -> None:
     addresses = {namespace(node): plan.node_address(node) for node in plan.nodes}
     addresses |= {probe(rack): plan.probe_address(rack) for rack in plan.racks}
     for name, address in addresses.items():
-        inside = [f"addr add {address}/{plan.network.prefixlen} dev eth0", "link set lo up", "link set eth0 up"]
+        inside = [
+            f"addr add {address}/{plan.network.prefixlen} dev eth0",
+            "link set lo up",
+            "link set eth0 up",
+            f"route change {plan.network} dev eth0 src {address} rto_min {PATIENCE}",
+        ]
         _batch("ip", inside, name)
+        _run(["ip", "netns", "exec", name, "tee", TIMESTAMPS], "0")
     _shape(plan)
 
 
@@ -206,7 +216,7 @@ def _cable(device: str, mbit_per_s: float, receivers: Sequence[str] = ()) -> lis
         f"qdisc add dev {device} root handle 1: htb default {others}",
         f"class add dev {device} parent 1: classid 1:1 htb rate {mbit_per_s * 1e6:.0f}bit {limits}",
         f"class add dev {device} parent 1:1 classid 1:{small} {share} prio 0",
-        f"filter add dev {device} parent 1: protocol ip prio 1 u32 match u16 0 {SMALL_MASK} at 2 flowid 1:{small}",
+        f"filter add dev {device} parent 1: protocol ip prio 1 u32 {ACKNOWLEDGES} flowid 1:{small}",
     ]
     for number in range(others, first + len(receivers)):
         lines.append(f"class add dev {device} parent 1:1 classid 1:{number:x} {share} prio 1")
