@@ -34,12 +34,16 @@ MACHINE_MAC = "02:70:69:70:65:72"
 QUEUE_BYTES = 32 * 2**20
 CABLE_BURST_BYTES = 64 * 2**10
 LO_BURST_BYTES = 512 * 2**10  # loopback segments reach 64 KiB, and a burst that small starves every connection
-PATIENCE = "1s"
-TIMESTAMPS = "/proc/sys/net/ipv4/tcp_timestamps"
 TURN_BYTES = 2 * MTU
 ACKNOWLEDGES = "match u16 0 0xff80 at 2 match ip protocol 6 0xff match u8 0x10 0xff at 33"
-"""Of an IP packet: less than 128 bytes, of TCP, and of its flags ACK alone. A small packet with data has PSH as well;
-if it overtook the data before it, the sender would take those for lost, send them again and slow down."""
+"""Of an IP packet: less than 128 bytes, of TCP, and of its flags ACK alone, as short data mostly has PSH too. If that
+overtook the data before it, they would be taken for lost."""
+TIMESTAMPS = "/proc/sys/net/ipv4/tcp_timestamps"
+"""Off: an acknowledgement that goes first is newer than the data before it, which the receiver would then throw away as
+old (RFC 7323, section 5)."""
+PATIENCE = "1s"
+"""Before a sender repeats what nobody acknowledged, as in RFC 6298: nothing is dropped here, and what an all-to-all has
+in its queues takes longer than the kernel's fifth of a second."""
 BURST_S = 0.002  # at high rates: what the timer's wake-ups may leave unsent
 
 

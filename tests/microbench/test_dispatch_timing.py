@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from piper_hpc.comm.family import Family
 from piper_hpc.comm.levels import Places
-from piper_hpc.microbench.dispatch import suite
+from piper_hpc.microbench.dispatch import suite, timing
 from piper_hpc.microbench.dispatch.cells import Cell, Variant
 from piper_hpc.microbench.dispatch.contender import Contender
 from piper_hpc.microbench.dispatch.stages import smoke, stages
@@ -80,7 +80,7 @@ def suite_rows(cell_s: float, done: dict[str, Any]) -> tuple[list[dict[str, Any]
     world = dist.get_world_size()
     ranks = RankMap.block(Layout(dp=world), 2, tuple(range(world // 2)))
     dispatch = DispatchSuite(ranks, CPU, cell_s, rows.append, done, timedelta(seconds=20))
-    with mock.patch.object(suite, "ITERATIONS", LEAST):
+    with mock.patch.object(suite, "ITERATIONS", LEAST), mock.patch.object(timing, "REST_S", 0.0):
         dispatch.run(TINY, "float32")
     return rows, dispatch.left_out
 
@@ -128,7 +128,7 @@ def test_the_benchmark_has_the_cells_that_it_promises() -> None:
         for workload in ("W0", "W2"):
             sizes = {cell.logical_bytes for cell in here if cell.workload == workload and cell.top_k == 8}
             assert {2**power for power in (10, 12, 14, 16, 18, 20, 22, 23)} <= sizes
-        assert {2, 8} <= {cell.top_k for cell in here if cell.workload == "W0"}
+        assert {8} < {cell.top_k for cell in here if cell.workload == "W0"}
     assert planned["4x2, 2 racks"].options["rack_mbit_per_s"] < planned["4x2, 2 racks"].options["nic_mbit_per_s"]
     assert sum(part.budget_s for stage in planned.values() for part in stage.parts) <= 1080
     assert len(smoke()) == 1

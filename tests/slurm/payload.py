@@ -1,4 +1,5 @@
-"""What a rank of a test job runs: `describe` prints what it sees as one JSON line, `exchange` sends between two nodes.
+"""What a rank of a test job runs: `describe` prints what it sees as one JSON line, `exchange` and `talk` send between
+two nodes.
 
 Runs under any Python, without the package.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 
 SECONDS = 1.5
 PORT = 29555
+MESSAGE_BYTES = 48  # as many as a header of gloo has
 
 
 def limits() -> dict[str, int]:
@@ -72,30 +74,48 @@ def describe() -> None:
     print(json.dumps(facts), flush=True)
 
 
-def exchange(size_bytes: int) -> None:
-    """Rank 0 sends to rank 1, which prints what arrived, in bytes per second."""
+def connection() -> socket.socket:
+    """Between rank 0 and rank 1, which is the one that waits."""
     receiver = os.environ["PAYLOAD_RECEIVER"]
     if os.environ["SLURM_PROCID"] == "1":
         with socket.create_server((receiver, PORT)) as server:
-            connection, _ = server.accept()
-        received, begin = 0, time.perf_counter()
-        buffer = bytearray(2**18)
-        while count := connection.recv_into(buffer):
-            received += count
-        print(json.dumps({"bytes": received, "bytes_per_s": received / (time.perf_counter() - begin)}), flush=True)
-        return
+            return server.accept()[0]
     deadline = time.monotonic() + 20
     while True:
         try:
-            connection = socket.create_connection((receiver, PORT), timeout=5)
-            break
+            return socket.create_connection((receiver, PORT), timeout=20)
         except OSError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
-    with connection:
-        connection.sendall(bytes(size_bytes))
+
+
+def exchange(size_bytes: int) -> None:
+    """Rank 0 sends to rank 1, which prints what arrived, in bytes per second."""
+    with connection() as other:
+        if os.environ["SLURM_PROCID"] == "0":
+            other.sendall(bytes(size_bytes))
+            return
+        received, begin = 0, time.perf_counter()
+        buffer = bytearray(2**18)
+        while count := other.recv_into(buffer):
+            received += count
+        print(json.dumps({"bytes": received, "bytes_per_s": received / (time.perf_counter() - begin)}), flush=True)
+
+
+def talk(count: int) -> None:
+    """Both ranks send `count` short messages, each an answer to the other's."""
+    with connection() as other:
+        other.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(count):
+            other.sendall(bytes(MESSAGE_BYTES))
+            left = MESSAGE_BYTES
+            while left:
+                left -= len(other.recv(left))
 
 
 if __name__ == "__main__":
-    describe() if sys.argv[1] == "describe" else exchange(int(sys.argv[2]))
+    if sys.argv[1] == "describe":
+        describe()
+    else:
+        {"exchange": exchange, "talk": talk}[sys.argv[1]](int(sys.argv[2]))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from piper_hpc.testbed import hosts, lifecycle, options, process, state
+from piper_hpc.testbed import hosts, lifecycle, network, options, process, state
 from piper_hpc.testbed.faults import Fault
 from piper_hpc.testbed.state import Testbed
 from tests.slurm.machine import CHECKOUT, run_testbed, traces
@@ -124,6 +124,28 @@ def test_traffic_between_racks_is_bounded_by_the_link_and_counted_on_both_ends(
     assert size < sent < 1.1 * size and size < received < 1.1 * size
     bystander = testbed.nodes[1].name
     assert after[bystander]["tx_bytes"] - before[bystander]["tx_bytes"] < 0.01 * size
+
+
+def test_acknowledgements_go_first_and_short_messages_do_not(testbed: Testbed, slurm: Command) -> None:
+    """A message that overtakes the data before it has that taken for lost."""
+    sender, receiver = testbed.nodes[:2]
+
+    def went_first() -> int:
+        command = ["ip", "netns", "exec", network.namespace(2), "tc", "-s", "-j", "qdisc", "show", "dev", "eth0"]
+        queues = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return next(queue["packets"] for queue in queues if queue.get("parent") == "1:2")
+
+    def of(*command: str) -> int:
+        before = went_first()
+        answer = slurm(
+            "srun", "--nodes=2", f"--nodelist={sender.name},{receiver.name}", "--ntasks-per-node=1",
+            f"--export=ALL,PAYLOAD_RECEIVER={receiver.address}", sys.executable, "-S", PAYLOAD, *command,
+        )  # fmt: skip
+        assert answer.returncode == 0, answer.stderr
+        return went_first() - before
+
+    assert of("talk", "500") < 250
+    assert of("exchange", "20000000") > 250
 
 
 def test_status_answers_with_one_document(testbed: Testbed) -> None:
