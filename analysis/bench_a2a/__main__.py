@@ -16,7 +16,7 @@ from rich.console import Console
 
 from analysis import report
 from analysis.bench_a2a.rows import cells, machines
-from analysis.bench_a2a.show import cell_table, counted, verdict_table
+from analysis.bench_a2a.show import counted, machine_tables, verdict_table
 from analysis.bench_a2a.verdicts import verdicts
 from analysis.load import UsageError, open_run
 
@@ -40,9 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.json:
         print(json.dumps({"schema_version": 1, "run": run.run_id, "verdicts": [asdict(each) for each in found]}))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=200)
+        console = Console() if sys.stdout.isatty() else Console(width=220)
         for machine in machines(measured):
-            console.print(cell_table(machine, [cell for cell in measured if cell.machine == machine]), "")
+            for table in machine_tables(machine, [cell for cell in measured if cell.machine == machine]):
+                console.print(table, "")
         console.print(verdict_table(found), "")
         console.print(f"bars      {counted(found)}", highlight=False)
         console.print(f"report    {written[0]}", highlight=False)

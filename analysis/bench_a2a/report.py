@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from analysis.bench_a2a.rows import Measured, cells, machines
-from analysis.bench_a2a.show import VERDICT_COLUMNS, cell_columns, cell_lines, verdict_cells
+from analysis.bench_a2a.show import VERDICT_COLUMNS, TextTable, cell_tables, verdict_cells
 from analysis.bench_a2a.verdicts import verdicts
 from analysis.units import count
 from piper_hpc.runs import RunFolder
@@ -17,8 +17,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th { color: #66727f; font-weight: 500; text-align: left } th, td { padding: 4px 10px; border-bottom: 1px solid #e6eaee }
 p { color: #66727f; max-width: 100ch }"""
 
-Section = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]
-"""A title, a caption, and a table's columns and lines."""
+Section = tuple[str, str, Sequence[TextTable]]
+"""A title, a caption, and tables."""
 
 
 def sections(run: RunFolder) -> list[Section]:
@@ -31,12 +31,11 @@ def sections(run: RunFolder) -> list[Section]:
         "all algorithms in turn within each iteration. Ratios: median [p5, p95] over the iterations that calibration "
         "does not see; chunks are chosen by those that it does."
     )
-    found: list[Section] = [
-        ("All-to-all: the bars", caption, VERDICT_COLUMNS, [verdict_cells(verdict) for verdict in verdicts(measured)])
-    ]
+    bars = [verdict_cells(verdict) for verdict in verdicts(measured)]
+    found: list[Section] = [("All-to-all: the bars", caption, [(VERDICT_COLUMNS, bars)])]
     for machine in machines(measured):
         own = [cell for cell in measured if cell.machine == machine]
-        found.append((f"All-to-all on {machine}", _machine(own[0]), cell_columns(own), cell_lines(own)))
+        found.append((f"All-to-all on {machine}", _machine(own[0]), cell_tables(own)))
     return found
 
 
@@ -53,27 +52,32 @@ def _machine(cell: Measured) -> str:
 def markdown(run: RunFolder) -> str:
     """All sections as Markdown."""
     lines = [f"# {run.run_id}: {run.status().state}", "", _facts(run), ""]
-    for head, caption, columns, body in sections(run):
+    for head, caption, tables in sections(run):
         lines += [f"## {head}", "", caption, ""]
-        lines += ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body)]
-        lines.append("")
+        for columns, body in tables:
+            lines += ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body)]
+            lines.append("")
     return "\n".join(lines)
 
 
 def html(run: RunFolder) -> str:
     """All sections as one page."""
     parts = []
-    for head, caption, columns, body in sections(run):
-        rows = "".join("<tr>" + "".join(f"<td>{markup.escape(text)}</td>" for text in line) + "</tr>" for line in body)
-        heads = "".join(f"<th>{markup.escape(column)}</th>" for column in columns)
-        parts.append(
-            f"<h2>{markup.escape(head)}</h2><p>{markup.escape(caption)}</p><table><tr>{heads}</tr>{rows}</table>"
-        )
+    for head, caption, tables in sections(run):
+        parts.append(f"<h2>{markup.escape(head)}</h2><p>{markup.escape(caption)}</p>")
+        parts += [
+            f"<table>{_row('th', columns)}{''.join(_row('td', line) for line in body)}</table>"
+            for columns, body in tables
+        ]
     title = f"{run.run_id}: {run.status().state}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
         f"<h1>{title}</h1><p>{markup.escape(_facts(run))}</p>{''.join(parts)}</html>\n"
     )
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{markup.escape(text)}</{tag}>" for text in cells) + "</tr>"
 
 
 def _facts(run: RunFolder) -> str:
