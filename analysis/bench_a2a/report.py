@@ -45,7 +45,8 @@ def _machine(cell: Measured) -> str:
     rates = ", ".join(f"{kind} {count(8 * rate, 'bit/s')}" for kind, rate in links.items())
     return (
         f"{group['ranks']} ranks on {group['nodes']} nodes in {group['racks']} racks of the testbed; links {rates}; "
-        f"{row['cpu_share']:.3g} of a core a rank. Median ± half the 5-95 % range."
+        f"{row['cpu_share']:.3g} of a core a rank; TCP {row.get('congestion_control', 'unknown')}. "
+        "Median ± half the 5-95 % range."
     )
 
 

@@ -53,7 +53,7 @@ def leaves(cluster: ClusterConfig, environment: Mapping[str, str]) -> Leaves | N
     if cluster.racks is not None:
         return Leaves(_sizes((str(rack),) for rack in cluster.racks))
     if cluster.topology is not None and cluster.topology.nodes_per_switch:
-        return Leaves(each=cluster.topology.nodes_per_switch)
+        return Leaves(each=cluster.topology.nodes_per_switch * cluster.topology.hosts_per_node)
     bed = state.load() if cluster.name == "testbed" else None
     if bed is not None:
         return Leaves(_sizes((node.rack,) for node in bed.nodes))

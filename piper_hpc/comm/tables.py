@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -59,11 +58,6 @@ class Tables:
     peer_of_position: torch.Tensor
     first_block: torch.Tensor
     final_blocks: torch.Tensor
-
-    @cached_property
-    def own_peers(self) -> int:
-        """Ranks of the own node."""
-        return len(self.chain.own)
 
 
 def make_tables(chains: Chains, rank: int, *, chunks: int, slots: int, dedup: bool, device: torch.device) -> Tables:

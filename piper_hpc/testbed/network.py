@@ -34,16 +34,17 @@ MACHINE_MAC = "02:70:69:70:65:72"
 QUEUE_BYTES = 32 * 2**20
 CABLE_BURST_BYTES = 64 * 2**10
 LO_BURST_BYTES = 512 * 2**10  # loopback segments reach 64 KiB, and a burst that small starves every connection
-TURN_BYTES = 2 * MTU
-ACKNOWLEDGES = "match u16 0 0xff80 at 2 match ip protocol 6 0xff match u8 0x10 0xff at 33"
+QUANTUM_BYTES = 2 * MTU
+ACK_FILTER = "match u16 0 0xff80 at 2 match ip protocol 6 0xff match u8 0x10 0xff at 33"
 """Of an IP packet: less than 128 bytes, of TCP, and of its flags ACK alone, as short data mostly has PSH too. If that
 overtook the data before it, they would be taken for lost."""
-TIMESTAMPS = "/proc/sys/net/ipv4/tcp_timestamps"
+SYSCTL = Path("/proc/sys/net/ipv4")
+TIMESTAMPS = "tcp_timestamps"
 """Off: an acknowledgement that goes first is newer than the data before it, which the receiver would then throw away as
 old (RFC 7323, section 5)."""
-PATIENCE = "1s"
-"""Before a sender repeats what nobody acknowledged, as in RFC 6298: nothing is dropped here, and what an all-to-all has
-in its queues takes longer than the kernel's fifth of a second."""
+RTO_MIN = "1s"
+"""Of the retransmission timer, as in RFC 6298: nothing is dropped here, and what an all-to-all has in its queues takes
+longer than the kernel's fifth of a second."""
 BURST_S = 0.002  # at high rates: what the timer's wake-ups may leave unsent
 
 
@@ -118,11 +119,16 @@ def build(options: Options) -> None:
             f"addr add {address}/{plan.network.prefixlen} dev eth0",
             "link set lo up",
             "link set eth0 up",
-            f"route change {plan.network} dev eth0 src {address} rto_min {PATIENCE}",
+            f"route change {plan.network} dev eth0 src {address} rto_min {RTO_MIN}",
         ]
         _batch("ip", inside, name)
-        _run(["ip", "netns", "exec", name, "tee", TIMESTAMPS], "0")
+        _run(["nsenter", f"--net={NAMESPACES / name}", "tee", str(SYSCTL / TIMESTAMPS)], "0")
     _shape(plan)
+
+
+def congestion_control() -> str:
+    """TCP's on all nodes: they take this machine's."""
+    return (SYSCTL / "tcp_congestion_control").read_text().strip()
 
 
 def drop_probes(options: Options) -> None:
@@ -210,24 +216,24 @@ def _tbf(device: str, mbit_per_s: float) -> str:
 
 
 def _cable(device: str, mbit_per_s: float, receivers: Sequence[str] = ()) -> list[str]:
-    """One rate for what a device sends. Small packets go first; the rest in turn among the receivers (addresses) that
-    have something to be sent, all others being one more."""
+    """One rate for what a device sends. Acknowledgements go first; the rest in turn among the receivers (addresses)
+    that have something to be sent, all others being one more."""
     burst = max(CABLE_BURST_BYTES, int(mbit_per_s * 1e6 / 8 * BURST_S))
-    limits = f"ceil {mbit_per_s * 1e6:.0f}bit burst {burst} cburst {burst} quantum {TURN_BYTES}"
+    limits = f"ceil {mbit_per_s * 1e6:.0f}bit burst {burst} cburst {burst} quantum {QUANTUM_BYTES}"
     share = f"htb rate {mbit_per_s * 1e6 / (len(receivers) + 2):.0f}bit {limits}"
-    small, others, first = 2, 3, 4
+    acknowledgements, others, first = 2, 3, 4
     lines = [
         f"qdisc add dev {device} root handle 1: htb default {others}",
         f"class add dev {device} parent 1: classid 1:1 htb rate {mbit_per_s * 1e6:.0f}bit {limits}",
-        f"class add dev {device} parent 1:1 classid 1:{small} {share} prio 0",
-        f"filter add dev {device} parent 1: protocol ip prio 1 u32 {ACKNOWLEDGES} flowid 1:{small}",
+        f"class add dev {device} parent 1:1 classid 1:{acknowledgements} {share} prio 0",
+        f"filter add dev {device} parent 1: protocol ip prio 1 u32 {ACK_FILTER} flowid 1:{acknowledgements}",
     ]
     for number in range(others, first + len(receivers)):
         lines.append(f"class add dev {device} parent 1:1 classid 1:{number:x} {share} prio 1")
     for number, address in enumerate(receivers, start=first):
         match = f"u32 match ip dst {address}/32 flowid 1:{number:x}"
         lines.append(f"filter add dev {device} parent 1: protocol ip prio 2 {match}")
-    handles = [f"1:{number:x}" for number in range(small, first + len(receivers))]
+    handles = [f"1:{number:x}" for number in range(acknowledgements, first + len(receivers))]
     return lines + [f"qdisc add dev {device} parent {handle} bfifo limit {QUEUE_BYTES}" for handle in handles]
 
 
@@ -239,7 +245,7 @@ def _run(command: list[str], text: str = "") -> str:
     answer = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if answer.returncode:
         rule = f"failed: {answer.stderr.strip()}"
-        works = "a kernel with namespaces, veth, bridge and sch_tbf"
+        works = "a kernel with namespaces, veth, bridge, sch_htb, sch_tbf and cls_u32, and a writable /proc/sys/net"
         raise Fault("network", " ".join(command), rule, works, FAILED)
     return answer.stdout
 

@@ -109,9 +109,7 @@ def talk(count: int) -> None:
         other.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(count):
             other.sendall(bytes(MESSAGE_BYTES))
-            left = MESSAGE_BYTES
-            while left:
-                left -= len(other.recv(left))
+            assert len(other.recv(MESSAGE_BYTES, socket.MSG_WAITALL)) == MESSAGE_BYTES
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def test_acknowledgements_go_first_and_short_messages_do_not(testbed: Testbed, s
     sender, receiver = testbed.nodes[:2]
 
     def went_first() -> int:
-        command = ["ip", "netns", "exec", network.namespace(2), "tc", "-s", "-j", "qdisc", "show", "dev", "eth0"]
+        command = ["tc", "-n", network.namespace(2), "-s", "-j", "qdisc", "show", "dev", "eth0"]
         queues = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         return next(queue["packets"] for queue in queues if queue.get("parent") == "1:2")
 
@@ -145,7 +145,7 @@ def test_acknowledgements_go_first_and_short_messages_do_not(testbed: Testbed, s
         return went_first() - before
 
     assert of("talk", "500") < 250
-    assert of("exchange", "20000000") > 250
+    assert of("exchange", "40000000") > 100
 
 
 def test_status_answers_with_one_document(testbed: Testbed) -> None:

@@ -21,7 +21,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m piper_hpc.microbench.dispatch", description=__doc__)
     parser.add_argument("--runs", default="runs", help="folder of runs (default: runs)")
     parser.add_argument("--only", metavar="MACHINE", action="append", help="measure this machine alone, e.g. 4x2")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the time that each part gets (default 1)")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of the time that each part gets (default 1); a cell has six iterations at least",
+    )
     parser.add_argument("--smoke", action="store_true", help="one small cell, to see that it runs")
     chosen = parser.parse_args()
     planned = smoke() if chosen.smoke else stages(chosen.scale)

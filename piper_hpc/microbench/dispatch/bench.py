@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from piper_hpc.microbench.dispatch.stages import Stage
 from piper_hpc.runs import RunFolder
 from piper_hpc.runs.manifest import provenance
 from piper_hpc.runs.status import Status
+from piper_hpc.testbed.network import congestion_control
 from piper_hpc.testbed.options import flag
 
 TESTBED = (sys.executable, "-m", "piper_hpc.testbed")
@@ -75,11 +75,10 @@ def machine(stage: Stage) -> Iterator[dict[str, Any]]:
 
 def run_stage(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
     """The stage's parts under srun, on the testbed of this record, which is up. Raises BenchError where ranks fail."""
-    mpi = stage.mpi and importlib.util.find_spec("mpi4py") is not None
-    if stage.mpi and not mpi:
-        print("MPI takes no part: pip install mpi4py mpich", file=sys.stderr)
+    mpi = stage.mpi and _mpi_loads()
     links = {kind: link["configured_bytes_per_s"] for kind, link in testbed["links"].items()}
     facts = {key: testbed["options"][key] for key in ("cpu_share", "period_us")}
+    facts["congestion_control"] = congestion_control()
     parts = [part if mpi else _without_mpi(part) for part in stage.parts]
     task = Task(str(run.path), {"machine": stage.name, "link_bytes_per_s": links, **facts}, parts, mpi)
     path = run.path / f"task-{len(list(run.path.glob('task-*.json')))}.json"
@@ -87,7 +86,7 @@ def run_stage(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
     nodes, ranks = int(stage.options["nodes"]), int(stage.options["ranks_per_node"])
     budget_s = sum(part.budget_s for part in stage.parts)
     command = ["srun", f"--nodes={nodes}", f"--ntasks-per-node={ranks}", f"--mpi={'pmi2' if mpi else 'none'}",
-               "--kill-on-bad-exit=1", "--unbuffered", f"--time={2 + int(2 * budget_s / 60)}",
+               "--kill-on-bad-exit=1", "--unbuffered", f"--time={15 + int(2 * budget_s / 60)}",
                sys.executable, "-m", "piper_hpc.microbench.dispatch.rank", str(path)]  # fmt: skip
     first = testbed["nodes"][0]["name"]
     environment = {
@@ -99,6 +98,16 @@ def run_stage(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
     }
     if subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
         raise BenchError(f"the ranks of {stage.name} failed (see above); rows so far are in {run.path}")
+
+
+def _mpi_loads() -> bool:
+    """Whether MPI can be started here; says why not. In a process of its own, as it can be started only once."""
+    command = [sys.executable, "-c", "from piper_hpc.runtime import mpi; mpi.load()"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        print(f"MPI takes no part ({reason}): pip install mpi4py mpich", file=sys.stderr)
+    return not answer.returncode
 
 
 def _without_mpi(part: Part) -> Part:

@@ -1,7 +1,8 @@
-"""Timing of dispatch and combine: all variants of a cell in turn within each iteration, every result checked."""
+"""Timing of dispatch and combine: all variants of a cell in turn within each iteration, one result of each checked."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from time import perf_counter, sleep
@@ -105,7 +106,7 @@ class Bench:
         more = {"concurrent_groups": len(self.families), **self._extra}
         return [
             row(cell, variant, self.group, slowest[:, index].tolist(), checked[index],
-                formula_bytes=_formula_bytes(cell, variant, self.group), **more)
+                formula_bytes=_formula_bytes(cell, variant, self.families[0].places), **more)
             for index, variant in enumerate(self.variants)
         ]  # fmt: skip
 
@@ -224,14 +225,16 @@ def _nodes(places: Places) -> list[tuple[int, int]]:
     return list(zip(places.rack_of_rank, places.node_of_rank, strict=True))
 
 
-def _formula_bytes(cell: Cell, variant: Variant, group: Mapping[str, int]) -> float | None:
+def _formula_bytes(cell: Cell, variant: Variant, places: Places) -> float | None:
     """Payload of a mean rank between nodes, in closed form, of halo_dedup; None for others and for uneven nodes."""
-    per_node, uneven = divmod(group["ranks"], group["nodes"])
-    if variant.algorithm != "halo_dedup" or uneven:
+    nodes = _nodes(places)
+    per_node = set(Counter(nodes).values())
+    if variant.algorithm != "halo_dedup" or len(per_node) > 1:
         return None
+    in_order = list(dict.fromkeys(nodes))
     inside = entered(
-        cell.workload, experts=cell.experts, top_k=cell.top_k, domains=group["nodes"], step=cell.step(0)
+        cell.workload, experts=cell.experts, top_k=cell.top_k, domains=len(in_order), step=cell.step(0)
     )  # fmt: skip
-    held = source_tokens(cell.workload, ranks=group["ranks"], tokens=cell.tokens)
-    rows = sum(tokens * (sum(inside) - inside[rank // per_node]) for rank, tokens in enumerate(held))
-    return rows * cell.row_bytes / group["ranks"]
+    held = source_tokens(cell.workload, ranks=places.ranks, tokens=cell.tokens)
+    rows = sum(tokens * (sum(inside) - inside[in_order.index(node)]) for tokens, node in zip(held, nodes, strict=True))
+    return rows * cell.row_bytes / places.ranks

@@ -70,14 +70,15 @@ def heat(workload: str, *, experts: int, top_k: int, step: int = 0, seed: int = 
 
 
 def source_tokens(workload: str, *, ranks: int, tokens: int) -> list[int]:
-    """Tokens that each source holds, [ranks]; `tokens` of a mean source (W5: of every source but the first)."""
+    """Tokens that each source holds, [ranks]; `tokens` of a mean source."""
     if workload == "W4" and ranks > 1:
         # The first half of the sources is light: whole nodes differ, not only the ranks of each.
         light = round(2 * tokens / 5)
         half = ranks // 2
         return [light] * half + [tokens] * (ranks % 2) + [2 * tokens - light] * half
     if workload == "W5" and ranks > 1:
-        return [0] + [tokens] * (ranks - 1)
+        each, more = divmod(tokens * ranks, ranks - 1)
+        return [0] + [each + (source < more) for source in range(ranks - 1)]
     return [tokens] * ranks
 
 
