@@ -54,7 +54,7 @@ def test_sources_of_w4_and_w5() -> None:
     w4 = [len(draw("W4", ranks=8, tokens=500, rank=rank, **SIZE)[0]) for rank in range(8)]
     assert w4 == [200] * 4 + [800] * 4
     w5 = [draw("W5", ranks=8, tokens=50, rank=rank, **SIZE)[0] for rank in range(8)]
-    assert [len(ids) for ids in w5] == [0] + [50] * 7
+    assert [len(ids) for ids in w5] == [0, 58, *[57] * 6], "of 50 on average"
     loads = np.bincount(np.concatenate(w5).ravel(), minlength=64)
     assert not loads[56:].any() and loads[:56].min() >= 49
 
