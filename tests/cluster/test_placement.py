@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from piper_hpc.cluster.data_sheet import topology_of
 from piper_hpc.cluster.machine import Machine
-from piper_hpc.cluster.placement import paths_of, rank_order, request
+from piper_hpc.cluster.placement import leaves, paths_of, rank_order, request
 from piper_hpc.config import ConfigError, Experiment, experiment, register
 from piper_hpc.config.schema import ClusterConfig, TopologyConfig
 from piper_hpc.paths import data_folder
@@ -59,6 +59,12 @@ def test_slurm_is_asked_for_the_fewest_switches() -> None:
     assert directives(*SITE, "cluster.racks=[0,0,0,1,1,1,1,2]", "train.global_batch=1024")["switches"] == "3@60"
     uneven = directives(*SITE, "+cluster.switches={a:'n[1-6]',b:'n[7-9]'}", "train.global_batch=1024")
     assert uneven["switches"] == "2@60"
+
+
+def test_a_switch_holds_more_slurm_nodes_where_several_make_a_node() -> None:
+    cluster = ClusterConfig(topology=TopologyConfig(nodes_per_switch=2, hosts_per_node=16))
+    found = leaves(cluster, {})
+    assert found is not None and [found.fewest(hosts) for hosts in (1, 32, 33, 64)] == [1, 1, 2, 2]
 
 
 def test_linear_asks_for_nothing() -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from piper_hpc.comm.family import Family
 from piper_hpc.comm.levels import Places
-from piper_hpc.microbench.dispatch import suite, timing
+from piper_hpc.microbench.dispatch import bench, suite, timing
 from piper_hpc.microbench.dispatch.cells import Cell, Variant
 from piper_hpc.microbench.dispatch.contender import Contender
 from piper_hpc.microbench.dispatch.stages import smoke, stages
@@ -111,6 +111,20 @@ def test_what_does_not_fit_the_time_box_is_left_out() -> None:
     assert {row["workload"] for row in rows} == {"W0"}, "no other load either, by what the first has shown"
     assert all("task.cell_s=0.0001" in reason for reason in left_out.values())
     assert any(f"/{max(TOKENS)}/" in cell and cell.startswith("dispatch/*/") for cell in left_out)
+
+
+def test_uneven_nodes_have_no_closed_form_even_where_ranks_divide_over_them() -> None:
+    best = Variant("halo_dedup", 8)
+    assert timing._formula_bytes(CELLS[0], best, Places((0, 0, 1, 1), (0,) * 4)) is not None
+    assert timing._formula_bytes(CELLS[0], best, Places((0, 0, 0, 1), (0,) * 4)) is None
+
+
+def test_an_mpi_that_cannot_be_loaded_takes_no_part_and_says_why(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").write_text("raise RuntimeError('cannot load MPI library')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert not bench._mpi_loads()
+    assert "cannot load MPI library" in capsys.readouterr().err
 
 
 @pytest.mark.processes
