@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.bench_a2a.rows import Measured, Timed, machines
-from analysis.units import size
 from piper_hpc.resource_model.exchange import LEAST_ROWS, choose, fit_exchange_model, judge
 
 WIRE_SHARE = 0.80
@@ -56,7 +55,7 @@ def verdicts(measured: Sequence[Measured]) -> list[Verdict]:
     for cell in full:
         found += _payload(cell)
     for cell in full:
-        found += _third_level(cell, measured) if _racks(cell) else _phases(cell)
+        found += _third_level(cell) if _racks(cell) else _phases(cell)
     for machine in machines(measured):
         own = [cell for cell in measured if cell.machine == machine]
         found += [*_auto(machine, own), *_cost_model(machine, own)]
@@ -161,12 +160,8 @@ def _payload(cell: Measured) -> Iterable[Verdict]:
     )  # fmt: skip
 
 
-def _third_level(cell: Measured, measured: Sequence[Measured]) -> Iterable[Verdict]:
-    """Whether the cell counts is told by flat, in it or in the machine's cell of the nearest size."""
-    with_flat = [other for other in measured if other.machine == cell.machine and flat_share(other)]
-    nearest = min(with_flat, key=lambda other: abs(np.log(other.logical_bytes / cell.logical_bytes)), default=None)
-    share = (flat_share(nearest) or 0.0) if nearest else 0.0
-    told_by = f" in {nearest.label} of {size(nearest.logical_bytes)}" if nearest and nearest is not cell else ""
+def _third_level(cell: Measured) -> Iterable[Verdict]:
+    share = flat_share(cell) or 0.0
     for three, two in (("halo3_dedup", "halo_dedup"), ("halo3", "halo")):
         third, second = cell.of(three), cell.of(two)
         if third is None or second is None:
@@ -174,8 +169,7 @@ def _third_level(cell: Measured, measured: Sequence[Measured]) -> Iterable[Verdi
         ratio = third.faster_than(second)
         rates = third.row["link_bytes_per_s"]
         note = (
-            f"flat at {100 * share:.0f} % of the wire{told_by}; "
-            f"uplink at {rates['rack'] / rates['nic']:.2g} of a node's link; "
+            f"flat at {100 * share:.0f} % of the wire; uplink at {rates['rack'] / rates['nic']:.2g} of a node's link; "
             f"wire limit {third.wire_s:.2f} s against {second.wire_s:.2f} s"
         )
         if three == "halo3":

@@ -99,7 +99,7 @@ def stages(scale: float = 1.0) -> list[Stage]:
                 timed([cell("W2")], [FLAT, BEST, MPI], 120),
                 timed(swept(SMALL, "W0", "W2"), every, 70, SMALL_ITERATIONS),
                 timed(swept(LARGE, "W0", "W2"), [FLAT, HALO_DEDUP[1], BEST], 100),
-                timed([cell("W0", top_k=4)], [FLAT, BEST], 24),
+                timed([cell("W0", top_k=k) for k in (2, 4)], [FLAT, BEST], 42),
                 timed([cell(load, tokens=32) for load in others], [FLAT, BEST], 30),
             ],
         ),
@@ -108,7 +108,7 @@ def stages(scale: float = 1.0) -> list[Stage]:
             options(2, racks=2, rack_mbit_per_s=NIC_MBIT_PER_S[2] / 2),
             [
                 timed([cell("W0", tokens=128)], [FLAT, HALO, HALO3], 27),
-                timed([cell("W0"), cell("W2")], [BEST, HALO3_DEDUP], 60),
+                timed([cell(load, tokens=256) for load in ("W0", "W2")], [FLAT, BEST, HALO3_DEDUP], 80),
             ],
             mpi=False,
         ),
