@@ -126,5 +126,5 @@ def _transfer(batch: list[Stream]) -> list[float]:
 
 
 def _start(space: str, *arguments: str) -> subprocess.Popen[str]:
-    command = ["nsenter", f"--net={network.NAMESPACES / space}", *TRANSFER, *arguments]
+    command = network.command_in(space, *TRANSFER, *arguments)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

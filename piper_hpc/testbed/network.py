@@ -83,6 +83,12 @@ class Plan:
         return self.options.rack_of(node - 1) + 1
 
 
+def command_in(space: str, *command: str) -> list[str]:
+    """The command, to run in a network namespace. nsenter, not `ip netns exec`: that one remounts /sys and hides the
+    control groups from slurmd."""
+    return ["nsenter", f"--net={NAMESPACES / space}", *command]
+
+
 def namespace(node: int) -> str:
     return f"{PREFIX}n{node}"
 
@@ -122,7 +128,7 @@ def build(options: Options) -> None:
             f"route change {plan.network} dev eth0 src {address} rto_min {RTO_MIN}",
         ]
         _batch("ip", inside, name)
-        _run(["nsenter", f"--net={NAMESPACES / name}", "tee", str(SYSCTL / TIMESTAMPS)], "0")
+        _run(command_in(name, "tee", str(SYSCTL / TIMESTAMPS)), "0")
     _shape(plan)
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from piper_hpc.testbed import network
+
 MARK = "PIPER_TESTBED_DAEMON"  # in the environment of every daemon, with the testbed's folder as value
 GRACE_S = 3.0
 
@@ -51,11 +53,10 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def spawn(folder: Path, name: str, command: list[str], namespace: str | None = None, **variables: str) -> None:
     """Start a daemon in the foreground form of its command, log to `logs/<name>.log`, note it in `pids/<name>`.
 
-    namespace: the network namespace to start it in; variables: of its environment. nsenter, not `ip netns exec`: that
-    one remounts /sys and hides the control groups from slurmd.
+    namespace: the network namespace to start it in; variables: of its environment.
     """
     if namespace:
-        command = ["nsenter", f"--net=/run/netns/{namespace}", *command]
+        command = network.command_in(namespace, *command)
     with (folder / "logs" / f"{name}.log").open("ab") as log:
         daemon = subprocess.Popen(
             command,
