@@ -55,3 +55,17 @@ def test_without_mpi4py_the_message_names_it() -> None:
     missing = python("-c", "import sys; sys.modules['mpi4py'] = None; from piper_hpc.runtime import mpi; mpi.load()")
     assert missing.returncode != 0
     assert "needs mpi4py" in missing.stderr and "task.backend=torch needs neither" in missing.stderr
+
+
+def test_a_library_that_only_its_first_thread_may_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").touch()
+    (tmp_path / "mpi4py" / "MPI.py").write_text(
+        "THREAD_SERIALIZED = 2\n"
+        "def Query_thread(): return 1\n"
+        "def Get_library_version(): return 'An MPI of one thread'\n"
+    )  # fmt: skip
+    load = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from piper_hpc.runtime import mpi; mpi.load()"
+    refused = python("-c", load)
+    assert refused.returncode != 0
+    assert "MPI_THREAD_SERIALIZED" in refused.stderr and "An MPI of one thread" in refused.stderr
