@@ -27,7 +27,7 @@ types: $(VENV)/test.stamp
 
 # Every all-to-all against flat and MPI on the testbed's shaped links: under twenty minutes, as root, on a quiet machine.
 bench-a2a: $(VENV)/test.stamp testbed-packages
-	$(BIN)/python -m piper_hpc.microbench.dispatch $(ARGS)
+	$(BIN)/python -m piper_hpc.studies.all_to_all $(ARGS)
 
 # Debian's Slurm, munge, slurmdbd and MariaDB for the tests on a real Slurm. Without root they are skipped, with the reason.
 testbed-packages:

@@ -1,121 +1,15 @@
-"""`python -m analysis.report RUN`: a run's report.html (offline, one file) and report.md, beside its record."""
+"""`python -m analysis.report RUN`: write report.html (offline, one file) and report.md again, beside a run's record."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from analysis import exchange, facts
-from analysis.bench_a2a import report as bench_a2a
-from analysis.load import UsageError, metrics, open_run
-from analysis.table import COLUMNS, Row, cells, predicted_against_measured, with_measured_routing
-from piper_hpc.runs import RunFolder
-
-TEMPLATE = Path(__file__).with_name("report.html.j2")
-
-
-def write(run: RunFolder) -> list[Path]:
-    """Write both reports and return the paths of those written.
-
-    Without the optional extra `report` (plotly and jinja2) the HTML is left out, and a line on stderr says how to get
-    it. Raises UsageError for a run that neither trained a step nor has rows of the all-to-all benchmark.
-    """
-    if not run.metrics() and bench_a2a.sections(run):
-        page, text = bench_a2a.html(run), bench_a2a.markdown(run)
-        return [_replace(run.path / "report.html", page), _replace(run.path / "report.md", text)]
-    rows = metrics(run)
-    table = predicted_against_measured(run)
-    written = [_replace(run.path / "report.md", markdown(run, rows, table))]
-    try:
-        page = html(run, rows, table)
-    except ImportError as error:
-        again = f"pip install plotly jinja2, then: python -m analysis.report {run.path}"
-        print(f"report.html was not written: {error.name} is not installed; get it with: {again}", file=sys.stderr)
-        return written
-    return [_replace(run.path / "report.html", page), *written]
-
-
-def markdown(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -> str:
-    """The tables of the report."""
-    lines = [
-        f"# {run.run_id}: {run.status().state}",
-        "",
-        facts.lede(run, rows),
-        "",
-        _markdown_table(("", ""), [(name, value) for value, name in facts.cards(rows, table)]),
-        "",
-        "## Predicted against measured",
-        "",
-        f"{facts.evidence(run.prediction())} {facts.rule(rows)}",
-        "",
-        _markdown_table(COLUMNS, [cells(row) for row in table]),
-    ]
-    routed = with_measured_routing(run)
-    if routed is not None:
-        lines += ["", f"{routed.line[0].upper()}{routed.line[1:]}."]
-    if levels := exchange.levels(rows, run.prediction()):
-        lines += ["", "## Exchange of experts", "", *facts.chosen_exchanges(run), exchange.line(rows), ""]
-        lines.append(_markdown_table(exchange.COLUMNS, [level.cells() for level in levels]))
-    for title, known in facts.provenance(run, rows).items():
-        lines += ["", f"## {title}", "", _markdown_table(("", ""), list(known.items()))]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is aligned left and all others right, unless it is a list of facts."""
-    align = [":--", *("--:" if len(columns) > 2 else ":--" for _ in columns[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, align, *rows))
-
-
-def html(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -> str:
-    """The page. Raises ImportError without the extra `report`."""
-    import jinja2
-
-    from analysis import figures
-
-    prediction = run.prediction()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    drawn = figures.html(
-        {
-            "terms": figures.predicted_against_measured(table),
-            "loss": figures.loss_curve(rows, run.config()["model"]["vocab"]),
-            "throughput": figures.throughput(rows),
-            "breakdown": figures.breakdown(rows),
-            "stages": figures.stages(rows),
-            "experts": figures.expert_load(rows),
-        }
-    )
-    return environment.from_string(TEMPLATE.read_text()).render(
-        run_id=run.run_id,
-        folder=run.path,
-        state=run.status().state,
-        lede=facts.lede(run, rows),
-        cards=facts.cards(rows, table),
-        evidence=facts.evidence(prediction),
-        rule=facts.rule(rows),
-        columns=COLUMNS,
-        table=[(row, cells(row)) for row in table],
-        colours=figures.COLOURS,
-        notes=prediction["notes"] if prediction else [],
-        figures=drawn,
-        exchange=[level.cells() for level in exchange.levels(rows, prediction)],
-        exchange_columns=exchange.COLUMNS,
-        exchange_lines=[*facts.chosen_exchanges(run), exchange.line(rows)],
-        provenance=facts.provenance(run, rows),
-    )
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write a file in one move, so that a reader never sees half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-    return path
+from piper_hpc.report.load import UsageError, open_run
+from piper_hpc.report.write import write
+from piper_hpc.studies.all_to_all import report as all_to_all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the paths as one JSON document")
     chosen = parser.parse_args(arguments)
     try:
-        written = write(open_run(chosen.run))
+        run = open_run(chosen.run)
+        of_study = not run.metrics() and all_to_all.sections(run)
+        written = all_to_all.write(run) if of_study else write(run)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,11 +17,11 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis.exact import command as exact
-from analysis.load import UsageError, comparable, metrics, open_run, steady
-from analysis.published import command as published
-from analysis.table import MeasuredRouting, Row, predicted_against_measured, render, with_measured_routing
-from analysis.units import percent, seconds
+from analysis.validation.exact import command as exact
+from analysis.validation.published import command as published
+from piper_hpc.report.load import UsageError, comparable, metrics, open_run, steady
+from piper_hpc.report.table import MeasuredRouting, Row, predicted_against_measured, render, with_measured_routing
+from piper_hpc.report.units import percent, seconds
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
 

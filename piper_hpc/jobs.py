@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from analysis import report
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.follow import figures
 from piper_hpc.config.errors import ConfigError, Problem
+from piper_hpc.report import write as report
 from piper_hpc.runs import RunFolder, find
 from piper_hpc.submit.outcome import cancel, observe
 from piper_hpc.train.settings import WARMUP_STEPS

@@ -176,7 +176,8 @@ def test_one_bad_point_of_a_sweep_is_a_result_beside_the_others(tmp_path):
 
 def test_planning_and_launching_never_import_torch():
     modules = (
-        "; ".join(f"import piper_hpc.{name}" for name in TORCH_FREE) + "; import analysis.validate, analysis.report"
+        "; ".join(f"import piper_hpc.{name}" for name in TORCH_FREE)
+        + "; import analysis.validate, piper_hpc.report.write"
     )
     code = f"{modules}; import sys; sys.exit('torch' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)

@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from analysis import facts, nccl_tests, report, table
 from piper_hpc.cli.measured import fitted, summary
 from piper_hpc.config import Experiment
+from piper_hpc.report import facts, nccl_tests, table
+from piper_hpc.report import write as report
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import Prediction
 

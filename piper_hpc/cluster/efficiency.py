@@ -77,7 +77,8 @@ def _check(
         if len(found) != 1:
             raise ValueError(
                 f"conf/efficiency/{name}.yaml: {key} is in {' and '.join(found) or 'none'} of {', '.join(ORIGINS)}; it "
-                f"must be in exactly one: give sources.{key} alone, or fit it with `python -m analysis.fit {name}`"
+                f"must be in exactly one: give sources.{key} alone, or fit it with "
+                f"`python -m analysis.validation.fit {name}`"
             )
     for key, other in tied.items():
         value, expected = constants.get(key), constants.get(other)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from piper_hpc.planner import fused, measured
+from piper_hpc.planner import analytical
+from piper_hpc.planner import eager as measured
 from piper_hpc.planner.question import Engine, Found, Question, Ranked
-from piper_hpc.resource_model import fused as model_of_fused
+from piper_hpc.resource_model import analytical as analytical_model
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.predict import predict
 from piper_hpc.resource_model.topology import axis_groups, topology_of
@@ -50,8 +51,8 @@ class Megatron:
     execution = EXECUTIONS["megatron"]
 
     def search(self, question: Question) -> Found:
-        """See fused.search."""
-        return fused.search(question, self.execution)
+        """See analytical.search."""
+        return analytical.search(question, self.execution)
 
     def predict(self, question: Question, layout: Layout) -> Prediction:
         """See resource_model.predict."""
@@ -69,7 +70,7 @@ class Megatron:
     def simulated(self, question: Question, one: Ranked) -> Ranked:
         """With the bubble and the waits of the timeline; as it is where that has too many actions to be played."""
         step = self._step(question, one.layout)
-        timeline = model_of_fused.simulate(step, one.layout, self.execution)
+        timeline = analytical_model.simulate(step, one.layout, self.execution)
         if timeline is None or one.layout.pp == 1:
             return one
         rest = sum(float(seconds) for name, seconds in step.terms.items() if name not in ("bubble_s", "p2p_s"))
@@ -77,8 +78,8 @@ class Megatron:
         score = float(question.score(one.layout.ranks, seconds, one.peak_bytes))
         return replace(one, score=score, step_time_s=seconds)
 
-    def _step(self, question: Question, layout: Layout) -> model_of_fused.Step:
-        return model_of_fused.stepper(
+    def _step(self, question: Question, layout: Layout) -> analytical_model.Step:
+        return analytical_model.stepper(
             question.model, question.cluster, layout, question.workload, self.execution
         ).evaluate()
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from piper_hpc.planner.axes import Axes
-from piper_hpc.resource_model.fused.rules import RULES, Case, Ints, Mask
+from piper_hpc.resource_model.analytical.rules import RULES, Case, Ints, Mask
 from piper_hpc.resource_model.schedule import problem
 from piper_hpc.resource_model.topology import NODE, AxisGroups, Group
 from piper_hpc.spec import TIERS, Layout, ModelSpec, Recompute, Workload

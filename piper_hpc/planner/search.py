@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from piper_hpc.planner.axes import Axes
+from piper_hpc.planner.eager import divisors
 from piper_hpc.planner.engines import engine_of
 from piper_hpc.planner.limits import limits
-from piper_hpc.planner.measured import divisors
 from piper_hpc.planner.question import EP_DOMAINS, RANK_BY, Question, Ranked
 from piper_hpc.resource_model.flops import told
 from piper_hpc.spec import ClusterSpec, ModelSpec, Prediction, Workload

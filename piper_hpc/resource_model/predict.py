@@ -5,30 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from piper_hpc.resource_model import fused
-from piper_hpc.resource_model.cost import Cost, total
-from piper_hpc.resource_model.curves import Curves
+from piper_hpc.resource_model import analytical
+from piper_hpc.resource_model.eager.cost import Cost, total
+from piper_hpc.resource_model.eager.curves import Curves
+from piper_hpc.resource_model.eager.dispatch import facts as exchange_facts
+from piper_hpc.resource_model.eager.memory import memory_by_stage
+from piper_hpc.resource_model.eager.step import StepCost, step_cost
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.exchanged import facts as exchange_facts
 from piper_hpc.resource_model.flops import flops_per_token, told
-from piper_hpc.resource_model.memory import memory_by_stage
 from piper_hpc.resource_model.schedule import Timeline, simulate
-from piper_hpc.resource_model.step import StepCost, step_cost
 from piper_hpc.spec import EXECUTIONS, TERMS, ClusterSpec, Execution, Layout, ModelSpec, Prediction, Workload
 
 CORES_ARE_SHARED = "bubble_fraction: not applicable: ranks share cores, a waiting stage lends its core to the others"
-
-
-def paper_mfu(
-    model_flops: float, peak_flops: float, gpus: int, compute_s: float, exchange_s: float, bubble: float
-) -> float:
-    """Eq 12 of arXiv 2605.05049: F_model / (pi G t_compute) times t_compute / t_step, no credit for overlap.
-
-    model_flops: of the whole step; peak_flops: of one GPU; compute_s: attention and experts; exchange_s: all-to-all
-    and p2p; bubble: the idle fraction of the step, so t_step = (t_compute + t_comm) / (1 - bubble).
-    """
-    step_s = (compute_s + exchange_s) / (1 - bubble)
-    return model_flops / (peak_flops * gpus * compute_s) * (compute_s / step_s)
 
 
 def predict(
@@ -45,7 +33,7 @@ def predict(
     and for a cluster without a peak rate or without any link where the layout needs one.
     """
     if execution.name != "piper":
-        return fused.predict(model, cluster, layout, workload, execution)
+        return analytical.predict(model, cluster, layout, workload, execution)
     return finish(step_cost(model, cluster, layout, workload), model, cluster, layout, workload)
 
 
@@ -64,8 +52,8 @@ def timeline(
     """
     if execution.name == "piper":
         return _timeline(step_cost(model, cluster, layout, workload))[1]
-    step = fused.stepper(model, cluster, layout, workload, execution).evaluate()
-    played = fused.simulate(step, layout, execution)
+    step = analytical.stepper(model, cluster, layout, workload, execution).evaluate()
+    played = analytical.simulate(step, layout, execution)
     if played is None:
         raise ResourceModelError(
             f"a step of {int(step.micro_batches)} micro-batches on {layout.pp} x {layout.vpp} stages has too many "

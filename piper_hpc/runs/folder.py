@@ -118,6 +118,11 @@ class RunFolder:
         """Write `status.json`, with the time."""
         self._write("status.json", asdict(status) | {"updated": utc_now()})
 
+    def write_report(self, name: str, text: str) -> Path:
+        """Write `report.html` or `report.md`; returns its path."""
+        self._replace(name, text)
+        return self.path / name
+
     # Rows ---------------------------------------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from piper_hpc.comm.levels import Places
 from piper_hpc.parallel.exchange import Way, Ways, expert_groups
 from piper_hpc.resource_model import ResourceModelError
-from piper_hpc.resource_model.curves import Curves
-from piper_hpc.resource_model.exchange import Choice
-from piper_hpc.resource_model.exchanged import settle
+from piper_hpc.resource_model.eager.curves import Curves
+from piper_hpc.resource_model.eager.dispatch import settle
+from piper_hpc.resource_model.eager.exchange import Choice
 from piper_hpc.runtime.group import from_first
 from piper_hpc.spec import AUTO, Calibration, ExchangeCell, Layout
 from piper_hpc.tasks.context import Context

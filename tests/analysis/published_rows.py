@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from analysis.published.request import Outcome, Request
-from analysis.published.rows import COLUMNS, PublishedRow, PublishedRun
+from analysis.validation.published.request import Outcome, Request
+from analysis.validation.published.rows import COLUMNS, PublishedRow, PublishedRun
 
 STATED = dict.fromkeys(COLUMNS, "") | {
     "row_id": "row-1",

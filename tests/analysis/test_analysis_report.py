@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import main, write
+from analysis.report import main
+from piper_hpc.report.write import write
 from piper_hpc.runs import RunFolder
 from tests.analysis.conftest import make_run, metrics_row, prediction
 
@@ -56,7 +57,7 @@ def test_without_the_extra_the_markdown_stays_and_the_way_to_the_page_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    monkeypatch.delitem(sys.modules, "analysis.figures", raising=False)
+    monkeypatch.delitem(sys.modules, "piper_hpc.report.figures", raising=False)
     (only,) = write(run)
     assert only.name == "report.md" and not (run.path / "report.html").exists()
     assert "plotly" in (said := capsys.readouterr().err) and "pip install plotly jinja2" in said
@@ -73,5 +74,5 @@ def test_a_run_without_steps_ends_with_2(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_analysis_imports_no_torch() -> None:
-    program = "import sys, analysis.report, analysis.validate, analysis.facts; assert 'torch' not in sys.modules"
+    program = "import sys, analysis.report, analysis.validate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from analysis.load import UsageError, metrics, open_run, steady
-from analysis.table import NOT_APPLICABLE, predicted_against_measured, render, with_measured_routing
-from analysis.units import count, percent, seconds, size
+from piper_hpc.report.load import UsageError, metrics, open_run, steady
+from piper_hpc.report.table import NOT_APPLICABLE, predicted_against_measured, render, with_measured_routing
+from piper_hpc.report.units import count, percent, seconds, size
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
 from tests.analysis.conftest import STEP_S, TERM_S, make_run, metrics_row, prediction

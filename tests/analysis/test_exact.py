@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.exact import Case, cases, command
 from analysis.validate import main
+from analysis.validation.exact import Case, cases, command
 
 RIGHT = Case("A1", "a source", "something", "bytes", 1_000, 1_000)
 WRONG = Case("A2", "a source", "something else", "GFLOP a token", 100.0, 100.3, 0.2)

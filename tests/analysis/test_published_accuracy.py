@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from scipy.optimize import OptimizeResult
 
-from analysis import fit
-from analysis.published.judge import Judged, judge
-from analysis.published.predict import predict
-from analysis.published.rows import load, runs
+from analysis.validation import fit
+from analysis.validation.published.judge import Judged, judge
+from analysis.validation.published.predict import predict
+from analysis.validation.published.rows import load, runs
 from piper_hpc.cluster import accelerator, efficiency
 
 

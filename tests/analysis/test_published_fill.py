@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.published.facts import model_facts
-from analysis.published.fill import fill
-from analysis.published.flops import convention, flops_per_token, peak_flops
-from analysis.published.judge import answer
-from analysis.published.request import Outcome, Refused, Request
-from analysis.published.rows import PublishedRun, load, runs
+from analysis.validation.published.facts import model_facts
+from analysis.validation.published.fill import fill
+from analysis.validation.published.flops import convention, flops_per_token, peak_flops
+from analysis.validation.published.judge import answer
+from analysis.validation.published.request import Outcome, Refused, Request
+from analysis.validation.published.rows import PublishedRun, load, runs
 from piper_hpc.spec import RECIPES
 from tests.analysis.published_rows import run_of, steady
 

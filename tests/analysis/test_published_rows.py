@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import UsageError
-from analysis.published.fill import fill
-from analysis.published.metrics import COMPONENT, MEMORY, STATUS, TIME, UNKNOWN, UnknownUnit, in_si, quantity
-from analysis.published.names import DEVICES, device, family, framework, schedule
-from analysis.published.request import Refused
-from analysis.published.rows import COLUMNS, load, runs
+from analysis.validation.published.fill import fill
+from analysis.validation.published.metrics import COMPONENT, MEMORY, STATUS, TIME, UNKNOWN, UnknownUnit, in_si, quantity
+from analysis.validation.published.names import DEVICES, device, family, framework, schedule
+from analysis.validation.published.request import Refused
+from analysis.validation.published.rows import COLUMNS, load, runs
 from piper_hpc.paths import data_folder
+from piper_hpc.report.load import UsageError
 from tests.analysis.published_rows import run_of, write
 
 

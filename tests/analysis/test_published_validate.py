@@ -13,14 +13,14 @@ from types import ModuleType
 
 import pytest
 
-from analysis.published import flops
-from analysis.published.judge import Judged, judge
-from analysis.published.metrics import TIME
-from analysis.published.report import document, summary
-from analysis.published.request import Outcome, Predictor, Refused, Request
-from analysis.published.rows import COLUMNS, PublishedRow, PublishedRun, load, runs
-from analysis.published.score import baseline, kendall_tau, one_per_run, out_of_memory, ranking, statistics
 from analysis.validate import main
+from analysis.validation.published import flops
+from analysis.validation.published.judge import Judged, judge
+from analysis.validation.published.metrics import TIME
+from analysis.validation.published.report import document, summary
+from analysis.validation.published.request import Outcome, Predictor, Refused, Request
+from analysis.validation.published.rows import COLUMNS, PublishedRow, PublishedRun, load, runs
+from analysis.validation.published.score import baseline, kendall_tau, one_per_run, out_of_memory, ranking, statistics
 from tests.analysis.published_rows import STATED, run_of, steady, write
 
 
@@ -252,9 +252,9 @@ def test_the_summary_is_by_family_and_metric(shipped: list[Judged]) -> None:
 @pytest.fixture
 def predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command asks the steady device."""
-    stand_in = ModuleType("analysis.published.predict")
+    stand_in = ModuleType("analysis.validation.published.predict")
     stand_in.predict = steady  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "analysis.published.predict", stand_in)
+    monkeypatch.setitem(sys.modules, "analysis.validation.published.predict", stand_in)
 
 
 def test_the_document_has_the_rows_own_columns(

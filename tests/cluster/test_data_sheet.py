@@ -8,7 +8,7 @@ import pytest
 
 from piper_hpc.cluster import data_sheet
 from piper_hpc.resource_model import predict
-from piper_hpc.resource_model.curves import seconds_at
+from piper_hpc.resource_model.eager.curves import seconds_at
 from piper_hpc.spec import ClusterSpec, Layout, Workload
 from tests.resource_model.clusters import TINY
 

@@ -14,8 +14,8 @@ from piper_hpc.cluster.placement import leaves, paths_of, rank_order, request
 from piper_hpc.config import ConfigError, Experiment, experiment, register
 from piper_hpc.config.schema import ClusterConfig, TopologyConfig
 from piper_hpc.paths import data_folder
-from piper_hpc.resource_model.exchanged import cell_of
-from piper_hpc.resource_model.groups import layout_groups
+from piper_hpc.resource_model.eager.dispatch import cell_of
+from piper_hpc.resource_model.eager.groups import layout_groups
 from piper_hpc.resource_model.topology import axis_groups
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.spec import DATA_SHEET, Calibration, Layout, RankMap

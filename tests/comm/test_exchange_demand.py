@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from piper_hpc.comm.levels import Chains
-from piper_hpc.resource_model.exchange import demand
+from piper_hpc.resource_model.eager.exchange import demand
 from piper_hpc.spec import ALGORITHMS, MOVES_PER_STEP, ExchangeCell, Placement
 from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_levels import machine

@@ -12,14 +12,15 @@ import torch.distributed as dist
 
 from piper_hpc.comm.family import Family
 from piper_hpc.comm.levels import Places
-from piper_hpc.microbench.dispatch import bench, suite, timing
+from piper_hpc.microbench.dispatch import suite, timing
 from piper_hpc.microbench.dispatch.cells import Cell, Variant
 from piper_hpc.microbench.dispatch.contender import Contender
-from piper_hpc.microbench.dispatch.stages import smoke, stages
 from piper_hpc.microbench.dispatch.suite import TOKENS, DispatchSuite
 from piper_hpc.microbench.dispatch.timing import LEAST, Bench, time_cells
 from piper_hpc.microbench.dispatch.workloads import global_draw
 from piper_hpc.spec import Layout, ModelSpec, RankMap
+from piper_hpc.studies.all_to_all import measure as bench
+from piper_hpc.studies.all_to_all.stages import smoke, stages
 from tests.processes import run_ranks
 
 CELLS = [Cell("W0", 16, 4, 64, 8), Cell("W5", 16, 4, 32, 8)]

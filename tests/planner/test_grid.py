@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.planner.grid import degrees
-from piper_hpc.resource_model import fused
+from piper_hpc.resource_model import analytical
 from piper_hpc.resource_model.schedule import SCHEDULES, problem
 from piper_hpc.spec import EXECUTIONS, RECIPES, Layout, ModelSpec, Routing, Workload
 from tests.planner.machines import DENSE, MOE, SMALL, WORKLOAD, cluster
@@ -66,11 +66,11 @@ def test_grid_and_single_layouts_agree_on_every_term_and_every_stages_memory(dat
     placement = draw(st.sampled_from(axes.placement))
     algorithm = draw(st.sampled_from([*axes.all_to_all, "auto"]))
     grid = grid.at(vpp=vpp, schedule=schedule, all_to_all=algorithm, placement=placement)
-    together = fused.stepper(model, where, grid, workload, execution).evaluate()
+    together = analytical.stepper(model, where, grid, workload, execution).evaluate()
     size = int(np.prod(grid.shape))
     for index in draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=4)):
         layout = grid.layout(index)
-        alone = fused.stepper(model, where, layout, workload, execution).evaluate()
+        alone = analytical.stepper(model, where, layout, workload, execution).evaluate()
 
         def of_grid(value: object, index: int = index) -> float:
             return float(np.broadcast_to(np.asarray(value), grid.shape).ravel()[index])

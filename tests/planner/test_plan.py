@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.planner import plan
-from piper_hpc.planner.measured import divisors
+from piper_hpc.planner.eager import divisors
 from piper_hpc.resource_model import predict
-from piper_hpc.resource_model.memory import peak_bytes
+from piper_hpc.resource_model.eager.memory import peak_bytes
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Prediction, Workload
 from tests.resource_model.clusters import TINY, WIDE, cluster
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.communication import all_reduce, all_to_all, all_to_all_bytes, message, p2p, skew
-from piper_hpc.resource_model.cost import Cost
-from piper_hpc.resource_model.curves import Curves, seconds_at
+from piper_hpc.resource_model.eager.communication import all_reduce, all_to_all, all_to_all_bytes, message, p2p, skew
+from piper_hpc.resource_model.eager.cost import Cost
+from piper_hpc.resource_model.eager.curves import Curves, seconds_at
+from piper_hpc.resource_model.eager.groups import TIERS, Group, layout_groups
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.groups import TIERS, Group, layout_groups
 from piper_hpc.spec import Calibration, ClusterSpec, Layout, RankMap, Tier
 from tests.resource_model.clusters import TINY, UNITS, calibration, cluster, line
 

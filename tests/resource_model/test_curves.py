@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.cost import Cost, total
-from piper_hpc.resource_model.curves import Curves, seconds_at
+from piper_hpc.resource_model.eager.cost import Cost, total
+from piper_hpc.resource_model.eager.curves import Curves, seconds_at
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.spec import Calibration, Curve
 from tests.resource_model.clusters import calibration, cluster, line

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.exchange import ExchangeModel, cheapest, choose
+from piper_hpc.resource_model.eager.exchange import ExchangeModel, cheapest, choose
 from piper_hpc.spec import ALGORITHMS, ExchangeCell, MeasuredExchange
 
 KIB, MIB = 1024.0, 1024.0 * 1024

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.curves import Curves
-from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.exchange import (
+from piper_hpc.resource_model.eager.curves import Curves
+from piper_hpc.resource_model.eager.exchange import (
     LEAST_ROWS,
     ExchangeModel,
     demand,
@@ -19,6 +18,7 @@ from piper_hpc.resource_model.exchange import (
     judge,
     of_links,
 )
+from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.predict import predict
 from piper_hpc.spec import ALGORITHMS, ExchangeCell, Layout, MeasuredExchange, Routing, Workload
 from tests.resource_model.clusters import TINY, calibration, cluster

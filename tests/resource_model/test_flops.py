@@ -1,4 +1,4 @@
-"""The FLOP formula: its conventions, its modules, and closed forms. Published figures are cases of analysis.exact."""
+"""The FLOP formula: its conventions, its modules, and closed forms. Published figures: analysis.validation.exact."""
 
 from __future__ import annotations
 

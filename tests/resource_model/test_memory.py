@@ -20,7 +20,7 @@ from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for
 from piper_hpc.profiling.memory import LiveBytes, peak_tensor_bytes
 from piper_hpc.profiling.spans import Recorder
-from piper_hpc.resource_model.memory import memory_by_stage, peak_bytes, stage_parameters
+from piper_hpc.resource_model.eager.memory import memory_by_stage, peak_bytes, stage_parameters
 from piper_hpc.spec import RECIPES, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.spec.placement import Placement
 from piper_hpc.train.optimizer import make_optimizer

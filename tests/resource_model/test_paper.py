@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.exact import Case, cases
-from piper_hpc.resource_model.communication import paper_all_to_all_s
-from piper_hpc.resource_model.predict import paper_mfu
+from analysis.validation.exact import Case, cases
+from piper_hpc.resource_model.paper import paper_all_to_all_s, paper_fits, paper_layout_holds, paper_mfu
 from tests.presets import preset
 
 CASES = cases()
@@ -33,3 +32,12 @@ def test_all_to_all_bound_of_equation_6() -> None:
 def test_mfu_of_equation_12_gives_no_credit_for_overlap() -> None:
     # 6 s of compute and 2 s of exchange at a bubble of 20 %: a step of 10 s
     assert paper_mfu(4e15, 1e14, 8, compute_s=6.0, exchange_s=2.0, bubble=0.2) == pytest.approx(4e15 / (1e14 * 8 * 10))
+
+
+def test_conditions_of_equations_7_to_11_on_frontier() -> None:
+    # 8 GPUs a node and four nodes below a switch: EP 32 is the widest that Eq 10 allows.
+    model = preset("mixtral_8x7b")
+    assert all(paper_layout_holds(model, pp=4, ep=8, nodes=4, gpus_per_node=8, nodes_per_switch=4).values())
+    broken = paper_layout_holds(model, pp=33, ep=64, nodes=4, gpus_per_node=8, nodes_per_switch=4)
+    assert not any(broken.values())
+    assert paper_fits(64 * 10**9, 64 * 10**9) and not paper_fits(64 * 10**9 + 1, 64 * 10**9)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from piper_hpc.resource_model.eager.groups import Group, layout_groups
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.groups import Group, layout_groups
 from piper_hpc.resource_model.topology import axis_groups, boundary_tier, group, tier_links, topology_of
 from piper_hpc.spec import Layout, Link, Topology
 from tests.resource_model.clusters import cluster

@@ -7,9 +7,9 @@ from typing import Any
 
 from piper_hpc.planner import plan
 from piper_hpc.planner.axes import Axes
-from piper_hpc.resource_model import fused
+from piper_hpc.resource_model import analytical
 from piper_hpc.spec import Layout
-from tests.resource_model.test_fused import MEGATRON, MOE, WORKLOAD, cluster
+from tests.resource_model.test_analytical import MEGATRON, MOE, WORKLOAD, cluster
 
 UNITS = ("_s", "_bytes", "_per_s", "_flops", "_pct", "_per_token")
 SHARES = {"mfu", "bubble_fraction", "share"}
@@ -38,7 +38,7 @@ def assert_units(document: dict[str, Any]) -> None:
 
 
 def test_every_fraction_of_a_prediction_says_its_unit() -> None:
-    predicted = fused.predict(MOE, cluster(32), Layout(pp=4, ep=4, dp=2), WORKLOAD, MEGATRON)
+    predicted = analytical.predict(MOE, cluster(32), Layout(pp=4, ep=4, dp=2), WORKLOAD, MEGATRON)
     assert_units(predicted.document())
     assert set(predicted.intervals) <= {*predicted.terms, "step_time_s", "tokens_per_s", "mfu"}
 

@@ -164,7 +164,7 @@ def test_mla_needs_its_widths_to_agree():
     [*(f"xmoe_{size}" for size in ("small", "medium", "large", "super")), *(f"m10b_e{2**n}" for n in range(4, 9))],
 )
 def test_the_papers_two_matrix_models_are_reported_as_the_papers_count_them(name):
-    """arXiv 2605.05049 Fig 14, arXiv 2508.13337. The figures are cases of analysis.exact."""
+    """arXiv 2605.05049 Fig 14, arXiv 2508.13337. The figures are cases of analysis.validation.exact."""
     spec = preset(name)
     counted = spec.paper_parameters
     assert (spec.reported_parameters, spec.reported_active_parameters) == (counted, spec.paper_active_parameters)

@@ -1,0 +1,103 @@
+"""The report of a training run: report.html (offline, one file) and report.md, beside its record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from piper_hpc.report import exchange, facts
+from piper_hpc.report.load import metrics
+from piper_hpc.report.table import COLUMNS, Row, cells, predicted_against_measured, with_measured_routing
+from piper_hpc.runs import RunFolder
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+def write(run: RunFolder) -> list[Path]:
+    """Write both reports and return the paths of those written.
+
+    Without the optional extra `report` (plotly and jinja2) the HTML is left out, and a line on stderr says how to get
+    it. Raises UsageError for a run that trained no step.
+    """
+    rows = metrics(run)
+    table = predicted_against_measured(run)
+    written = [run.write_report("report.md", markdown(run, rows, table))]
+    try:
+        page = html(run, rows, table)
+    except ImportError as error:
+        again = f"pip install plotly jinja2, then: python -m analysis.report {run.path}"
+        print(f"report.html was not written: {error.name} is not installed; get it with: {again}", file=sys.stderr)
+        return written
+    return [run.write_report("report.html", page), *written]
+
+
+def markdown(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -> str:
+    """The tables of the report."""
+    lines = [
+        f"# {run.run_id}: {run.status().state}",
+        "",
+        facts.lede(run, rows),
+        "",
+        _markdown_table(("", ""), [(name, value) for value, name in facts.cards(rows, table)]),
+        "",
+        "## Predicted against measured",
+        "",
+        f"{facts.evidence(run.prediction())} {facts.rule(rows)}",
+        "",
+        _markdown_table(COLUMNS, [cells(row) for row in table]),
+    ]
+    routed = with_measured_routing(run)
+    if routed is not None:
+        lines += ["", f"{routed.line[0].upper()}{routed.line[1:]}."]
+    if levels := exchange.levels(rows, run.prediction()):
+        lines += ["", "## Exchange of experts", "", *facts.chosen_exchanges(run), exchange.line(rows), ""]
+        lines.append(_markdown_table(exchange.COLUMNS, [level.cells() for level in levels]))
+    for title, known in facts.provenance(run, rows).items():
+        lines += ["", f"## {title}", "", _markdown_table(("", ""), list(known.items()))]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is aligned left and all others right, unless it is a list of facts."""
+    align = [":--", *("--:" if len(columns) > 2 else ":--" for _ in columns[1:])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, align, *rows))
+
+
+def html(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -> str:
+    """The page. Raises ImportError without the extra `report`."""
+    import jinja2
+
+    from piper_hpc.report import figures
+
+    prediction = run.prediction()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    drawn = figures.html(
+        {
+            "terms": figures.predicted_against_measured(table),
+            "loss": figures.loss_curve(rows, run.config()["model"]["vocab"]),
+            "throughput": figures.throughput(rows),
+            "breakdown": figures.breakdown(rows),
+            "stages": figures.stages(rows),
+            "experts": figures.expert_load(rows),
+        }
+    )
+    return environment.from_string(TEMPLATE.read_text()).render(
+        run_id=run.run_id,
+        folder=run.path,
+        state=run.status().state,
+        lede=facts.lede(run, rows),
+        cards=facts.cards(rows, table),
+        evidence=facts.evidence(prediction),
+        rule=facts.rule(rows),
+        columns=COLUMNS,
+        table=[(row, cells(row)) for row in table],
+        colours=figures.COLOURS,
+        notes=prediction["notes"] if prediction else [],
+        figures=drawn,
+        exchange=[level.cells() for level in exchange.levels(rows, prediction)],
+        exchange_columns=exchange.COLUMNS,
+        exchange_lines=[*facts.chosen_exchanges(run), exchange.line(rows)],
+        provenance=facts.provenance(run, rows),
+    )

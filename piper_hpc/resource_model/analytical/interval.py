@@ -1,0 +1,53 @@
+"""How far a step may be off: every constant moved by half its interval, and what then moves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from piper_hpc.resource_model.analytical.step import Step, stepper
+from piper_hpc.spec import ClusterSpec, Efficiency, Execution, Layout, ModelSpec, Workload
+
+
+def half_widths(
+    step: Step, model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload, execution: Execution
+) -> dict[str, float]:
+    """Half of the 90 % interval of every term and of `step_time_s`, in seconds.
+
+    Constants are off independently of one another, so what they move combines as the root of the sum of squares; the
+    spread of the fit, `model`, moves every term and the step as one.
+    """
+    assert cluster.accelerator is not None, "stepper refuses a cluster without one"
+    efficiency = cluster.accelerator.efficiency
+    base = _seconds(step)
+    squares = {key: (efficiency.spread.get("model", 0.0) * seconds) ** 2 for key, seconds in base.items()}
+    for constant, spread in efficiency.spread.items():
+        if constant == "model" or constant in efficiency.tied or not spread:
+            continue
+        moved = _moved(efficiency, constant, spread)
+        for other_constant, same_as in efficiency.tied.items():
+            if same_as == constant:
+                moved = _moved(moved, other_constant, spread)
+        accelerator = replace(cluster.accelerator, efficiency=moved)
+        other = stepper(model, replace(cluster, accelerator=accelerator), layout, workload, execution).evaluate()
+        for key, seconds in _seconds(other).items():
+            squares[key] += (seconds - base[key]) ** 2
+    return {key: math.sqrt(square) for key, square in squares.items()}
+
+
+def around(seconds: float, half_width: float) -> tuple[float, float]:
+    """The interval, symmetric as a ratio: times vary by factors and are never negative."""
+    ratio = 1 + half_width / seconds if seconds else 1.0
+    return seconds / ratio, seconds * ratio
+
+
+def _seconds(step: Step) -> dict[str, float]:
+    return {name: float(seconds) for name, seconds in step.terms.items()} | {"step_time_s": float(step.step_time_s)}
+
+
+def _moved(efficiency: Efficiency, constant: str, spread: float) -> Efficiency:
+    """With one constant lower by its spread: a share so that time grows, a time so that it shrinks."""
+    if constant.startswith("link."):
+        tier = constant.removeprefix("link.")
+        return replace(efficiency, link={**efficiency.link, tier: efficiency.link[tier] / (1 + spread)})
+    return replace(efficiency, **{constant: getattr(efficiency, constant) / (1 + spread)})

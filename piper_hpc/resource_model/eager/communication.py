@@ -1,0 +1,133 @@
+"""Bytes and seconds of what ranks send (Eq 6): all-to-all, stage-to-stage messages, gradient reduction, and waiting."""
+
+from __future__ import annotations
+
+import math
+
+from piper_hpc.resource_model.eager.cost import Cost, total
+from piper_hpc.resource_model.eager.curves import Curves
+from piper_hpc.resource_model.eager.groups import TIERS, Group
+from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.spec import ModelSpec
+
+
+def all_to_all_bytes(tokens: int, model: ModelSpec, bytes_per_value: int) -> int:
+    """The whole send buffer of one rank in one dispatch: tokens k d values; (EP-1)/EP of it leaves the rank."""
+    return tokens * model.top_k * model.hidden * bytes_per_value
+
+
+def p2p(curves: Curves, tier: str, message_bytes: float) -> Cost:
+    """Seconds of one message of `message_bytes` over a link of `tier`, one way."""
+    chosen = _nearest_tier(curves, "p2p", tier)
+    if chosen is None:
+        raise ResourceModelError(
+            f"cluster '{curves.cluster.name}': its calibration ({curves.calibration.source}) has no p2p/{tier} curve "
+            "and nothing near it, so messages between ranks cannot be timed. Measure the links with "
+            f"`python -m piper_hpc.launch task=microbench cluster={curves.cluster.name}`"
+        )
+    return curves.measured(f"p2p/{chosen}", message_bytes)
+
+
+def message(curves: Curves, tier: str, message_bytes: float, compute: Cost) -> Cost:
+    """Seconds from when a stage has posted a message until its neighbour has it.
+
+    Two ranks meet here as in any exchange. `compute` is what the sender does before it waits too, and its threads that
+    send get their turn.
+    """
+    pair = Group(tuple(int(each == tier) for each in TIERS))
+    return p2p(curves, tier, message_bytes) + skew(curves, pair, compute)
+
+
+def all_to_all(curves: Curves, group: Group, send_bytes: float) -> Cost:
+    """Seconds of one all-to-all in `group`; `send_bytes` is the whole send buffer of one rank."""
+    measured = _collective(curves, "all_to_all", group, send_bytes)
+    if measured is not None:
+        return measured
+    curves.note(f"all_to_all/{group.tier}/{group.size}: not measured; one p2p message to every peer in turn stands in")
+    pair_bytes = send_bytes / group.size
+    return total(p2p(curves, tier, pair_bytes) * count for tier, count in zip(TIERS, group.peers, strict=True) if count)
+
+
+def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
+    """Seconds of one all-reduce of `buffer_bytes` in `group`."""
+    measured = _collective(curves, "all_reduce", group, buffer_bytes)
+    if measured is not None:
+        return measured
+    curves.note(f"all_reduce/{group.tier}/{group.size}: not measured; a ring of p2p messages stands in")
+    return p2p(curves, group.tier, buffer_bytes / group.size) * (2 * (group.size - 1))
+
+
+def skew(curves: Curves, group: Group, compute: Cost) -> Cost:
+    """Mean seconds that a rank waits for the others of `group` at a meeting, after compute of `compute` busy seconds.
+
+    The time is as uncertain as the curve, and as the compute that it is read at. Groups of another size or tier stand
+    in unscaled. Ranks that share cores are charged nothing: one that waits lends its core to those it waits for.
+    """
+    if group.size == 1 or compute.seconds <= 0:
+        return Cost()
+    if curves.cluster.devices_share_cores:
+        curves.note("skew: not charged, ranks share cores: a rank that waits lends its core to those it waits for")
+        return Cost()
+    chosen = _nearest_group(curves, "skew", group)
+    if chosen is None:
+        curves.note("skew: not measured; ranks are taken to arrive at every exchange together")
+        return Cost()
+    if not chosen.endswith(f"/{group.size}"):
+        curves.note(f"skew/{group.tier}/{group.size}: not measured; {chosen} stands in")
+    waited = curves.measured(chosen, compute.seconds)
+    later = {
+        name: curves.measured(chosen, compute.seconds + width).seconds - waited.seconds
+        for name, width in compute.half_widths.items()
+    }
+    return waited + Cost(0.0, later)
+
+
+def _nearest_group(curves: Curves, operator: str, group: Group) -> str | None:
+    """The curve of this group, else of its size on another tier (wider ones first), else of the nearest size."""
+    place = TIERS.index(group.tier)
+    found = [
+        (size, tier)
+        for tier in (*TIERS[place:], *reversed(TIERS[:place]))
+        for size in _sizes(curves, f"{operator}/{tier}/")
+    ]
+    if not found:
+        return None
+    nearest = _nearest_size([size for size, _ in found], group)
+    return next(f"{operator}/{tier}/{size}" for size, tier in found if size == nearest)
+
+
+def _sizes(curves: Curves, prefix: str) -> list[int]:
+    return [int(name.removeprefix(prefix)) for name in curves.calibration.curves if name.startswith(prefix)]
+
+
+def _nearest_size(sizes: list[int], group: Group) -> int:
+    return min(sizes, key=lambda n: (abs(math.log(n / group.size)), n))
+
+
+def _collective(curves: Curves, operator: str, group: Group, buffer_bytes: float) -> Cost | None:
+    """Seconds from the curve of this group, or of the group of nearest size on the same tier; None without one.
+
+    Another size is scaled at equal bytes per pair: (n-1)/(n'-1) times as many messages of B/n bytes.
+    """
+    if group.size == 1 or buffer_bytes <= 0:
+        return Cost()
+    prefix = f"{operator}/{group.tier}/"
+    sizes = _sizes(curves, prefix)
+    if not sizes:
+        return None
+    size = _nearest_size(sizes, group)
+    if size == group.size:
+        return curves.measured(f"{prefix}{size}", buffer_bytes)
+    curves.note(f"{prefix}{group.size}: not measured; {prefix}{size} stands in, scaled at equal bytes per pair")
+    return curves.measured(f"{prefix}{size}", buffer_bytes * size / group.size) * ((group.size - 1) / (size - 1))
+
+
+def _nearest_tier(curves: Curves, operator: str, tier: str) -> str | None:
+    """`tier` if it was measured, else the next wider one, else the next narrower; None if none was."""
+    place = TIERS.index(tier)
+    for candidate in (*TIERS[place:], *reversed(TIERS[:place])):
+        if f"{operator}/{candidate}" in curves:
+            if candidate != tier:
+                curves.note(f"{operator}/{tier}: not measured; {operator}/{candidate} stands in")
+            return candidate
+    return None

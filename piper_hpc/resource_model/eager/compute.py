@@ -1,0 +1,243 @@
+"""Seconds of every module for one micro-batch, forward and backward, counted operation by operation.
+
+The counts are those of the modules as torch runs them eagerly on a CPU: what a dispatch-level trace of one forward
+and backward shows. A streaming operation is charged for the numbers it reads and writes; an operation on small
+tensors or on none (a view) is charged as one `host_op`, which holds the launch of its backward too. RMSNorm and the
+router's choice are measured whole: composed of such operations they come out several times too quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from piper_hpc.resource_model import flops
+from piper_hpc.resource_model.eager import communication
+from piper_hpc.resource_model.eager.cost import Cost, total
+from piper_hpc.resource_model.eager.curves import NORM_FORWARD_SHARE, Curves
+from piper_hpc.resource_model.eager.groups import Group
+from piper_hpc.spec import ModelSpec
+
+INDEX_BYTES = 8
+"""torch's indices and counts are int64."""
+
+HOST_OPERATIONS = {
+    "attention": 26,
+    "router": 26,
+    "dispatch": 13,
+    "dispatch_exchange": 14,
+    "experts": 1,
+    "combine": 5,
+    "embedding": 2,
+    "head": 9,
+}
+"""Small operations and views of each module's forward; those of `dispatch_exchange` come with a group above one."""
+
+GLUE_OPERATIONS = 65
+"""Autograd between the modules of a layer, in eager operations: views, hooks and Python functions of a backward.
+
+0.27 ms where one operation takes 4 us, read once, on one CPU rank that meets nobody.
+"""
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """Seconds of one module for one micro-batch on one rank."""
+
+    forward: Cost
+    backward: Cost
+
+    def __mul__(self, count: float) -> ModuleCost:
+        return ModuleCost(self.forward * count, self.backward * count)
+
+    def __add__(self, other: ModuleCost) -> ModuleCost:
+        return ModuleCost(self.forward + other.forward, self.backward + other.backward)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank computes at once: `sequences` of `sequence` tokens.
+
+    tokens * top_k rows leave every rank; `load` times as many arrive at the busiest of an expert group.
+    """
+
+    model: ModelSpec
+    curves: Curves
+    sequences: int
+    sequence: int
+    bytes_per_value: int
+    load: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one rank."""
+        return self.sequences * self.sequence
+
+    @property
+    def rows(self) -> int:
+        """Rows that the experts of a rank compute, on average."""
+        return self.tokens * self.model.top_k
+
+    @property
+    def hidden(self) -> int:
+        """Numbers in the hidden states."""
+        return self.tokens * self.model.hidden
+
+    def stream(self, *operations: tuple[float, int]) -> Cost:
+        """Streaming operations, each given as (numbers read and written, how many such operations)."""
+        return total(
+            self.curves.operation("elementwise", values * self.bytes_per_value, count) for values, count in operations
+        )
+
+    def gather(self) -> Cost:
+        """Every row copied in another order."""
+        return self.curves.operation("gather", 2 * self.rows * self.model.hidden * self.bytes_per_value)
+
+    def fold(self) -> Cost:
+        """The rows of each token summed."""
+        values = self.rows * self.model.hidden + self.hidden
+        return self.curves.operation("fold", values * self.bytes_per_value)
+
+    def sort(self) -> Cost:
+        """The order of all rows by a small integer."""
+        return self.curves.operation("sort", self.rows)
+
+    def transcend(self, values: float) -> Cost:
+        """One operation with an exponential for each result; `values` numbers are read and written."""
+        return self.curves.operation("activation", values * self.bytes_per_value)
+
+    def linear(self, inputs: int, outputs: int) -> ModuleCost:
+        """A projection of every token; its backward has two products and adds the weight's gradient up."""
+        product = self.curves.operation("gemm", 2 * self.tokens * inputs * outputs)
+        return ModuleCost(product, product * 2 + self.accumulate(inputs * outputs))
+
+    def accumulate(self, parameters: int) -> Cost:
+        """Adding one weight's new gradient to its sum: read both, write one."""
+        return self.stream((3 * parameters, 1))
+
+    def host(self, operations: int) -> ModuleCost:
+        """Operations that cost only their launch; half of it is the backward's."""
+        half = self.curves.launches(operations / 2)
+        return ModuleCost(half, half)
+
+
+def norm(batch: MicroBatch) -> ModuleCost:
+    """RMSNorm: measured as one with its backward, and split by the numbers that each of them moves."""
+    both = batch.curves.operation("norm", 2 * batch.hidden * batch.bytes_per_value)
+    return ModuleCost(both * NORM_FORWARD_SHARE, both * (1 - NORM_FORWARD_SHARE))
+
+
+def rotary(batch: MicroBatch, width: int) -> ModuleCost:
+    """RoPE on heads of `width` in all: four half products, two sums, one concatenation; signs in the backward."""
+    w = batch.tokens * width
+    shared = batch.stream((w, 4), (2 * w, 1), (1.5 * w, 2))
+    return ModuleCost(shared, shared + batch.stream((w, 1)))
+
+
+def attention(batch: MicroBatch) -> ModuleCost:
+    """Norm, Q, K and V, RoPE on Q and K, causal attention, output projection, residual add."""
+    model, h = batch.model, batch.hidden
+    q, kv = batch.tokens * model.q_dim, batch.tokens * model.kv_dim
+    scores = batch.tokens * flops.score_flops(model, batch.sequence)
+    forward = batch.curves.operation("attention_forward", scores) + batch.stream((2 * q, 1), (3 * h, 1))
+    backward = batch.curves.operation("attention_backward", scores) + batch.stream((2 * q, 1), (2 * kv, 1), (3 * h, 3))
+    return sum_modules(
+        norm(batch),
+        batch.linear(model.hidden, model.q_dim),
+        batch.linear(model.hidden, model.kv_dim) * 2,
+        batch.linear(model.q_dim, model.hidden),
+        rotary(batch, model.q_dim),
+        rotary(batch, model.kv_dim),
+        ModuleCost(forward, backward),
+        batch.host(HOST_OPERATIONS["attention"]),
+    )
+
+
+def router(batch: MicroBatch) -> ModuleCost:
+    """Norm, gate, softmax, top-k and the auxiliary loss; its backward joins the gradients of three branches."""
+    scores = batch.tokens * batch.model.experts
+    half = batch.curves.operation("gate", scores) * 0.5
+    return sum_modules(
+        norm(batch),
+        batch.linear(batch.model.hidden, batch.model.experts),
+        ModuleCost(half + batch.stream((scores, 1)), half + batch.stream((3 * scores, 2), (3 * batch.hidden, 2))),
+        batch.host(HOST_OPERATIONS["router"]),
+    )
+
+
+def exchange(batch: MicroBatch, group: Group) -> Cost:
+    """One all-to-all of every row, and its rows sorted between expert order and arrival; nothing for a group of one.
+
+    It lasts as long as the busiest rank's: one of balanced rows where every rank sent and received as many as that.
+    """
+    if group.size == 1:
+        return Cost()
+    send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
+    return communication.all_to_all(batch.curves, group, send_bytes) + batch.gather()
+
+
+def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
+    """Rows gathered in expert order, their counts and then the rows themselves exchanged; on arrival sorted again."""
+    counts = communication.all_to_all(batch.curves, group, batch.model.experts * INDEX_BYTES)
+    moved = exchange(batch, group)
+    exchanged = group.size > 1
+    operations = HOST_OPERATIONS["dispatch"] + (HOST_OPERATIONS["dispatch_exchange"] if exchanged else 0)
+    return batch.host(operations) + ModuleCost(
+        batch.sort() * (1 + exchanged) + batch.gather() + counts + moved, batch.gather() + batch.fold() + moved
+    )
+
+
+def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
+    """n_mat grouped GEMMs with the activation between them; the backward has two for each, and adds up E/EP experts.
+
+    load: rows of this rank over the mean.
+    """
+    model, received = batch.model, load * batch.rows
+    matrices, gated = model.matrices_per_expert, model.matrices_per_expert == 3
+    grouped = batch.curves.operation("grouped_gemm", 2 * received * model.hidden * model.expert_ffn)
+    inner, rows = received * model.expert_ffn, received * model.hidden
+    activation = batch.transcend(2 * inner) + batch.stream((3 * inner, int(gated)))
+    gradients = batch.transcend(3 * inner) + batch.stream((3 * inner, 2 * gated), (3 * rows, int(gated)))
+    weights = batch.accumulate(model.experts // ep * model.hidden * model.expert_ffn) * matrices
+    return batch.host(HOST_OPERATIONS["experts"]) + ModuleCost(
+        grouped * matrices + activation, grouped * (2 * matrices) + gradients + weights
+    )
+
+
+def combine(batch: MicroBatch, group: Group) -> ModuleCost:
+    """Rows returned, put in token order, weighted, summed by token and added to the residual."""
+    copies, moved = batch.rows * batch.model.hidden, exchange(batch, group)
+    weighted = copies + batch.hidden
+    return batch.host(HOST_OPERATIONS["combine"]) + ModuleCost(
+        moved + batch.gather() + batch.stream((2 * copies, 1), (3 * batch.hidden, 1)) + batch.fold(),
+        moved + batch.gather() + batch.stream((weighted, 1), (weighted + copies, 1), (copies, 1)),
+    )
+
+
+def glue(batch: MicroBatch) -> ModuleCost:
+    """What autograd does between the modules of a layer."""
+    return ModuleCost(Cost(), batch.curves.launches(GLUE_OPERATIONS))
+
+
+def embedding(batch: MicroBatch) -> ModuleCost:
+    """One row of the table per token; the backward fills a gradient of the whole table and adds it up."""
+    table = batch.model.embedding_parameters
+    lookup = ModuleCost(
+        batch.stream((2 * batch.hidden, 1)), batch.stream((batch.hidden + table, 1)) + batch.accumulate(table)
+    )
+    return lookup + batch.host(HOST_OPERATIONS["embedding"])
+
+
+def head(batch: MicroBatch) -> ModuleCost:
+    """Final norm, output projection and cross entropy."""
+    logits = batch.tokens * batch.model.vocab
+    loss = ModuleCost(
+        batch.transcend(2 * logits) + batch.stream((logits, 1)),
+        batch.stream((2 * logits, 1)) + batch.transcend(3 * logits),
+    )
+    projection = batch.linear(batch.model.hidden, batch.model.vocab)
+    return sum_modules(norm(batch), projection, loss, batch.host(HOST_OPERATIONS["head"]))
+
+
+def sum_modules(first: ModuleCost, *others: ModuleCost) -> ModuleCost:
+    """The sum of module costs."""
+    return sum(others, first)

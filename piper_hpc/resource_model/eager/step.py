@@ -1,0 +1,212 @@
+"""What one step costs every stage: seconds by term, before the pipeline puts them on a timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from piper_hpc.resource_model.eager import communication, compute
+from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
+from piper_hpc.resource_model.eager.cost import Cost, total
+from piper_hpc.resource_model.eager.curves import Curves
+from piper_hpc.resource_model.eager.dispatch import Exchanged, exchanged
+from piper_hpc.resource_model.eager.groups import Group, LayoutGroups, layout_groups
+from piper_hpc.resource_model.eager.memory import stage_parameter_parts
+from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.spec import ALGORITHMS, AUTO, ClusterSpec, Layout, ModelSpec, Tier, Workload
+
+NORM_BYTES = 8
+"""The squared norm of all gradients is one float64."""
+
+HOST_OPERATIONS_PER_MICRO_BATCH = 120
+"""Python of torch's 1F1B per micro-batch, in eager operations: 0.5 ms where one takes 4 us, measured once on a CPU."""
+
+HOST_OPERATIONS_PER_STEP = 150
+"""Batch preparation, zeroing of gradients and the learning rate, in eager operations: 0.6 ms on the same CPU."""
+
+HOST_OPERATIONS_PER_LAYER = 2
+"""The router's sums, set to zero before a step."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Seconds of one rank of a stage, by term.
+
+    modules: of one micro-batch; before: once a step, until the rank arrives at the norm that all ranks clip by;
+    after: from that norm on.
+    """
+
+    modules: dict[str, ModuleCost]
+    before: dict[str, Cost]
+    after: dict[str, Cost]
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds of one forward."""
+        return sum(cost.forward.seconds for cost in self.modules.values())
+
+    @property
+    def backward_s(self) -> float:
+        """Seconds of one backward."""
+        return sum(cost.backward.seconds for cost in self.modules.values())
+
+    def terms(self, micro_batches: int) -> dict[str, Cost]:
+        """Busy time of the step by term."""
+        step = {term: (cost.forward + cost.backward) * micro_batches for term, cost in self.modules.items()}
+        for once in (self.before, self.after):
+            for term, cost in once.items():
+                step[term] = step.get(term, Cost()) + cost
+        return step
+
+    @property
+    def before_s(self) -> float:
+        """Seconds between the last backward and the arrival at the norm."""
+        return sum(cost.seconds for cost in self.before.values())
+
+    @property
+    def after_s(self) -> float:
+        """Seconds from the last rank's arrival at the norm to the end of the step."""
+        return sum(cost.seconds for cost in self.after.values())
+
+    def busy_s(self, micro_batches: int) -> float:
+        """Busy seconds of the step."""
+        return micro_batches * (self.forward_s + self.backward_s) + self.before_s + self.after_s
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The costs of all stages, of the messages between them, and what the look-up of curves had to say; of each stage
+    the group that its experts make, and how they exchange."""
+
+    stages: tuple[StageCost, ...]
+    micro_batches: int
+    messages: tuple[Cost, ...]
+    curves: Curves
+    exchanges: tuple[tuple[Group, Exchanged], ...]
+
+    @property
+    def critical_stage(self) -> int:
+        """The busiest stage."""
+        busy = [stage.busy_s(self.micro_batches) for stage in self.stages]
+        return busy.index(max(busy))
+
+    @property
+    def busy_s(self) -> float:
+        """Busy seconds of the busiest stage: no step of this layout is shorter."""
+        return max(stage.busy_s(self.micro_batches) for stage in self.stages)
+
+
+def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> StepCost:
+    """Costs of one step of `workload` under `layout`; ResourceModelError where the layout has no such step."""
+    problem = next(_problems(model, cluster, layout, workload), None)
+    if problem is not None:
+        raise ResourceModelError(problem)
+    micro_batches = layout.micro_batches(workload.global_batch)
+    curves = Curves(cluster, workload.bytes_per_value)
+    load = float(workload.routing.load(layout.ep))
+    batch = MicroBatch(model, curves, layout.micro_batch, workload.sequence, workload.bytes_per_value, load)
+    groups = layout_groups(layout, cluster)
+    if any(of_stage.experts.tier == Tier.SYSTEM.value for of_stage in groups.stages):
+        curves.note(
+            f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
+        )
+    of_group = {stage.experts: exchanged(batch, stage.experts, layout.all_to_all) for stage in groups.stages}
+    layers = {experts: _layer(batch, layout, experts, moved) for experts, moved in of_group.items()}
+    stages = tuple(
+        _stage(batch, layout, groups, stage, layers[of_stage.experts]) for stage, of_stage in enumerate(groups.stages)
+    )
+    message_bytes = batch.tokens * model.hidden * workload.bytes_per_value
+    # Having posted a message, torch's 1F1B does some Python and then waits for its neighbour itself.
+    schedule = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH).forward
+    messages = tuple(communication.message(curves, tier, message_bytes, schedule) for tier in groups.boundaries)
+    exchanges = tuple((stage.experts, of_group[stage.experts]) for stage in groups.stages)
+    return StepCost(stages, micro_batches, messages, curves, exchanges)
+
+
+def _layer(batch: MicroBatch, layout: Layout, group: Group, moved: Exchanged) -> dict[str, ModuleCost]:
+    """One layer, on the mean rank. Its expert group meets five times, and each meeting waits for the ranks before it.
+
+    Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
+    experts', both ways; in forward, between the exchanges of counts and of rows, what a dispatch computes by itself.
+    At each meeting ranks wait for the skew of that compute, and where experts come before it, for the busiest rank.
+    """
+    curves = batch.curves
+    attention, router, experts = compute.attention(batch), compute.router(batch), compute.experts(batch, layout.ep)
+    dense, rows = attention + router, compute.dispatch(batch, Group())
+    late = compute.experts(batch, layout.ep, batch.load) + experts * -1
+
+    def meetings(before_forward: Cost, before_backward: Cost) -> ModuleCost:
+        return ModuleCost(
+            communication.skew(curves, group, before_forward), communication.skew(curves, group, before_backward)
+        )
+
+    return {
+        "attention_s": attention,
+        "router_s": router,
+        "dispatch_s": moved.dispatch
+        + meetings(dense.forward, experts.backward)
+        + meetings(rows.forward, Cost())
+        + ModuleCost(Cost(), late.backward),
+        "expert_s": experts,
+        "combine_s": moved.combine + meetings(experts.forward, dense.backward) + ModuleCost(late.forward, Cost()),
+        "other_s": compute.glue(batch),
+    }
+
+
+def _stage(
+    batch: MicroBatch, layout: Layout, groups: LayoutGroups, stage: int, layer: dict[str, ModuleCost]
+) -> StageCost:
+    curves, of_stage = batch.curves, groups.stages[stage]
+    layers = len(layout.stage_layers(batch.model.layers)[stage])
+    dense, expert = stage_parameter_parts(batch.model, layout)[stage]
+    parameters = dense + expert
+    modules = {term: cost * layers for term, cost in layer.items()}
+    ends = [compute.embedding(batch)] * (stage == 0) + [compute.head(batch)] * (stage == layout.pp - 1)
+    if ends:
+        modules["head_s"] = compute.sum_modules(*ends)
+    modules["host_s"] = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH if layout.pp > 1 else 0)
+    host = curves.launches(HOST_OPERATIONS_PER_STEP + HOST_OPERATIONS_PER_LAYER * layers)
+    replicas = [
+        communication.all_reduce(curves, group, count * batch.bytes_per_value)
+        for group, count in ((of_stage.stage, dense), (of_stage.replicas, expert))
+    ]
+    last_chunk = layer["router_s"].backward + layer["attention_s"].backward
+    norm, clip = batch.stream((parameters, 1)), batch.stream((2 * parameters, 1))
+    return StageCost(
+        modules,
+        before={
+            "host_s": host + batch.stream((parameters, 1)),
+            "grad_reduce_s": total(replicas) + communication.skew(curves, of_stage.stage, last_chunk),
+            "optimizer_s": norm,
+        },
+        after={
+            "grad_reduce_s": communication.all_reduce(curves, groups.world, NORM_BYTES),
+            "optimizer_s": clip + curves.operation("adamw", parameters),
+        },
+    )
+
+
+def _problems(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Iterator[str]:
+    """Why the layout has no such step, or none that this model knows."""
+    modelled = {"schedule": "1f1b", "recompute": "none", "zero": 0}
+    modelled |= dict.fromkeys(("vpp", "etp", "tp", "cp"), 1)
+    for key, value in modelled.items():
+        if getattr(layout, key) != value:
+            yield f"layout.{key}={getattr(layout, key)} is not modelled; use {key}={value}"
+    if layout.all_to_all not in (*ALGORITHMS, AUTO):
+        listed = ", ".join((*ALGORITHMS, AUTO))
+        yield f"layout.all_to_all={layout.all_to_all}: must be one of {listed}, for example all_to_all=flat"
+    if layout.ranks > cluster.ranks:
+        yield f"layout: pp * dp * ep * etp = {layout.ranks} ranks, cluster '{cluster.name}' has {cluster.ranks}"
+    if model.experts % layout.ep:
+        yield f"layout.ep={layout.ep} must divide model.experts={model.experts}"
+    if layout.pp > model.layers:
+        yield f"layout.pp={layout.pp} must not exceed model.layers={model.layers}"
+    share = layout.micro_batch * layout.dense_dp
+    if workload.global_batch % share:
+        yield f"global_batch={workload.global_batch} must be a multiple of micro_batch * dense_dp = {share}"
+    elif layout.micro_batches(workload.global_batch) < layout.pp:
+        yield (
+            f"global_batch={workload.global_batch} gives {layout.micro_batches(workload.global_batch)} micro-batches, "
+            f"1f1b needs at least pp={layout.pp}; use global_batch={share * layout.pp}"
+        )

@@ -1,8 +1,0 @@
-"""Steps under fused kernels and every axis of parallelism, in closed form, for one layout or a grid of them."""
-
-from piper_hpc.resource_model.fused.device import Times
-from piper_hpc.resource_model.fused.interval import half_widths
-from piper_hpc.resource_model.fused.predict import predict, simulate
-from piper_hpc.resource_model.fused.step import Step, Stepper, stepper
-
-__all__ = ["Step", "Stepper", "Times", "half_widths", "predict", "simulate", "stepper"]
