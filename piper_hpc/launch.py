@@ -107,7 +107,7 @@ def _planned(asked: Experiment, machine: Machine, console: Console) -> dict[str,
             best = saved.best_of_executor(name, found, own)
             saved.save(own, best, option)
             console.print(f"saved {option}; train with: python -m piper_hpc.launch parallelism={name}", highlight=False)
-            document["saved"] = {"path": str(option), "layout": best.layout}
+            document["saved"] = {"path": str(option), "layout": asdict(best.layout)}
     except SpecError as error:
         raise ConfigError(*error.problems) from error
     return document
@@ -152,7 +152,8 @@ def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
         rule = f"no layout fits ({reasons})"
         raise ConfigError(Problem("parallelism", "auto", rule, "more cluster.nodes, or a smaller model"))
     placement = composed.parallelism.placement  # the order of ranks is the user's, whatever the degrees
-    chosen = OmegaConf.create({"parallelism": found.candidates[0].layout | {"auto": False, "placement": placement}})
+    best = asdict(found.candidates[0].layout) | {"auto": False, "placement": placement}
+    chosen = OmegaConf.create({"parallelism": best})
     merged = OmegaConf.merge(composed, chosen)
     assert isinstance(merged, DictConfig)
     return merged

@@ -53,12 +53,13 @@ def show(found: Plan, asked: Experiment, console: Console) -> None:
     console.print(f"rests on: {found.candidates[0].calibration['source']}", highlight=False)
 
 
-def _axes(layouts: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
+def _axes(layouts: Sequence[Layout]) -> tuple[list[str], str]:
     """Axes that need a column, and what all layouts have alike beside the defaults."""
     default = asdict(Layout())
-    differ = {axis: len({layout[axis] for layout in layouts}) > 1 for axis in default}
+    differ = {axis: len({getattr(layout, axis) for layout in layouts}) > 1 for axis in default}
     columns = [axis for axis in default if axis in ALWAYS or differ[axis]]
-    alike = [f"{axis}={value}" for axis, value in layouts[0].items() if axis not in columns and value != default[axis]]
+    same = {axis: value for axis, value in asdict(layouts[0]).items() if axis not in columns}
+    alike = [f"{axis}={value}" for axis, value in same.items() if value != default[axis]]
     return columns, f"all: {' '.join(alike)}" if alike else ""
 
 
@@ -80,19 +81,19 @@ def _print(title: str, columns: Table, console: Console) -> None:
 def _candidates(found: Plan, console: Console) -> None:
     axes, alike = _axes([candidate.layout for candidate in found.candidates])
     columns = _table(["", *axes, "step", "tokens/s", "MFU", "bubble", "peak", "free", "front"])
-    front = {tuple(asdict(one.layout).values()) for one in found.pareto}
+    front = {one.layout for one in found.pareto}
     for rank, candidate in enumerate(found.candidates, start=1):
         peak = max(candidate.peak_memory_bytes)
         columns.add_row(
             str(rank),
-            *(str(candidate.layout[axis]) for axis in axes),
+            *(str(getattr(candidate.layout, axis)) for axis in axes),
             f"{candidate.step_time_s:.4g} s",
             f"{candidate.tokens_per_s:,.0f}",
             f"{100 * candidate.mfu:.1f} %",
             _bubble(candidate),
             f"{peak / GIB:.3g} GiB",
             f"{(found.memory_bytes - peak) / GIB:.3g} GiB",
-            "*" if tuple(candidate.layout.values()) in front else "",
+            "*" if candidate.layout in front else "",
         )
     _print(alike, columns, console)
 
@@ -106,13 +107,13 @@ def _front(found: Plan, console: Console) -> None:
     last = len(found.pareto) - 1
     picked = sorted({round(index * last / min(FRONT - 1, last)) for index in range(min(FRONT, last + 1))})
     points = [found.pareto[index] for index in picked]
-    axes, alike = _axes([asdict(one.layout) for one in points])
+    axes, alike = _axes([one.layout for one in points])
     several = len({one.layout.ranks for one in found.pareto}) > 1
     title = f"front of step time against memory, in closed form: {len(points)} of {last + 1} layouts; {alike}"
     columns = _table([*axes, *(["ranks"] if several else []), "step", "peak"])
     for one in points:
         columns.add_row(
-            *(str(asdict(one.layout)[axis]) for axis in axes),
+            *(str(getattr(one.layout, axis)) for axis in axes),
             *([str(one.layout.ranks)] if several else []),
             f"{one.step_time_s:.4g} s",
             f"{one.peak_bytes / GIB:.3g} GiB",

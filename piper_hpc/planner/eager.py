@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from piper_hpc.planner.question import ROOMIER, Found, Question, Ranked, domain_tier, pareto
 from piper_hpc.resource_model.eager.groups import TIERS, layout_groups
 from piper_hpc.resource_model.eager.memory import peak_bytes
+from piper_hpc.resource_model.eager.predict import finish, shortest_step_s
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
-from piper_hpc.resource_model.predict import finish, shortest_step_s
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload
 
 NO_FIT = "Eq 11: peak memory must fit the rank's memory"

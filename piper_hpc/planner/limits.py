@@ -45,7 +45,7 @@ def _memory(question: Question, best: Prediction) -> dict[str, Any]:
     largest = max(kinds, key=lambda kind: kinds[kind])
     return {
         "stage": worst,
-        "rank": worst * (len(best.peak_memory_bytes) // len(stages)),
+        "rank": worst * (best.layout.ranks // best.layout.pp),
         "peak_bytes": stages[worst],
         "available_bytes": question.cluster.memory_bytes,
         "headroom_bytes": question.cluster.memory_bytes - stages[worst],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,14 @@ def check_name(name: str, working_directory: Path) -> Path:
     return path
 
 
-def lacking(layout: Mapping[str, Any]) -> dict[str, Any]:
+def lacking(layout: Layout) -> dict[str, Any]:
     """What a layout asks for that this project's executor does not have."""
-    default = asdict(Layout())
-    return {axis: value for axis, value in layout.items() if axis not in EXECUTOR_HAS and value != default[axis]}
+    default = Layout()
+    return {
+        axis: value
+        for axis, value in asdict(layout).items()
+        if axis not in EXECUTOR_HAS and value != getattr(default, axis)
+    }
 
 
 def best_of_executor(name: str, found: Plan, own: Plan) -> Prediction:
@@ -61,12 +64,11 @@ def best_of_executor(name: str, found: Plan, own: Plan) -> Prediction:
 def save(found: Plan, best: Prediction, path: Path) -> None:
     """Write the option: what differs from the defaults, and where it comes from. dp follows from the ranks."""
     default = asdict(Layout())
-    degrees = {key: value for key, value in best.layout.items() if key != "dp" and value != default[key]}
-    ranks = Layout(**best.layout).ranks
+    degrees = {key: value for key, value in asdict(best.layout).items() if key != "dp" and value != default[key]}
     origin = (
-        f"# Planned for {found.model['name']} on {ranks} ranks of {found.cluster}, {found.workload.global_batch} "
-        f"sequences of {found.workload.sequence} tokens:\n"
+        f"# Planned for {found.model['name']} on {best.layout.ranks} ranks of {found.cluster}, "
+        f"{found.workload.global_batch} sequences of {found.workload.sequence} tokens:\n"
         f"# {best.step_time_s:.4g} s a step, {best.tokens_per_s:,.0f} tokens/s predicted.\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(origin + yaml.safe_dump({"pp": best.layout["pp"]} | degrees, sort_keys=False), encoding="utf-8")
+    path.write_text(origin + yaml.safe_dump({"pp": best.layout.pp} | degrees, sort_keys=False), encoding="utf-8")

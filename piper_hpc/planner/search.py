@@ -12,7 +12,7 @@ from piper_hpc.planner.eager import divisors
 from piper_hpc.planner.engines import engine_of
 from piper_hpc.planner.limits import limits
 from piper_hpc.planner.question import EP_DOMAINS, RANK_BY, Question, Ranked
-from piper_hpc.resource_model.flops import told
+from piper_hpc.resource_model.prediction import describe
 from piper_hpc.spec import ClusterSpec, ModelSpec, Prediction, Workload
 
 SCHEMA_VERSION = 2
@@ -126,7 +126,7 @@ def plan(
     simulated = sorted((engine.simulated(question, one) for one in contenders), key=lambda one: one.key)
     best = [engine.predict(question, one.layout) for one in simulated[:candidates]]
     return Plan(
-        model=told(model, workload.sequence),
+        model=describe(model, workload.sequence),
         cluster=cluster.name,
         executor=engine.name,
         workload=workload,

@@ -9,7 +9,7 @@ from piper_hpc.planner.search import Plan
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.predict import timeline
 from piper_hpc.resource_model.schedule import write_chrome_trace
-from piper_hpc.spec import EXECUTIONS, ClusterSpec, Layout, ModelSpec, Problem, SpecError
+from piper_hpc.spec import EXECUTIONS, ClusterSpec, ModelSpec, Problem, SpecError
 
 KEY = "plan.trace"
 WORKS = f"{KEY}=timeline.json"
@@ -33,7 +33,7 @@ def write(found: Plan, model: ModelSpec, cluster: ClusterSpec, path: Path) -> No
         reasons = "; ".join(f"{reason}: {count}" for reason, count in found.rejected.items())
         rule = f"no layout fits, so there is no timeline ({reasons})"
         raise SpecError(Problem(KEY, str(path), rule, "more cluster.nodes, or a smaller model"))
-    layout = Layout(**found.candidates[0].layout)
+    layout = found.candidates[0].layout
     try:
         write_chrome_trace(timeline(model, cluster, layout, found.workload, EXECUTIONS[found.executor]), path)
     except ResourceModelError as error:

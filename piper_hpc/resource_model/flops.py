@@ -7,7 +7,6 @@ that a query sees and every channel of a head. Training is three times the forwa
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from piper_hpc.spec import ModelSpec
 
@@ -160,14 +159,3 @@ def flops_per_token(model: ModelSpec, sequence: int, convention: Convention = CA
     Reproduces the published figures of DeepSeek-V3, Qwen3, Kimi K2, GPT-OSS, Llama 3 and others to 0.2 %.
     """
     return float(TRAINING_OVER_FORWARD * forward_flops(model, sequence, convention).total)
-
-
-def told(model: ModelSpec, sequence: int) -> dict[str, Any]:
-    """What predictions and plans say of their model: its size as its paper counts it, and its FLOPs."""
-    return {
-        "name": model.name,
-        "parameters": model.reported_parameters,
-        "active_parameters": model.reported_active_parameters,
-        "flops_per_token": flops_per_token(model, sequence),
-        "flop_convention": FLOP_CONVENTION,
-    }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from piper_hpc.spec.layout import Layout
+
 SCHEMA_VERSION = 1
 
 TERMS = (
@@ -28,9 +30,15 @@ exchange; head: embedding, final norm, output projection and loss; host: batch p
 """
 
 
+MOST_RANKS_LISTED = 1024
+"""Ranks whose peak memory is listed one by one; the ranks of a stage are alike, and a list of 16,384 is no help."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The contract of `prediction.json`: see the field names; seconds, bytes, tokens per second.
+
+    peak_memory_bytes: of every rank; of every stage where there are more than MOST_RANKS_LISTED ranks.
 
     routing: the skew that was assumed (load of an expert group's busiest rank over the mean), and in `by_skew` the
     step's time, terms and peak memory at others: what to compare a run with once its routing is known.
@@ -39,7 +47,7 @@ class Prediction:
     where an algorithm is not flat the constants of the `model` that it was predicted with.
     """
 
-    layout: dict[str, Any]
+    layout: Layout
     step_time_s: float
     tokens_per_s: float
     mfu: float

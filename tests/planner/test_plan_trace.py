@@ -65,7 +65,7 @@ def test_the_file_has_a_process_for_every_stage_of_the_best(tmp_path: Path) -> N
     found = plan(TINY, where, WORKLOAD, executor="piper")
     path = check_path("best.json", tmp_path)
     write(found, TINY, where, path)
-    layout = Layout(**found.candidates[0].layout)
+    layout = found.candidates[0].layout
     filled, played = ranks_of(path), timeline(TINY, where, layout, WORKLOAD)
     assert set(filled) == set(range(layout.pp))
     assert all(seconds == pytest.approx(played.step_s) for seconds in filled.values())

@@ -157,7 +157,7 @@ def test_auto_is_predicted_as_what_it_takes_and_says_why() -> None:
     table = tuple(rows(MODEL))
     auto = run("auto", table)
     taken = auto.exchange["stages"][0]
-    assert auto.terms == run(taken["algorithm"], table).terms and auto.layout["all_to_all"] == "auto"
+    assert auto.terms == run(taken["algorithm"], table).terms and auto.layout.all_to_all == "auto"
     assert any(note.startswith(f"all_to_all=auto: {taken['algorithm']} for 8 ranks on 4 nodes") for note in auto.notes)
     assert "by the cost model" in run("auto").exchange["stages"][0]["why"]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.resource_model import FLOP_CONVENTION, ResourceModelError, flops_per_token, predict
+from piper_hpc.resource_model.eager.predict import shortest_step_s
 from piper_hpc.resource_model.eager.step import step_cost
-from piper_hpc.resource_model.predict import shortest_step_s
 from piper_hpc.spec import (
     DATA_SHEET,
     TERMS,

@@ -35,12 +35,6 @@ def half_widths(
     return {key: math.sqrt(square) for key, square in squares.items()}
 
 
-def around(seconds: float, half_width: float) -> tuple[float, float]:
-    """The interval, symmetric as a ratio: times vary by factors and are never negative."""
-    ratio = 1 + half_width / seconds if seconds else 1.0
-    return seconds / ratio, seconds * ratio
-
-
 def _seconds(step: Step) -> dict[str, float]:
     return {name: float(seconds) for name, seconds in step.terms.items()} | {"step_time_s": float(step.step_time_s)}
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from piper_hpc.resource_model import schedule
 from piper_hpc.resource_model.analytical.device import TILE, Device
-from piper_hpc.resource_model.analytical.interval import around, half_widths
+from piper_hpc.resource_model.analytical.interval import half_widths
 from piper_hpc.resource_model.analytical.rules import problem
 from piper_hpc.resource_model.analytical.shapes import Shapes
 from piper_hpc.resource_model.analytical.step import Step, stepper
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.flops import flops_per_token, told
+from piper_hpc.resource_model.flops import flops_per_token
+from piper_hpc.resource_model.prediction import around, assemble
 from piper_hpc.spec import (
     TERMS,
     ClusterSpec,
@@ -63,23 +63,34 @@ def predict(
     flops = flops_per_token(model, workload.sequence) * workload.tokens
     share = flops / (stepping.device.peak_flops * layout.ranks)
     memory = {kind: [int(size) for size in sizes] for kind, sizes in step.memory.items()}
-    by_stage = [sum(kinds) for kinds in zip(*memory.values(), strict=True)]
-    return Prediction(
-        layout=asdict(layout),
-        step_time_s=step_time_s,
-        tokens_per_s=workload.tokens / step_time_s,
-        mfu=share / step_time_s,
-        peak_memory_bytes=[size for size in by_stage for _ in range(layout.ranks // layout.pp)],
-        bubble_fraction=terms["bubble_s"] / step_time_s,
+    return assemble(
+        model,
+        layout,
+        workload,
         terms=terms,
+        mfu=share / step_time_s,
+        memory=memory,
+        bubble_fraction=terms["bubble_s"] / step_time_s,
         hidden={name: float(seconds) for name, seconds in step.hidden.items()},
         intervals=intervals
         | {"tokens_per_s": (workload.tokens / high, workload.tokens / low), "mfu": (share / high, share / low)},
-        memory=memory,
-        model=told(model, workload.sequence),
         calibration=_evidence(stepping.device, execution),
         notes=notes,
     )
+
+
+def timeline(
+    model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload, execution: Execution
+) -> schedule.Timeline:
+    """The pipeline of one step, action by action. Raises ResourceModelError for a step with too many actions."""
+    step = stepper(model, cluster, layout, workload, execution).evaluate()
+    played = simulate(step, layout, execution)
+    if played is None:
+        raise ResourceModelError(
+            f"a step of {int(step.micro_batches)} micro-batches on {layout.pp} x {layout.vpp} stages has too many "
+            "actions to be played one by one"
+        )
+    return played
 
 
 def simulate(step: Step, layout: Degrees, execution: Execution) -> schedule.Timeline | None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from piper_hpc.resource_model.prediction import around
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -34,9 +36,8 @@ class Cost:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 90 % interval in seconds, symmetric as a ratio: times vary by factors and are never negative."""
-        ratio = 1 + self.half_width / self.seconds if self.seconds else 1.0
-        return self.seconds / ratio, self.seconds * ratio
+        """The 90 % interval in seconds, see `around`."""
+        return around(self.seconds, self.half_width)
 
     @property
     def curves(self) -> list[str]:

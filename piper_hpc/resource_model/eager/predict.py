@@ -1,0 +1,153 @@
+"""The prediction of one step of this project's executor: costs by stage, put on the pipeline's timeline (Eq 12)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from piper_hpc.resource_model.eager.cost import Cost, total
+from piper_hpc.resource_model.eager.curves import Curves
+from piper_hpc.resource_model.eager.dispatch import facts as exchange_facts
+from piper_hpc.resource_model.eager.memory import memory_by_stage
+from piper_hpc.resource_model.eager.step import StepCost, step_cost
+from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.flops import flops_per_token
+from piper_hpc.resource_model.prediction import assemble
+from piper_hpc.resource_model.schedule import Timeline, simulate
+from piper_hpc.spec import TERMS, ClusterSpec, Layout, ModelSpec, Prediction, Workload
+
+CORES_ARE_SHARED = "bubble_fraction: not applicable: ranks share cores, a waiting stage lends its core to the others"
+
+
+def predict(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
+    """Time by term, memory by stage and MFU of one step of `workload` under `layout`, priced by measured curves.
+
+    Raises ResourceModelError for a layout that has no such step, and for a cluster without a peak rate or without any
+    link where the layout needs one.
+    """
+    return finish(step_cost(model, cluster, layout, workload), model, cluster, layout, workload)
+
+
+def timeline(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Timeline:
+    """The pipeline of one step as `predict` plays it, every rank with a device of its own; ranks are pipeline ranks."""
+    return _timeline(step_cost(model, cluster, layout, workload))[1]
+
+
+def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
+    """The prediction of a layout whose step was costed already."""
+    curves = cost.curves
+    terms, pipeline = _timeline(cost)
+    if cluster.devices_share_cores:
+        curves.note(CORES_ARE_SHARED)
+        terms = _on_shared_cores(terms, pipeline, cost, cluster, layout)
+    step_time_s = sum(term.seconds for term in terms.values())
+    step_flops = flops_per_token(model, workload.sequence) * workload.tokens
+    return assemble(
+        model,
+        layout,
+        workload,
+        terms={term: cost.seconds for term, cost in terms.items()},
+        mfu=step_flops / (curves.peak_flops * layout.ranks * step_time_s),
+        memory=memory_by_stage(model, layout, workload),
+        bubble_fraction=None if cluster.devices_share_cores else terms["bubble_s"].seconds / step_time_s,
+        intervals=_intervals(terms, step_time_s, workload, step_flops / (curves.peak_flops * layout.ranks), curves),
+        calibration=_evidence(curves, terms),
+        notes=list(curves.notes),
+        exchange=exchange_facts(cost, model, layout, workload),
+    )
+
+
+def shortest_step_s(cost: StepCost, cluster: ClusterSpec) -> float:
+    """Seconds that no step of this cost can be shorter than: the work of its busiest stage."""
+    return cost.busy_s / _contention(cluster)
+
+
+def _contention(cluster: ClusterSpec) -> float:
+    """How many times slower the curves are than one rank alone: they were measured on all ranks at once."""
+    if not cluster.devices_share_cores:
+        return 1.0
+    if cluster.cores <= 0:
+        raise ResourceModelError(
+            f"cluster '{cluster.name}': devices_share_cores needs the cores they share, cores={cluster.cores:g}; "
+            "give the number of cores, for example cores=2"
+        )
+    return max(1.0, cluster.ranks / cluster.cores)
+
+
+def _timeline(cost: StepCost) -> tuple[dict[str, Cost], Timeline]:
+    """Terms of the critical stage when every rank is a device of its own: its work, its waits, and nothing else."""
+    messages = [message.seconds for message in cost.messages]
+    pipeline = simulate(
+        "1f1b",
+        len(cost.stages),
+        cost.micro_batches,
+        [stage.forward_s for stage in cost.stages],
+        [stage.backward_s for stage in cost.stages],
+        send_forward_s=messages,
+        send_backward_s=messages,
+    )
+    # After its last backward a stage reduces its gradients; all ranks then clip by one norm, so they wait for the last.
+    arrival_s = max(end + stage.before_s for end, stage in zip(pipeline.end_s, cost.stages, strict=True))
+    step_time_s = arrival_s + max(stage.after_s for stage in cost.stages)
+    critical = cost.critical_stage
+    busy = cost.stages[critical].terms(cost.micro_batches)
+    terms = {term: busy.get(term, Cost()) for term in TERMS}
+    terms["p2p_s"] = _like(total(cost.messages), pipeline.p2p_s[critical])
+    work = total(terms.values())
+    terms["bubble_s"] = _like(work, max(0.0, step_time_s - work.seconds))
+    return terms, pipeline
+
+
+def _on_shared_cores(
+    terms: dict[str, Cost], pipeline: Timeline, cost: StepCost, cluster: ClusterSpec, layout: Layout
+) -> dict[str, Cost]:
+    """Terms of the critical stage when ranks compete for `cluster.cores`.
+
+    The work of all ranks, each timed as if alone, over the cores bounds the step; so does the pipeline with a core for
+    every rank. A critical stage that never waits is then slowed down as a whole.
+    """
+    contention = _contention(cluster)
+    stages_s = sum(stage.busy_s(cost.micro_batches) for stage in cost.stages) + sum(pipeline.p2p_s)
+    work_s = stages_s * (layout.ranks // layout.pp) / contention
+    alone_s = total(terms.values()).seconds / contention
+    step_time_s = max(work_s / cluster.cores, alone_s)
+    own = terms | {"bubble_s": Cost()}
+    scale = step_time_s / total(own.values()).seconds
+    return {term: seconds * scale for term, seconds in own.items()}
+
+
+def _like(cost: Cost, seconds: float) -> Cost:
+    """`seconds` that are as uncertain, relatively, as `cost` is."""
+    return (
+        Cost(seconds, {curve: 0.0 for curve in cost.half_widths})
+        if not cost.seconds
+        else cost * (seconds / cost.seconds)
+    )
+
+
+def _intervals(
+    terms: dict[str, Cost], step_time_s: float, workload: Workload, mfu_seconds: float, curves: Curves
+) -> dict[str, tuple[float, float]]:
+    """90 % intervals of the step, its terms, tokens/s and MFU; empty on data sheets, which state no spread."""
+    if not curves.calibration.measured:
+        curves.note("intervals: none, the cluster is described by data sheets, which state no spread")
+        return {}
+    low, high = total(terms.values()).interval
+    intervals = {term: cost.interval for term, cost in terms.items()}
+    intervals["step_time_s"] = (low, high)
+    for name, seconds in (("tokens_per_s", workload.tokens), ("mfu", mfu_seconds)):
+        intervals[name] = (seconds / high, seconds / low)
+    return intervals
+
+
+def _evidence(curves: Curves, terms: dict[str, Cost]) -> dict[str, Any]:
+    """What the prediction rests on."""
+    calibration = curves.calibration
+    return {
+        "source": calibration.source,
+        "measured": calibration.measured,
+        "measured_at": calibration.measured_at,
+        "peak_flops": calibration.peak_flops,
+        "provenance": dict(calibration.provenance),
+        "rests_on": {term: cost.curves for term, cost in terms.items() if cost.curves},
+        "extrapolated": {name: list(asked) for name, asked in sorted(curves.extrapolated.items())},
+    }
