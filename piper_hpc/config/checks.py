@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from glob import iglob
@@ -12,9 +11,9 @@ from pathlib import Path
 from piper_hpc.config.errors import Problem
 from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
 from piper_hpc.paths import data_folder
-from piper_hpc.spec import ALGORITHMS, AUTO, RECIPES, TIERS, ModelSpec
+from piper_hpc.spec import ALGORITHMS, AUTO, RECIPES, TIERS, Layout, ModelSpec, Workload, executor
+from piper_hpc.spec.rules import layout_problems
 
-# What the executor has today; the planner may reason about more.
 SUITES = (
     *("calibration", "gemm", "grouped_gemm", "attention"),
     *("p2p", "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "dispatch"),
@@ -27,15 +26,8 @@ CHOICES = {
     "task.backend": ("torch", "mpi"),
     "task.rank_by": ("mfu", "tokens_per_s", "memory"),
     "task.ep_domain": ("none", "switch", "node"),
-    "parallelism.schedule": ("1f1b",),
-    "parallelism.recompute": ("none",),
     "parallelism.all_to_all": (*ALGORITHMS, AUTO),
-    "parallelism.placement": ("linear", "pack"),
-    "parallelism.vpp": (1,),
-    "parallelism.etp": (1,),
-    "parallelism.tp": (1,),
-    "parallelism.cp": (1,),
-    "parallelism.zero": (0,),
+    **{f"parallelism.{axis}": values for axis, values in executor.LAYOUT_AXES.items()},
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda", "xpu"),
     "cluster.quota": ("auto", "off"),
@@ -211,41 +203,7 @@ def _microbench(config: Config, spec: ModelSpec, ranks: int) -> Iterator[Problem
         rule = f"the dispatch suite needs model.experts (here {spec.experts}) to divide over the {ranks} ranks"
         yield Problem("task.suites", list(asked.suites), rule, f"model.experts={max(1, spec.experts // ranks) * ranks}")
     if "grouped_gemm" in asked.suites and spec.experts and config.train.dtype != "float64":
-        yield from _rows_of_words(spec, config.train.dtype)
-
-
-EXECUTOR_HAS = (
-    *("name", "layers", "hidden", "heads", "kv_heads", "head_dim", "experts", "top_k", "expert_ffn", "vocab"),
-    *("matrices_per_expert", "rope_theta", "norm_eps", "router_aux_coef", "counting"),
-)
-"""Facts of a ModelSpec that the torch modules follow; every other must keep its default."""
-
-
-def executor(spec: ModelSpec, dtype: str) -> Iterator[Problem]:
-    """What the executor's modules can compute with: experts in every layer, and no fact that they lack."""
-    if not spec.experts:
-        rule = "only task=plan models dense layers; a layer that is trained has experts"
-        width = spec.dense_ffn
-        works = f"model.experts=8 model.top_k=2 model.expert_ffn={width} model.dense_ffn=0"
-        yield Problem("model.experts", 0, rule, works)
-    for fact in dataclasses.fields(spec):
-        value = getattr(spec, fact.name)
-        if fact.name not in EXECUTOR_HAS and value != fact.default:
-            rule = "only task=plan models it, the executor lacks it"
-            works = str(fact.default).lower()
-            yield Problem(f"model.{fact.name}", value, rule, f"model.{fact.name}={works}")
-    if spec.head_dim % 2:
-        yield Problem("model.head_dim", spec.head_dim, "must be even for RoPE", f"model.head_dim={spec.head_dim + 1}")
-    yield from _rows_of_words(spec, dtype)
-
-
-def _rows_of_words(spec: ModelSpec, dtype: str) -> Iterator[Problem]:
-    """F.grouped_mm wants rows of whole 16-byte words; float64 takes a plain loop."""
-    multiple = {"float32": 4, "bfloat16": 8, "float64": 1}[dtype]
-    for key, value in (("hidden", spec.hidden), ("expert_ffn", spec.expert_ffn)):
-        if value % multiple:
-            rule = f"must be a multiple of {multiple} for {dtype} (16-byte rows of the grouped GEMM)"
-            yield Problem(f"model.{key}", value, rule, f"model.{key}={-(-value // multiple) * multiple}")
+        yield from executor.grouped_gemm_rows(spec, config.train.dtype)
 
 
 def train(config: TrainConfig) -> Iterator[Problem]:
@@ -305,22 +263,8 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         )
         yield Problem("parallelism", f"pp={p.pp} ep={p.ep} dp={dp}", rule, works)
         return
-    if spec.experts % p.ep:
-        divisor = max(d for d in range(1, p.ep + 1) if spec.experts % d == 0)
-        rule = f"must divide model.experts = {spec.experts}"
-        yield Problem("parallelism.ep", p.ep, rule, f"parallelism.ep={divisor} parallelism.dp=null")
-    if p.pp > spec.layers:
-        rule = f"a stage needs a layer: at most model.layers = {spec.layers}"
-        yield Problem("parallelism.pp", p.pp, rule, f"model.layers={p.pp}")
-    yield from _batch(batch, p.micro_batch, ranks // p.pp, p.pp)
-
-
-def _batch(global_batch: int, micro_batch: int, dense_dp: int, pp: int) -> Iterator[Problem]:
-    share = micro_batch * dense_dp
-    if global_batch % share:
-        rule = f"must be a multiple of micro_batch * data-parallel ranks = {micro_batch} * {dense_dp} = {share}"
-        works = f"train.global_batch={-(-global_batch // share) * share}"
-        yield Problem("train.global_batch", global_batch, rule, works)
-    elif global_batch // share < pp:
-        rule = f"gives {global_batch // share} micro-batches a step, schedule 1f1b needs at least pp = {pp}"
-        yield Problem("train.global_batch", global_batch, rule, f"train.global_batch={share * pp}")
+    degrees = {key: value for key, value in vars(p).items() if key not in ("auto", "dp")}
+    asked = Layout(dp=dp, **degrees)
+    workload = Workload(batch, config.train.sequence)
+    problems = list(layout_problems(spec, asked, workload))
+    yield from problems or executor.missing_of_step(asked, workload)

@@ -21,7 +21,7 @@ from piper_hpc.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from piper_hpc.spec import RECIPES, Layout, ModelSpec, Routing, SpecError, Workload
+from piper_hpc.spec import RECIPES, Layout, ModelSpec, Routing, SpecError, Workload, executor
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         problems += checks.train(config.train)
         # Planning and measuring know models and layouts that the executor does not have.
         if config.task.name not in ("plan", "microbench"):
-            problems += checks.executor(model, config.train.dtype)
+            problems += executor.missing_of_model(model, config.train.dtype)
     layout = None
     if not problems:
         problems += [*checks.racks(config), *checks.routing(config, model), *checks.task(config, model)]

@@ -20,9 +20,10 @@ from piper_hpc.resource_model.analytical import Stepper, stepper
 from piper_hpc.resource_model.analytical.blocks import Parts
 from piper_hpc.resource_model.analytical.network import network_of
 from piper_hpc.resource_model.analytical.step import Memory, Once, Step, peak_bytes
-from piper_hpc.resource_model.schedule import problem
 from piper_hpc.resource_model.topology import Group
 from piper_hpc.spec import Execution
+from piper_hpc.spec.rules import LAYERS
+from piper_hpc.spec.schedules import schedule_problem
 
 Array = npt.NDArray[np.float64]
 
@@ -30,7 +31,6 @@ NO_FIT = "Eq 11: peak memory must fit the rank's memory"
 EVERY = "Eq 7: pp must divide the ranks"
 NO_PIPELINE = "schedule: needs another number of chunks a rank (vpp), or more than one stage"
 FEW = "schedule: needs more micro-batches a step, or a multiple of pp"
-LAYERS = "Eq 9: pp * vpp must not exceed the layers"
 
 
 @dataclass
@@ -170,11 +170,11 @@ class _Search:
         question, rejected, axes = self.question, self.found.rejected, self.axes
         exchanges = len(self.exchanges)
         sharded = grid.sharded()
-        only = next((name for name in axes.schedule if problem(name, 1, 1, 1) is None), None)
+        only = next((name for name in axes.schedule if schedule_problem(name, 1, 1, 1) is None), None)
         for vpp in axes.vpp:
             for schedule in axes.schedule:
                 layouts = int(np.prod(grid.shape)) * exchanges
-                rule = problem(schedule, grid.pp, vpp, 2 * grid.pp)
+                rule = schedule_problem(schedule, grid.pp, vpp, 2 * grid.pp)
                 if grid.pp * vpp > question.model.layers:
                     rejected[LAYERS] += layouts
                 elif rule is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from piper_hpc.planner.question import ROOMIER, Found, Question, Ranked, domain_tier, pareto
@@ -11,7 +11,8 @@ from piper_hpc.resource_model.eager.groups import TIERS, layout_groups
 from piper_hpc.resource_model.eager.memory import peak_bytes
 from piper_hpc.resource_model.eager.predict import finish, shortest_step_s
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload, executor
+from piper_hpc.spec.rules import LAYERS, RULES, Case
 
 NO_FIT = "Eq 11: peak memory must fit the rank's memory"
 
@@ -112,7 +113,7 @@ def _costed(question: Question, rejected: Counter[str]) -> Iterator[Costed]:
                 if micro_batch not in axes.micro_batch:
                     continue
                 layout = replace(degree, micro_batch=micro_batch, all_to_all=question.all_to_all)
-                if layout.micro_batches(workload.global_batch) < layout.pp:
+                if next(executor.missing_of_step(layout, workload), None) is not None:
                     rejected["schedule 1f1b: at least pp micro-batches a step"] += 1
                     continue
                 peak = max(peak_bytes(model, layout, workload))
@@ -127,16 +128,14 @@ def _costed(question: Question, rejected: Counter[str]) -> Iterator[Costed]:
 def _broken_by_degrees(
     layout: Layout, model: ModelSpec, cluster: ClusterSpec, workload: Workload, ep_domain: str
 ) -> str | None:
-    """The first rule that no micro-batch size can mend, or None."""
-    rules: dict[str, Callable[[], bool]] = {
-        "Eq 8: ep must divide the experts": lambda: model.experts % layout.ep == 0,
-        "Eq 9: pp must not exceed the layers": lambda: layout.pp <= model.layers,
-        "batch: ranks / pp must divide the global batch": lambda: workload.global_batch % layout.dense_dp == 0,
-        f"Eq 10: expert groups must stay within ep_domain={ep_domain}": lambda: (
-            ep_domain == "none" or widest_tier(layout, cluster) <= domain_tier(cluster, ep_domain)
-        ),
-    }
-    return next((rule for rule, holds in rules.items() if not holds()), None)
+    """The first rule that no micro-batch size can mend, or None: a micro-batch of one sequence is the least."""
+    if layout.pp * layout.vpp > model.layers:
+        return LAYERS
+    case = Case.of(model, workload, replace(layout, micro_batch=1))
+    broken = next((rule.text for rule in RULES if not rule.holds(case).all()), None)
+    if broken is None and ep_domain != "none" and widest_tier(layout, cluster) > domain_tier(cluster, ep_domain):
+        return f"Eq 10: expert groups must stay within ep_domain={ep_domain}"
+    return broken
 
 
 def widest_tier(layout: Layout, cluster: ClusterSpec) -> int:

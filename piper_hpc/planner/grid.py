@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from piper_hpc.planner.axes import Axes
-from piper_hpc.resource_model.analytical.rules import RULES, Case, Ints, Mask
-from piper_hpc.resource_model.schedule import problem
 from piper_hpc.resource_model.topology import NODE, AxisGroups, Group
 from piper_hpc.spec import TIERS, Layout, ModelSpec, Recompute, Workload
+from piper_hpc.spec.rules import DEGREES, RULES, Case, Ints, Mask
+from piper_hpc.spec.schedules import schedule_problem
 
 ANOTHER_NAME = "another name for a layout that is counted already"
 
@@ -125,7 +125,7 @@ class LayoutGrid:
     def scheduled(self, global_batch: int) -> Mask:
         """Where the schedule runs with that many micro-batches, [layouts]."""
         counts, where = np.unique(self.micro_batches(global_batch), return_inverse=True)
-        runs = [problem(self.schedule, self.pp, self.vpp, int(count)) is None for count in counts]
+        runs = [schedule_problem(self.schedule, self.pp, self.vpp, int(count)) is None for count in counts]
         return np.array(runs)[where]
 
 
@@ -149,14 +149,13 @@ def degrees(model: ModelSpec, workload: Workload, ranks: int, pp: int, axes: Axe
 
     The counter has the combinations of micro-batch, tp, cp, ep and etp that are none, by the first rule they break.
     """
-    names = ("micro_batch", "tp", "cp", "ep", "etp")
-    columns = np.meshgrid(*(np.array(getattr(axes, name), dtype=np.int64) for name in names), indexing="ij")
-    of_axis = {name: column.ravel() for name, column in zip(names, columns, strict=True)}
+    columns = np.meshgrid(*(np.array(getattr(axes, name), dtype=np.int64) for name in DEGREES), indexing="ij")
+    of_axis = {name: column.ravel() for name, column in zip(DEGREES, columns, strict=True)}
     broken: Counter[str] = Counter()
-    for rule, holds in RULES.items():
-        kept = holds(Case(model, workload, ranks // pp, **of_axis))
+    for rule in RULES:
+        kept = rule.holds(Case(model, workload, ranks // pp, **of_axis))
         if not kept.all():
-            broken[rule] = int(np.count_nonzero(~kept))
+            broken[rule.text] = int(np.count_nonzero(~kept))
             # Later rules see only what kept the earlier ones.
             of_axis = {name: column[kept] for name, column in of_axis.items()}
     grid = LayoutGrid(

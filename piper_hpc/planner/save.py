@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from piper_hpc.paths import data_folder
 from piper_hpc.planner.search import Plan
-from piper_hpc.spec import Layout, Prediction, Problem, SpecError
+from piper_hpc.spec import Layout, Prediction, Problem, SpecError, executor
 
 KEY = "plan.save"
-EXECUTOR_HAS = ("pp", "ep", "dp", "micro_batch")
 
 
 def folder_of_user(working_directory: Path) -> Path:
@@ -36,16 +34,6 @@ def check_name(name: str, working_directory: Path) -> Path:
     return path
 
 
-def lacking(layout: Layout) -> dict[str, Any]:
-    """What a layout asks for that this project's executor does not have."""
-    default = Layout()
-    return {
-        axis: value
-        for axis, value in asdict(layout).items()
-        if axis not in EXECUTOR_HAS and value != getattr(default, axis)
-    }
-
-
 def best_of_executor(name: str, found: Plan, own: Plan) -> Prediction:
     """The best of `own`, a plan for this project's executor. SpecError where it has none, with what it would need.
 
@@ -54,7 +42,8 @@ def best_of_executor(name: str, found: Plan, own: Plan) -> Prediction:
     if own.candidates:
         return own.candidates[0]
     if found.candidates:
-        axes = ", ".join(f"{axis}={value}" for axis, value in lacking(found.candidates[0].layout).items())
+        missing = executor.missing_of_layout(found.candidates[0].layout)
+        axes = ", ".join(f"{each.key.removeprefix('parallelism.')}={each.value}" for each in missing)
         rule = f"the executor has no layout that fits; the best plan needs what it lacks: {axes}"
     else:
         rule = "no layout fits: " + "; ".join(f"{reason}: {count}" for reason, count in own.rejected.items())

@@ -18,8 +18,8 @@ from piper_hpc.planner.grid import ANOTHER_NAME
 from piper_hpc.planner.question import Question, Ranked
 from piper_hpc.resource_model import analytical
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.schedule import problem
 from piper_hpc.spec import EXECUTIONS, Layout, ModelSpec
+from piper_hpc.spec.schedules import schedule_problem
 from tests.planner.machines import DENSE, MOE, SMALL, WORKLOAD, cluster
 
 MEGATRON = EXECUTIONS["megatron"]
@@ -45,7 +45,7 @@ def every_name(asked: Question) -> Iterator[Layout]:
                 continue
             if model.experts % ep or batch % (layout.micro_batch * layout.dense_dp):
                 continue
-            if problem(layout.schedule, pp, layout.vpp, layout.micro_batches(batch)) is None:
+            if schedule_problem(layout.schedule, pp, layout.vpp, layout.micro_batches(batch)) is None:
                 yield layout
 
 
@@ -97,7 +97,8 @@ def assert_equal_to_brute_force(asked: Question) -> None:
     names = [
         layout
         for layout in every_name(asked)
-        if layout.pp > 1 or layout.schedule == next((s for s in axes.schedule if not problem(s, 1, 1, 1)), None)
+        if layout.pp > 1
+        or layout.schedule == next((s for s in axes.schedule if not schedule_problem(s, 1, 1, 1)), None)
     ]
     everything = [priced(asked, layout) for layout in names]
     feasible = [one for one in everything if one.peak_bytes <= memory_bytes]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from piper_hpc.planner.grid import degrees
 from piper_hpc.resource_model import analytical
-from piper_hpc.resource_model.schedule import SCHEDULES, problem
 from piper_hpc.spec import EXECUTIONS, RECIPES, Layout, ModelSpec, Routing, Workload
+from piper_hpc.spec.schedules import SCHEDULES, schedule_problem
 from tests.planner.machines import DENSE, MOE, SMALL, WORKLOAD, cluster
 
 MLA = replace(
@@ -56,7 +56,9 @@ def test_grid_and_single_layouts_agree_on_every_term_and_every_stages_memory(dat
         recompute=draw(subsets(("none", "full", "attention", "norm+moe", "activation+mla_up"))),
     ).of_model(model)
     pp = draw(st.sampled_from([1, 2, 4]))
-    vpp, schedule = draw(st.sampled_from([(v, s) for v in (1, 2) for s in SCHEDULES if not problem(s, pp, v, 4 * pp)]))
+    vpp, schedule = draw(
+        st.sampled_from([(v, s) for v in (1, 2) for s in SCHEDULES if not schedule_problem(s, pp, v, 4 * pp)])
+    )
     if pp * vpp > model.layers:
         return
     where = cluster()

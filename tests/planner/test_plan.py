@@ -131,7 +131,7 @@ def test_ranking_by_memory_puts_the_least_peak_first() -> None:
 def test_rejections_are_counted_by_rule() -> None:
     tight = replace(TESTBED, memory_bytes=2**25)
     found = plan(TINY, tight, WORKLOAD, candidates=1000)
-    assert found.rejected["Eq 9: pp must not exceed the layers"] == 1  # pp = 8 of 4 layers
+    assert found.rejected["Eq 9: pp * vpp must not exceed the layers"] == 1  # pp = 8 of 4 layers
     assert found.rejected["Eq 11: peak memory must fit the rank's memory"] > 0
     # Every other pp leaves 8 / pp ranks for ep and dp, and a batch of 32 pp / 8 sequences a rank to divide.
     micro_batch_sizes = {1: 3, 2: 4, 4: 5}

@@ -218,12 +218,15 @@ def test_a_data_sheet_says_that_it_is_one() -> None:
     ("layout", "message"),
     [
         (Layout(pp=2, ep=8), "16 ranks, cluster 'made-up' has 8"),
-        (Layout(ep=3), "layout.ep=3 must divide model.experts=8"),
-        (Layout(pp=5), "layout.pp=5 must not exceed model.layers=4"),
-        (Layout(micro_batch=5), "must be a multiple of micro_batch"),
-        (Layout(schedule="zb"), "layout.schedule=zb is not modelled; use schedule=1f1b"),
-        (Layout(tp=2), "layout.tp=2 is not modelled; use tp=1"),
-        (Layout(pp=4, micro_batch=16), "gives 2 micro-batches, 1f1b needs at least pp=4; use global_batch=64"),
+        (Layout(ep=3), "parallelism.ep = 3: Eq 8: ep must divide the experts; model.experts = 8"),
+        (Layout(pp=5), "parallelism.pp = 5: .* pp \\* vpp = 5 stages, at most model.layers = 4"),
+        (Layout(micro_batch=5), "micro_batch \\* data-parallel ranks must divide the global batch; .*=35"),
+        (Layout(schedule="zb"), "schedule = 'zb': must be 1f1b to train.*parallelism.schedule=1f1b"),
+        (Layout(tp=2), "tp = 2: must be 1 to train.*parallelism.tp=1"),
+        (
+            Layout(pp=4, micro_batch=16),
+            "gives 2 micro-batches a step, .* at least pp = 4; .*train.global_batch=64",
+        ),
     ],
 )
 def test_a_layout_without_such_a_step_is_refused(layout: Layout, message: str) -> None:

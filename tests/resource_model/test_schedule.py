@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.schedule import SCHEDULES, Action, Timeline, peak_held, rank_order, simulate, stage_of
+from piper_hpc.resource_model.schedule import Action, Timeline, peak_held, rank_order, simulate
 from piper_hpc.resource_model.schedule.play import Costs, play
+from piper_hpc.spec.schedules import SCHEDULES, stage_of
 
 SECONDS = st.floats(1e-3, 10.0)
 

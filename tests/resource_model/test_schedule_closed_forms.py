@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.schedule import (
-    SCHEDULES,
     Timeline,
     Work,
     bubble_fraction,
@@ -20,9 +19,9 @@ from piper_hpc.resource_model.schedule import (
     peak_held,
     rank_order,
     simulate,
-    stage_of,
     step_s,
 )
+from piper_hpc.spec.schedules import SCHEDULES, stage_of
 
 SECONDS = st.floats(0.03, 10.0)
 

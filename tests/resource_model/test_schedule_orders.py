@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.schedule import SCHEDULES, Action, problem, rank_order, stage_of
+from piper_hpc.resource_model.schedule import Action, rank_order
+from piper_hpc.spec.schedules import SCHEDULES, schedule_problem, stage_of
 
 Text = list[tuple[str, int, int]]
 """(kind, stage, micro-batch) in order; an overlapped pair is its forward, then its backward, both marked."""
@@ -75,7 +76,7 @@ def test_zb_h1_is_torchs_interleaved_zero_bubble_with_one_chunk(pp: int, micro_b
 
 @given(st.sampled_from(SCHEDULES), st.integers(1, 7), st.integers(1, 4), st.integers(1, 30))
 def test_every_micro_batch_passes_every_chunk_once(schedule: str, pp: int, vpp: int, micro_batches: int) -> None:
-    if problem(schedule, pp, vpp, micro_batches) is not None:
+    if schedule_problem(schedule, pp, vpp, micro_batches) is not None:
         return
     for rank in range(pp):
         parts = [part for action in rank_order(schedule, rank, pp, vpp, micro_batches) for part in action.parts]
@@ -104,6 +105,6 @@ def test_megatrons_interleaved_order_of_a_first_rank() -> None:
 
 
 def test_a_plan_that_runs_has_no_problem() -> None:
-    assert problem("interleaved", 4, 2, 8) is None
-    assert problem("dualpipev", 4, 2, 8) is None
-    assert problem("1f1b", 8, 1, 3) is None
+    assert schedule_problem("interleaved", 4, 2, 8) is None
+    assert schedule_problem("dualpipev", 4, 2, 8) is None
+    assert schedule_problem("1f1b", 8, 1, 3) is None

@@ -10,12 +10,12 @@ import numpy as np
 from piper_hpc.resource_model import schedule
 from piper_hpc.resource_model.analytical.device import TILE, Device
 from piper_hpc.resource_model.analytical.interval import half_widths
-from piper_hpc.resource_model.analytical.rules import problem
 from piper_hpc.resource_model.analytical.shapes import Shapes
 from piper_hpc.resource_model.analytical.step import Step, stepper
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.flops import flops_per_token
 from piper_hpc.resource_model.prediction import around, assemble
+from piper_hpc.resource_model.rules import check_layout
 from piper_hpc.spec import (
     TERMS,
     ClusterSpec,
@@ -26,6 +26,7 @@ from piper_hpc.spec import (
     Prediction,
     Workload,
 )
+from piper_hpc.spec.schedules import stage_of
 
 MOST_ACTIONS = 400_000
 """Actions of a step that are still simulated one by one, about two seconds; beyond, the closed form stands."""
@@ -43,8 +44,7 @@ def predict(
     Intervals carry the spread of every constant and of the fit. Raises ResourceModelError for a layout that has no
     such step, and for a cluster whose device or links are not known.
     """
-    if (broken := problem(model, cluster, layout, workload)) is not None:
-        raise ResourceModelError(broken)
+    check_layout(model, cluster, layout, workload)
     stepping = stepper(model, cluster, layout, workload, execution)
     step = stepping.evaluate()
     notes = [*stepping.network.links.notes, *_beyond(stepping.shapes)]
@@ -100,7 +100,7 @@ def simulate(step: Step, layout: Degrees, execution: Execution) -> schedule.Time
         return None
     stages = layout.pp * layout.vpp
     of_stage = {
-        schedule.stage_of(layout.schedule, rank, chunk, layout.pp): times
+        stage_of(layout.schedule, rank, chunk, layout.pp): times
         for rank, chunks in enumerate(step.ranks)
         for chunk, times in enumerate(chunks)
     }

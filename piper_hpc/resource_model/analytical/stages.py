@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from piper_hpc.resource_model.schedule import stage_of
 from piper_hpc.spec import ModelSpec
+from piper_hpc.spec.schedules import stage_of
 
 
 class Kind(NamedTuple):

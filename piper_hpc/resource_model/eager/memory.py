@@ -98,7 +98,7 @@ def memory_by_stage(model: ModelSpec, layout: Layout, workload: Workload) -> dic
         zip(layout.stage_layers(model.layers), stage_parameters(model, layout), strict=True)
     ):
         first, last = stage == 0, stage == layout.pp - 1
-        alive = int(in_flight("1f1b", stage, layout.pp, 1, micro_batches))
+        alive = int(in_flight(layout.schedule, stage, layout.pp, 1, micro_batches))
         head = head_activation_bytes(model, tokens, value) if last else 0
         # A pipeline keeps what a stage returned until its backward; what it received lies in the message buffers.
         returned = 0 if layout.pp == 1 else logits if last else message

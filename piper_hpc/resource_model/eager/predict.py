@@ -77,7 +77,7 @@ def _timeline(cost: StepCost) -> tuple[dict[str, Cost], Timeline]:
     """Terms of the critical stage when every rank is a device of its own: its work, its waits, and nothing else."""
     messages = [message.seconds for message in cost.messages]
     pipeline = simulate(
-        "1f1b",
+        cost.schedule,
         len(cost.stages),
         cost.micro_batches,
         [stage.forward_s for stage in cost.stages],

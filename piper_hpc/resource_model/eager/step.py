@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from piper_hpc.resource_model.eager import communication, compute
@@ -13,7 +12,8 @@ from piper_hpc.resource_model.eager.dispatch import Exchanged, exchanged
 from piper_hpc.resource_model.eager.groups import Group, LayoutGroups, layout_groups
 from piper_hpc.resource_model.eager.memory import stage_parameter_parts
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.spec import ALGORITHMS, AUTO, ClusterSpec, Layout, ModelSpec, Tier, Workload
+from piper_hpc.resource_model.rules import check_layout
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Tier, Workload, executor
 
 NORM_BYTES = 8
 """The squared norm of all gradients is one float64."""
@@ -79,6 +79,7 @@ class StepCost:
     the group that its experts make, and how they exchange."""
 
     stages: tuple[StageCost, ...]
+    schedule: str
     micro_batches: int
     messages: tuple[Cost, ...]
     curves: Curves
@@ -98,9 +99,13 @@ class StepCost:
 
 def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> StepCost:
     """Costs of one step of `workload` under `layout`; ResourceModelError where the layout has no such step."""
-    problem = next(_problems(model, cluster, layout, workload), None)
+    problem = next(executor.missing_of_layout(layout), None)
     if problem is not None:
-        raise ResourceModelError(problem)
+        raise ResourceModelError(str(problem))
+    check_layout(model, cluster, layout, workload)
+    problem = next(executor.missing_of_step(layout, workload), None)
+    if problem is not None:
+        raise ResourceModelError(str(problem))
     micro_batches = layout.micro_batches(workload.global_batch)
     curves = Curves(cluster, workload.bytes_per_value)
     load = float(workload.routing.load(layout.ep))
@@ -120,7 +125,7 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
     schedule = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH).forward
     messages = tuple(communication.message(curves, tier, message_bytes, schedule) for tier in groups.boundaries)
     exchanges = tuple((stage.experts, of_group[stage.experts]) for stage in groups.stages)
-    return StepCost(stages, micro_batches, messages, curves, exchanges)
+    return StepCost(stages, layout.schedule, micro_batches, messages, curves, exchanges)
 
 
 def _layer(batch: MicroBatch, layout: Layout, group: Group, moved: Exchanged) -> dict[str, ModuleCost]:
@@ -184,29 +189,3 @@ def _stage(
             "optimizer_s": clip + curves.operation("adamw", parameters),
         },
     )
-
-
-def _problems(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Iterator[str]:
-    """Why the layout has no such step, or none that this model knows."""
-    modelled = {"schedule": "1f1b", "recompute": "none", "zero": 0}
-    modelled |= dict.fromkeys(("vpp", "etp", "tp", "cp"), 1)
-    for key, value in modelled.items():
-        if getattr(layout, key) != value:
-            yield f"layout.{key}={getattr(layout, key)} is not modelled; use {key}={value}"
-    if layout.all_to_all not in (*ALGORITHMS, AUTO):
-        listed = ", ".join((*ALGORITHMS, AUTO))
-        yield f"layout.all_to_all={layout.all_to_all}: must be one of {listed}, for example all_to_all=flat"
-    if layout.ranks > cluster.ranks:
-        yield f"layout: pp * dp * ep * etp = {layout.ranks} ranks, cluster '{cluster.name}' has {cluster.ranks}"
-    if model.experts % layout.ep:
-        yield f"layout.ep={layout.ep} must divide model.experts={model.experts}"
-    if layout.pp > model.layers:
-        yield f"layout.pp={layout.pp} must not exceed model.layers={model.layers}"
-    share = layout.micro_batch * layout.dense_dp
-    if workload.global_batch % share:
-        yield f"global_batch={workload.global_batch} must be a multiple of micro_batch * dense_dp = {share}"
-    elif layout.micro_batches(workload.global_batch) < layout.pp:
-        yield (
-            f"global_batch={workload.global_batch} gives {layout.micro_batches(workload.global_batch)} micro-batches, "
-            f"1f1b needs at least pp={layout.pp}; use global_batch={share * layout.pp}"
-        )

@@ -15,13 +15,12 @@ from piper_hpc.resource_model.schedule.closed_forms import (
     in_flight_by_chunk,
     step_s,
 )
-from piper_hpc.resource_model.schedule.orders import SCHEDULES, Action, problem, rank_order, stage_of
+from piper_hpc.resource_model.schedule.orders import Action, rank_order
 from piper_hpc.resource_model.schedule.play import Slot
 from piper_hpc.resource_model.schedule.timeline import Timeline, peak_held, simulate
 from piper_hpc.resource_model.schedule.trace import chrome_trace, write_chrome_trace
 
 __all__ = [
-    "SCHEDULES",
     "Action",
     "Slot",
     "Timeline",
@@ -33,10 +32,8 @@ __all__ = [
     "in_flight",
     "in_flight_by_chunk",
     "peak_held",
-    "problem",
     "rank_order",
     "simulate",
-    "stage_of",
     "step_s",
     "write_chrome_trace",
 ]

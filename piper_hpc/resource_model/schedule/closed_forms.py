@@ -14,7 +14,7 @@ import numpy as np
 
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.numbers import Number
-from piper_hpc.resource_model.schedule.orders import SCHEDULES
+from piper_hpc.spec.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from piper_hpc.resource_model.errors import ResourceModelError
-
-SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1", "zbv", "dualpipev")
-
-V_SHAPED = ("zbv", "dualpipev")
-"""Chunk 0 runs down the ranks, chunk 1 back up: rank r holds stages r and 2 PP - 1 - r, the last rank the turn."""
-
-SPLIT_BACKWARD = ("zb_h1", "zbv", "dualpipev")
-"""Schedules that compute the gradient of the input (I) and of the weights (W) apart, at least now and then."""
+from piper_hpc.spec.schedules import schedule_problem
 
 
 class Action(NamedTuple):
@@ -40,48 +33,9 @@ class Action(NamedTuple):
         return (self,) if self.backward is None else (Action("F", self.micro_batch, self.chunk), self.backward)
 
 
-def stage_of(schedule: str, rank: int, chunk: int, pp: int) -> int:
-    """Global stage of chunk `chunk` on `rank`: V-shaped for zbv and dualpipev, looped (r, r + PP, ...) otherwise."""
-    if schedule in V_SHAPED and chunk == 1:
-        return 2 * pp - 1 - rank
-    return chunk * pp + rank
-
-
-def problem(schedule: str, pp: int, vpp: int, micro_batches: int) -> str | None:
-    """The rule that the schedule breaks with these degrees, and a value that works; None where it runs.
-
-    These are the rules of the orders themselves. Executors may ask for more: torch's 1F1B wants micro_batches >= pp.
-    """
-    if schedule not in SCHEDULES:
-        return f"schedule={schedule!r} is unknown; use one of {', '.join(SCHEDULES)}"
-    if pp < 1 or micro_batches < 1:
-        return f"schedule {schedule}: pp={pp} and micro_batches={micro_batches} must be at least 1; use 1"
-    if schedule == "interleaved":
-        if pp < 2:
-            return f"schedule interleaved needs at least two ranks, pp={pp}; use pp=2 or schedule=1f1b with vpp=1"
-        if vpp < 2:
-            return f"schedule interleaved needs several chunks a rank, vpp={vpp}; use vpp=2 or schedule=1f1b"
-        if micro_batches % pp:
-            near = -(-micro_batches // pp) * pp
-            return (
-                f"schedule interleaved needs a multiple of pp={pp} micro-batches a step, "
-                f"micro_batches={micro_batches}; use {near}"
-            )
-        return None
-    chunks = 2 if schedule in V_SHAPED else 1
-    if vpp != chunks:
-        return f"schedule {schedule} has vpp={chunks} chunks a rank, vpp={vpp}; use vpp={chunks}"
-    if schedule == "dualpipev" and micro_batches < 2 * pp:
-        return (
-            f"schedule dualpipev needs at least 2 pp = {2 * pp} micro-batches a step, "
-            f"micro_batches={micro_batches}; use {2 * pp}"
-        )
-    return None
-
-
 def rank_order(schedule: str, rank: int, pp: int, vpp: int, micro_batches: int) -> list[Action]:
-    """The actions of `rank` in order; ResourceModelError where `problem` has one."""
-    broken = problem(schedule, pp, vpp, micro_batches)
+    """The actions of `rank` in order; ResourceModelError where `schedule_problem` has one."""
+    broken = schedule_problem(schedule, pp, vpp, micro_batches)
     if broken is not None:
         raise ResourceModelError(broken)
     return _ORDERS[schedule](rank, pp, vpp, micro_batches)

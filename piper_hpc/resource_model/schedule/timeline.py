@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.schedule.orders import SPLIT_BACKWARD, Action, problem, rank_order, stage_of
+from piper_hpc.resource_model.schedule.orders import Action, rank_order
 from piper_hpc.resource_model.schedule.play import Costs, Slot, play
+from piper_hpc.spec.schedules import SPLIT_BACKWARD, schedule_problem, stage_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def simulate(
     """
     vpp = len(forward_s) // pp if pp else 0
     stages = pp * vpp
-    broken = problem(schedule, pp, vpp, micro_batches)
+    broken = schedule_problem(schedule, pp, vpp, micro_batches)
     if broken is not None:
         raise ResourceModelError(broken)
     if schedule in SPLIT_BACKWARD and not weight_s:

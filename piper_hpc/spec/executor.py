@@ -1,0 +1,105 @@
+"""What this project's executor trains: one record for the checks, the planner, the resource model and the docs.
+
+The resource model plans with more. Whatever is not named here is refused before a job starts, and a plan that needs it
+is not offered for training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from piper_hpc.spec.layout import Layout
+from piper_hpc.spec.model import ModelSpec
+from piper_hpc.spec.problem import Problem
+from piper_hpc.spec.workload import Workload
+
+LAYOUT_AXES: Mapping[str, tuple[Any, ...]] = {
+    "vpp": (1,),
+    "etp": (1,),
+    "tp": (1,),
+    "cp": (1,),
+    "zero": (0,),
+    "schedule": ("1f1b",),
+    "recompute": ("none",),
+    "placement": ("linear", "pack"),
+}
+"""Values that train, the default first. Axes that are not here (pp, ep, dp, micro_batch, all_to_all) train with any."""
+
+MODEL_FEATURES = frozenset(
+    (
+        *("name", "layers", "hidden", "heads", "kv_heads", "head_dim", "experts", "top_k", "expert_ffn", "vocab"),
+        *("matrices_per_expert", "rope_theta", "norm_eps", "router_aux_coef", "counting"),
+    )
+)
+"""Facts of a ModelSpec that the torch modules follow; every other must keep its default."""
+
+GROUPED_GEMM_ROW_BYTES = 16
+"""torch.nn.functional.grouped_mm reads rows of whole 16-byte words; float64 takes a plain loop instead."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """One axis of a layout, for a table: what a plan may choose, and what of it trains."""
+
+    axis: str
+    trains: tuple[Any, ...] | None
+
+
+def missing_of_layout(layout: Layout) -> Iterator[Problem]:
+    """What a layout asks for that does not train, with the value that does."""
+    for axis, values in LAYOUT_AXES.items():
+        value = getattr(layout, axis)
+        if value not in values:
+            listed = ", ".join(map(str, values))
+            rule = f"must be {listed} to train: task=plan models other values, the executor lacks them"
+            yield Problem(f"parallelism.{axis}", value, rule, f"parallelism.{axis}={values[0]}")
+
+
+def missing_of_model(model: ModelSpec, dtype: str) -> Iterator[Problem]:
+    """What a model has that the torch modules lack. dtype: of the training, float32, bfloat16 or float64."""
+    if not model.experts:
+        rule = "only task=plan models dense layers; a layer that is trained has experts"
+        works = f"model.experts=8 model.top_k=2 model.expert_ffn={model.dense_ffn} model.dense_ffn=0"
+        yield Problem("model.experts", 0, rule, works)
+    for fact in fields(model):
+        value = getattr(model, fact.name)
+        if fact.name not in MODEL_FEATURES and value != fact.default:
+            rule = "only task=plan models it, the executor lacks it"
+            yield Problem(f"model.{fact.name}", value, rule, f"model.{fact.name}={str(fact.default).lower()}")
+    if model.head_dim % 2:
+        works = f"model.head_dim={model.head_dim + 1}"
+        yield Problem("model.head_dim", model.head_dim, "must be even for RoPE", works)
+    yield from grouped_gemm_rows(model, dtype)
+
+
+def grouped_gemm_rows(model: ModelSpec, dtype: str) -> Iterator[Problem]:
+    """Widths that the grouped GEMM cannot read: rows must be multiples of GROUPED_GEMM_ROW_BYTES."""
+    multiple = {"float32": GROUPED_GEMM_ROW_BYTES // 4, "bfloat16": GROUPED_GEMM_ROW_BYTES // 2, "float64": 1}[dtype]
+    for key in ("hidden", "expert_ffn"):
+        value = getattr(model, key)
+        if value % multiple:
+            rule = (
+                f"must be a multiple of {multiple} for {dtype} ({GROUPED_GEMM_ROW_BYTES}-byte rows of the grouped GEMM)"
+            )
+            yield Problem(f"model.{key}", value, rule, f"model.{key}={-(-value // multiple) * multiple}")
+
+
+def missing_of_step(layout: Layout, workload: Workload) -> Iterator[Problem]:
+    """What torch's 1F1B asks for beyond the schedule's own rules: at least pp micro-batches a step."""
+    micro_batches = layout.micro_batches(workload.global_batch)
+    if layout.schedule == "1f1b" and micro_batches < layout.pp:
+        rule = f"gives {micro_batches} micro-batches a step, schedule 1f1b needs at least pp = {layout.pp}"
+        works = f"train.global_batch={layout.micro_batch * layout.dense_dp * layout.pp}"
+        yield Problem("train.global_batch", workload.global_batch, rule, works)
+
+
+def trains(layout: Layout) -> bool:
+    """Whether the executor has everything that a layout asks for."""
+    return next(missing_of_layout(layout), None) is None
+
+
+def support() -> tuple[Support, ...]:
+    """Every axis of a layout with the values that train, None where all do."""
+    return tuple(Support(axis.name, LAYOUT_AXES.get(axis.name)) for axis in fields(Layout))
