@@ -65,8 +65,8 @@ class Pipeline:
         self._stage = stage
         self._recorder = recorder
         self._micro_batch = layout.micro_batch
-        self._is_first = groups.place.stage == 0
-        self._is_last = groups.place.stage == layout.pp - 1
+        self._is_first = 0 in groups.place.stages
+        self._is_last = layout.stages - 1 in groups.place.stages
         self._schedule: Schedule1F1B | None = None
         if layout.pp > 1:
             shape = (layout.micro_batch, workload.sequence)
@@ -109,7 +109,7 @@ def static_stage(
     dtype: torch.dtype,
 ) -> WatchedStage:
     """The torch stage of this rank with its input and output metadata; shape: [batch, sequence] of a micro-batch."""
-    index = groups.place.stage
+    (index,) = groups.place.stages
     hidden = torch.empty(*shape, model.hidden, dtype=dtype, device="meta", requires_grad=True)
     logits = torch.empty(*shape, model.vocab, dtype=dtype, device="meta", requires_grad=True)
     tokens = torch.empty(shape, dtype=torch.int64, device="meta")

@@ -23,7 +23,8 @@ def trace_events(spans: Mapping[RankPlace, Sequence[Span]]) -> list[dict[str, An
     places = sorted(spans, key=lambda place: place.rank)
     rows = [_label("process_name", node, 0, f"node {node}") for node in sorted({place.node for place in places})]
     for place in places:
-        name = f"rank {place.rank}: stage {place.stage}, replica {place.replica}, expert shard {place.shard}"
+        stages = " and ".join(map(str, place.stages))
+        name = f"rank {place.rank}: stage {stages}, replica {place.replica}, expert shard {place.shard}"
         rows.append(_label("thread_name", place.node, place.rank, name))
     return rows + [_event(span, place, origin_s) for place in places for span in spans[place]]
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from piper_hpc.spec.recompute import Recompute
+from piper_hpc.spec.schedules import stage_of
 
 
 class Degrees(Protocol):
@@ -86,28 +87,40 @@ class Layout:
         """Micro-batches M of one step for `global_batch` sequences (global_batch = micro_batch * M * dense_dp)."""
         return global_batch // (self.micro_batch * self.dense_dp)
 
+    @property
+    def stages(self) -> int:
+        """Pipeline stages: vpp of them on every pipeline rank."""
+        return self.pp * self.vpp
+
     def stage_layers(self, layers: int) -> tuple[range, ...]:
-        """Global layer indices of each stage, contiguous; the first `layers % pp` stages hold one more."""
-        small, extra = divmod(layers, self.pp)
-        bounds = [0]
-        for stage in range(self.pp):
-            bounds.append(bounds[-1] + small + (stage < extra))
-        return tuple(range(low, high) for low, high in pairwise(bounds))
+        """Global layer indices of each stage, see `split_layers`."""
+        return split_layers(layers, self.stages)
 
     def name(self) -> str:
         """A short name for tables, for example `pp2-ep2-dp1-mb4-1f1b`."""
         return f"pp{self.pp}-ep{self.ep}-dp{self.dp}-mb{self.micro_batch}-{self.schedule}"
 
 
+def split_layers(layers: int, stages: int) -> tuple[range, ...]:
+    """Global layer indices of each stage, contiguous; the first `layers % stages` stages hold one more."""
+    small, extra = divmod(layers, stages)
+    bounds = [0]
+    for stage in range(stages):
+        bounds.append(bounds[-1] + small + (stage < extra))
+    return tuple(range(low, high) for low, high in pairwise(bounds))
+
+
 @dataclass(frozen=True)
 class RankPlace:
-    """Where one rank stands: in the layout (stage, replica, expert shard) and in the cluster (node, rack, NIC).
+    """Where one rank stands: in the layout (pipeline rank, replica, expert shard) and in the cluster (node, rack, NIC).
 
-    nic: number, on its node, of the network card that this rank shares with its neighbours there.
+    stages: global pipeline stages that it holds, by chunk, vpp of them; nic: number, on its node, of the network card
+    that this rank shares with its neighbours there.
     """
 
     rank: int
-    stage: int
+    pipeline_rank: int
+    stages: tuple[int, ...]
     replica: int
     shard: int
     node: int
@@ -145,10 +158,16 @@ class RankMap:
         for node in self.node_of_rank:
             local_rank.append(seen[node])
             seen[node] += 1
+        layout = self.layout
+        held = [
+            tuple(stage_of(layout.schedule, rank, chunk, layout.pp) for chunk in range(layout.vpp))
+            for rank in range(layout.pp)
+        ]
         return tuple(
             RankPlace(
                 rank=rank,
-                stage=rank // (shards * self.layout.dp),
+                pipeline_rank=(pipeline_rank := rank // (shards * layout.dp)),
+                stages=held[pipeline_rank],
                 replica=rank // shards % self.layout.dp,
                 shard=rank % shards,
                 node=self.node_of_rank[rank],
@@ -159,13 +178,13 @@ class RankMap:
         )
 
     def ranks_where(
-        self, *, stage: int | None = None, replica: int | None = None, shard: int | None = None
+        self, *, pipeline_rank: int | None = None, replica: int | None = None, shard: int | None = None
     ) -> list[int]:
         """Ranks at the given coordinates; a coordinate left out is free."""
         return [
             place.rank
             for place in self.places
-            if (stage is None or place.stage == stage)
+            if (pipeline_rank is None or place.pipeline_rank == pipeline_rank)
             and (replica is None or place.replica == replica)
             and (shard is None or place.shard == shard)
         ]
@@ -173,16 +192,16 @@ class RankMap:
     def expert_group(self, rank: int) -> list[int]:
         """The ranks that share one copy of a stage's experts with `rank`."""
         place = self.places[rank]
-        return self.ranks_where(stage=place.stage, replica=place.replica)
+        return self.ranks_where(pipeline_rank=place.pipeline_rank, replica=place.replica)
 
     def replica_group(self, rank: int) -> list[int]:
         """The ranks that hold the same experts as `rank`."""
         place = self.places[rank]
-        return self.ranks_where(stage=place.stage, shard=place.shard)
+        return self.ranks_where(pipeline_rank=place.pipeline_rank, shard=place.shard)
 
     def stage_group(self, rank: int) -> list[int]:
         """All ranks of the stage of `rank`: the data-parallel group of its dense parameters."""
-        return self.ranks_where(stage=self.places[rank].stage)
+        return self.ranks_where(pipeline_rank=self.places[rank].pipeline_rank)
 
     def pipeline_group(self, rank: int) -> list[int]:
         """The ranks that pass activations to one another, first stage first."""

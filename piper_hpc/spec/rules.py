@@ -77,6 +77,11 @@ def _divisor(number: int, most: int) -> int:
     return max((each for each in range(1, most + 1) if number % each == 0), default=1)
 
 
+def _sequences(case: Case) -> str:
+    replicas = case.stage_ranks // (case.tp[0] * case.cp[0])
+    return f"a multiple of {case.micro_batch[0]} * {replicas} = {case.sequences[0]} sequences"
+
+
 def _batch(case: Case) -> str:
     share = int(case.sequences[0])
     return f"train.global_batch={-(-case.workload.global_batch // share) * share}"
@@ -135,9 +140,7 @@ RULES = (
         "batch: micro_batch * data-parallel ranks must divide the global batch",
         "train.global_batch",
         lambda case: case.workload.global_batch % case.sequences == 0,
-        lambda case: (
-            f"a multiple of {case.micro_batch[0]} * {case.stage_ranks // (case.tp[0] * case.cp[0])} = {case.sequences[0]} sequences"
-        ),
+        _sequences,
         _batch,
     ),
 )

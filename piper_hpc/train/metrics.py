@@ -150,7 +150,7 @@ def terms_of(rank: int, records: Sequence[RankRecord], rank_map: RankMap) -> dic
     """
     record = records[rank]
     neighbours = rank_map.pipeline_group(rank)
-    stage = rank_map.places[rank].stage
+    stage = rank_map.places[rank].pipeline_rank
     terms = {f"{name}_s": seconds for name, seconds in record.seconds.items()} | {"p2p_s": 0.0, "bubble_s": 0.0}
     for start, end, message in record.waits:
         if message is None:
@@ -179,7 +179,7 @@ def summarise(records: Sequence[RankRecord], rank_map: RankMap, *, tokens: int) 
     """
     step_time_s = max(each.end_s for each in records) - min(each.start_s for each in records)
     by_rank = [terms_of(rank, records, rank_map) for rank in range(len(records))]
-    stages = [_mean_terms(by_rank, rank_map.ranks_where(stage=stage)) for stage in range(rank_map.layout.pp)]
+    stages = [_mean_terms(by_rank, rank_map.ranks_where(pipeline_rank=stage)) for stage in range(rank_map.layout.pp)]
     for terms in stages:
         terms["other_s"] += step_time_s - sum(terms.values())
     critical = max(range(len(stages)), key=lambda stage: -stages[stage]["bubble_s"] - stages[stage]["p2p_s"])

@@ -42,7 +42,7 @@ def test_groups_cross_the_links_that_the_rank_map_says(placement: tuple[Layout, 
         return max(tiers, key=TIERS.index, default=Tier.NODE.value)
 
     for stage, of_stage in enumerate(groups.stages):
-        members = ranks.ranks_where(stage=stage)
+        members = ranks.ranks_where(pipeline_rank=stage)
         assert of_stage.stage.size == len(members) == layout.ep * layout.dp
         assert of_stage.stage.tier == widest([(a, b) for a in members for b in members])
         assert of_stage.experts.size == layout.ep
@@ -50,7 +50,7 @@ def test_groups_cross_the_links_that_the_rank_map_says(placement: tuple[Layout, 
         assert of_stage.replicas.size == layout.dp
         assert of_stage.replicas.tier == widest([(a, b) for a in members for b in ranks.replica_group(a)])
     for boundary, tier in enumerate(groups.boundaries):
-        senders = ranks.ranks_where(stage=boundary)
+        senders = ranks.ranks_where(pipeline_rank=boundary)
         assert tier == widest([(a, ranks.pipeline_group(a)[boundary + 1]) for a in senders])
     assert groups.world.size == layout.ranks
 

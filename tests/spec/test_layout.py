@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ def rank_maps(draw: st.DrawFn) -> RankMap:
 @given(rank_maps())
 def test_coordinates_and_ranks_are_a_bijection(ranks: RankMap) -> None:
     layout = ranks.layout
-    coordinates = {(place.stage, place.replica, place.shard) for place in ranks.places}
+    coordinates = {(place.pipeline_rank, place.replica, place.shard) for place in ranks.places}
     assert coordinates == {
         (stage, replica, shard)
         for stage in range(layout.pp)
@@ -30,7 +31,9 @@ def test_coordinates_and_ranks_are_a_bijection(ranks: RankMap) -> None:
         for shard in range(layout.ep)
     }
     for place in ranks.places:
-        assert ranks.ranks_where(stage=place.stage, replica=place.replica, shard=place.shard) == [place.rank]
+        assert ranks.ranks_where(pipeline_rank=place.pipeline_rank, replica=place.replica, shard=place.shard) == [
+            place.rank
+        ]
 
 
 @given(rank_maps())
@@ -70,3 +73,15 @@ def test_micro_batches_of_a_step() -> None:
     assert layout.dense_dp == 4
     assert layout.micro_batches(32) == 4
     assert layout.name() == "pp2-ep2-dp2-mb2-1f1b"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "vpp", "held"),
+    [("1f1b", 1, [(0,), (1,)]), ("interleaved", 3, [(0, 2, 4), (1, 3, 5)]), ("zbv", 2, [(0, 3), (1, 2)])],
+)
+def test_a_rank_holds_the_stages_of_its_chunks(schedule, vpp, held):
+    layout = Layout(pp=2, vpp=vpp, ep=2, schedule=schedule)
+    places = RankMap.block(layout, 4, (0,)).places
+    assert [place.stages for place in places] == [held[place.pipeline_rank] for place in places]
+    assert sorted(stage for place in places[::2] for stage in place.stages) == list(range(layout.stages))
+    assert [list(layers) for layers in layout.stage_layers(layout.stages)] == [[n] for n in range(layout.stages)]

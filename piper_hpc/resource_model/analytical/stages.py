@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from piper_hpc.spec import ModelSpec
+from piper_hpc.spec.layout import split_layers
 from piper_hpc.spec.schedules import stage_of
 
 
@@ -33,18 +34,13 @@ def chunks(model: ModelSpec, schedule: str, pp: int, vpp: int) -> tuple[tuple[Ch
 
     So the last chunk, which also has the head, has never more layers than another.
     """
-    small, extra = divmod(model.layers, pp * vpp)
-    bounds = [0]
-    for chunk in range(pp * vpp):
-        bounds.append(bounds[-1] + small + (chunk < extra))
+    layers_of = split_layers(model.layers, pp * vpp)
     placed = []
     for rank in range(pp):
         of_rank = []
         for chunk in range(vpp):
             stage = stage_of(schedule, rank, chunk, pp)
-            kinds = Counter(
-                Kind(model.is_moe(layer), model.window(layer)) for layer in range(bounds[stage], bounds[stage + 1])
-            )
+            kinds = Counter(Kind(model.is_moe(layer), model.window(layer)) for layer in layers_of[stage])
             of_rank.append(Chunk(tuple(sorted(kinds.items())), stage == 0, stage == pp * vpp - 1))
         placed.append(tuple(of_rank))
     return tuple(placed)
