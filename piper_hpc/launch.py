@@ -33,7 +33,7 @@ from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
 from piper_hpc.runs.manifest import provenance
-from piper_hpc.spec import RECIPES, ClusterSpec, Prediction, SpecError
+from piper_hpc.spec import RECIPES, ClusterSpec, Prediction, Recipe, SpecError
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
 from piper_hpc.train.settings import WARMUP_STEPS
@@ -125,9 +125,12 @@ def _cluster(asked: Experiment, machine: Machine) -> ClusterSpec:
 def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
     cluster, workload = _cluster(asked, machine), asked.workload
     try:
-        if asked.task.recipe is None and engine_of(executor, cluster).name != "piper":
+        axes = Axes.of(vars(asked.plan.axes))
+        fused = engine_of(executor, cluster, axes).name != "piper"
+        mixed = RECIPES["mixed_18"]
+        if asked.task.recipe is None and fused and _multiplies(cluster, mixed):
             # Fused executors keep fp32 sums and masters beside 16-bit weights, whatever this project would train in.
-            workload = replace(workload, recipe=RECIPES["mixed_18"])
+            workload = replace(workload, recipe=mixed)
         return plan(
             asked.model,
             cluster,
@@ -137,13 +140,18 @@ def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
             ep_domain=asked.task.ep_domain,
             candidates=asked.task.candidates,
             executor=executor,
-            axes=Axes.of(vars(asked.plan.axes)),
+            axes=axes,
             all_to_all=asked.all_to_all,
         )
     except SpecError as error:
         raise ConfigError(*error.problems) from error
     except ResourceModelError as error:
         raise ConfigError(Problem("task.executor", executor, str(error), "task.executor=piper")) from error
+
+
+def _multiplies(cluster: ClusterSpec, recipe: Recipe) -> bool:
+    """Whether a rate of the recipe's matrix products is known of the cluster's device."""
+    return cluster.accelerator is None or recipe.gemm_dtype in cluster.accelerator.peak_flops
 
 
 def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:

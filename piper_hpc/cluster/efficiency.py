@@ -58,8 +58,9 @@ def resolve(document: Mapping[str, Any], name: str) -> Efficiency:
         (assumed if key in other["assumed"] else sources)[key] = f"conf/efficiency/{file}.yaml"
         spread[key] = max(UNKNOWN_SPREAD, float(other["spread"].get(key, 0.0)))
     spread |= {key: float(value) for key, value in document["spread"].items()}
+    own: dict[str, Any] = {key: value for key, value in constants.items() if not key.startswith("link.")}
     return Efficiency(
-        **{key: value for key, value in constants.items() if not key.startswith("link.")},
+        **own,
         link={key.removeprefix("link."): value for key, value in constants.items() if key.startswith("link.")},
         spread=spread,
         fitted_on=tuple(sorted({row for rows in fitted.values() for row in rows})),

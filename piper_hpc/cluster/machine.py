@@ -16,6 +16,7 @@ import psutil
 
 from piper_hpc.cluster import accelerator, data_sheet, domains
 from piper_hpc.cluster.calibration import SCHEMA_VERSION
+from piper_hpc.cluster.measured import with_measurements
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runtime import quota
@@ -50,7 +51,7 @@ class Machine:
         topology = data_sheet.topology_of(cluster)
         if topology is not None and self.granted:
             topology = domains.narrowed(topology, self.granted, cluster.ranks_per_node)
-        return ClusterSpec(
+        known = ClusterSpec(
             name=cluster.name,
             nodes=cluster.nodes,
             ranks_per_node=cluster.ranks_per_node,
@@ -63,6 +64,7 @@ class Machine:
             links=data_sheet.links_of(cluster),
             accelerator=accelerator.known(cluster.accelerator),
         )
+        return with_measurements(known)
 
     def calibration_file(self, cluster: ClusterConfig, dtype: str, runs: Path) -> Path:
         """Where measurements of this cluster, at this size and precision, are kept.

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from piper_hpc.paths import data_folder
-from piper_hpc.spec import ALGORITHMS, Layout, ModelSpec, Problem, Recompute, SpecError
+from piper_hpc.spec import ALGORITHMS, Layout, ModelSpec, Problem, Recompute, SpecError, executor
 from piper_hpc.spec.schedules import SCHEDULES
 
 CHOICES = {"schedule": SCHEDULES, "all_to_all": ALGORITHMS, "placement": ("linear", "strided"), "zero": (0, 1, 2, 3)}
@@ -54,6 +54,11 @@ class Axes:
     def size(self) -> int:
         """Combinations, whether they fit or not."""
         return math.prod(len(getattr(self, field.name)) for field in fields(self))
+
+    @property
+    def trains(self) -> bool:
+        """Whether this project's executor has every value of every axis."""
+        return all(set(getattr(self, axis)) <= set(values) for axis, values in executor.LAYOUT_AXES.items())
 
     def of_model(self, model: ModelSpec) -> Axes:
         """Without values that name the same layout twice for this model: parts it has not cannot be recomputed.

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from piper_hpc.planner import analytical
 from piper_hpc.planner import eager as measured
+from piper_hpc.planner.axes import Axes
 from piper_hpc.planner.question import Engine, Found, Question, Ranked
 from piper_hpc.resource_model import analytical as analytical_model
 from piper_hpc.resource_model.errors import ResourceModelError
@@ -84,13 +85,17 @@ class Megatron:
         ).evaluate()
 
 
-def engine_of(executor: str, cluster: ClusterSpec) -> Engine:
-    """The engine by name; `auto`: this project's executor where curves were measured, or the device is not known.
+def engine_of(executor: str, cluster: ClusterSpec, axes: Axes) -> Engine:
+    """The engine by name; `auto`: by what the axes ask for.
 
-    Raises ValueError for another name and ResourceModelError where a device's efficiency is needed and not known.
+    The analytical engine has every axis: it is taken where a layout is asked for that this project's executor cannot
+    train, on a device that a data sheet describes. Else the eager one, where curves were measured or the device is not
+    known. Raises ValueError for another name, ResourceModelError where a device's efficiency is needed and not known.
     """
     if executor == "auto":
-        executor = "piper" if cluster.calibration.measured or cluster.accelerator is None else "megatron"
+        sheet = cluster.accelerator is not None and cluster.accelerator.published
+        wide = not axes.trains or not cluster.calibration.measured
+        executor = "megatron" if sheet and wide else "piper"
     if executor not in EXECUTORS:
         raise ValueError(f"executor={executor!r}: must be auto or one of {', '.join(EXECUTORS)}, for example auto")
     if executor == "megatron" and cluster.accelerator is None:

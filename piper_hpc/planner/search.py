@@ -103,9 +103,10 @@ def plan(
     for count in counts:
         if not 0 < count <= cluster.ranks:
             raise ValueError(f"ranks={count}: cluster '{cluster.name}' has {cluster.ranks}; use ranks={cluster.ranks}")
-    engine = engine_of(executor, cluster)
+    every = Axes.shipped()
+    engine = engine_of(executor, cluster, axes or every)
     if axes is None:
-        axes = Axes.shipped()
+        axes = every
         if engine.name == "piper":
             of_ranks = tuple(sorted({divisor for count in counts for divisor in divisors(count)}))
             axes = replace(axes, pp=of_ranks, ep=of_ranks, micro_batch=tuple(divisors(workload.global_batch)))

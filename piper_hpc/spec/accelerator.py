@@ -19,7 +19,8 @@ class Efficiency:
     spread: half of the 90 % interval of each of these by name, as a share of it. tied: name -> the name of the one
     that it equals by construction, so that the two are off together.
     fitted_on: ids of the published rows that they were fitted on; sources: name -> public source; assumed: name ->
-    why it was set so, where nobody published it and no row shows it.
+    why it was set so, where nobody published it and no row shows it. measured: names of those that were measured on the
+    cluster itself; their links have the measured rate already, so that their share is 1.
     """
 
     gemm: float
@@ -37,6 +38,7 @@ class Efficiency:
     sources: Mapping[str, str] = field(default_factory=dict)
     assumed: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
+    measured: tuple[str, ...] = ()
 
     def link_share(self, tier: str) -> float:
         """Share of a tier's bandwidth: its own, else that of the scale-up links (pair, node) or of the network."""
@@ -49,6 +51,8 @@ class Accelerator:
     """A device's published figures, FLOP/s by dtype, bytes, bytes per second; and its efficiency.
 
     best_flops: the best matrix product that anyone measured, by dtype. `Efficiency.gemm` is of bfloat16 products.
+    compute_units: 0 where products are not tiled over units of equal size (a CPU). published: whether a data sheet says
+    what it is; else measurements alone do, in one dtype.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Accelerator:
     compute_units: int
     efficiency: Efficiency
     best_flops: Mapping[str, float] = field(default_factory=dict)
+    published: bool = True
 
     def relative_share(self, dtype: str) -> float:
         """How much less of their peak the best products of `dtype` reach than those of bfloat16; 1 where not known."""

@@ -139,8 +139,8 @@ class ClusterSpec:
     `devices_share_cores` is true where ranks compete for the same cores (no quota): then a stage that waits lends its
     core to the others, and a step is bound by all work over `cores` instead of by the critical stage.
     `memory_bytes` is what one rank may use. `topology` gives the domains of a uniform machine in ranks; without it they
-    are the nodes and racks alone. `links`: tier -> Link, from data sheets; measured curves of the calibration go first.
-    `accelerator`: the device and what kernels reach of it, where that is known.
+    are the nodes and racks alone. `links`: tier -> Link, of data sheets or measured. `accelerator`: the device and what
+    kernels reach of it, where that is known; its efficiency names the constants and links that were measured.
     """
 
     name: str

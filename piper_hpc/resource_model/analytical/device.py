@@ -81,6 +81,8 @@ class Device:
     def waves(self, rows: Number, columns: Number, groups: Number = 1.0) -> Number:
         """Slots that the compute units offer over tiles of work, at least 1, for the better way to lay the tile."""
         units = self.accelerator.compute_units
+        if not units:
+            return 1.0
         ways = []
         for high, wide in ((TILE[0], TILE[1]), (TILE[1], TILE[0])):
             tiles = groups * np.ceil(rows / high) * np.ceil(columns / wide)

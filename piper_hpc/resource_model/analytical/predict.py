@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from piper_hpc.resource_model import schedule
-from piper_hpc.resource_model.analytical.device import TILE, Device
+from piper_hpc.resource_model.analytical.device import TILE
+from piper_hpc.resource_model.analytical.evidence import evidence
 from piper_hpc.resource_model.analytical.interval import half_widths
 from piper_hpc.resource_model.analytical.shapes import Shapes
 from piper_hpc.resource_model.analytical.step import Step, stepper
@@ -47,7 +47,7 @@ def predict(
     check_layout(model, cluster, layout, workload)
     stepping = stepper(model, cluster, layout, workload, execution)
     step = stepping.evaluate()
-    notes = [*stepping.network.links.notes, *_beyond(stepping.shapes)]
+    notes = [*stepping.network.links.notes, *_beyond(stepping.shapes, cluster)]
     timeline = simulate(step, layout, execution)
     terms = {name: float(step.terms.get(name, 0.0)) for name in TERMS}
     if timeline is None:
@@ -74,7 +74,7 @@ def predict(
         hidden={name: float(seconds) for name, seconds in step.hidden.items()},
         intervals=intervals
         | {"tokens_per_s": (workload.tokens / high, workload.tokens / low), "mfu": (share / high, share / low)},
-        calibration=_evidence(stepping.device, execution),
+        calibration=evidence(stepping.device, cluster, execution),
         notes=notes,
     )
 
@@ -118,8 +118,13 @@ def simulate(step: Step, layout: Degrees, execution: Execution) -> schedule.Time
     )
 
 
-def _beyond(shapes: Shapes) -> Iterator[str]:
+def _beyond(shapes: Shapes, cluster: ClusterSpec) -> Iterator[str]:
     """Where a workload leaves what the constants were fitted on or read at."""
+    if cluster.accelerator is not None and not cluster.accelerator.published:
+        yield (
+            f"device '{cluster.accelerator.name}': its rates were measured; no published run of such a device stands "
+            "behind the kernels and habits that are assumed"
+        )
     if shapes.workload.sequence < SHORT_TOKENS:
         yield (
             f"sequence={shapes.workload.sequence}: attention's share of the peak is that of 4096 tokens and more; "
@@ -128,21 +133,3 @@ def _beyond(shapes: Shapes) -> Iterator[str]:
     rows = float(shapes.rows / np.maximum(shapes.experts_per_rank, 1)) if shapes.model.experts else float("inf")
     if rows < TILE[0]:
         yield f"experts: {rows:.0f} rows each, less than a tile of {TILE[0]}: no fitted run had products so small"
-
-
-def _evidence(device: Device, execution: Execution) -> dict[str, Any]:
-    """What the prediction rests on."""
-    accelerator = device.accelerator
-    efficiency = accelerator.efficiency
-    return {
-        "source": f"conf/accelerator/{accelerator.name}.yaml and what kernels reach of it",
-        "measured": False,
-        "measured_at": "",
-        "peak_flops": device.peak_flops,
-        "recipe": device.recipe.name,
-        "accelerator": accelerator.name,
-        "execution": execution.name,
-        "fitted_on": list(efficiency.fitted_on),
-        "sources": dict(efficiency.sources),
-        "assumed": dict(efficiency.assumed),
-    }
