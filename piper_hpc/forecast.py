@@ -13,7 +13,7 @@ from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.resource_model.predict import predict
 from piper_hpc.spec import Calibration, Prediction, Routing
 
-SKEW_STEPS = 6
+IMBALANCE_STEPS = 6
 """Routings predicted beside the configured one: from balanced to all rows on one rank of an expert group."""
 
 
@@ -65,12 +65,12 @@ def forecast(
     prediction = predict(model, cluster, experiment.layout, workload)
     taken = {stage["algorithm"] for stage in prediction.exchange["stages"]}
     layout = replace(experiment.layout, all_to_all=taken.pop()) if len(taken) == 1 else experiment.layout
-    by_skew = []
-    for skew in sorted({1 + (layout.ep - 1) * step / SKEW_STEPS for step in range(SKEW_STEPS + 1)}):
-        other = predict(model, cluster, layout, replace(workload, routing=Routing(skew=skew)))
-        by_skew.append(
+    by_imbalance = []
+    for imbalance in sorted({1 + (layout.ep - 1) * step / IMBALANCE_STEPS for step in range(IMBALANCE_STEPS + 1)}):
+        other = predict(model, cluster, layout, replace(workload, routing=Routing(imbalance=imbalance)))
+        by_imbalance.append(
             {
-                "skew": skew,
+                "skew": imbalance,
                 "step_time_s": other.step_time_s,
                 "peak_memory_bytes": other.peak_memory_bytes,
                 "terms": other.terms,
@@ -79,5 +79,5 @@ def forecast(
     return replace(
         prediction,
         notes=[*prediction.notes, *stale_notes(experiment, machine, calibration, nodes)],
-        routing={"mode": workload.routing.mode, "skew": workload.routing.skew, "by_skew": by_skew},
+        routing={"mode": workload.routing.mode, "skew": workload.routing.imbalance, "by_skew": by_imbalance},
     )

@@ -51,7 +51,7 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
     if not run.metrics():
         console.print("no step was left to train", highlight=False)
         return document
-    for line in facts.chosen_exchanges(run):
+    for line in facts.selected_algorithms(run):
         console.print(line, highlight=False, soft_wrap=True)
     rows = table.predicted_against_measured(run)
     console.print(table.render(rows))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from piper_hpc.cluster.fits import fit_rows
-from piper_hpc.spec import DISPATCH_COMBINE, Calibration, Curve, Estimate, Fit, MeasuredExchange
+from piper_hpc.spec import DISPATCH_COMBINE, Calibration, Curve, Estimate, Fit, MeasuredAllToAll
 
 SCHEMA_VERSION = 2
 """1: curves alone. Files of another version are not read: the cluster is measured again."""
@@ -43,7 +43,7 @@ def fit(
     measured_at: str = "",
     previous: Calibration | None = None,
 ) -> Calibration:
-    """Turn rows of `measurements.jsonl` into a calibration: curves, exchanges, and fits with confidence intervals.
+    """Turn rows of `measurements.jsonl` into a calibration: curves, all-to-alls, and fits with confidence intervals.
 
     A row's time is the statistic that it names (`"statistic": "mean"` is its `mean_s`), and its median where it names
     none. Repeats and shapes of nearly equal work become one point, their median; a curve never falls (more work never
@@ -57,7 +57,7 @@ def fit(
     rows = list(rows)
     _check(rows, cluster, needs_gemm=previous is None)
     rows = usable(rows)
-    exchanges = [exchange_of(row) for row in rows if row["operator"] == DISPATCH_COMBINE and row["algorithm"] != "mpi"]
+    of_family = [row for row in rows if row["operator"] == DISPATCH_COMBINE and row["algorithm"] != "mpi"]
     rows = [row for row in rows if row["operator"] != DISPATCH_COMBINE and _seconds(row) > 0]
     by_operator: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -79,7 +79,7 @@ def fit(
             **({"benchmark_version": versions[0]} if versions else {}),
             **provenance,
         },
-        exchanges=tuple(exchanges),
+        exchanges=tuple(map(measured_all_to_all, of_family)),
         fits=fit_rows(rows),
     )
     return new if previous is None else _added(previous, new)
@@ -104,10 +104,10 @@ def usable(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["correct"] and curve(row) not in refused]
 
 
-def exchange_of(row: Row) -> MeasuredExchange:
-    """A row of the all-to-all family as a measured exchange."""
+def measured_all_to_all(row: Row) -> MeasuredAllToAll:
+    """A row of an all-to-all algorithm as the calibration has it."""
     group = row["group"]
-    return MeasuredExchange(
+    return MeasuredAllToAll(
         algorithm=str(row["algorithm"]),
         ranks=group["ranks"],
         nodes=group["nodes"],
@@ -126,7 +126,7 @@ def exchange_of(row: Row) -> MeasuredExchange:
 def _added(previous: Calibration, new: Calibration) -> Calibration:
     """The new points go before those of `previous` in their range, and beside them outside of it."""
     replaced = {(fit.backend, fit.operator) for fit in new.fits}
-    measured = {replace(exchange, seconds=1.0, spread=0.0) for exchange in new.exchanges}
+    measured = {replace(each, seconds=1.0, spread=0.0) for each in new.exchanges}
     return Calibration(
         source=new.source,
         measured_at=previous.measured_at,  # as old as the oldest of it
@@ -223,7 +223,7 @@ def save(calibration: Calibration, path: Path) -> None:
         "peak_flops": calibration.peak_flops,
         "provenance": calibration.provenance,
         "curves": {name: asdict(curve) for name, curve in sorted(calibration.curves.items())},
-        "exchanges": [asdict(exchange) for exchange in calibration.exchanges],
+        "exchanges": [asdict(each) for each in calibration.exchanges],
         "fits": [asdict(fit) for fit in calibration.fits],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def load(path: Path) -> Calibration:
                 for name, curve in document["curves"].items()
             },
             provenance=dict(document["provenance"]),
-            exchanges=tuple(MeasuredExchange(**exchange) for exchange in document["exchanges"]),
+            exchanges=tuple(MeasuredAllToAll(**each) for each in document["exchanges"]),
             fits=tuple(
                 Fit(**fit | {"terms": {name: Estimate(**term) for name, term in fit["terms"].items()}})
                 for fit in document["fits"]

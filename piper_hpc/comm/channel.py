@@ -1,9 +1,9 @@
-"""One phase's exchange between real ranks, and the error that says who was missing.
+"""The all-to-all of one level over a process group, and the error that says which rank was missing.
 
-When a peer is missing, on gloo `wait` raises at the group's time-out, whatever was exchanged. On back ends that order
-streams (nccl, rccl, xccl) `wait` neither blocks nor raises: there the host looks after exchanges of counts, which it
-reads anyway, and `settle` raises shortly before the back end's own watchdog would end the process. A peer that is lost
-after the last counts of a step, while rows travel, is named by the next counts, or by the watchdog in its words.
+Where a peer is missing, gloo's `wait` raises at the group's time-out. On back ends that order streams (nccl, rccl,
+xccl) `wait` neither blocks nor raises: there the host polls the all-to-alls of counts, which it has to read anyway, and
+`wait_on_host` raises shortly before the back end's own watchdog would end the process. A peer that is lost after the
+last counts of a step, during an all-to-all of rows, is named at the next counts, or by the watchdog in its words.
 """
 
 from __future__ import annotations
@@ -16,61 +16,63 @@ import torch
 import torch.distributed as dist
 
 GRACE_S = 5.0
-"""How long a rank whose exchange failed waits for the others to say how far they came."""
+"""How long a rank whose all-to-all failed waits for the others to record how many they entered."""
 
 POLL_S = 50e-6
-"""How often the host asks whether counts have come on a device: often, as it does nothing else in the meantime."""
+"""How often the host polls for counts on a device: often, as it does nothing else in the meantime."""
 
 
-class Pending(Protocol):
-    """An exchange under way."""
+class Work(Protocol):
+    """An all-to-all that was posted; as torch.distributed.Work."""
 
     def wait(self) -> None:
-        """Return once the rows are there."""
+        """Return once later operations on this rank's device may read the rows."""
 
 
 class Channel(Protocol):
-    """What moves rows among the ranks of one group; every rank of the group calls it equally often."""
+    """The all-to-alls of one group of ranks, of which every rank posts the same number in the same order."""
 
-    def exchange(
-        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
-    ) -> Pending:
-        """Send `send[q]` rows of `source` to peer q and receive `receive[q]` rows into `output`, in peer order."""
+    def all_to_all(
+        self, output: torch.Tensor, source: torch.Tensor, recv_rows: Sequence[int], send_rows: Sequence[int]
+    ) -> Work:
+        """Post an uneven all-to-all: `send_rows[q]` rows of `source` [sum(send_rows), ...] to peer q, `recv_rows[q]`
+        from it into `output` [sum(recv_rows), ...], both in peer order."""
 
 
-def settle(exchanges: Iterable[Pending]) -> None:
-    """Return once the host may read what came by `exchanges`, all waited for before: at once where `wait` blocks.
+def wait_on_host(works: Iterable[Work]) -> None:
+    """Return once the host may read what `works` received, all waited for before: at once where `wait` blocks.
 
-    Raises MissingPeerError where one does not come in time; see `GroupChannel.patience_s`.
+    Raises MissingPeerError where one does not end in time; see `GroupChannel.host_timeout_s`.
     """
-    for exchange in exchanges:
-        if isinstance(exchange, GroupWork):
-            exchange.settle()
+    for work in works:
+        if isinstance(work, GroupWork):
+            work.wait_on_host()
 
 
 class MissingPeerError(dist.DistError):
-    """An exchange failed or timed out; the message names the phase and the first rank that did not enter it."""
+    """An all-to-all failed or timed out; the message names the phase and the first rank that did not enter it."""
 
 
 class Local:
     """The channel of a group of one: a copy."""
 
-    def exchange(
-        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
-    ) -> Pending:
-        """See `Channel.exchange`."""
+    def all_to_all(
+        self, output: torch.Tensor, source: torch.Tensor, recv_rows: Sequence[int], send_rows: Sequence[int]
+    ) -> Work:
+        """See `Channel.all_to_all`."""
         output.copy_(source)
         return self
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """The copy is done already."""
 
 
 class GroupChannel:
-    """A channel over a process group by `all_to_all_single`. phase: what an error calls it.
+    """A channel over a process group by `all_to_all_single`. phase: its name in errors.
 
-    Exchanges are numbered; two channels over the same ranks have different phases. never_empty: a rank that receives
-    nothing sends itself a row that nobody sees; by default on RCCL, where X-MoE (arXiv 2508.13337) saw such ranks hang.
+    All-to-alls are numbered; two channels over the same ranks have different phases. never_empty: a rank that receives
+    nothing sends itself a padding row, which no caller sees; by default on RCCL, where X-MoE (arXiv 2508.13337) saw
+    such ranks hang.
     """
 
     def __init__(self, group: dist.ProcessGroup, phase: str, *, never_empty: bool | None = None) -> None:
@@ -82,30 +84,32 @@ class GroupChannel:
             f"entered/{phase}/{'-'.join(map(str, self.ranks))}", dist.distributed_c10d._get_default_store()
         )
 
-    def exchange(
-        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
-    ) -> Pending:
-        """See `Channel.exchange`. Raises MissingPeerError here, in `wait` (gloo), or in `settle` (device streams)."""
+    def all_to_all(
+        self, output: torch.Tensor, source: torch.Tensor, recv_rows: Sequence[int], send_rows: Sequence[int]
+    ) -> Work:
+        """See `Channel.all_to_all`. Raises MissingPeerError here, in `wait` (gloo), or in `wait_on_host` (streams)."""
         self.entered += 1
-        if self._never_empty and not sum(receive):
-            output, source, receive, send = with_own_row(output, source, send, self._place)
+        if self._never_empty and not sum(recv_rows):
+            output, source, recv_rows, send_rows = with_padding_row(output, source, send_rows, self._place)
         try:
-            work = dist.all_to_all_single(output, source, list(receive), list(send), group=self.group, async_op=True)
+            work = dist.all_to_all_single(
+                output, source, list(recv_rows), list(send_rows), group=self.group, async_op=True
+            )
         except RuntimeError as error:
             raise self.failed(error, self.entered) from None
         return GroupWork(self, work, self.entered)
 
     @property
-    def patience_s(self) -> float:
-        """How long the host waits for an exchange on a device: the group's time-out, less the time that the error
+    def host_timeout_s(self) -> float:
+        """How long the host waits for an all-to-all on a device: the group's time-out, less the time that the error
         needs before a watchdog ends the process at the time-out itself, which should be 10 s or more."""
         backend = self.group._get_backend(self.group._device_types[0])
         timeout_s = float(backend.options._timeout.total_seconds())
         return max(timeout_s / 2, timeout_s - 2 * GRACE_S)
 
     def failed(self, error: RuntimeError, number: int) -> MissingPeerError:
-        """What to raise for exchange `number`. Ranks that fail leave in the store how far they came; who leaves nothing
-        in time, or came less far, did not enter."""
+        """The error to raise for all-to-all `number`. Ranks that fail record in the store how many they entered; a rank
+        that records nothing in time, or a lower number, did not enter this one."""
         late: list[int] = []
         try:
             self._store.set(str(dist.get_rank()), str(self.entered))
@@ -130,40 +134,41 @@ class GroupChannel:
 
 
 def is_rccl(group: dist.ProcessGroup) -> bool:
-    """Whether the group exchanges by RCCL: torch's nccl back end on ROCm."""
+    """Whether the group communicates by RCCL: torch's nccl back end on ROCm."""
     return torch.version.hip is not None and "nccl" in str(dist.get_backend(group))
 
 
-def with_own_row(
-    output: torch.Tensor, source: torch.Tensor, send: Sequence[int], place: int
+def with_padding_row(
+    output: torch.Tensor, source: torch.Tensor, send_rows: Sequence[int], place: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[int], list[int]]:
-    """The exchange of a rank that receives nothing, with a row of zeros from itself to itself: (output, source,
-    receive, send). Other ranks see no difference."""
-    own, before = list(send), sum(send[:place])
+    """The all-to-all of a rank that receives nothing, with a row of zeros from peer `place`, itself, to itself:
+    (output, source, recv_rows, send_rows). Other ranks see no difference."""
+    padded, before = list(send_rows), sum(send_rows[:place])
     row = source.new_zeros((1, *source.shape[1:]))
-    own[place] += 1
-    receive = [int(peer == place) for peer in range(len(own))]
-    return output.new_empty((1, *output.shape[1:])), torch.cat((source[:before], row, source[before:])), receive, own
+    padded[place] += 1
+    recv_rows = [int(peer == place) for peer in range(len(padded))]
+    source = torch.cat((source[:before], row, source[before:]))
+    return output.new_empty((1, *output.shape[1:])), source, recv_rows, padded
 
 
 class GroupWork:
-    """Exchange `number` of a channel."""
+    """All-to-all `number` of a channel."""
 
     def __init__(self, channel: GroupChannel, work: dist.Work, number: int) -> None:
         self._channel, self._work, self._number = channel, work, number
         self._posted_s = time.monotonic()
 
     def wait(self) -> None:
-        """See `Pending.wait`: blocks on gloo, orders streams on a device."""
+        """See `Work.wait`: blocks on gloo, orders streams on a device."""
         try:
             self._work.wait()
         except RuntimeError as error:
             raise self._channel.failed(error, self._number) from None
 
-    def settle(self) -> None:
-        """See `piper_hpc.comm.channel.settle`."""
+    def wait_on_host(self) -> None:
+        """See `piper_hpc.comm.channel.wait_on_host`."""
         while not self._work.is_completed():
             waited_s = time.monotonic() - self._posted_s
-            if waited_s > self._channel.patience_s:
+            if waited_s > self._channel.host_timeout_s:
                 raise self._channel.failed(RuntimeError(f"not there after {waited_s:.1f} s"), self._number)
             time.sleep(POLL_S)

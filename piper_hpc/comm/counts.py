@@ -1,4 +1,8 @@
-"""The counts half of a plan: how many choices and rows go to and come from whom, by level, exchanged once a level."""
+"""Counts of a plan: how many choices and rows this rank sends to and receives from whom, one all-to-all a level.
+
+A choice is one of a token's top_k experts. Choices for ranks of the own node (`local`) take the last hop alone; the
+others (`remote`) take every hop, in chunks.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 
 import torch
 
-from piper_hpc.comm.channel import Channel, Pending, settle
+from piper_hpc.comm.channel import Channel, Work, wait_on_host
 from piper_hpc.comm.tables import LevelTable, Tables
 
 ByChunk = list[list[int]]
@@ -18,108 +22,115 @@ ByChunk = list[list[int]]
 
 
 @dataclass(frozen=True)
-class Choices:
-    """The choices of one rank, counted. Of each: is_own, whether its expert is on the own node; the chunk of its token.
+class ChoiceCounts:
+    """The choices of one rank, counted. is_local: of each choice, whether its expert is on the own node, bool [tokens *
+    top_k]; chunk: of each choice, that of its token, int64 [tokens * top_k].
 
-    bounds: tokens where chunks begin and end; present [tokens, peers]: 1 where a token goes through a peer of the first
-    level, of no peers where rows are not shared; own: choices by block of the own node [ranks * slots]; far: those for
-    other nodes by chunk and expert, [chunks * experts].
+    bounds: tokens at which chunks begin and end; present: 1 where a token goes through a peer of the first level, int64
+    [tokens, peers], of no peers without deduplication; local: choices by block of the own node, int64 [ranks * slots];
+    remote: those for other nodes by chunk and expert, int64 [chunks * experts].
     """
 
-    is_own: torch.Tensor
+    is_local: torch.Tensor
     chunk: torch.Tensor
     bounds: list[int]
     present: torch.Tensor
-    own: torch.Tensor
-    far: torch.Tensor
+    local: torch.Tensor
+    remote: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Choices that a rank sends and receives at one level, by chunk and peer: on the device (out, into, both [chunks,
-    peers]) and on the host."""
+class LevelCounts:
+    """Choices that a rank sends and receives at one level, by chunk and peer: on the device, int64 [chunks, peers], and
+    the same numbers on the host."""
 
-    out: torch.Tensor
-    into: torch.Tensor
-    choices_out: ByChunk
-    choices_in: ByChunk
+    send: torch.Tensor
+    recv: torch.Tensor
+    send_on_host: ByChunk
+    recv_on_host: ByChunk
 
 
 @dataclass(frozen=True)
 class Counts:
-    """All counts of one plan. numbers: by level; after: counts by block after each level, flattened [chunks, sources,
-    targets, slots]; own_after: those of the own node's rows [ranks * slots]; own_send, own_receive: rows by its ranks;
-    rows_out, rows_in: rows of the first level where choices share them, else of no peers."""
+    """All counts of one plan. levels: remote choices by level; blocks_after: counts by block after each level,
+    flattened [chunks, sources, targets, slots]; local_after: those of the local rows received [ranks * slots];
+    local_send, local_recv: local rows by rank of the node; send_rows, recv_rows: rows of the first level where choices
+    share them, else of no peers."""
 
-    choices: Choices
-    numbers: list[Numbers]
-    after: list[torch.Tensor]
-    own_after: torch.Tensor
-    own_send: list[int]
-    own_receive: list[int]
-    rows_out: ByChunk
-    rows_in: ByChunk
+    choices: ChoiceCounts
+    levels: list[LevelCounts]
+    blocks_after: list[torch.Tensor]
+    local_after: torch.Tensor
+    local_send: list[int]
+    local_recv: list[int]
+    send_rows: ByChunk
+    recv_rows: ByChunk
 
 
-def exchange_counts(
+def all_to_all_counts(
     positions: torch.Tensor, tokens: int, tables: Tables, channels: Sequence[Channel], *, dedup: bool
 ) -> Counts:
-    """Count the choices `positions`, int64 [tokens * top_k], and tell every rank on their way; collective."""
+    """Count the choices `positions`, int64 [tokens * top_k], and send the counts level by level to every rank that
+    relays or receives them; collective over `channels`, one a level. The host waits once, for all levels together."""
     choices = count(positions, tokens, tables, dedup=dedup)
     shared, nothing = by_chunk(choices.present, choices.bounds), positions.new_zeros(0)
-    exchanges: list[Pending] = []
-    came: list[tuple[torch.Tensor, ...]] = []
+    works: list[Work] = []
+    received: list[tuple[torch.Tensor, ...]] = []
     for level, (table, channel) in enumerate(zip(tables.levels, channels, strict=True)):
-        own = choices.own if level == len(tables.levels) - 1 else nothing
-        parts = (own, came[-1][1], nothing) if level else (own, choices.far, shared.flatten())
-        exchange, arrived = _tell(parts, table, channel)
-        exchanges.append(exchange)
-        came.append(arrived)
-    after, own_after, shared_in = [blocks for _, blocks, _ in came], came[-1][0], came[0][2].view_as(shared)
-    outs = [_sums_out(table, before) for table, before in zip(tables.levels, [choices.far, *after[:-1]], strict=True)]
-    intos = [_sums_into(table, blocks) for table, blocks in zip(tables.levels, after, strict=True)]
-    rows = [each.view(-1, tables.slots).sum(1) for each in (choices.own, own_after)]
-    settle(exchanges)
-    own_send, own_receive, rows_out, rows_in, *by_level = on_host([*rows, shared, shared_in, *outs, *intos])
-    numbers = zip(outs, intos, by_level[: len(outs)], by_level[len(outs) :], strict=True)
+        local = choices.local if level == len(tables.levels) - 1 else nothing
+        sent = (local, received[-1][1], nothing) if level else (local, choices.remote, shared.flatten())
+        work, arrived = _all_to_all_level(sent, table, channel)
+        works.append(work)
+        received.append(arrived)
+    after, local_after = [blocks for _, blocks, _ in received], received[-1][0]
+    shared_recv = received[0][2].view_as(shared)
+    sends = [
+        _send_by_peer(table, held) for table, held in zip(tables.levels, [choices.remote, *after[:-1]], strict=True)
+    ]
+    recvs = [_recv_by_peer(table, blocks) for table, blocks in zip(tables.levels, after, strict=True)]
+    rows = [each.view(-1, tables.slots).sum(1) for each in (choices.local, local_after)]
+    wait_on_host(works)
+    local_send, local_recv, send_rows, recv_rows, *by_level = on_host([*rows, shared, shared_recv, *sends, *recvs])
+    levels = zip(sends, recvs, by_level[: len(sends)], by_level[len(sends) :], strict=True)
     return Counts(
         choices=choices,
-        numbers=[Numbers(*each) for each in numbers],
-        after=after,
-        own_after=own_after,
-        own_send=own_send,
-        own_receive=own_receive,
-        rows_out=rows_out,
-        rows_in=rows_in,
+        levels=[LevelCounts(*each) for each in levels],
+        blocks_after=after,
+        local_after=local_after,
+        local_send=local_send,
+        local_recv=local_recv,
+        send_rows=send_rows,
+        recv_rows=recv_rows,
     )
 
 
-def count(positions: torch.Tensor, tokens: int, tables: Tables, *, dedup: bool) -> Choices:
+def count(positions: torch.Tensor, tokens: int, tables: Tables, *, dedup: bool) -> ChoiceCounts:
     """Count the choices `positions`, int64 [tokens * top_k], of this rank."""
-    chunks, experts = tables.chunks, tables.is_own.numel()
+    chunks, experts = tables.chunks, tables.is_local.numel()
     token = torch.arange(tokens, device=positions.device).repeat_interleave(positions.numel() // max(tokens, 1))
     # Chunk c holds the tokens t with floor(t * chunks / tokens) = c.
     chunk = token * chunks // max(tokens, 1)
     bounds = [-(-part * tokens // chunks) for part in range(chunks + 1)] if chunks else [0]
-    is_own = tables.is_own[positions]
-    own = positions.new_zeros(experts).scatter_add_(0, positions, is_own.long())
-    far = positions.new_zeros(max(chunks, 1) * experts)
-    far = far.scatter_add_(0, chunk * experts + positions, (~is_own).long())[: chunks * experts]
+    is_local = tables.is_local[positions]
+    local = positions.new_zeros(experts).scatter_add_(0, positions, is_local.long())
+    remote = positions.new_zeros(max(chunks, 1) * experts)
+    remote = remote.scatter_add_(0, chunk * experts + positions, (~is_local).long())[: chunks * experts]
     present = positions.new_zeros(tokens, 0)
     if dedup and chunks:
-        present = _present(token, torch.where(is_own, -1, tables.peer_of_position[positions]), tokens, tables)
-    return Choices(is_own, chunk, bounds, present, own.index_select(0, tables.own_positions), far)
+        present = _present(token, torch.where(is_local, -1, tables.peer_of_position[positions]), tokens, tables)
+    return ChoiceCounts(is_local, chunk, bounds, present, local.index_select(0, tables.local_positions), remote)
 
 
 def by_chunk(present: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
-    """Sums of `present` [rows, peers] over the rows of each chunk, which begin and end at `bounds`: [chunks, peers]."""
+    """Sums of `present`, int64 [rows, peers], over the rows of each chunk, which begin and end at `bounds`: int64
+    [chunks, peers]."""
     if not present.shape[1]:
         return present.new_zeros(len(bounds) - 1, 0)
     return torch.stack([present[low:high].sum(0) for low, high in pairwise(bounds)])
 
 
 def on_host(tensors: Sequence[torch.Tensor]) -> list[Any]:
-    """Integer tensors as nested lists, read in one synchronisation."""
+    """Integer tensors as nested lists, read in one copy from the device."""
     numbers = iter(torch.cat([each.flatten() for each in tensors]).tolist())
 
     def read(shape: Sequence[int]) -> list[Any]:
@@ -130,33 +141,34 @@ def on_host(tensors: Sequence[torch.Tensor]) -> list[Any]:
     return [read(each.shape) for each in tensors]
 
 
-def _tell(
-    parts: tuple[torch.Tensor, ...], table: LevelTable, channel: Channel
-) -> tuple[Pending, tuple[torch.Tensor, ...]]:
-    """Exchange the counts (own, blocks, rows) of one level, each flattened: the exchange, waited for, and what came."""
-    own, _, rows = parts
-    message = torch.cat(parts).index_select(0, table.message)
-    received = message.new_empty(sum(table.from_peer))
-    exchange = channel.exchange(received, message, table.from_peer, table.to_peer)
-    exchange.wait()
-    came = received.index_select(0, table.arrived)
-    return exchange, came.split([own.numel(), prod(table.shape), rows.numel()])
+def _all_to_all_level(
+    sent: tuple[torch.Tensor, ...], table: LevelTable, channel: Channel
+) -> tuple[Work, tuple[torch.Tensor, ...]]:
+    """All-to-all of the counts (local, blocks, rows) of one level, each flattened: the work, waited for on the device,
+    and the same three as received."""
+    local, _, rows = sent
+    message = torch.cat(sent).index_select(0, table.message)
+    buffer = message.new_empty(sum(table.from_peer))
+    work = channel.all_to_all(buffer, message, table.from_peer, table.to_peer)
+    work.wait()
+    received = buffer.index_select(0, table.arrived)
+    return work, received.split([local.numel(), prod(table.shape), rows.numel()])
 
 
-def _sums_out(table: LevelTable, before: torch.Tensor) -> torch.Tensor:
-    """Choices that go to each peer, of those that wait `before` the level: [chunks, peers]."""
-    blocks = before.view(table.shape[0], len(table.peer_of_block))
+def _send_by_peer(table: LevelTable, held: torch.Tensor) -> torch.Tensor:
+    """Choices that go to each peer of the level, of those `held` by block before it: int64 [chunks, peers]."""
+    blocks = held.view(table.shape[0], len(table.peer_of_block))
     return blocks.new_zeros(len(blocks), table.peers).index_add_(1, table.peer_of_block, blocks)
 
 
-def _sums_into(table: LevelTable, after: torch.Tensor) -> torch.Tensor:
-    """Choices that come by each peer, of those that wait `after` the level: [chunks, peers]."""
-    by_source = after.view(table.shape).sum((2, 3))
+def _recv_by_peer(table: LevelTable, held: torch.Tensor) -> torch.Tensor:
+    """Choices that come from each peer of the level, of those `held` by block after it: int64 [chunks, peers]."""
+    by_source = held.view(table.shape).sum((2, 3))
     return by_source.new_zeros(len(by_source), table.peers).index_add_(1, table.peer_of_source, by_source)
 
 
 def _present(token: torch.Tensor, peer: torch.Tensor, tokens: int, tables: Tables) -> torch.Tensor:
-    """[tokens, peers]: 1 where a token has a choice that goes through the peer; choices of peer -1 go through none."""
+    """int64 [tokens, peers]: 1 where a token has a choice that goes through the peer; peer -1 is none."""
     peers = tables.levels[0].peers
     marks = token.new_zeros(tokens * peers + 1)
     marks[torch.where(peer < 0, tokens * peers, token * peers + peer)] = 1

@@ -1,4 +1,4 @@
-"""Rows that several choices share: numbering them where they are sent, and adding up what comes back for them."""
+"""Deduplication: one row for several choices of a token, numbered where it is sent; sums of what comes back for it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
-class Distinct:
-    """Rows to send, each once a chunk and peer, by chunk, by peer and then in the order they had.
+class DedupRows:
+    """Rows to send, each once a chunk and peer: by chunk, by peer and then in the order of the rows held.
 
-    pack: for each row sent, the row it is a copy of; index: for each choice, its row among those of the same chunk for
-    the same peer.
+    pack: for each row sent, the row it copies, int64 [rows sent]; index: for each choice, its row among those of the
+    same chunk for the same peer, int64 [choices].
     """
 
     pack: torch.Tensor
     index: torch.Tensor
 
 
-def distinct(
+def deduplicate(
     present: torch.Tensor, bounds: Sequence[int], sent: Sequence[Sequence[int]], row: torch.Tensor, peer: torch.Tensor
-) -> Distinct:
-    """Number the pairs of `present` [rows, peers], 1 where a row goes to a peer.
+) -> DedupRows:
+    """Number the pairs of `present`, int64 [rows, peers], 1 where a row goes to a peer.
 
-    bounds: of the rows of each chunk; sent: sums of `present` by chunk and peer; row, peer: of each choice.
+    bounds: where the rows of each chunk begin and end; sent: sums of `present` by chunk and peer, on the host; row,
+    peer: of each choice, int64 [choices].
     """
     (rows, peers), device = present.shape, present.device
     total = sum(map(sum, sent))
@@ -41,25 +42,27 @@ def distinct(
     target = torch.where(present > 0, within + starts.repeat_interleave(sizes, 0, output_size=rows), total).flatten()
     pack = present.new_empty(total + 1)
     pack[target] = torch.arange(rows, device=device).repeat_interleave(peers)
-    return Distinct(pack[:-1], within[row, peer])
+    return DedupRows(pack[:-1], within[row, peer])
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Sums of rows in a fixed order: sum r adds rows index[offsets[r]:offsets[r + 1]], one after the other."""
+class SegmentSum:
+    """Sums of rows in a fixed order: sum r adds rows index[offsets[r]:offsets[r + 1]], one after the other. index:
+    int64 [rows]; offsets: int64 [sums]."""
 
     index: torch.Tensor
     offsets: torch.Tensor
 
     @staticmethod
-    def by(target: torch.Tensor, sums: int) -> Fold:
-        """The sums by `target`, int64 [rows], of `sums` sums; rows of one sum are added in the order they stand."""
+    def by(target: torch.Tensor, sums: int) -> SegmentSum:
+        """Row i is added to sum target[i] of `sums`, rows of one sum in ascending order; target: int64 [rows]."""
         counts = target.new_zeros(sums).scatter_add_(0, target, torch.ones_like(target))
-        return Fold(torch.argsort(target, stable=True), counts.cumsum(0) - counts)
+        return SegmentSum(torch.argsort(target, stable=True), counts.cumsum(0) - counts)
 
-    def part(self, rows: tuple[int, int], sums: tuple[int, int]) -> Fold:
-        """The sums `sums` (from, to), which add the rows `rows` (from, to) alone, as sums of those rows."""
-        return Fold(self.index[slice(*rows)] - rows[0], self.offsets[slice(*sums)] - rows[0])
+    def part(self, rows: tuple[int, int], sums: tuple[int, int]) -> SegmentSum:
+        """Only the sums `sums` (from, to), which add the rows `rows` (from, to) and no others: indices count from
+        rows[0]."""
+        return SegmentSum(self.index[slice(*rows)] - rows[0], self.offsets[slice(*sums)] - rows[0])
 
     def __call__(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """[sums, hidden] of rows [rows, hidden], each times its weight [rows] if given, added in float32 or wider."""
@@ -69,5 +72,5 @@ class Fold:
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What sums of `dtype` are added in."""
+    """The dtype in which rows of `dtype` are added: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

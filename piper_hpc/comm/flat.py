@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
+from piper_hpc.comm.autograd import AllToAll, Permute, PermuteTokens
 from piper_hpc.comm.channel import Channel, GroupChannel
-from piper_hpc.comm.moves import Exchange, Permute, Spread
-from piper_hpc.comm.plan import Handle, plan_exchange
+from piper_hpc.comm.flat_plan import FlatHandle, FlatPlan, plan_flat
+from piper_hpc.comm.hierarchy import Hierarchy
+from piper_hpc.comm.volume import Sent
+from piper_hpc.spec.all_to_all import CHUNKS, OVERLAP, Overlap
 from piper_hpc.spec.placement import Placement
 
 
 class FlatDispatcher:
     """The model's `Dispatcher` by one uneven `all_to_all_single` each way; without a group, by permutation alone.
 
-    It makes two exchanges of rows in forward and two in backward, and one of counts in forward.
+    It makes two all-to-alls of rows in forward and two in backward, and one of counts in forward.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -29,26 +34,44 @@ class FlatDispatcher:
         made._channel, made._ranks = channel, ranks
         return made
 
+    @classmethod
+    def build(
+        cls,
+        hierarchy: Hierarchy,
+        rank: int,
+        channels: Sequence[Channel],
+        *,
+        dedup: bool = False,
+        chunks: int = CHUNKS,
+        overlap: Overlap = OVERLAP,
+    ) -> FlatDispatcher:
+        """See `piper_hpc.comm.factory.Build`; one level, of which chunks and overlap change nothing."""
+        return cls.over(channels[0], hierarchy.places.ranks)
+
     def dispatch(
         self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement
-    ) -> tuple[torch.Tensor, Handle]:
+    ) -> tuple[torch.Tensor, FlatHandle]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
-        plan = plan_exchange(expert_ids, self._position_of_expert(placement, tokens.device), self._ranks, self._channel)
-        rows: torch.Tensor = Spread.apply(tokens, plan.order, plan.place, plan.top_k)
+        plan = plan_flat(expert_ids, self._position_of_expert(placement, tokens.device), self._ranks, self._channel)
+        rows: torch.Tensor = PermuteTokens.apply(tokens, plan.order, plan.inverse_order, plan.top_k)
         if self._channel is not None:
-            rows = Exchange.apply(rows, plan.send_rows, plan.receive_rows, self._channel)
-            rows = Permute.apply(rows, plan.group_order, plan.arrival)
-        return rows, Handle(plan, weights)
+            rows = AllToAll.apply(rows, plan.send_rows, plan.recv_rows, self._channel)
+            rows = Permute.apply(rows, plan.expert_order, plan.arrival_order)
+        return rows, FlatHandle(plan, weights)
 
-    def combine(self, rows: torch.Tensor, handle: Handle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: FlatHandle) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         plan = handle.plan
         if self._channel is not None:
-            rows = Permute.apply(rows, plan.arrival, plan.group_order)
-            rows = Exchange.apply(rows, plan.receive_rows, plan.send_rows, self._channel)
-        copies = Permute.apply(rows, plan.place, plan.order).view(-1, plan.top_k, rows.shape[-1])
+            rows = Permute.apply(rows, plan.arrival_order, plan.expert_order)
+            rows = AllToAll.apply(rows, plan.recv_rows, plan.send_rows, self._channel)
+        copies = Permute.apply(rows, plan.inverse_order, plan.order).view(-1, plan.top_k, rows.shape[-1])
         # Not a batched product: of matrices this thin it takes about three times as long on a CPU.
         return (copies * handle.weights.unsqueeze(-1)).sum(1)
+
+    def sent(self, plan: FlatPlan) -> list[Sent]:
+        """See `piper_hpc.comm.factory.GroupDispatcher.sent`."""
+        return [Sent(peer, rows) for peer, rows in enumerate(plan.send_rows)]
 
     def _position_of_expert(self, placement: Placement, device: torch.device) -> torch.Tensor:
         """rank * experts_per_rank + slot of each logical expert, kept on the device."""

@@ -1,8 +1,8 @@
 """The hierarchical dispatcher: HALO (Algorithm 1 of arXiv 2605.05049) for uneven splits, on two or three levels.
 
-It exchanges first between racks or nodes, each rank with those of equal place (rails), then inside the node. With
-`dedup` a token enters each domain once and is fanned out there, and what comes back for it is weighted and added up
-before it leaves the domain. Without it, every number equals the flat dispatcher's bit for bit.
+It does an all-to-all between racks or nodes first, each rank with those on its rail, then one inside the node. With
+`dedup` a token enters each domain once and is copied there, and what comes back for it is weighted and added up before
+it leaves the domain. Without it, every number equals the flat dispatcher's bit for bit.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any
 import torch
 
 from piper_hpc.comm.channel import Channel
-from piper_hpc.comm.dedup import Fold, accumulator
-from piper_hpc.comm.levels import Chains
-from piper_hpc.comm.plan import inverse
-from piper_hpc.comm.routes import RoutePlan, plan_routes
+from piper_hpc.comm.dedup import SegmentSum, accumulator
+from piper_hpc.comm.flat_plan import inverse
+from piper_hpc.comm.hierarchical_plan import HierarchicalPlan, plan_hierarchical
+from piper_hpc.comm.hierarchy import Hierarchy
 from piper_hpc.comm.tables import Tables, make_tables
-from piper_hpc.comm.travel import Travel
-from piper_hpc.comm.volume import Traffic, rows_to, volume
-from piper_hpc.spec.exchange import CHUNKS, OVERLAP, Overlap
+from piper_hpc.comm.transport import Transport
+from piper_hpc.comm.volume import Sent
+from piper_hpc.spec.all_to_all import CHUNKS, OVERLAP, Overlap
 from piper_hpc.spec.placement import Placement
 
 
 @dataclass(frozen=True)
-class RouteHandle:
-    """What `combine` needs. weights: [tokens, top_k]; of a deduplicated plan those of the choices that this rank passes
-    on in the last leg of each route, [choices]. Both with their gradient."""
+class HierarchicalHandle:
+    """What `combine` needs of its `dispatch`. weights: [tokens, top_k]; of a deduplicated plan those of the choices
+    that this rank sends at the last level, [choices] part by part. Both with their gradient."""
 
-    plan: RoutePlan
+    plan: HierarchicalPlan
     weights: torch.Tensor
 
     @property
@@ -40,15 +40,11 @@ class RouteHandle:
 
 
 class HaloDispatcher:
-    """The model's `Dispatcher` over the levels of `chains`.
-
-    channels: of this rank (`rank` in the expert group), one a level; chunks, overlap: see `spec.CHUNKS` and `Overlap`.
-    Every rank of the group gives the same algorithm, places, chunks and overlap.
-    """
+    """The model's `Dispatcher` over the levels of `hierarchy`; its arguments: see `piper_hpc.comm.factory.Build`."""
 
     def __init__(
         self,
-        chains: Chains,
+        hierarchy: Hierarchy,
         rank: int,
         channels: Sequence[Channel],
         *,
@@ -56,38 +52,30 @@ class HaloDispatcher:
         chunks: int = CHUNKS,
         overlap: Overlap = OVERLAP,
     ) -> None:
-        self._chains, self._rank, self._chunks, self._dedup = chains, rank, chunks, dedup
-        self._chain = chains.chain(rank)
-        self._travel = Travel(channels, overlap)
+        self._hierarchy, self._rank, self._chunks, self._dedup = hierarchy, rank, chunks, dedup
+        self._chain = hierarchy.chain(rank)
+        self._transport = Transport(channels, overlap)
         self._tables: dict[tuple[int, torch.device], Tables] = {}
         self._positions: dict[tuple[Placement, torch.device], torch.Tensor] = {}
 
-    def plan(self, expert_ids: torch.Tensor, placement: Placement) -> RoutePlan:
-        """Who sends what to whom for expert_ids int64 [tokens, top_k]: the half with counts. Collective."""
+    def plan(self, expert_ids: torch.Tensor, placement: Placement) -> HierarchicalPlan:
+        """The plan for expert_ids int64 [tokens, top_k]: all that needs counts. Collective."""
         slots, device = placement.experts_per_rank, expert_ids.device
         if (slots, device) not in self._tables:
             self._tables[slots, device] = make_tables(
-                self._chains, self._rank, chunks=self._chunks, slots=slots, dedup=self._dedup, device=device
+                self._hierarchy, self._rank, chunks=self._chunks, slots=slots, dedup=self._dedup, device=device
             )
         if (placement, device) not in self._positions:
             pairs = zip(placement.rank_of_expert, placement.slot_of_expert, strict=True)
             self._positions[placement, device] = torch.tensor([r * slots + s for r, s in pairs], device=device)
-        return plan_routes(
+        return plan_hierarchical(
             expert_ids,
             self._positions[placement, device],
             self._tables[slots, device],
-            self._travel.channels,
+            self._transport.channels,
             dedup=self._dedup,
             placement_version=placement.version,
         )
-
-    def volume(self, plan: RoutePlan, *, row_bytes: int, weight_bytes: int) -> dict[str, Traffic]:
-        """What this rank sends in one dispatch of `plan`, by tier; see `piper_hpc.comm.volume`."""
-        return volume(plan, self._chain, self._chains.places, row_bytes=row_bytes, weight_bytes=weight_bytes)
-
-    def rows_to(self, plan: RoutePlan) -> list[int]:
-        """Rows that this rank sends to each rank of the group in one dispatch of `plan`."""
-        return rows_to(plan, self._chain, self._chains.places.ranks)
 
     def dispatch(
         self,
@@ -95,11 +83,11 @@ class HaloDispatcher:
         expert_ids: torch.Tensor,
         weights: torch.Tensor,
         placement: Placement,
-        plan: RoutePlan | None = None,
-    ) -> tuple[torch.Tensor, RouteHandle]:
+        plan: HierarchicalPlan | None = None,
+    ) -> tuple[torch.Tensor, HierarchicalHandle]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`.
 
-        plan: of the same expert_ids, to exchange no counts again; raises ValueError where it is of another placement.
+        plan: of the same expert_ids, to send no counts again; raises ValueError where it is of another placement.
         """
         plan = self.plan(expert_ids, placement) if plan is None else plan
         if plan.placement_version != placement.version:
@@ -107,114 +95,130 @@ class HaloDispatcher:
                 f"a plan for placement {plan.placement_version} was given with placement {placement.version}"
             )
         if self._dedup:
-            weights = Carry.apply(weights, plan, self._travel)
-        rows: torch.Tensor = Dispatch.apply(tokens, plan, self._travel)
-        return rows, RouteHandle(plan, weights)
+            weights = DispatchWeights.apply(weights, plan, self._transport)
+        rows: torch.Tensor = DispatchRows.apply(tokens, plan, self._transport)
+        return rows, HierarchicalHandle(plan, weights)
 
-    def combine(self, rows: torch.Tensor, handle: RouteHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: HierarchicalHandle) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         plan = handle.plan
         if self._dedup:
-            combined: torch.Tensor = Combine.apply(rows, handle.weights, plan, self._travel)
+            combined: torch.Tensor = CombineSums.apply(rows, handle.weights, plan, self._transport)
             return combined
-        copies = Return.apply(rows, plan, self._travel).view(plan.tokens, plan.top_k, rows.shape[-1])
+        copies = CombineCopies.apply(rows, plan, self._transport).view(plan.tokens, plan.top_k, rows.shape[-1])
         return (copies * handle.weights.unsqueeze(-1)).sum(1)
 
+    def sent(self, plan: HierarchicalPlan) -> list[Sent]:
+        """See `piper_hpc.comm.factory.GroupDispatcher.sent`."""
+        groups = [hop.group for hop in self._chain.hops]
+        rows = [
+            Sent(peer, rows=count)
+            for transfers in plan.parts
+            for transfer in transfers
+            for peer, count in zip(groups[transfer.level], transfer.send, strict=True)
+        ]
+        return rows + [
+            Sent(peer, choices=count)
+            for transfer in (plan.dedup.metadata if plan.dedup is not None else ())
+            for peer, count in zip(groups[transfer.level], transfer.send, strict=True)
+        ]
 
-class Dispatch(torch.autograd.Function):
-    """Tokens to the rows of their experts; the backward is the unweighted combine of the same plan."""
+
+class DispatchRows(torch.autograd.Function):
+    """Tokens [tokens, hidden] to the rows of their experts [rows, hidden]; the backward is the unweighted combine."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, plan: RoutePlan, travel: Travel) -> torch.Tensor:
-        ctx.plan, ctx.travel = plan, travel
-        return travel.outward(tokens, plan.first, plan, None)
+    def forward(ctx: Any, tokens: torch.Tensor, plan: HierarchicalPlan, transport: Transport) -> torch.Tensor:
+        ctx.plan, ctx.transport = plan, transport
+        return transport.dispatch(tokens, plan.send_tokens, plan, None)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        plan: RoutePlan = ctx.plan
-        back, _ = ctx.travel.homeward(gradient, plan)
-        if plan.sharing is None:
-            copies = back.index_select(0, plan.place).view(plan.tokens, plan.top_k, *back.shape[1:])
+        plan: HierarchicalPlan = ctx.plan
+        rows, _ = ctx.transport.combine(gradient, plan)
+        if plan.dedup is None:
+            copies = rows.index_select(0, plan.inverse_order).view(plan.tokens, plan.top_k, *rows.shape[1:])
             return copies.sum(1), None, None
-        own, far = plan.sharing.own, plan.sharing.far
-        added = own(back[: plan.own_rows]) + far(back[plan.own_rows :])
+        added = plan.dedup.local(rows[: plan.local_rows]) + plan.dedup.remote(rows[plan.local_rows :])
         return added.to(gradient.dtype), None, None
 
 
-class Return(torch.autograd.Function):
-    """Rows back as the copies [tokens * top_k, hidden] of their tokens; the backward dispatches copies."""
+class CombineCopies(torch.autograd.Function):
+    """Rows [rows, hidden] back as the copies [tokens * top_k, hidden] of their tokens; the backward dispatches them."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, plan: RoutePlan, travel: Travel) -> torch.Tensor:
-        ctx.plan, ctx.travel = plan, travel
-        return travel.homeward(rows, plan)[0].index_select(0, plan.place)
+    def forward(ctx: Any, rows: torch.Tensor, plan: HierarchicalPlan, transport: Transport) -> torch.Tensor:
+        ctx.plan, ctx.transport = plan, transport
+        return transport.combine(rows, plan)[0].index_select(0, plan.inverse_order)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return ctx.travel.outward(gradient, ctx.plan.order, ctx.plan, None), None, None
+        return ctx.transport.dispatch(gradient, ctx.plan.order, ctx.plan, None), None, None
 
 
-class Carry(torch.autograd.Function):
-    """Weights [tokens, top_k] to the ranks that pass their choices on in a last leg, [choices] by route; the backward
-    brings their gradients home, one number a choice."""
+class DispatchWeights(torch.autograd.Function):
+    """Weights [tokens, top_k] to the ranks that send their choices at the last level, [choices] part by part; the
+    backward sends their gradients back, one number a choice."""
 
     @staticmethod
-    def forward(ctx: Any, weights: torch.Tensor, plan: RoutePlan, travel: Travel) -> torch.Tensor:
-        assert plan.sharing is not None
-        ctx.plan, ctx.travel, ctx.shape = plan, travel, weights.shape
+    def forward(ctx: Any, weights: torch.Tensor, plan: HierarchicalPlan, transport: Transport) -> torch.Tensor:
+        assert plan.dedup is not None
+        ctx.plan, ctx.transport, ctx.shape = plan, transport, weights.shape
         ordered = weights.reshape(-1).index_select(0, plan.order)
-        far = ordered[plan.own_rows :]
-        for parcel in plan.sharing.parcels:
-            far = parcel.carry(far, travel.channels)
-        return torch.cat((ordered[: plan.own_rows], far.index_select(0, plan.sharing.last)))
+        remote = ordered[plan.local_rows :]
+        for transfer in plan.dedup.metadata:
+            remote = transfer.dispatch(remote, transport.channels)
+        return torch.cat((ordered[: plan.local_rows], remote.index_select(0, plan.dedup.last_order)))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        plan: RoutePlan = ctx.plan
-        assert plan.sharing is not None
-        far = gradient[plan.own_rows :].index_select(0, inverse(plan.sharing.last))
-        for parcel in reversed(plan.sharing.parcels):
-            far = parcel.bring(far, ctx.travel.channels)
-        home = torch.cat((gradient[: plan.own_rows], far))
-        return home.index_select(0, plan.place).view(ctx.shape), None, None
+        plan: HierarchicalPlan = ctx.plan
+        assert plan.dedup is not None
+        remote = gradient[plan.local_rows :].index_select(0, inverse(plan.dedup.last_order))
+        for transfer in reversed(plan.dedup.metadata):
+            remote = transfer.combine(remote, ctx.transport.channels)
+        ordered = torch.cat((gradient[: plan.local_rows], remote))
+        return ordered.index_select(0, plan.inverse_order).view(ctx.shape), None, None
 
 
-class Combine(torch.autograd.Function):
-    """Expert outputs and carried weights to the weighted sums [tokens, hidden] of a deduplicated plan.
+class CombineSums(torch.autograd.Function):
+    """Expert outputs [rows, hidden] and dispatched weights [choices] to weighted sums [tokens, hidden], deduplicated.
 
     Sums are taken in a fixed order: of a node by position of the expert, then of the other nodes' sums by node, racks
     likewise, to which at last the own node's is added. The backward dispatches the sums' gradient, weighted, and takes
-    the product with the outputs for each weight's.
+    its product with the outputs for each weight's.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, weights: torch.Tensor, plan: RoutePlan, travel: Travel) -> torch.Tensor:
-        assert plan.sharing is not None
-        by_route = weights.split(plan.passed_on)
+    def forward(
+        ctx: Any, rows: torch.Tensor, weights: torch.Tensor, plan: HierarchicalPlan, transport: Transport
+    ) -> torch.Tensor:
+        assert plan.dedup is not None
+        weights_of = weights.split(plan.last_sends)
 
-        def fold(route: int, given: torch.Tensor) -> torch.Tensor:
-            sums = plan.routes[route][-1].undo
-            assert isinstance(sums, Fold)
-            return sums(given, by_route[route]).to(rows.dtype)
+        def reduce(part: int, outputs: torch.Tensor) -> torch.Tensor:
+            sums = plan.parts[part][-1].unpack
+            assert isinstance(sums, SegmentSum)
+            return sums(outputs, weights_of[part]).to(rows.dtype)
 
-        back, outputs = travel.homeward(rows, plan, fold, keep=True)
-        combined = plan.sharing.own(outputs[0], by_route[0])
-        if len(plan.routes) > 1:
-            combined += plan.sharing.far(back[plan.own_rows :])
-        ctx.plan, ctx.travel = plan, travel
+        returned, outputs = transport.combine(rows, plan, reduce, keep=True)
+        combined = plan.dedup.local(outputs[0], weights_of[0])
+        if len(plan.parts) > 1:
+            combined += plan.dedup.remote(returned[plan.local_rows :])
+        ctx.plan, ctx.transport = plan, transport
         ctx.save_for_backward(weights, *outputs)
         return combined.to(torch.promote_types(rows.dtype, weights.dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         weights, *outputs = ctx.saved_tensors
-        plan: RoutePlan = ctx.plan
-        by_route, wide = weights.split(plan.passed_on), accumulator(weights.dtype)
+        plan: HierarchicalPlan = ctx.plan
+        weights_of, wide = weights.split(plan.last_sends), accumulator(weights.dtype)
         products: list[torch.Tensor] = [weights] * len(outputs)
 
-        def weigh(route: int, given: torch.Tensor) -> torch.Tensor:
-            products[route] = (given.to(wide) * outputs[route].to(wide)).sum(-1)
-            return given * by_route[route].unsqueeze(-1).to(given.dtype)
+        def weight(part: int, gradients: torch.Tensor) -> torch.Tensor:
+            products[part] = (gradients.to(wide) * outputs[part].to(wide)).sum(-1)
+            return gradients * weights_of[part].unsqueeze(-1).to(gradients.dtype)
 
-        rows = ctx.travel.outward(gradient.to(outputs[0].dtype), plan.first, plan, weigh)
+        rows = ctx.transport.dispatch(gradient.to(outputs[0].dtype), plan.send_tokens, plan, weight)
         return rows, torch.cat(products).to(weights.dtype), None, None

@@ -1,4 +1,4 @@
-"""Where counts stand: the fixed index tables with which one rank packs, reads and reorders the counts of its hops.
+"""Fixed index tables with which one rank packs, reads and reorders the counts of its hops.
 
 Counts are kept by block: all rows of one chunk from one source for one expert. Which blocks exist follows from the
 places of the ranks alone, so every reordering of rows is a fixed permutation of blocks and a cumulative sum of counts.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from piper_hpc.comm.levels import Chain, Chains
+from piper_hpc.comm.hierarchy import Hierarchy, HopChain
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class LevelTable:
     peers: ranks in its group; send_blocks: blocks in sending order (chunk, peer, source, target, slot), int64
     [chunks * blocks]; peer_of_block: of each block of a chunk, int64 [blocks]; peer_of_source: by source after the hop;
     by_peer: order that brings (chunk, peer) to (peer, chunk), by_chunk: back.
-    A message of counts: to each peer those of this node's own rows (last hop), of its blocks by chunk, and of its
-    distinct rows by chunk. message: index into (own, counts, rows) flattened; to_peer, from_peer: its length by peer;
-    arrived: index into what came that gives (own, counts after the hop, rows) flattened; shape: of those counts.
+    A message of counts: to each peer those of local rows (last hop), of its blocks by chunk, and of its deduplicated
+    rows by chunk. message: index into (local, counts, rows) flattened; to_peer, from_peer: its length by peer; arrived:
+    index into what was received that gives (local, counts after the hop, rows) flattened; shape: of those counts.
     """
 
     peers: int
@@ -41,42 +41,45 @@ class LevelTable:
 
 @dataclass(frozen=True)
 class Tables:
-    """All tables of one rank. chunks: parts of the tokens that travel one after the other, 0 where all rows are own.
+    """All tables of one rank. chunks: parts of the tokens that are sent one after the other; 0: all rows are local.
 
-    is_own, own_block, peer_of_position, first_block: by position (rank * slots + slot) of an expert: whether its rank
-    is on this rank's node; its block among own rows; the peer of the first hop; its place in sending order of a chunk.
-    final_blocks: blocks of all arrived rows (own, then chunks) by slot, then source, then chunk: the flat order.
+    By position (rank * slots + slot) of an expert, [ranks * slots]: is_local, whether its rank is on this rank's node;
+    local_block, its block among local rows; peer_of_position, the peer of the first hop; first_block, its place in
+    sending order of a chunk. local_positions: positions on this node. expert_blocks: blocks of all received rows
+    (local, then chunks) by slot, then source, then chunk: the order of flat.
     """
 
-    chain: Chain
+    chain: HopChain
     chunks: int
     slots: int
     levels: tuple[LevelTable, ...]
-    is_own: torch.Tensor
-    own_block: torch.Tensor
-    own_positions: torch.Tensor
+    is_local: torch.Tensor
+    local_block: torch.Tensor
+    local_positions: torch.Tensor
     peer_of_position: torch.Tensor
     first_block: torch.Tensor
-    final_blocks: torch.Tensor
+    expert_blocks: torch.Tensor
 
 
-def make_tables(chains: Chains, rank: int, *, chunks: int, slots: int, dedup: bool, device: torch.device) -> Tables:
+def make_tables(
+    hierarchy: Hierarchy, rank: int, *, chunks: int, slots: int, dedup: bool, device: torch.device
+) -> Tables:
     """The tables of `rank` for experts in `slots` slots a rank."""
-    chain = chains.chain(rank)
-    chunks = chunks if chains.depth > 1 else 0
-    last = chains.depth - 1
+    chain = hierarchy.chain(rank)
+    chunks = chunks if hierarchy.depth > 1 else 0
+    last = hierarchy.depth - 1
     levels = tuple(
-        _level(chain, level, chunks, slots, own=level == last, rows=dedup and level == 0, device=device)
-        for level in range(chains.depth)
+        _level(chain, level, chunks, slots, local=level == last, rows=dedup and level == 0, device=device)
+        for level in range(hierarchy.depth)
     )
-    own = [target * slots + slot for target in chain.own for slot in range(slots)]
-    own_block = torch.zeros(chains.places.ranks * slots, dtype=torch.int64)
-    own_block[own] = torch.arange(len(own))
-    is_own = torch.zeros_like(own_block, dtype=torch.bool)
-    is_own[own] = True
-    first_block = torch.empty_like(own_block)
+    local = [target * slots + slot for target in chain.local for slot in range(slots)]
+    local_block = torch.zeros(hierarchy.places.ranks * slots, dtype=torch.int64)
+    local_block[local] = torch.arange(len(local))
+    is_local = torch.zeros_like(local_block, dtype=torch.bool)
+    is_local[local] = True
+    first_block = torch.empty_like(local_block)
     first_block[_sending_order(chain, 0, slots)] = torch.arange(len(first_block))
-    arriving = [(slot, source, -1) for source in chain.own for slot in range(slots)] + [
+    arriving = [(slot, source, -1) for source in chain.local for slot in range(slots)] + [
         (slot, source, chunk) for chunk in range(chunks) for source in chain.sources[-1] for slot in range(slots)
     ]
     return Tables(
@@ -84,20 +87,20 @@ def make_tables(chains: Chains, rank: int, *, chunks: int, slots: int, dedup: bo
         chunks=chunks,
         slots=slots,
         levels=levels,
-        is_own=is_own.to(device),
-        own_block=own_block.to(device),
-        own_positions=_index(own, device),
+        is_local=is_local.to(device),
+        local_block=local_block.to(device),
+        local_positions=_index(local, device),
         peer_of_position=levels[0].peer_of_block,
         first_block=first_block.to(device),
-        final_blocks=_index(sorted(range(len(arriving)), key=arriving.__getitem__), device),
+        expert_blocks=_index(sorted(range(len(arriving)), key=arriving.__getitem__), device),
     )
 
 
 def _level(
-    chain: Chain, level: int, chunks: int, slots: int, *, own: bool, rows: bool, device: torch.device
+    chain: HopChain, level: int, chunks: int, slots: int, *, local: bool, rows: bool, device: torch.device
 ) -> LevelTable:
     peers, arriving = len(chain.hops[level].group), chain.arriving[level]
-    own_values = peers * slots if own else 0
+    local_values = peers * slots if local else 0
     blocks = len(chain.sources[level]) * len(chain.domains[level]) * slots
     block_peer = _block_peers(chain, level, slots)
     in_order = _sending_order(chain, level, slots)
@@ -108,20 +111,20 @@ def _level(
     to_peer: list[int] = []
     for peer in range(peers):
         before = len(message)
-        message += range(peer * slots, (peer + 1) * slots) if own else ()
-        message += (own_values + chunk * blocks + block for chunk in range(chunks) for block in of_peer[peer])
-        message += (own_values + chunks * blocks + chunk * peers + peer for chunk in range(chunks) if rows)
+        message += range(peer * slots, (peer + 1) * slots) if local else ()
+        message += (local_values + chunk * blocks + block for chunk in range(chunks) for block in of_peer[peer])
+        message += (local_values + chunks * blocks + chunk * peers + peer for chunk in range(chunks) if rows)
         to_peer.append(len(message) - before)
-    # What comes: from each peer its own rows' counts, its blocks by chunk, its rows by chunk.
+    # What is received: from each peer its local rows' counts, its blocks by chunk, its rows by chunk.
     inner = len(chain.domains[level + 1]) * slots
     starts, from_peer = [0], []
     for peer in range(peers):
-        from_peer.append(slots * own + chunks * arriving[peer] * inner + chunks * rows)
+        from_peer.append(slots * local + chunks * arriving[peer] * inner + chunks * rows)
         starts.append(starts[-1] + from_peer[peer])
-    arrived = [starts[peer] + slot for peer in range(peers) for slot in range(slots * own)]
+    arrived = [starts[peer] + slot for peer in range(peers) for slot in range(slots * local)]
     for chunk in range(chunks):
         for peer in range(peers):
-            start = starts[peer] + slots * own + chunk * arriving[peer] * inner
+            start = starts[peer] + slots * local + chunk * arriving[peer] * inner
             arrived += range(start, start + arriving[peer] * inner)
     arrived += [starts[peer + 1] - chunks + chunk for chunk in range(chunks) if rows for peer in range(peers)]
     return LevelTable(
@@ -139,13 +142,13 @@ def _level(
     )
 
 
-def _block_peers(chain: Chain, level: int, slots: int) -> list[int]:
+def _block_peers(chain: HopChain, level: int, slots: int) -> list[int]:
     """The peer of each block (source, target, slot) of a chunk before hop `level`."""
     of_target = [peer for peer in chain.hops[level].peer_of_target for _ in range(slots)]
     return of_target * len(chain.sources[level])
 
 
-def _sending_order(chain: Chain, level: int, slots: int) -> list[int]:
+def _sending_order(chain: HopChain, level: int, slots: int) -> list[int]:
     """Blocks of a chunk by peer, then as they are."""
     peers = _block_peers(chain, level, slots)
     return sorted(range(len(peers)), key=peers.__getitem__)
@@ -156,7 +159,10 @@ def _index(values: Sequence[int], device: torch.device) -> torch.Tensor:
 
 
 def regroup(counts: torch.Tensor, blocks: torch.Tensor, rows: int) -> torch.Tensor:
-    """Row indices of blocks of `counts` rows each, [blocks], taken in the order `blocks`: int64 [rows], no sort."""
+    """Index that takes rows, which stand block by block, in the order `blocks`: int64 [rows], without a sort.
+
+    counts: rows of each block, int64 [blocks]; blocks: a permutation or part of them; rows: of all blocks taken.
+    """
     sizes = counts.index_select(0, blocks)
     starts = (counts.cumsum(0) - counts).index_select(0, blocks)
     shift = starts - (sizes.cumsum(0) - sizes)

@@ -14,14 +14,14 @@ Shape = dict[str, int]
 class Grid:
     """Shapes of each compute operator and message sizes of each exchange, in ascending order of work.
 
-    compute: operator -> shapes, the keyword arguments of its builder in `operators.py`;
-    messages: exchange -> bytes, `p2p` of one message, `all_to_all` and `all_reduce` of one rank's whole buffer;
-    skew: seconds that ranks would compute before they meet, were there no meetings.
+        compute: operator -> shapes, the keyword arguments of its builder in `operators.py`;
+        messages: exchange -> bytes, `p2p` of one message, `all_to_all` and `all_reduce` of one rank's whole buffer;
+    arrival_skew: seconds that ranks would compute before they meet, were there no meetings.
     """
 
     compute: dict[str, tuple[Shape, ...]]
     messages: dict[str, tuple[int, ...]]
-    skew: tuple[float, ...]
+    arrival_skew: tuple[float, ...]
 
 
 _CPU_ATTENTION: tuple[Shape, ...] = (
@@ -92,7 +92,7 @@ CPU = Grid(
         "all_to_all": (KIB, 32 * KIB, 256 * KIB, 2 * MIB),
         "all_reduce": (KIB, 64 * KIB, 512 * KIB, 4 * MIB),
     },
-    skew=(4e-4, 1.5e-3, 5e-3, 1.5e-2),
+    arrival_skew=(4e-4, 1.5e-3, 5e-3, 1.5e-2),
 )
 
 GPU = Grid(
@@ -149,7 +149,7 @@ GPU = Grid(
         "all_to_all": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
         "all_reduce": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
     },
-    skew=(3e-4, 3e-3, 1e-2, 3e-2),
+    arrival_skew=(3e-4, 3e-3, 1e-2, 3e-2),
 )
 
 

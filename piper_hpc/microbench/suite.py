@@ -8,16 +8,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from piper_hpc.microbench.arrival_skew import time_arrival_skew
 from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, bystander, process_group, round_trip
 from piper_hpc.microbench.groups import GroupFamily, group_families, pairs
 from piper_hpc.microbench.operators import build
 from piper_hpc.microbench.rows import Book, OnRow
 from piper_hpc.microbench.shapes import Grid, grid_for
-from piper_hpc.microbench.skew import time_skew
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
 from piper_hpc.spec import RankMap
 
-SKEW_POINTS = 6
+ARRIVAL_SKEW_POINTS = 6
 """A point of skew is measured as long as so many others: it is the mean of times with a heavy tail."""
 
 UNIT_POINTS = 3
@@ -68,7 +68,7 @@ def run(
         len(sizes) * (len(pairs(ranks)) if name == "p2p" else len(families)) for name, sizes in grid.messages.items()
     )
     points += bool(families) * UNIT_POINTS
-    points += len(_nearest(families)) * SKEW_POINTS * len(grid.skew)
+    points += len(_nearest(families)) * ARRIVAL_SKEW_POINTS * len(grid.arrival_skew)
     book = Book(Team(device), ranks, dtype, on_row, node_names, rack_names)
     rounds = max(1, min(ROUNDS, int(budget_s / ROUND_S)))
     for _ in range(rounds):
@@ -94,7 +94,7 @@ class _Suite:
             with process_group(family) as group:
                 together_s = {name: self.measure_collective(name, family, group) for name in CALIBRATED}
                 if family in nearest:
-                    self.measure_skew(family, group, together_s["all_to_all"], work, work_s)
+                    self.measure_arrival_skew(family, group, together_s["all_to_all"], work, work_s)
 
     def measure_compute(self) -> None:
         # What is loaded and allocated once, at an operator's first use, belongs to no operator's share.
@@ -133,7 +133,7 @@ class _Suite:
         self.budget.spend(UNIT_POINTS)
         return call, float(timing.samples.mean())
 
-    def measure_skew(
+    def measure_arrival_skew(
         self, family: GroupFamily, group: dist.ProcessGroup | None, together_s: float, work: Call, work_s: float
     ) -> None:
         """Mean extra time of the smallest all-to-all over `together_s`, by the seconds that busy ranks need before it.
@@ -147,15 +147,15 @@ class _Suite:
         exchange, wrong = bystander()
         if members is not None:
             exchange, wrong = COLLECTIVES["all_to_all"](group, members, elements, self.device, self.dtype)
-        for seconds in self.grid.skew:
+        for seconds in self.grid.arrival_skew:
             calls = max(1, round(seconds / work_s))
 
             def compute(calls: int = calls) -> None:
                 for _ in range(calls):
                     work()
 
-            timing = time_skew(compute, exchange, together_s, self.team, self.budget.share(SKEW_POINTS))
-            self.budget.spend(SKEW_POINTS)
+            timing = time_arrival_skew(compute, exchange, together_s, self.team, self.budget.share(ARRIVAL_SKEW_POINTS))
+            self.budget.spend(ARRIVAL_SKEW_POINTS)
             self.book.write(
                 f"skew/{family.tier}/{family.size}",
                 calls * work_s,

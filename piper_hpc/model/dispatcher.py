@@ -1,4 +1,4 @@
-"""The seam between the model and the exchange of tokens: every all-to-all algorithm stands behind it."""
+"""The interface between the model and the all-to-all of tokens: every algorithm implements it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from piper_hpc.spec.layout import RankMap, RankPlace
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of this rank; None stands for a group of one, with which nothing needs to be exchanged.
+    """The groups of this rank; None stands for a group of one, in which nothing needs to be sent.
 
     expert: ranks that share one copy of a stage's experts; replica: ranks with the same experts; stage: all ranks of
     the stage; pipeline: the ranks that pass activations to one another; world: all.

@@ -1,7 +1,7 @@
 """The search under fused kernels: grids of layouts, every one evaluated in closed form, nothing skipped.
 
-The order of the loops follows what depends on what. Layers and ends depend on neither the schedule nor the exchange;
-memory on the schedule and not on the exchange; the exchange of expert rows on neither the schedule nor ZeRO.
+The order of the loops follows what depends on what. Layers and ends depend on neither the schedule nor the all-to-all;
+memory on the schedule and not on the all-to-all; dispatch and combine on neither the schedule nor ZeRO.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FEW = "schedule: needs more micro-batches a step, or a multiple of pp"
 
 @dataclass
 class Pipeline:
-    """A grid under one schedule: its memory, and the best exchange that any of its layouts has had so far.
+    """A grid under one schedule: its memory, and the best all-to-all that any of its layouts has had so far.
 
     runs: layouts that the schedule can run and ZeRO names once, [zero, 1, layouts]; fits: those that also fit.
     """
@@ -69,12 +69,12 @@ class Pipeline:
             self.of_placement[grid.placement] = Stepper(parts, grid).once(self.memory)
         return self.of_placement[grid.placement]
 
-    def note(self, seconds: Array, allowed: Mask, exchange: int) -> None:
-        """Remember where this exchange is the fastest yet."""
+    def note(self, seconds: Array, allowed: Mask, all_to_all: int) -> None:
+        """Remember where this all-to-all, by its number, is the fastest yet."""
         faster = seconds < self.best_s
         faster &= allowed
         np.copyto(self.best_s, seconds, where=faster)
-        np.copyto(self.best_of, np.int8(exchange), where=faster)
+        np.copyto(self.best_of, np.int8(all_to_all), where=faster)
 
 
 class Best:
@@ -117,7 +117,7 @@ class _Search:
         self.best, self.inside, self.roomier = Best(question.keep), Best(1), Best(1)
         self.front: list[Ranked] = []
         self.found = Found()
-        self.exchanges = [
+        self.all_to_alls = [
             (placement, algorithm) for placement in self.axes.placement for algorithm in self.axes.all_to_all
         ]
         self.allowed_tier = domain_tier(question.cluster, question.ep_domain)
@@ -152,10 +152,10 @@ class _Search:
         shared = stepper(question.model, question.cluster, grid, question.workload, self.execution)
         pipelines = list(self._pipelines(grid, shared))
         linear = shared.network.groups
-        for number, (placement, algorithm) in enumerate(self.exchanges):
+        for number, (placement, algorithm) in enumerate(self.all_to_alls):
             placed = grid.at(placement=placement, all_to_all=algorithm)
             network = shared.network if placement == "linear" else network_of(question.cluster, placed)
-            own = placed.own_exchange(axes, network.groups, linear)
+            own = placed.is_distinct_all_to_all(axes, network.groups, linear)
             near = _within(network.groups.experts, self.allowed_tier)
             inside = _within(network.groups.experts, self.eq10_tier)
             parts = Parts(shared.parts.blocks, network, algorithm)
@@ -168,12 +168,12 @@ class _Search:
     def _pipelines(self, grid: LayoutGrid, shared: Stepper) -> Iterator[Pipeline]:
         """The grid under every schedule that it can have, with its memory; the others are counted."""
         question, rejected, axes = self.question, self.found.rejected, self.axes
-        exchanges = len(self.exchanges)
+        all_to_alls = len(self.all_to_alls)
         sharded = grid.sharded()
         only = next((name for name in axes.schedule if schedule_problem(name, 1, 1, 1) is None), None)
         for vpp in axes.vpp:
             for schedule in axes.schedule:
-                layouts = int(np.prod(grid.shape)) * exchanges
+                layouts = int(np.prod(grid.shape)) * all_to_alls
                 rule = schedule_problem(schedule, grid.pp, vpp, 2 * grid.pp)
                 if grid.pp * vpp > question.model.layers:
                     rejected[LAYERS] += layouts
@@ -183,7 +183,7 @@ class _Search:
                     rejected[ANOTHER_NAME] += layouts
                 else:
                     scheduled = grid.at(vpp=vpp, schedule=schedule)
-                    each = len(grid.recompute) * exchanges
+                    each = len(grid.recompute) * all_to_alls
                     runs = scheduled.scheduled(question.workload.global_batch)
                     late = int(np.count_nonzero(~runs)) * len(grid.zero) * each
                     rejected[FEW] += late
@@ -204,7 +204,7 @@ class _Search:
         near: Mask,
         inside: Mask,
     ) -> None:
-        """One grid under one schedule and one exchange: every term, and what becomes of every layout."""
+        """One grid under one schedule and one all-to-all: every term, and what becomes of every layout."""
         found = self.found
         run, fit = pipeline.counts
         allowed = np.broadcast_to(own & near, run.shape)
@@ -242,7 +242,7 @@ class _Search:
         return pareto([*front, *(self._at(ranks, pipeline, int(index)) for index in new)])
 
     def _at(self, ranks: int, pipeline: Pipeline, index: int) -> Ranked:
-        placement, algorithm = self.exchanges[int(pipeline.best_of.ravel()[index])]
+        placement, algorithm = self.all_to_alls[int(pipeline.best_of.ravel()[index])]
         seconds, peak = float(pipeline.best_s.ravel()[index]), float(pipeline.peak.ravel()[index])
         layout = pipeline.grid.at(placement=placement, all_to_all=algorithm).layout(index)
         return Ranked(float(self.question.score(ranks, seconds, peak)), seconds, peak, layout)

@@ -16,7 +16,7 @@ import numpy as np
 
 from piper_hpc.planner.axes import Axes
 from piper_hpc.resource_model.topology import NODE, AxisGroups, Group
-from piper_hpc.spec import TIERS, Layout, ModelSpec, Recompute, Workload
+from piper_hpc.spec import ALGORITHMS, FLAT, TIERS, Algorithm, Layout, ModelSpec, Recompute, Workload
 from piper_hpc.spec.rules import DEGREES, RULES, Case, Ints, Mask
 from piper_hpc.spec.schedules import schedule_problem
 
@@ -104,17 +104,17 @@ class LayoutGrid:
         alone = (self.dense_dp * self.cp == 1) & (self.dp == 1)
         return np.asarray(~alone | (self.zero == self.zero.min()))
 
-    def own_exchange(self, axes: Axes, groups: AxisGroups, linear: AxisGroups) -> Mask:
-        """Where algorithm and placement are not another name for an earlier one of `axes`, [layouts].
+    def is_distinct_all_to_all(self, axes: Axes, groups: AxisGroups, linear: AxisGroups) -> Mask:
+        """Where algorithm and placement are not another name for an earlier one of `axes`, bool [layouts].
 
-        Inside one node every algorithm is the flat one, without a level between nodes and all three has two of them;
-        strided ranks stand as `linear` ones do where the group falls back to them.
+        Inside one node every algorithm is flat, and one of three levels is one of two where no level lies between nodes
+        and the whole group; strided ranks stand as `linear` ones do where the group falls back to them.
         """
-        levels = exchange_levels(groups.experts)
+        levels = all_to_all_levels(groups.experts)
         first = [
-            self.all_to_all == next(name for name in axes.all_to_all if _acts_as(name, level) == effect)
+            self.all_to_all == next(name for name in axes.all_to_all if _effect(name, level) == effect)
             for level in (1, 2, 3)
-            for effect in (_acts_as(self.all_to_all, level),)
+            for effect in (_effect(self.all_to_all, level),)
         ]
         own = np.array(first)[levels - 1]
         if self.placement == "linear" or "linear" not in axes.placement:
@@ -129,14 +129,16 @@ class LayoutGrid:
         return np.array(runs)[where]
 
 
-def _acts_as(algorithm: str, levels: int) -> str:
-    """The simplest algorithm that this one is in a group of so many levels."""
+def _effect(name: str, levels: int) -> Algorithm:
+    """What an algorithm is in a group of so many levels: algorithms of equal effect are one."""
     if levels == 1:
-        return "flat"
-    return algorithm if levels == 3 else algorithm.replace("halo3", "halo")
+        return FLAT
+    algorithm = ALGORITHMS[name]
+    domains = tuple(domain for domain in algorithm.domains if domain != "rack" or levels == 3)
+    return replace(algorithm, name="", domains=domains)
 
 
-def exchange_levels(group: Group) -> Ints:
+def all_to_all_levels(group: Group) -> Ints:
     """1 for a group inside a node, 2 across nodes, 3 where a switch or a rack holds several of its nodes, not all."""
     node, size = group.within(NODE), group.size
     switch, rack = (group.within(TIERS.index(name)) for name in ("switch", "rack"))

@@ -59,13 +59,13 @@ def _eq_10(engine: Engine, question: Question, simulated: Sequence[Ranked], best
     domain = domain_tier(question.cluster, "switch")
     inside = next((one for one in simulated if engine.expert_tier(question, one.layout) <= domain), None)
     crosses = inside is not simulated[0]
-    exchange_s = best.terms["dispatch_s"] + best.terms["combine_s"]
+    all_to_all_s = best.terms["dispatch_s"] + best.terms["combine_s"]
     stays = inside if crosses else None
     return {
         "domain": TIERS[domain],
         "crosses": crosses,
-        "all_to_all_s": exchange_s,
-        "all_to_all_share": exchange_s / best.step_time_s,
+        "all_to_all_s": all_to_all_s,
+        "all_to_all_share": all_to_all_s / best.step_time_s,
         "inside": asdict(stays.layout) if stays else None,
         "inside_costs_pct": 100 * (stays.step_time_s / simulated[0].step_time_s - 1) if stays else None,
     }
@@ -108,12 +108,12 @@ def _relaxed(question: Question) -> Iterator[tuple[str, str, Question]]:
         curves = {name: eased(name, curve) for name, curve in cluster.calibration.curves.items()}
         return replace(cluster.calibration, curves=curves)
 
-    exchanges = ("p2p", "all_to_all", "all_reduce")
+    collectives = ("p2p", "all_to_all", "all_reduce")
     far = tuple(tier for tier in TIERS if tier not in NEAR)
     device = cluster.accelerator
     eased = {
-        "links between nodes": replace(cluster, links=links(False), calibration=measured(*exchanges, tiers=far)),
-        "links inside nodes": replace(cluster, links=links(True), calibration=measured(*exchanges, tiers=NEAR)),
+        "links between nodes": replace(cluster, links=links(False), calibration=measured(*collectives, tiers=far)),
+        "links inside nodes": replace(cluster, links=links(True), calibration=measured(*collectives, tiers=NEAR)),
         "compute": replace(cluster, accelerator=device and _faster(device, compute=2), calibration=measured(*KERNELS)),
         "memory bandwidth": replace(
             cluster,

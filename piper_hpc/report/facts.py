@@ -47,7 +47,7 @@ def cards(rows: Sequence[MetricsRow], table: Sequence[Row]) -> list[tuple[str, s
     ]
 
 
-def chosen_exchanges(run: RunFolder) -> list[str]:
+def selected_algorithms(run: RunFolder) -> list[str]:
     """What all_to_all=auto took in a run and why: a line for all expert groups that took the same."""
     lines: dict[str, int] = {}
     for each in run.manifest().get("job", {}).get("all_to_all", ()):

@@ -82,12 +82,13 @@ def _rows(rows: Sequence[Metrics], settled: Sequence[Metrics], prediction: dict[
 class MeasuredRouting:
     """A run against what is predicted with its own routing: the model's error without that of the assumed routing.
 
-    skew: rows of the busiest rank of an expert group over the mean, over layers and steady steps; memory_skew: that of
-    the step whose memory was measured. rows: as of `predicted_against_measured`, without intervals.
+    imbalance: rows of the busiest rank of an expert group over the mean, over layers and steady steps;
+    memory_imbalance: that of the step whose memory was measured. rows: as of `predicted_against_measured`,
+    without intervals.
     """
 
-    skew: float
-    memory_skew: float
+    imbalance: float
+    memory_imbalance: float
     rows: list[Row]
 
     @property
@@ -96,8 +97,8 @@ class MeasuredRouting:
         by_key = {row.key: row for row in self.rows}
         step, memory = by_key["step_time_s"], by_key["peak_memory_bytes"]
         return (
-            f"with the routing that was measured (busiest rank {self.skew:.2f} of the mean, "
-            f"{self.memory_skew:.2f} where memory was): "
+            f"with the routing that was measured (busiest rank {self.imbalance:.2f} of the mean, "
+            f"{self.memory_imbalance:.2f} where memory was): "
             f"step time {quantity(step.predicted or 0.0, 's')} ({percent(step.error_pct or 0.0)}), "
             f"peak memory {quantity(memory.predicted or 0.0, 'bytes')} ({percent(memory.error_pct or 0.0)})"
         )
@@ -106,31 +107,31 @@ class MeasuredRouting:
 def with_measured_routing(run: RunFolder) -> MeasuredRouting | None:
     """The run against its prediction at the routing that it had; None where either is not recorded.
 
-    The prediction was made before the run at several skews; between them each quantity is a straight line.
+    The prediction was made before the run at several imbalances; between them each quantity is a straight line.
     """
     prediction, rows = run.prediction(), metrics(run)
     known = ((prediction or {}).get("routing") or {}).get("by_skew")
     if prediction is None or not known or "rank_load" not in rows[0]:
         return None
-    settled, skews = steady(rows), [one["skew"] for one in known]
-    skew = fmean(fmean(row["rank_load"]) for row in settled)
+    settled, imbalances = steady(rows), [one["skew"] for one in known]
+    imbalance = fmean(fmean(row["rank_load"]) for row in settled)
     peak = max(size for row in rows for size in row["peak_memory_bytes"])
-    memory_skew = next(fmean(row["rank_load"]) for row in rows if max(row["peak_memory_bytes"]) == peak)
+    memory_imbalance = next(fmean(row["rank_load"]) for row in rows if max(row["peak_memory_bytes"]) == peak)
     at = {
         **prediction,
-        "step_time_s": _between(skews, skew, [one["step_time_s"] for one in known]),
-        "terms": {term: _between(skews, skew, [one["terms"][term] for one in known]) for term in TERMS},
-        "peak_memory_bytes": [_between(skews, memory_skew, [max(one["peak_memory_bytes"]) for one in known])],
+        "step_time_s": _between(imbalances, imbalance, [one["step_time_s"] for one in known]),
+        "terms": {term: _between(imbalances, imbalance, [one["terms"][term] for one in known]) for term in TERMS},
+        "peak_memory_bytes": [_between(imbalances, memory_imbalance, [max(one["peak_memory_bytes"]) for one in known])],
         "intervals": {},
     }
-    return MeasuredRouting(skew, memory_skew, _rows(rows, settled, at))
+    return MeasuredRouting(imbalance, memory_imbalance, _rows(rows, settled, at))
 
 
-def _between(skews: Sequence[float], skew: float, values: Sequence[float]) -> float:
-    """A quantity at `skew`, from its values at ascending `skews`; beyond them that of the nearest."""
-    for (low, below), (high, above) in pairwise(zip(skews, values, strict=True)):
-        if skew <= high:
-            return below + max(0.0, (skew - low) / (high - low)) * (above - below)
+def _between(imbalances: Sequence[float], at: float, values: Sequence[float]) -> float:
+    """A quantity at imbalance `at`, from its values at ascending `imbalances`; beyond them that of the nearest."""
+    for (low, below), (high, above) in pairwise(zip(imbalances, values, strict=True)):
+        if at <= high:
+            return below + max(0.0, (at - low) / (high - low)) * (above - below)
     return values[-1]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from piper_hpc.report import exchange, facts
+from piper_hpc.report import all_to_all, facts
 from piper_hpc.report.load import metrics
 from piper_hpc.report.table import COLUMNS, Row, cells, predicted_against_measured, with_measured_routing
 from piper_hpc.runs import RunFolder
@@ -51,9 +51,9 @@ def markdown(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row
     routed = with_measured_routing(run)
     if routed is not None:
         lines += ["", f"{routed.line[0].upper()}{routed.line[1:]}."]
-    if levels := exchange.levels(rows, run.prediction()):
-        lines += ["", "## Exchange of experts", "", *facts.chosen_exchanges(run), exchange.line(rows), ""]
-        lines.append(_markdown_table(exchange.COLUMNS, [level.cells() for level in levels]))
+    if levels := all_to_all.levels(rows, run.prediction()):
+        lines += ["", "## Exchange of experts", "", *facts.selected_algorithms(run), all_to_all.line(rows), ""]
+        lines.append(_markdown_table(all_to_all.COLUMNS, [level.cells() for level in levels]))
     for title, known in facts.provenance(run, rows).items():
         lines += ["", f"## {title}", "", _markdown_table(("", ""), list(known.items()))]
     return "\n".join(lines) + "\n"
@@ -96,8 +96,8 @@ def html(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -
         colours=figures.COLOURS,
         notes=prediction["notes"] if prediction else [],
         figures=drawn,
-        exchange=[level.cells() for level in exchange.levels(rows, prediction)],
-        exchange_columns=exchange.COLUMNS,
-        exchange_lines=[*facts.chosen_exchanges(run), exchange.line(rows)],
+        exchange=[level.cells() for level in all_to_all.levels(rows, prediction)],
+        exchange_columns=all_to_all.COLUMNS,
+        exchange_lines=[*facts.selected_algorithms(run), all_to_all.line(rows)],
         provenance=facts.provenance(run, rows),
     )

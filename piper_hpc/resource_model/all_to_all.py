@@ -1,4 +1,4 @@
-"""Seconds, bytes, rows and messages of the all-to-all family: flat, two and three levels, deduplicated or not.
+"""Seconds, bytes, rows and messages of one all-to-all by any algorithm: one to three levels, deduplicated or not.
 
 One rank sends B bytes, B / W to each of the W ranks of its group. An algorithm of several levels sends the whole buffer
 once a level, farthest first: between the domains of a level (each rank to the rank of equal place), then inside them.
@@ -7,15 +7,15 @@ once a level, farthest first: between the domains of a level (each rank to the r
 
 n: domains that a level joins; a, b: latency and time per byte of the peer's tier (Link: all ranks of a node send);
 r: share of rows left by deduplication; s: load of the hottest domain over the mean; g: time per byte of a local copy.
-Flat is one level of n = W; `halo` has two, between nodes and inside them, and is Algorithm 1 of arXiv 2605.05049;
-`halo3` has a third between, of the switch or, where the group has no switch to itself, the rack. Deduplication is per
-level, as in arXiv 2508.09591, except inside a node, where every (token, expert) row is sent; `flat_dedup` sends a token
-once to each rank that has an expert of it.
+The levels follow from the algorithm's domains (spec.Algorithm). Flat is one level of n = W; `halo` has two, between
+nodes and inside them, and is Algorithm 1 of arXiv 2605.05049; a `rack` domain adds a third between, of the switch or,
+where the group has no switch to itself, the rack. Deduplication is per level, as in arXiv 2508.09591, except inside a
+node, where every (token, expert) row is sent; `flat_dedup` sends a token once to each rank that has an expert of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.topology import NODE, SYSTEM, Group, Links, Number
-from piper_hpc.spec import ALGORITHMS, METADATA_BYTES, TIERS, Tier
+from piper_hpc.spec import ALGORITHMS, METADATA_BYTES, TIERS, Algorithm, Tier, reach_probability
 
 SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
 NEAR, FAR = range(NODE + 1), range(NODE + 1, SYSTEM + 1)
@@ -32,28 +32,29 @@ Phases = Literal["overlapped", "sequential", "merged"]
 
 
 @dataclass(frozen=True)
-class Routing:
-    """How tokens choose experts, as far as exchanges depend on it.
+class AllToAllRouting:
+    """How tokens choose experts, as far as an all-to-all depends on it.
 
-    groups, groups_per_token: group-limited routing (0: a token may go anywhere); skew: load of the hottest rank over
-    the mean, at least 1; shares: measured popularity of each expert, [experts], in the order of their ranks (empty:
-    uniform).
+    groups, groups_per_token: group-limited routing (0: a token may go anywhere); imbalance: load of the hottest rank
+    over the mean, at least 1; shares: measured popularity of each expert, [experts], in the order of their ranks
+    (empty: uniform).
     """
 
     experts: int
     top_k: int
     groups: int = 0
     groups_per_token: int = 0
-    skew: Number = 1.0
+    imbalance: Number = 1.0
     shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
-class AllToAll:
-    """One exchange. Bytes, rows and messages are what the mean rank sends, by tier from near to far.
+class AllToAllCost:
+    """One all-to-all, of one layout or a grid of them. Bytes, rows and messages are what the mean rank sends, by tier
+    from near to far.
 
-    seconds: until the hottest rank has its rows; hidden_s: seconds that ran beside it (phase 1 of `halo`);
-    payload_bytes: rows alone; metadata_bytes: what deduplicated rows carry beside; choice: index into ALGORITHMS.
+    seconds: until the hottest rank has its rows; hidden_s: seconds that overlap with it (phase 1 of `halo`);
+    payload_bytes: rows alone; metadata_bytes: of deduplicated rows; algorithm: its place in ALGORITHMS.
     """
 
     seconds: Number
@@ -62,26 +63,24 @@ class AllToAll:
     payload_bytes: tuple[Number, ...]
     metadata_bytes: tuple[Number, ...]
     messages: tuple[Number, ...]
-    choice: Number
+    algorithm: Number
 
 
-def dedup_ratio(domains: Number, routing: Routing) -> Number:
+def dedup_ratio(domains: Number, routing: AllToAllRouting) -> Number:
     """Share r of rows left when a token enters each of `domains` equal domains at most once.
 
-    Uniform routing: r(N) = N (1 - C(E - E/N, k) / C(E, k)) / k, exact, the binomials as a product of k factors.
-    Group-limited routing reaches at most groups_per_token max(1, N / groups) domains, so r <= that / k. Measured
-    shares: draw i + 1 hits a domain of popularity p with p / (1 - i/E), as if the i experts drawn before were of mean
-    popularity; equal shares give the uniform formula, and where they differ it is an approximation.
+    domains: one number or a grid of them; the result has its shape. Uniform routing: r(N) = N P(E / N) / k with P of
+    `spec.reach_probability`: N (1 - C(E - E/N, k) / C(E, k)) / k, exact. Group-limited routing reaches at most
+    groups_per_token max(1, N / groups) domains, so r <= that / k. Measured shares: the sum over the domains of P(p E),
+    p the popularity of each, over k; equal shares give the uniform formula, else it is an approximation. Per level:
+    arXiv 2508.09591.
     """
     experts, top_k = routing.experts, routing.top_k
     domains = np.minimum(np.maximum(domains, 1), experts)
     if routing.shares:
         ratio = _measured_ratio(domains, routing)
     else:
-        missed: Number = 1.0
-        for drawn in range(top_k):
-            missed = missed * np.maximum(0.0, 1 - experts / domains / (experts - drawn))
-        ratio = domains * (1 - missed) / top_k
+        ratio = domains * reach_probability(experts / domains, experts, top_k) / top_k
     if routing.groups and routing.groups_per_token:
         reach = routing.groups_per_token * np.maximum(1.0, domains / routing.groups)
         ratio = np.minimum(ratio, reach / top_k)
@@ -94,25 +93,26 @@ def all_to_all(
     links: Links,
     rows: Number,
     row_bytes: Number,
-    routing: Routing,
+    routing: AllToAllRouting,
     *,
     copy_s_per_byte: float = 0.0,
     metadata_bytes: float = METADATA_BYTES,
     phases: Phases = "overlapped",
-    among: Sequence[str] = ALGORITHMS,
-) -> AllToAll:
+    among: Iterable[str] = ALGORITHMS,
+) -> AllToAllCost:
     """One dispatch, or one combine with pre-reduction where the algorithm deduplicates.
 
     rows: that one rank sends, tokens x top_k; row_bytes: of one, hidden x bytes per value; both may be arrays.
     metadata_bytes: beside a shared row for each of its choices, where it is and its weight; by default the executor's.
     copy_s_per_byte: reading and writing a byte once in the device's memory, for packing between levels.
-    phases, of halo and halo3: the own node's block goes `overlapped` with the exchange between nodes or `sequential`
-    before it, as a phase of its own (Algorithm 1), or `merged` with the exchange inside nodes that follows.
+    phases, where there are several levels: rows for the own node are sent `overlapped` with those between nodes or
+    `sequential` before them, as a phase of their own (Algorithm 1), or `merged` with the level inside nodes that
+    follows.
     among: what `auto` chooses from, the cheapest at each point. Raises ResourceModelError for another algorithm.
     """
 
-    def one(name: str) -> AllToAll:
-        return _exchange(name, group, links, rows, row_bytes, routing, copy_s_per_byte, metadata_bytes, phases)
+    def one(name: str) -> AllToAllCost:
+        return _cost(ALGORITHMS[name], group, links, rows, row_bytes, routing, copy_s_per_byte, metadata_bytes, phases)
 
     if algorithm == "auto":
         return _cheapest([one(name) for name in among])
@@ -123,7 +123,7 @@ def all_to_all(
 
 
 class _Sent:
-    """What an exchange sends by tier, added up phase by phase."""
+    """What an all-to-all sends by tier, added up phase by phase."""
 
     def __init__(self, group: Group, links: Links) -> None:
         self.group, self.links = group, links
@@ -152,39 +152,39 @@ class _Sent:
         return seconds
 
 
-def _exchange(
-    name: str,
+def _cost(
+    algorithm: Algorithm,
     group: Group,
     links: Links,
     rows: Number,
     row_bytes: Number,
-    routing: Routing,
+    routing: AllToAllRouting,
     copy_s_per_byte: float,
     metadata_bytes: float,
     phases: Phases,
-) -> AllToAll:
-    dedup = name.endswith("_dedup")
+) -> AllToAllCost:
+    dedup = algorithm.dedup
     size, node = group.size, group.within(NODE)
     nodes = size / node
     several = nodes > 1
     pair, beside = rows * row_bytes / size, rows * metadata_bytes / size * dedup  # bytes from a rank to another
-    skew = np.clip(routing.skew, 1.0, size)
+    imbalance = np.clip(routing.imbalance, 1.0, size)
     left = dedup_ratio(nodes, routing) if dedup else 1.0
     sent = _Sent(group, links)
 
     def hot(domain: Number) -> Number:
         """Load over the mean of the domain that holds the hottest rank, where the others share the rest equally."""
-        return (skew + (domain - 1) * (size - skew) / np.maximum(size - 1, 1)) / domain
+        return (imbalance + (domain - 1) * (size - imbalance) / np.maximum(size - 1, 1)) / domain
 
     hidden: Number = 0.0
-    if name.startswith("flat"):
+    if algorithm.levels == 1:
         left = dedup_ratio(size, routing) if dedup else 1.0
-        seconds = sent.phase((*NEAR, *FAR), left * pair, beside, hot=skew)
-        copies = np.where(size > 1, 1.0, 0.0) * dedup  # each row is fanned out to the experts of its rank
+        seconds = sent.phase((*NEAR, *FAR), left * pair, beside, hot=imbalance)
+        copies = np.where(size > 1, 1.0, 0.0) * dedup  # each row is copied to the experts of its rank
     else:
         switch, rack = group.within(SWITCH), group.within(RACK)
         middle: Number = node
-        if name.startswith("halo3"):
+        if "rack" in algorithm.domains:
             middle = np.where((switch > node) & (switch < size), switch, np.where(rack < size, rack, node))
         third = middle > node
         inside = [group.within(tier) <= middle for tier in range(len(TIERS))]
@@ -197,25 +197,25 @@ def _exchange(
             hot=hot(node),
         )  # fmt: skip
         if phases == "merged":
-            seconds = between + sent.phase(NEAR, nodes * pair, hot=skew)
+            seconds = between + sent.phase(NEAR, nodes * pair, hot=imbalance)
         else:
-            own = sent.phase(NEAR, pair, hot=skew)
+            own = sent.phase(NEAR, pair, hot=imbalance)
             hidden = np.minimum(own, between) * (phases == "overlapped")
-            onward = sent.phase(NEAR, (nodes - 1) * pair, when=several, hot=skew)
+            onward = sent.phase(NEAR, (nodes - 1) * pair, when=several, hot=imbalance)
             seconds = own + between - hidden + onward
         copies = 2.0 * (several & ((node > 1) | dedup)) + 2.0 * third
-    return AllToAll(
+    return AllToAllCost(
         seconds=seconds + copies * size * pair * copy_s_per_byte,
         hidden_s=hidden,
         rows=tuple(payload / row_bytes for payload in sent.payload),
         payload_bytes=tuple(sent.payload),
         metadata_bytes=tuple(sent.metadata),
         messages=tuple(sent.messages),
-        choice=ALGORITHMS.index(name),
+        algorithm=list(ALGORITHMS).index(algorithm.name),
     )
 
 
-def _cheapest(options: Sequence[AllToAll]) -> AllToAll:
+def _cheapest(options: Sequence[AllToAllCost]) -> AllToAllCost:
     """At every point of the grid the option of fewest seconds, the first of equals."""
     shape = np.broadcast_shapes(*(np.shape(option.seconds) for option in options))
     best = np.argmin([np.broadcast_to(option.seconds, shape) for option in options], axis=0)
@@ -226,18 +226,18 @@ def _cheapest(options: Sequence[AllToAll]) -> AllToAll:
     def by_tier(values: Sequence[Sequence[Number]]) -> tuple[Number, ...]:
         return tuple(pick(tier) for tier in zip(*values, strict=True))
 
-    return AllToAll(
+    return AllToAllCost(
         seconds=pick([option.seconds for option in options]),
         hidden_s=pick([option.hidden_s for option in options]),
         rows=by_tier([option.rows for option in options]),
         payload_bytes=by_tier([option.payload_bytes for option in options]),
         metadata_bytes=by_tier([option.metadata_bytes for option in options]),
         messages=by_tier([option.messages for option in options]),
-        choice=pick([option.choice for option in options]),
+        algorithm=pick([option.algorithm for option in options]),
     )
 
 
-def _measured_ratio(domains: Number, routing: Routing) -> Number:
+def _measured_ratio(domains: Number, routing: AllToAllRouting) -> Number:
     """dedup_ratio for measured shares: by domain, and by every number of domains that occurs."""
     shares = np.asarray(routing.shares, dtype=np.float64)
     if len(shares) != routing.experts or shares.min() < 0 or shares.sum() <= 0:
@@ -251,9 +251,7 @@ def _measured_ratio(domains: Number, routing: Routing) -> Number:
     for count in counts:
         # Experts stand in the order of their ranks; a fractional domain (of a group that does not nest) is rounded.
         domain = np.arange(routing.experts) * int(max(1, round(float(count)))) // routing.experts
-        popularity = np.bincount(domain, weights=shares)
-        missed = np.ones_like(popularity)
-        for drawn in range(routing.top_k):
-            missed = missed * np.maximum(0.0, 1 - popularity * routing.experts / (routing.experts - drawn))
-        ratios.append((1 - missed).sum() / routing.top_k)
+        popularity = np.bincount(domain, weights=shares).astype(np.float64)
+        reached = reach_probability(popularity * routing.experts, routing.experts, routing.top_k)
+        ratios.append(reached.sum() / routing.top_k)
     return np.array(ratios)[where].reshape(np.shape(domains))

@@ -8,7 +8,7 @@ from enum import Enum
 from itertools import pairwise
 
 from piper_hpc.spec.accelerator import Accelerator
-from piper_hpc.spec.exchange import MeasuredExchange
+from piper_hpc.spec.all_to_all import MeasuredAllToAll
 from piper_hpc.spec.fits import Fit
 
 DATA_SHEET = "data sheet"
@@ -114,7 +114,7 @@ class Calibration:
 
     `source` names the evidence: a path of measurements, or `data sheet` where nothing was measured.
     `peak_flops` is the best measured GEMM rate of one device (FLOP/s), the denominator of MFU on a CPU.
-    `exchanges`: the all-to-all family as measured, from which `all_to_all=auto` chooses; empty where it was not.
+    `exchanges`: all-to-all algorithms as measured, from which `all_to_all=auto` selects; empty where they were not.
     `fits`: latencies, rates and efficiencies with confidence intervals, where enough was measured to tell them.
     """
 
@@ -123,7 +123,7 @@ class Calibration:
     peak_flops: float
     curves: dict[str, Curve] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
-    exchanges: tuple[MeasuredExchange, ...] = ()
+    exchanges: tuple[MeasuredAllToAll, ...] = ()
     fits: tuple[Fit, ...] = ()
 
     @property

@@ -134,7 +134,7 @@ class RankMap:
 
     `node_of_rank` and `rack_of_node` are indices from 0; the order of expert shards first keeps an expert group
     inside the smallest domain that holds it, where the ranks of each domain are adjacent (placement `pack` sees to
-    that). ranks_per_nic: neighbours on a node that share a network card; the rails of a hierarchical exchange join
+    that). ranks_per_nic: neighbours on a node that share a network card; the rails of a hierarchical all-to-all join
     cards of equal number where they can.
     """
 

@@ -14,7 +14,7 @@ class Recompute:
 
     full: whole layers, of which only the inputs are kept; attention: scores, softmax and their product with values;
     norm: norms' outputs; activation: the product of gate and up projection; mla_up: up projections of latent
-    attention; moe: the whole MoE part of a layer, its exchanges included.
+    attention; moe: the whole MoE part of a layer, dispatch and combine included.
     """
 
     full: Any = 0

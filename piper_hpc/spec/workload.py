@@ -53,22 +53,22 @@ class Routing:
 
     mode: `dropless` (every copy is computed), `drop` (each expert takes at most capacity_factor times the mean and
     computes as many, filled up with padding) or `forced` (balanced by force, whatever the router says).
-    skew: load of the busiest rank of an expert group over the mean, where no histogram is given.
+    imbalance: load of the busiest rank of an expert group over the mean, where no histogram is given; config key skew.
     histogram: share of all copies that each expert draws, as a run measured it.
     """
 
     mode: str = "dropless"
     capacity_factor: float = 1.0
-    skew: float = 1.0
+    imbalance: float = 1.0
     histogram: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in ("dropless", "drop", "forced"):
             raise ValueError(f"routing.mode={self.mode!r}: must be dropless, drop or forced, for example dropless")
-        if self.skew < 1 or self.capacity_factor <= 0:
+        if self.imbalance < 1 or self.capacity_factor <= 0:
             raise ValueError(
-                f"routing: skew={self.skew} must be at least 1 and capacity_factor={self.capacity_factor} above 0, "
-                "for example skew=1.2 capacity_factor=1.25"
+                f"routing: skew={self.imbalance} must be at least 1 and capacity_factor={self.capacity_factor} above "
+                "0, for example skew=1.2 capacity_factor=1.25"
             )
 
     @property
@@ -82,7 +82,7 @@ class Routing:
         if self.mode != "dropless":
             return np.ones(degrees.shape)
         if not self.histogram:
-            return np.where(degrees > 1, self.skew, 1.0)
+            return np.where(degrees > 1, self.imbalance, 1.0)
         shares = np.asarray(self.histogram) / sum(self.histogram)
         loads = {degree: _busiest(shares, degree) for degree in np.unique(degrees).tolist()}
         return np.vectorize(loads.__getitem__, otypes=[np.float64])(degrees)

@@ -15,7 +15,7 @@ from piper_hpc.profiling.spans import Span
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
 from piper_hpc.runs import Status
 from piper_hpc.spec import Calibration, Layout
-from piper_hpc.tasks import exchange
+from piper_hpc.tasks.all_to_all import selected_configs
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
 from piper_hpc.tracking import make
@@ -147,7 +147,7 @@ def execute(
             rank_map=context.rank_map(layout),
             device=context.device,
             data=dataset(context),
-            ways=exchange.ways(context, calibration, layout),
+            configs=selected_configs(context, calibration, layout),
             checkpoint_dir=context.run.checkpoints if keep else None,
             resume_from=_resume_from(context),
             on_step=on_step,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from piper_hpc.spec import reach_probability
 from piper_hpc.testbed.options import MIB, Options
 
 LEAST_FFN = 512
@@ -242,9 +243,6 @@ def _left(named: Layer, layer: Layer, nodes: int) -> str:
 
 
 def rows_left(nodes: int, experts: int, top_k: int) -> float:
-    """Share of rows between `nodes` nodes that deduplication leaves, uniform routing: all_to_all.dedup_ratio."""
+    """Share r(N) of rows between `nodes` nodes that deduplication leaves, uniform routing; see reach_probability."""
     nodes = min(nodes, experts)
-    missed = 1.0
-    for drawn in range(top_k):
-        missed *= max(0.0, 1 - experts / nodes / (experts - drawn))
-    return nodes * (1 - missed) / top_k
+    return float(nodes * reach_probability(experts / nodes, experts, top_k) / top_k)

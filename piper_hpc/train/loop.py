@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from piper_hpc.model import Stage
 from piper_hpc.model.names import initialise
-from piper_hpc.parallel.exchange import Ways, make_dispatcher
+from piper_hpc.parallel.dispatcher import Configs, make_dispatcher
 from piper_hpc.parallel.gradients import Gradients
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.pipeline import Pipeline
@@ -46,7 +46,7 @@ class Trainer:
         *,
         rank_map: RankMap,
         device: torch.device,
-        ways: Ways | None = None,
+        configs: Configs | None = None,
     ) -> None:
         dtype = getattr(torch, settings.dtype)
         timeout = timedelta(seconds=settings.collective_timeout_s)
@@ -54,7 +54,7 @@ class Trainer:
         placement = Placement.linear(model.experts, layout.ep)
         self.experts = placement.experts_of(groups.place.shard)
         self.recorder = Recorder(clock_for(device))
-        self.dispatcher = make_dispatcher(rank_map, groups, timeout, ways)
+        self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
         self.stage = Stage(
             model,
             layout.stage_layers(model.layers)[groups.place.stages[0]],
@@ -168,7 +168,7 @@ def train(
     rank_map: RankMap,
     device: torch.device,
     data: Dataset,
-    ways: Ways | None = None,
+    configs: Configs | None = None,
     checkpoint_dir: Path | None = None,
     resume_from: Path | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
@@ -178,11 +178,11 @@ def train(
 
     on_step gets each step's row of metrics, on rank 0 alone. on_spans gets (step, spans) on every rank, with times on
     rank 0's clock. With a `checkpoint_dir`, checkpoints are written there. `resume_from` is a folder of checkpoints, of
-    any layout, whose newest is where to start; raises FileNotFoundError where it holds no whole one. ways: what was
+    any layout, whose newest is where to start; raises FileNotFoundError where it holds no whole one. configs: what was
     chosen where layout.all_to_all is auto.
     Rows of an attempt's first steps say `warmup`: their times are not representative.
     """
-    trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device, ways=ways)
+    trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device, configs=configs)
     progress = checkpoint.Progress(step=0, samples=0, seed=settings.seed)
     if resume_from is not None:
         newest = checkpoint.latest(resume_from)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from piper_hpc.parallel.meter import Sent
+from piper_hpc.parallel.meter import SentBytes
 from piper_hpc.profiling.spans import EVERYONE, FORWARD, WAIT, Message, Span, self_seconds, waited_s
-from piper_hpc.spec.exchange import LEVELS
+from piper_hpc.spec.all_to_all import LEVELS
 from piper_hpc.spec.layout import RankMap
 from piper_hpc.spec.prediction import TERMS
 
@@ -60,7 +60,7 @@ class RankRecord:
     peak_memory_bytes: float
     rss_bytes: float
     expert_tokens: list[list[int]]
-    sent: Sent = field(default_factory=Sent)
+    sent: SentBytes = field(default_factory=SentBytes)
 
 
 def rank_record(spans: Sequence[Span], posts: dict[Message, float], offset_s: float, **facts: Any) -> RankRecord:
@@ -112,7 +112,7 @@ def decode(numbers: Sequence[float], shape: Shape) -> RankRecord:
     start_s, end_s = take(2)
     seconds = dict(zip(MEASURED, take(len(MEASURED)), strict=True))
     loss, aux_loss, grad_norm, peak, rss = take(5)
-    sent = Sent(*(dict(zip(LEVELS, take(len(LEVELS)), strict=True)) for _ in range(2)))
+    sent = SentBytes(*(dict(zip(LEVELS, take(len(LEVELS)), strict=True)) for _ in range(2)))
     posts = {
         Message(*divmod(index, shape.micro_batches)): posted
         for index, posted in enumerate(take(shape.posts))

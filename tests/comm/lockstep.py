@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from piper_hpc.comm.channel import Channel, Pending
-from piper_hpc.comm.halo import HaloDispatcher
-from piper_hpc.comm.levels import Chains, Places
+from piper_hpc.comm.channel import Channel, Work
+from piper_hpc.comm.factory import builder
+from piper_hpc.comm.hierarchy import Hierarchy, Places
+from piper_hpc.spec import get_algorithm
 
 TIMEOUT_S = 60.0
 
@@ -77,13 +78,13 @@ class MemoryChannel:
         self.board, self.phase, self.group, self.rank = board, phase, tuple(group), rank
         self.number = 0
 
-    def exchange(
-        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
-    ) -> Pending:
+    def all_to_all(
+        self, output: torch.Tensor, source: torch.Tensor, recv_rows: Sequence[int], send_rows: Sequence[int]
+    ) -> Work:
         board, self.number = self.board, self.number + 1
         assert output.is_contiguous() and source.is_contiguous()
-        assert len(output) == sum(receive) and len(source) == sum(send)
-        parts_to = dict(zip(self.group, source.split(list(send)), strict=True))
+        assert len(output) == sum(recv_rows) and len(source) == sum(send_rows)
+        parts_to = dict(zip(self.group, source.split(list(send_rows)), strict=True))
         bytes_to = {peer: part.numel() * part.element_size() for peer, part in parts_to.items()}
         board.calls[self.rank].append((self.phase, Message(source.dtype, source.dim(), bytes_to)))
         for peer, part in parts_to.items():
@@ -93,7 +94,7 @@ class MemoryChannel:
                 parts[self.rank] = part.clone()
                 if len(parts) == len(self.group):
                     box.changed.notify_all()
-        return _Arrival(self, self.number, output, list(receive))
+        return _Arrival(self, self.number, output, list(recv_rows))
 
 
 class _Arrival:
@@ -115,11 +116,12 @@ class _Arrival:
 
 
 def dispatcher(
-    board: Switchboard, algorithm: str, places: Places, rank: int, chains: Chains | None = None, **options: Any
-) -> HaloDispatcher:
-    """The hierarchical dispatcher of one rank of `places`, on a switchboard; flat where `algorithm` says so."""
-    chains = chains or Chains(algorithm, places)
+    board: Switchboard, algorithm: str, places: Places, rank: int, hierarchy: Hierarchy | None = None, **options: Any
+) -> Any:
+    """The dispatcher of one rank of `places` that the registry names, on a switchboard."""
+    hierarchy = hierarchy or Hierarchy(algorithm, places)
     channels: list[Channel] = [
-        MemoryChannel(board, chains.phase(level), hop.group, rank) for level, hop in enumerate(chains.chain(rank).hops)
+        MemoryChannel(board, hierarchy.phase(level), hop.group, rank)
+        for level, hop in enumerate(hierarchy.chain(rank).hops)
     ]
-    return HaloDispatcher(chains, rank, channels, dedup=algorithm.endswith("_dedup"), **options)
+    return builder(algorithm)(hierarchy, rank, channels, dedup=get_algorithm(algorithm).dedup, **options)

@@ -15,20 +15,20 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.comm import FlatDispatcher, channel
-from piper_hpc.comm.channel import GroupChannel, MissingPeerError, is_rccl, with_own_row
-from piper_hpc.comm.family import Family
-from piper_hpc.comm.levels import Places
+from piper_hpc.comm.channel import GroupChannel, MissingPeerError, is_rccl, with_padding_row
+from piper_hpc.comm.factory import DispatcherFactory
+from piper_hpc.comm.hierarchy import Places
 from piper_hpc.spec import Placement
 from tests.processes import run_ranks
 
 
 def test_a_row_to_itself_leaves_the_others_messages_alone() -> None:
     source = torch.arange(10.0).view(5, 2)
-    output, padded, receive, send = with_own_row(source.new_empty(0, 2), source, [2, 0, 0, 3], 2)
+    output, padded, receive, send = with_padding_row(source.new_empty(0, 2), source, [2, 0, 0, 3], 2)
     assert output.shape == (1, 2) and receive == [0, 0, 1, 0] and send == [2, 0, 1, 3]
     parts = padded.split(send)
     assert torch.equal(parts[0], source[:2]) and torch.equal(parts[3], source[2:]) and not parts[2].any()
-    _, padded, _, send = with_own_row(torch.empty(0), torch.empty(0), [0, 0], 1)
+    _, padded, _, send = with_padding_row(torch.empty(0), torch.empty(0), [0, 0], 1)
     assert send == [0, 1] and len(padded) == 1
 
 
@@ -79,7 +79,7 @@ def test_gloo_needs_no_such_row() -> None:
 
 def shared_groups() -> tuple[int, bool]:
     """Groups that one family makes for all algorithms, and whether those with equal hops share channels."""
-    family = Family(Places((0, 0, 1, 1), (0, 0, 0, 0)), range(4), timedelta(seconds=20))
+    factory = DispatcherFactory(Places((0, 0, 1, 1), (0, 0, 0, 0)), range(4), timedelta(seconds=20))
     made, original = [], dist.new_group
 
     def counting(ranks: list[int], **more: object) -> object:
@@ -88,10 +88,10 @@ def shared_groups() -> tuple[int, bool]:
 
     dist.new_group = counting
     try:
-        by_name = {name: family.dispatcher(name) for name in ("flat", "halo", "halo_dedup", "halo3", "flat_dedup")}
+        by_name = {name: factory.dispatcher(name) for name in ("flat", "halo", "halo_dedup", "halo3", "flat_dedup")}
     finally:
         dist.new_group = original
-    same = by_name["halo"]._travel.channels == by_name["halo_dedup"]._travel.channels  # type: ignore[union-attr]
+    same = by_name["halo"]._transport.channels == by_name["halo_dedup"]._transport.channels  # type: ignore[union-attr]
     return len(made), same
 
 
@@ -132,8 +132,8 @@ def on_a_device(questions: float) -> tuple[list[DeviceWork], Any]:
 
 def asked_of_a_device(algorithm: str) -> list[int]:
     """By exchange of one dispatch and combine, how often the host asked for it."""
-    family = Family(Places((0, 0, 1, 1), (0, 0, 0, 0)), range(4), timedelta(seconds=20))
-    dispatcher = family.dispatcher(algorithm, chunks=1)
+    factory = DispatcherFactory(Places((0, 0, 1, 1), (0, 0, 0, 0)), range(4), timedelta(seconds=20))
+    dispatcher = factory.dispatcher(algorithm, chunks=1)
     made, device = on_a_device(3)
     with device:
         ids = torch.arange(4).view(2, 2)

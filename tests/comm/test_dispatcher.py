@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.comm import FlatDispatcher
-from piper_hpc.comm.plan import inverse, plan_exchange
+from piper_hpc.comm.flat_plan import inverse, plan_flat
 from piper_hpc.spec.placement import Placement
 from tests.processes import run_ranks
 
@@ -106,7 +106,7 @@ def test_two_exchanges_of_rows_each_way_and_one_of_counts() -> None:
 
 def test_plan_sorts_assignments_by_position_and_keeps_token_order() -> None:
     ids = torch.tensor([[2, 0], [1, 2], [0, 3]])
-    plan = plan_exchange(ids, torch.tensor([0, 1, 2, 3]), 1, None)
+    plan = plan_flat(ids, torch.tensor([0, 1, 2, 3]), 1, None)
     assert plan.order.tolist() == [1, 4, 2, 0, 3, 5]
     assert plan.order[plan.place].tolist() == list(range(6))
     assert plan.offsets.tolist() == [2, 3, 5, 6] and plan.offsets.dtype == torch.int32

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from piper_hpc.comm.levels import Chains, Places
-from piper_hpc.comm.volume import TIERS
-from piper_hpc.resource_model.all_to_all import Routing, all_to_all
+from piper_hpc.comm.hierarchy import Hierarchy, Places
+from piper_hpc.comm.volume import volume
+from piper_hpc.resource_model.all_to_all import AllToAllRouting, all_to_all
 from piper_hpc.resource_model.topology import Group, tier_links
-from piper_hpc.spec import ALGORITHMS, WEIGHT_BYTES, Link, Placement
-from piper_hpc.spec import TIERS as ALL_TIERS
+from piper_hpc.spec import ALGORITHMS, LEVELS, TIERS, WEIGHT_BYTES, Link, Placement
 from tests.comm.lockstep import Switchboard, dispatcher
-from tests.comm.test_levels import machine
+from tests.comm.test_hierarchy import machine
 
 ROW_BYTES, TOP_K = 12, 2
 
@@ -27,13 +26,14 @@ def every_choice(experts: int) -> torch.Tensor:
 
 def counted(algorithm: str, places: Places, experts: int) -> list[dict[str, tuple[int, int, int, int]]]:
     """By rank and tier: rows, payload bytes, metadata bytes and messages of a dispatch in one chunk."""
-    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
+    board, hierarchy = Switchboard(places.ranks), Hierarchy(algorithm, places)
     placement = Placement.linear(experts, places.ranks)
 
     def rank_plan(rank: int) -> dict[str, tuple[int, int, int, int]]:
-        mine = dispatcher(board, algorithm, places, rank, chains, chunks=1)
-        plan = mine.plan(every_choice(experts), placement)
-        sent = mine.volume(plan, row_bytes=ROW_BYTES, weight_bytes=WEIGHT_BYTES)
+        mine = dispatcher(board, algorithm, places, rank, hierarchy, chunks=1)
+        ids = every_choice(experts)
+        _, handle = mine.dispatch(torch.ones(len(ids), 3), ids, torch.ones(ids.shape), placement)
+        sent = volume(mine.sent(handle.plan), places, rank, row_bytes=ROW_BYTES, weight_bytes=WEIGHT_BYTES)
         return {
             tier: (each.rows, each.payload_bytes, each.metadata_bytes, each.messages) for tier, each in sent.items()
         }
@@ -50,11 +50,11 @@ def test_counted_bytes_equal_the_cost_model(algorithm: str, racks: list[list[int
     group = Group((0, node - 1, 0, rack - node, places.ranks - rack))
     predicted = all_to_all(
         algorithm, group, tier_links({"node": Link(0.0, 1.0)}, name="any"), TOP_K * len(every_choice(experts)),
-        ROW_BYTES, Routing(experts, TOP_K),
+        ROW_BYTES, AllToAllRouting(experts, TOP_K),
     )  # fmt: skip
     ranks = counted(algorithm, places, experts)
-    for tier in TIERS:
-        at = ALL_TIERS.index(tier)
+    for tier in LEVELS:
+        at = TIERS.index(tier)
         rows, payload, metadata, messages = np.mean([each[tier] for each in ranks], axis=0)
         assert rows == pytest.approx(predicted.rows[at], rel=1e-12)
         assert payload == pytest.approx(predicted.payload_bytes[at], rel=1e-12)

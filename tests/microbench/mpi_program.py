@@ -44,8 +44,8 @@ def channels_agree() -> bool:
     arrived = []
     for channel in (MpiChannel(rank, ranks), GroupChannel(dist.group.WORLD, "test")):
         output, told = torch.empty(sum(receive), 5, dtype=torch.float64), torch.empty(ranks, dtype=torch.int64)
-        channel.exchange(output, source, receive, send).wait()
-        channel.exchange(told, counts, [1] * ranks, [1] * ranks).wait()
+        channel.all_to_all(output, source, receive, send).wait()
+        channel.all_to_all(told, counts, [1] * ranks, [1] * ranks).wait()
         arrived.append((output, told))
     return all(torch.equal(one, other) for one, other in zip(*arrived, strict=True))
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from piper_hpc.comm.family import Family
-from piper_hpc.comm.levels import Places
+from piper_hpc.comm.factory import DispatcherFactory
+from piper_hpc.comm.hierarchy import Places
 from piper_hpc.microbench.dispatch import suite, timing
 from piper_hpc.microbench.dispatch.cells import Cell, Variant
-from piper_hpc.microbench.dispatch.contender import Contender
+from piper_hpc.microbench.dispatch.runner import VariantRunner
 from piper_hpc.microbench.dispatch.suite import TOKENS, DispatchSuite
 from piper_hpc.microbench.dispatch.timing import LEAST, Bench, time_cells
 from piper_hpc.microbench.dispatch.workloads import global_draw
@@ -30,21 +30,21 @@ VARIANTS = [Variant("flat"), Variant("flat_dedup", 1), Variant("halo", 2), Varia
 
 def timed_rows(spoiled: bool) -> list[dict[str, Any]]:
     """Rows as rank 0 has them; spoiled: halo_dedup combines to twice what it should on one rank."""
-    family = Family(Places((0, 0, 1, 1), (0, 0, 0, 0)), range(4), timedelta(seconds=20))
+    family = DispatcherFactory(Places((0, 0, 1, 1), (0, 0, 0, 0)), range(4), timedelta(seconds=20))
     rows: list[dict[str, Any]] = []
-    original = Contender.check
+    original = VariantRunner.check
 
-    def check(self: Contender, *given: Any) -> Any:
+    def check(self: VariantRunner, *given: Any) -> Any:
         result, counted = original(self, *given)
         wrong = spoiled and self.variant.algorithm == "halo_dedup" and dist.get_rank() == 3
         return result * (2 if wrong else 1), counted
 
-    Contender.check = check  # type: ignore[method-assign]
+    VariantRunner.check = check  # type: ignore[method-assign]
     try:
         bench = Bench(VARIANTS, [family], CPU, link_bytes=lambda: 0, extra={"machine": "2x2"})
         time_cells(bench, CELLS, iterations=4, budget_s=1.0, on_row=rows.append)
     finally:
-        Contender.check = original  # type: ignore[method-assign]
+        VariantRunner.check = original  # type: ignore[method-assign]
     return rows
 
 

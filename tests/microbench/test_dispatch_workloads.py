@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from piper_hpc.microbench.dispatch.cells import Cell
 from piper_hpc.microbench.dispatch.workloads import WORKLOADS, draw, entered, global_draw, heat, imbalance
-from piper_hpc.resource_model.all_to_all import Routing, dedup_ratio
+from piper_hpc.resource_model.all_to_all import AllToAllRouting, dedup_ratio
 
 SIZE = {"experts": 64, "top_k": 8}
 
@@ -100,7 +100,7 @@ def test_imbalance_of_a_hot_rank_and_of_a_burst() -> None:
 @pytest.mark.parametrize("top_k", [1, 2, 8])
 def test_balanced_share_of_rows_is_the_cost_models(domains: int, top_k: int) -> None:
     found = sum(entered("W0", experts=64, top_k=top_k, domains=domains)) / top_k
-    assert found == pytest.approx(float(dedup_ratio(domains, Routing(64, top_k))))
+    assert found == pytest.approx(float(dedup_ratio(domains, AllToAllRouting(64, top_k))))
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

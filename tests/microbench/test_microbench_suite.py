@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from piper_hpc.microbench.arrival_skew import time_arrival_skew
 from piper_hpc.microbench.shapes import CPU
-from piper_hpc.microbench.skew import time_skew
 from piper_hpc.microbench.suite import run
 from piper_hpc.microbench.timing import Team, time_exchange
 from piper_hpc.spec import Layout, RankMap
@@ -118,7 +118,7 @@ def test_more_work_takes_longer(rows: list[dict[str, Any]]) -> None:
 def test_skew_is_measured_over_what_busy_ranks_compute(rows: list[dict[str, Any]]) -> None:
     for operator in sorted(SKEWS):
         curve = _curve(rows, operator)
-        assert [row["unit"] for row in curve] == ["seconds"] * len(CPU.skew)
+        assert [row["unit"] for row in curve] == ["seconds"] * len(CPU.arrival_skew)
         assert [row["work"] for row in curve] == sorted(row["work"] for row in curve)
         per_gemm_s = [row["work"] / row["shape"]["gemms"] for row in curve]
         assert max(per_gemm_s) == pytest.approx(min(per_gemm_s))
@@ -130,7 +130,7 @@ def _skew(late_s: float) -> list[float]:
     team, values = Team(torch.device("cpu")), torch.zeros(8)
     exchange, wait_s = (lambda: dist.all_reduce(values)), 0.001 + late_s * dist.get_rank()
     together = np.median(time_exchange(exchange, team, 0.3).samples)
-    timing = time_skew(lambda: time.sleep(wait_s), exchange, float(together), team, 0.5)
+    timing = time_arrival_skew(lambda: time.sleep(wait_s), exchange, float(together), team, 0.5)
     return [float(seconds) for seconds in np.median(timing.samples, axis=1)]
 
 

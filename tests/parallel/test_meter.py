@@ -7,13 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
-from piper_hpc.comm import FlatDispatcher
-from piper_hpc.comm.levels import Chains
-from piper_hpc.parallel.meter import Meter, Sent
+from piper_hpc.comm.hierarchy import Hierarchy
+from piper_hpc.parallel.meter import Meter, SentBytes
 from piper_hpc.spec import ALGORITHMS, LEVELS
-from tests.comm.lockstep import MemoryChannel, Message, Switchboard, dispatcher
-from tests.comm.test_family import problem
-from tests.comm.test_levels import machine
+from tests.comm.lockstep import Message, Switchboard, dispatcher
+from tests.comm.test_algorithms import problem
+from tests.comm.test_hierarchy import machine
 
 
 def kind_of(message: Message) -> str:
@@ -29,15 +28,10 @@ def test_bytes_of_a_step_are_those_sent(algorithm: str, dtype: torch.dtype) -> N
     """By level, of dispatch and combine, forward and backward, with weights of the rows' type; nothing is left over."""
     places = machine([[2, 2], [2, 1]])
     given = problem(places, slots=2, top_k=3, load="even", dtype=dtype, seed=7)
-    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
-    everybody = tuple(range(places.ranks))
+    board, hierarchy = Switchboard(places.ranks), Hierarchy(algorithm, places)
 
-    def step(rank: int) -> tuple[Sent, Sent]:
-        if algorithm == "flat":
-            flat = FlatDispatcher.over(MemoryChannel(board, "flat", everybody, rank), places.ranks)
-            meter = Meter(flat, places, rank)
-        else:
-            meter = Meter(dispatcher(board, algorithm, places, rank, chains, chunks=2), places, rank)
+    def step(rank: int) -> tuple[SentBytes, SentBytes]:
+        meter = Meter(dispatcher(board, algorithm, places, rank, hierarchy, chunks=2), places, rank)
         tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
         rows, handle = meter.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
         meter.combine(rows, handle).sum().backward()
@@ -53,5 +47,5 @@ def test_bytes_of_a_step_are_those_sent(algorithm: str, dtype: torch.dtype) -> N
         assert sum(first.payload_bytes[level] for first, _ in taken) == sent["payload", level] > 0
         assert sum(first.metadata_bytes[level] for first, _ in taken) == sent["metadata", level]
     between = sum(sent["metadata", level] for level in LEVELS)
-    assert (between > 0) == algorithm.endswith("_dedup")
-    assert all(second == Sent() for _, second in taken), "asked again, nothing was sent since"
+    assert (between > 0) == ALGORITHMS[algorithm].dedup
+    assert all(second == SentBytes() for _, second in taken), "asked again, nothing was sent since"

@@ -28,7 +28,7 @@ MLA = replace(
     v_head_dim=32,
     mtp_layers=1,
 )
-ROUTINGS = [Routing(), Routing(skew=1.5), Routing("drop", capacity_factor=1.25)]
+ROUTINGS = [Routing(), Routing(imbalance=1.5), Routing("drop", capacity_factor=1.25)]
 EXACT = 1e-12
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.all_to_all import AllToAll, Routing, all_to_all, dedup_ratio
+from piper_hpc.resource_model.all_to_all import AllToAllCost, AllToAllRouting, all_to_all, dedup_ratio
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.topology import Group, Links, group, tier_links
 from piper_hpc.spec import ALGORITHMS, Link, Topology
@@ -20,10 +20,10 @@ MI250X = tier_links({"node": Link(3e-6, 50e9), "system": Link(10e-6, 12.5e9)})
 H100 = tier_links({"node": Link(3e-6, 450e9), "system": Link(10e-6, 50e9)})
 COPY_S_PER_BYTE = 1e-12
 TOKENS, TOP_K, HIDDEN = 4096, 8, 4096
-DEEPSEEK = Routing(experts=256, top_k=TOP_K)
+DEEPSEEK = AllToAllRouting(experts=256, top_k=TOP_K)
 
 
-def exchange(algorithm: str, links: Links, ranks: int, phases: str = "merged", **other: object) -> AllToAll:
+def exchange(algorithm: str, links: Links, ranks: int, phases: str = "merged", **other: object) -> AllToAllCost:
     return all_to_all(
         algorithm, group(NODES_OF_8, ranks), links, TOKENS * TOP_K, 2 * HIDDEN, DEEPSEEK,
         copy_s_per_byte=COPY_S_PER_BYTE, metadata_bytes=0, phases=phases, **other,  # type: ignore[arg-type]
@@ -44,13 +44,13 @@ def exchange(algorithm: str, links: Links, ranks: int, phases: str = "merged", *
 )
 def test_deduplicated_shares_are_those_of_the_table(experts: int, top_k: int, shares: tuple[float, ...]) -> None:
     nodes = 2 ** np.arange(1, len(shares) + 1)
-    assert dedup_ratio(nodes, Routing(experts, top_k)) == pytest.approx(shares, abs=6e-4)
+    assert dedup_ratio(nodes, AllToAllRouting(experts, top_k)) == pytest.approx(shares, abs=6e-4)
 
 
 def test_redundancy_that_x_moe_prints() -> None:
     assert 1 - dedup_ratio(4, DEEPSEEK) == pytest.approx(0.548, abs=5e-4)
     assert 1 - dedup_ratio(2, DEEPSEEK) == pytest.approx(0.751, abs=5e-4)
-    assert dedup_ratio(2, Routing(32, 8)) == pytest.approx(0.2497, abs=5e-5)
+    assert dedup_ratio(2, AllToAllRouting(32, 8)) == pytest.approx(0.2497, abs=5e-5)
 
 
 @given(st.sampled_from([8, 60, 64, 160, 256]), st.integers(1, 8), st.integers(0, 8))
@@ -59,13 +59,13 @@ def test_deduplicated_shares_are_the_binomials(experts: int, top_k: int, power: 
     if experts % nodes:
         return
     exact = nodes * (1 - comb(experts - experts // nodes, top_k) / comb(experts, top_k)) / top_k
-    assert dedup_ratio(nodes, Routing(experts, top_k)) == pytest.approx(exact, rel=1e-12)
-    equal = Routing(experts, top_k, shares=(1 / experts,) * experts)
+    assert dedup_ratio(nodes, AllToAllRouting(experts, top_k)) == pytest.approx(exact, rel=1e-12)
+    equal = AllToAllRouting(experts, top_k, shares=(1 / experts,) * experts)
     assert dedup_ratio(nodes, equal) == pytest.approx(exact, rel=1e-9)
 
 
 def test_group_limited_routing_bounds_the_share_by_the_groups_a_token_reaches() -> None:
-    limited = Routing(256, 8, groups=8, groups_per_token=4)
+    limited = AllToAllRouting(256, 8, groups=8, groups_per_token=4)
     assert dedup_ratio(8, limited) == 0.5
     assert dedup_ratio(4, limited) == pytest.approx(dedup_ratio(4, DEEPSEEK))  # four nodes a token reaches anyway
     assert dedup_ratio(16, limited) == pytest.approx(dedup_ratio(16, DEEPSEEK))  # four groups are eight nodes
@@ -77,9 +77,9 @@ def test_skewed_shares_are_near_what_drawing_without_replacement_gives() -> None
     draws = np.random.default_rng(0).gumbel(size=(20_000, 64)) + np.log(shares)
     chosen = np.argsort(-draws, axis=1)[:, :6] // 16  # the node of each expert, of four
     counted = np.mean([len(set(row)) for row in chosen.tolist()]) / 6
-    measured = dedup_ratio(4, Routing(64, 6, shares=tuple(shares)))
+    measured = dedup_ratio(4, AllToAllRouting(64, 6, shares=tuple(shares)))
     assert measured == pytest.approx(counted, rel=0.02)
-    assert measured < dedup_ratio(4, Routing(64, 6))
+    assert measured < dedup_ratio(4, AllToAllRouting(64, 6))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_dedup_wins_at_every_size_below_its_bound(links: Links, bound: float) ->
     assert share == pytest.approx(bound, abs=0.01)
     where, rows = group(NODES_OF_8, 128), 1e9  # so many bytes that latency does not count
     for experts_per_token, wins in ((8, dedup_ratio(16, DEEPSEEK) < share), (64, True)):
-        routing = Routing(256, experts_per_token)
+        routing = AllToAllRouting(256, experts_per_token)
         found = all_to_all("halo_dedup", where, links, rows, 8192, routing, copy_s_per_byte=COPY_S_PER_BYTE,
                            metadata_bytes=0, phases="merged").seconds  # fmt: skip
         assert (found < all_to_all("flat", where, links, rows, 8192, routing).seconds) == wins
@@ -166,13 +166,13 @@ def test_three_levels_are_the_sum_over_levels() -> None:
 
 
 group_sizes = st.integers(0, 9).map(lambda power: 2**power)
-skews = st.floats(1.0, 8.0)
+imbalances = st.floats(1.0, 8.0)
 
 
-@given(st.sampled_from(ALGORITHMS), group_sizes, group_sizes, st.floats(1.0, 1e6), skews)
-def test_what_no_algorithm_may_do(algorithm: str, size: int, stride: int, rows: float, skew: float) -> None:
+@given(st.sampled_from(list(ALGORITHMS)), group_sizes, group_sizes, st.floats(1.0, 1e6), imbalances)
+def test_what_no_algorithm_may_do(algorithm: str, size: int, stride: int, rows: float, imbalance: float) -> None:
     where = group(FRONTIER, size, stride)
-    routing = Routing(512, 8, skew=skew)
+    routing = AllToAllRouting(512, 8, imbalance=imbalance)
     found = all_to_all(algorithm, where, MI250X, rows, 8192, routing, copy_s_per_byte=1e-12)
     flat = all_to_all("flat", where, MI250X, rows, 8192, routing)
     # Beyond a node no algorithm sends more rows or messages than flat does, and those without dedup as many rows.
@@ -195,22 +195,24 @@ def test_what_no_algorithm_may_do(algorithm: str, size: int, stride: int, rows: 
     assert found.hidden_s >= 0 and min(found.rows) >= 0
 
 
-@given(st.sampled_from([*ALGORITHMS, "auto"]), group_sizes, st.floats(1.0, 1e6), st.floats(1.0, 10.0), skews)
-def test_more_bytes_and_more_skew_never_take_less_time(
-    algorithm: str, size: int, rows: float, factor: float, skew: float
+@given(st.sampled_from([*ALGORITHMS, "auto"]), group_sizes, st.floats(1.0, 1e6), st.floats(1.0, 10.0), imbalances)
+def test_more_bytes_and_more_imbalance_never_take_less_time(
+    algorithm: str, size: int, rows: float, factor: float, imbalance: float
 ) -> None:
-    def seconds(rows: float, skew: float) -> float:
+    def seconds(rows: float, imbalance: float) -> float:
         where = group(FRONTIER, size)
-        return float(all_to_all(algorithm, where, MI250X, rows, 8192, Routing(512, 8, skew=skew)).seconds)
+        return float(
+            all_to_all(algorithm, where, MI250X, rows, 8192, AllToAllRouting(512, 8, imbalance=imbalance)).seconds
+        )
 
-    assert seconds(rows * factor, skew) >= seconds(rows, skew) * (1 - 1e-12)
-    assert seconds(rows, skew) >= seconds(rows, 1.0) * (1 - 1e-12)
+    assert seconds(rows * factor, imbalance) >= seconds(rows, imbalance) * (1 - 1e-12)
+    assert seconds(rows, imbalance) >= seconds(rows, 1.0) * (1 - 1e-12)
 
 
 def test_the_hot_rank_sets_the_time_of_what_feeds_it() -> None:
-    def seconds(algorithm: str, skew: float) -> float:
+    def seconds(algorithm: str, imbalance: float) -> float:
         where = group(NODES_OF_8, 64)
-        routing = Routing(256, 8, skew=skew)
+        routing = AllToAllRouting(256, 8, imbalance=imbalance)
         free = tier_links({"node": Link(0, 1e30), "system": Link(0, 12.5e9)})
         return float(all_to_all(algorithm, where, free, 1e5, 8192, routing).seconds)
 
@@ -227,17 +229,17 @@ def test_auto_is_the_cheapest_at_every_point_of_a_grid() -> None:
     options = {n: all_to_all(n, where, MI250X, rows, 8192, DEEPSEEK, copy_s_per_byte=1e-12) for n in ALGORITHMS}
     auto = all_to_all("auto", where, MI250X, rows, 8192, DEEPSEEK, copy_s_per_byte=1e-12)
     assert auto.seconds == pytest.approx(np.min([o.seconds for o in options.values()], axis=0))
-    assert len(np.unique(auto.choice)) > 2
+    assert len(np.unique(auto.algorithm)) > 2
     for row in range(3):
         for column in range(9):
-            chosen = options[ALGORITHMS[auto.choice[row, column]]]
+            chosen = options[list(ALGORITHMS)[auto.algorithm[row, column]]]
             assert auto.seconds[row, column] == np.broadcast_to(chosen.seconds, (3, 9))[row, column]
             assert auto.rows[4][row, column] == np.broadcast_to(chosen.rows[4], (3, 9))[row, column]
             alone = all_to_all("auto", group(FRONTIER, int(ep[column])), MI250X, float(rows[row, 0]), 8192, DEEPSEEK,
                                copy_s_per_byte=1e-12)  # fmt: skip
             assert alone.seconds == pytest.approx(auto.seconds[row, column])
     plain = all_to_all("auto", where, MI250X, rows, 8192, DEEPSEEK, among=("flat", "halo"))
-    assert set(np.unique(plain.choice)) <= {0, 1}
+    assert set(np.unique(plain.algorithm)) <= {0, 1}
 
 
 def test_a_group_of_one_sends_nothing() -> None:
@@ -250,4 +252,4 @@ def test_unknown_algorithms_and_shares_are_refused() -> None:
     with pytest.raises(ResourceModelError, match="all_to_all=bruck: must be one of flat, halo"):
         all_to_all("bruck", Group(), MI250X, 1, 1, DEEPSEEK)
     with pytest.raises(ResourceModelError, match="must be 256 popularities"):
-        dedup_ratio(4, Routing(256, 8, shares=(1.0,)))
+        dedup_ratio(4, AllToAllRouting(256, 8, shares=(1.0,)))

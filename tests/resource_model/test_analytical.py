@@ -154,12 +154,12 @@ def test_a_hot_rank_computes_waits_and_keeps_more_unless_its_load_is_capped() ->
     def step(routing: Routing) -> analytical.Step:
         return evaluate(MOE, layout, replace(WORKLOAD, routing=routing))
 
-    even, hot = step(Routing()), step(Routing(skew=2.0))
+    even, hot = step(Routing()), step(Routing(imbalance=2.0))
     for term in ("expert_s", "dispatch_s", "combine_s"):
         assert hot.terms[term] > 1.2 * even.terms[term]
     assert hot.memory["activations"][0] > even.memory["activations"][0]
-    assert step(Routing("forced", skew=2.0)).step_time_s == even.step_time_s
-    assert step(Routing("drop", capacity_factor=1.0, skew=2.0)).step_time_s == even.step_time_s
+    assert step(Routing("forced", imbalance=2.0)).step_time_s == even.step_time_s
+    assert step(Routing("drop", capacity_factor=1.0, imbalance=2.0)).step_time_s == even.step_time_s
     assert step(Routing("drop", capacity_factor=1.25)).terms["expert_s"] > even.terms["expert_s"]
 
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.eager.communication import all_reduce, all_to_all, all_to_all_bytes, message, p2p, skew
+from piper_hpc.resource_model.eager.communication import (
+    all_reduce,
+    all_to_all,
+    all_to_all_bytes,
+    arrival_skew,
+    message,
+    p2p,
+)
 from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.curves import Curves, seconds_at
 from piper_hpc.resource_model.eager.groups import TIERS, Group, layout_groups
@@ -106,24 +113,24 @@ def test_a_group_of_one_exchanges_nothing() -> None:
 
 def test_skew_grows_with_the_compute_before_a_meeting_and_is_as_uncertain() -> None:
     sure, unsure = Cost(1e-3, {"gemm": 0.0}), Cost(1e-3, {"gemm": 1e-3})
-    waited = skew(read(), IN_NODE, sure)
+    waited = arrival_skew(read(), IN_NODE, sure)
     assert waited.seconds == pytest.approx(1e-5 + 1e-3 / 4)
-    assert skew(read(), IN_NODE, sure * 10).seconds > waited.seconds
+    assert arrival_skew(read(), IN_NODE, sure * 10).seconds > waited.seconds
     assert waited.half_widths["gemm"] == 0.0
-    assert skew(read(), IN_NODE, unsure).half_widths["gemm"] > 0.0
-    assert skew(read(), Group(), sure) == Cost()
+    assert arrival_skew(read(), IN_NODE, unsure).half_widths["gemm"] > 0.0
+    assert arrival_skew(read(), Group(), sure) == Cost()
 
 
 def test_skew_of_another_group_stands_in_and_is_said_to() -> None:
     curves, compute = read("skew/rack/4"), Cost(1e-3)
-    assert skew(curves, ACROSS_NODES, compute).curves == ["skew/node/2"]
+    assert arrival_skew(curves, ACROSS_NODES, compute).curves == ["skew/node/2"]
     assert "skew/rack/4: not measured; skew/node/2 stands in" in " ".join(curves.notes)
 
 
 def test_skew_of_the_same_size_on_another_tier_goes_before_another_size() -> None:
     curves = read()
-    assert skew(curves, Group((0, 0, 0, 3, 0)), Cost(1e-3)).curves == ["skew/rack/4"]
-    assert skew(curves, Group((0, 0, 0, 1, 0)), Cost(1e-3)).curves == ["skew/node/2"]
+    assert arrival_skew(curves, Group((0, 0, 0, 3, 0)), Cost(1e-3)).curves == ["skew/rack/4"]
+    assert arrival_skew(curves, Group((0, 0, 0, 1, 0)), Cost(1e-3)).curves == ["skew/node/2"]
     assert curves.notes == {}
 
 

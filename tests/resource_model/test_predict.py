@@ -131,7 +131,7 @@ def test_ranks_that_share_cores_are_charged_no_skew() -> None:
 
 def test_ranks_wait_for_the_busiest_of_their_expert_group() -> None:
     balanced = run()
-    routed = predict(TINY, cluster(), LAYOUT, replace(WORKLOAD, routing=Routing(skew=1.5)))
+    routed = predict(TINY, cluster(), LAYOUT, replace(WORKLOAD, routing=Routing(imbalance=1.5)))
     moved = {term for term in TERMS if routed.terms[term] > balanced.terms[term]}
     assert moved == {"dispatch_s", "combine_s", "bubble_s"}, "the mean rank computes as much, and waits"
     # The busiest rank's extra experts are waited for at the combine in forward, at the dispatch in backward.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from piper_hpc.config import experiment, register
 from piper_hpc.paths import data_folder
-from piper_hpc.resource_model.all_to_all import Routing, dedup_ratio
+from piper_hpc.resource_model.all_to_all import AllToAllRouting, dedup_ratio
 from piper_hpc.testbed import named, options, profile, scaling
 from piper_hpc.testbed.faults import Fault
 from piper_hpc.testbed.options import Options
@@ -63,7 +63,9 @@ def test_every_ratio_is_kept_or_said_not_to_be(
 @given(st.integers(1, 64), st.integers(1, 300), st.data())
 def test_what_deduplication_leaves_is_the_resource_models(nodes: int, experts: int, data: st.DataObject) -> None:
     top_k = data.draw(st.integers(1, min(experts, 16)))
-    assert scaling.rows_left(nodes, experts, top_k) == pytest.approx(float(dedup_ratio(nodes, Routing(experts, top_k))))
+    assert scaling.rows_left(nodes, experts, top_k) == pytest.approx(
+        float(dedup_ratio(nodes, AllToAllRouting(experts, top_k)))
+    )
 
 
 def test_the_scaled_model_is_accepted_by_the_trainer(tmp_path) -> None:

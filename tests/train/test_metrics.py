@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from piper_hpc.parallel.meter import Sent
+from piper_hpc.parallel.meter import SentBytes
 from piper_hpc.profiling.spans import BACKWARD, EVERYONE, FORWARD, WAIT, Message, Span
 from piper_hpc.spec import TERMS, Layout, RankMap
 from piper_hpc.train.metrics import MEASURED, RankRecord, Shape, decode, encode, rank_record, summarise, terms_of
@@ -14,7 +14,7 @@ CLIPPING = Message(EVERYONE, 0)
 TWO_STAGES = RankMap.block(Layout(pp=2), 2, (0,))
 
 
-SENT = Sent({"node": 1.0, "rack": 2.0, "system": 3.0}, {"node": 4.0, "rack": 5.0, "system": 6.0})
+SENT = SentBytes({"node": 1.0, "rack": 2.0, "system": 3.0}, {"node": 4.0, "rack": 5.0, "system": 6.0})
 
 
 def record(**changes: object) -> RankRecord:

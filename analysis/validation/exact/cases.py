@@ -15,7 +15,7 @@ from typing import Any
 from analysis.validation.published.facts import presets
 from piper_hpc.cluster import accelerator, preset
 from piper_hpc.resource_model import flops_per_token
-from piper_hpc.resource_model.all_to_all import Routing, dedup_ratio
+from piper_hpc.resource_model.all_to_all import AllToAllRouting, dedup_ratio
 from piper_hpc.resource_model.flops import CONVENTIONS, TRAINING_OVER_FORWARD, forward_flops
 from piper_hpc.resource_model.paper import (
     paper_1f1b_bytes,
@@ -242,7 +242,7 @@ def _flops_case(
 def deduplication() -> Iterator[Case]:
     """A11: rows left when a token enters a node once, uniform routing of 8 in 256."""
     for nodes, share in ((4, 0.4518), (2, 0.2491)):
-        left = float(dedup_ratio(nodes, Routing(experts=256, top_k=8)))
+        left = float(dedup_ratio(nodes, AllToAllRouting(experts=256, top_k=8)))
         yield Case("A11", XMOE, f"rows left by deduplication, {nodes} nodes", "of all rows", share, left, within=5e-5)
 
 

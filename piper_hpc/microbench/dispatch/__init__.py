@@ -1,1 +1,1 @@
-"""The whole way of tokens to their experts and back, timed for every algorithm of the family under eight loads."""
+"""Dispatch and combine, from tokens to combined tokens, timed for every all-to-all algorithm under eight loads."""

@@ -52,8 +52,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Variant:
-    """An algorithm of the family as it is measured. chunks: parts in which rows travel between nodes, 0 where the
-    algorithm has none (flat, mpi); overlap: order of its phases."""
+    """An algorithm as it is timed. algorithm: of spec.ALGORITHMS, or `mpi`; chunks: see AllToAllConfig; overlap: order
+    of its phases."""
 
     algorithm: str
     chunks: int = 0

@@ -1,4 +1,4 @@
-"""MPI_Alltoall and MPI_Alltoallv as a channel: the vendor's exchange under the same permutations and sums as flat's.
+"""MPI_Alltoall and MPI_Alltoallv as a channel: the vendor's all-to-all under the permutations and sums of flat.
 
 On the testbed MPICH takes all nodes for one host and goes through shared memory, past the shaped links: it needs
 UCX_TLS=tcp,self and UCX_NET_DEVICES=eth0, and its rows are held against the counters of the links.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from piper_hpc.comm.channel import Pending
+from piper_hpc.comm.channel import Work
 from piper_hpc.runtime import mpi
 
 
@@ -25,20 +25,20 @@ class MpiChannel:
     def __init__(self, rank: int, ranks: int) -> None:
         self._world, self._byte = mpi.world(ranks, rank), mpi.load().BYTE
 
-    def exchange(
-        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
-    ) -> Pending:
-        """See `piper_hpc.comm.channel.Channel.exchange`. Counts, int64 of equal splits, go by MPI_Alltoall."""
+    def all_to_all(
+        self, output: torch.Tensor, source: torch.Tensor, recv_rows: Sequence[int], send_rows: Sequence[int]
+    ) -> Work:
+        """See `piper_hpc.comm.channel.Channel.all_to_all`. Counts, int64 of equal splits, go by MPI_Alltoall."""
         row_bytes = source.element_size() * prod(source.shape[1:])
-        sent, came = self._bytes(source, send, row_bytes), self._bytes(output, receive, row_bytes)
-        if source.dtype == torch.int64 and set(send) | set(receive) == {1}:
-            self._world.Alltoall([sent[0], row_bytes, self._byte], [came[0], row_bytes, self._byte])
+        send, recv = self._bytes(source, send_rows, row_bytes), self._bytes(output, recv_rows, row_bytes)
+        if source.dtype == torch.int64 and set(send_rows) | set(recv_rows) == {1}:
+            self._world.Alltoall([send[0], row_bytes, self._byte], [recv[0], row_bytes, self._byte])
         else:
-            self._world.Alltoallv([*sent, self._byte], [*came, self._byte])
+            self._world.Alltoallv([*send, self._byte], [*recv, self._byte])
         return self
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Alltoall and Alltoallv return when they are done."""
 
     @staticmethod
     def _bytes(tensor: torch.Tensor, rows: Sequence[int], row_bytes: int) -> tuple[Any, list[int]]:

@@ -1,4 +1,4 @@
-"""The dispatch suite: the family under every load on every kind of group that training can form.
+"""The dispatch suite: every all-to-all algorithm under every load on every kind of group that training can form.
 
 What `parallelism.all_to_all=auto` chooses from: by group, size, top_k and imbalance.
 """
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from piper_hpc.comm.family import Family
-from piper_hpc.comm.levels import Places
+from piper_hpc.comm.factory import DispatcherFactory
+from piper_hpc.comm.hierarchy import Places
 from piper_hpc.microbench.box import Box
 from piper_hpc.microbench.dispatch.cells import Cell, Row, Variant, name_of
 from piper_hpc.microbench.dispatch.timing import Bench
 from piper_hpc.microbench.dispatch.workloads import WORKLOADS
 from piper_hpc.microbench.groups import GroupFamily, group_families
-from piper_hpc.spec import ModelSpec, RankMap
+from piper_hpc.spec import ALGORITHMS, CHUNKS, Algorithm, ModelSpec, RankMap
 
 TOKENS = (4, 64, 1024)
 """Of a rank: from latency to bandwidth."""
@@ -43,14 +43,25 @@ def series_of(model: ModelSpec, dtype: str) -> list[list[Cell]]:
 
 
 def variants_of(places: Places) -> list[Variant]:
-    """The members of the family that a group's places give a meaning to."""
-    nodes = set(zip(places.rack_of_rank, places.node_of_rank, strict=True))
-    found = [Variant("flat"), Variant("flat_dedup", 1)]
-    if len(nodes) > 1:
-        found += [Variant("halo", 4), *(Variant("halo_dedup", chunks) for chunks in (1, 4))]
-    if 1 < len(set(places.rack_of_rank)) < len(nodes):
-        found += [Variant("halo3", 4), Variant("halo3_dedup", 4)]
-    return found
+    """The algorithms whose levels all mean something on the places of a group, those of fewest levels first."""
+    nodes = len(set(zip(places.rack_of_rank, places.node_of_rank, strict=True)))
+    levels = 1 + (nodes > 1) + (1 < len(set(places.rack_of_rank)) < nodes)
+    return [
+        Variant(algorithm.name, chunks)
+        for algorithm in sorted(ALGORITHMS.values(), key=lambda algorithm: algorithm.levels)
+        if algorithm.levels <= levels
+        for chunks in chunks_of(algorithm)
+    ]
+
+
+def chunks_of(algorithm: Algorithm) -> tuple[int, ...]:
+    """Chunks that an algorithm is timed with: 0 where it has none, 1 where they could overlap nothing; deduplicated
+    HALO also with 1, to show what chunks bring."""
+    if not algorithm.domains:
+        return (0,)
+    if algorithm.levels == 1:
+        return (1,)
+    return (1, CHUNKS) if algorithm == ALGORITHMS["halo_dedup"] else (CHUNKS,)
 
 
 @dataclass
@@ -77,9 +88,9 @@ class DispatchSuite:
             self._of(family, series_of(model, dtype))
 
     def _of(self, kind: GroupFamily, all_series: Sequence[Sequence[Cell]]) -> None:
-        families = [Family(Places.of(self.ranks, group), group, self.timeout) for group in kind.groups]
+        factories = [DispatcherFactory(Places.of(self.ranks, group), group, self.timeout) for group in kind.groups]
         extra = {"tier": kind.tier, "ranks": list(kind.groups[0]), **self.extra}
-        bench = Bench(variants_of(families[0].places), families, self.device, extra=extra)
+        bench = Bench(variants_of(factories[0].places), factories, self.device, extra=extra)
         rate = 0.0
         for series in all_series:
             # What the first series shows of the machine tells whether a single cell of another fits.
@@ -88,8 +99,8 @@ class DispatchSuite:
                 self._cell(bench, cell, box)
             rate = rate or box.seen_rate
         dist.barrier()
-        for family in families:
-            family.close()
+        for factory in factories:
+            factory.close()
 
     def _cell(self, bench: Bench, cell: Cell, box: Box) -> None:
         names, work = [name_of(cell, variant, bench.group) for variant in bench.variants], float(cell.logical_bytes)

@@ -13,13 +13,14 @@ import numpy.typing as npt
 import torch
 
 from piper_hpc.comm.channel import Channel
-from piper_hpc.comm.family import Family
-from piper_hpc.comm.levels import Places
+from piper_hpc.comm.factory import DispatcherFactory
+from piper_hpc.comm.hierarchy import Places
+from piper_hpc.comm.volume import Sent, volume
 from piper_hpc.microbench.dispatch.cells import Cell, Checked, Row, Variant, row
-from piper_hpc.microbench.dispatch.contender import Contender, Counted
+from piper_hpc.microbench.dispatch.runner import VariantRunner
 from piper_hpc.microbench.dispatch.workloads import draw, entered, source_tokens
 from piper_hpc.microbench.timing import REST_S, Budget, Team
-from piper_hpc.spec import LEVELS, Placement
+from piper_hpc.spec import FLAT, LEVELS, Placement
 
 LEAST = 6
 """Iterations that a cell gets whatever its share of the time: three in each half."""
@@ -49,37 +50,37 @@ def time_cells(
 
 
 class Bench:
-    """Variants over groups of ranks that exchange at the same time, made ready once for many cells.
+    """Variants over expert groups that dispatch at the same time, made ready once for many cells.
 
-    families: of groups that have no rank in common; a rank of none looks on. others: algorithms that go flat over
-    another channel, where one group has all ranks; link_bytes: a counter of this node's link, likewise; extra: what
+    factories: of groups that have no rank in common; a rank of none only waits. others: channels over which flat is run
+    under another name, where one group has all ranks; link_bytes: a counter of this node's link, likewise; extra: what
     every row has beside. Collective over the default group, as are its methods.
     """
 
     def __init__(
         self,
         variants: Sequence[Variant],
-        families: Sequence[Family],
+        factories: Sequence[DispatcherFactory],
         device: torch.device,
         *,
         others: Mapping[str, Channel] | None = None,
         link_bytes: LinkBytes | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        self.team, self.variants, self.families = Team(device), variants, families
-        self._own = next((family for family in families if self.team.rank in family.ranks), None)
+        self.team, self.variants, self.factories = Team(device), variants, factories
+        self._own = next((factory for factory in factories if self.team.rank in factory.ranks), None)
         self._others, self._link_bytes, self._extra = others or {}, link_bytes, extra or {}
-        self._contenders = [self._contender(variant) for variant in variants]
+        self._runners = [self._runner(variant) for variant in variants]
         # Results are held against those of flat.
-        self._reference = self._contender(Variant("flat"))
+        self._reference = self._runner(Variant(FLAT.name))
 
-    def _contender(self, variant: Variant) -> Contender | None:
+    def _runner(self, variant: Variant) -> VariantRunner | None:
         made = None
-        for family in self.families:
-            if family is self._own:
-                made = Contender(variant, family, self._others)
+        for factory in self.factories:
+            if factory is self._own:
+                made = VariantRunner(variant, factory, self._others)
             elif variant.algorithm not in self._others:
-                family.join(variant.algorithm)
+                factory.join(variant.algorithm)
         return made
 
     @torch.no_grad()
@@ -103,31 +104,31 @@ class Bench:
             order = np.random.default_rng(iteration).permutation(len(self.variants))
             samples[iteration] = self._round(load, iteration, order)
         slowest = self.team.table(samples.reshape(-1).tolist()).max(axis=0).reshape(samples.shape)
-        more = {"concurrent_groups": len(self.families), **self._extra}
+        more = {"concurrent_groups": len(self.factories), **self._extra}
         return [
             row(cell, variant, self.group, slowest[:, index].tolist(), checked[index],
-                formula_bytes=_formula_bytes(cell, variant, self.families[0].places), **more)
+                formula_bytes=_formula_bytes(cell, variant, self.factories[0].places), **more)
             for index, variant in enumerate(self.variants)
         ]  # fmt: skip
 
     @cached_property
     def group(self) -> dict[str, int]:
         """Ranks, nodes and racks of the first group."""
-        places = self.families[0].places
+        places = self.factories[0].places
         return {"ranks": places.ranks, "nodes": len(set(_nodes(places))), "racks": len(set(places.rack_of_rank))}
 
     def _round(self, load: _Load | None, iteration: int, order: Iterable[int]) -> Array:
-        """Seconds of one call of each contender."""
+        """Seconds of one call of each variant, [variants]."""
         seconds = np.zeros(len(self.variants))
         routing = load.routing(iteration) if load else None
         for index in order:
             # A CPU rank's quota is whole again after a rest: no variant pays for the one before it.
             sleep(REST_S if self.team.device.type == "cpu" else 0.0)
             self.team.barrier()
-            contender = self._contenders[index]
-            if contender and load and routing:
+            runner = self._runners[index]
+            if runner and load and routing:
                 started = perf_counter()
-                contender.run(load.tokens, *routing, load.placement)
+                runner.run(load.tokens, *routing, load.placement)
                 self.team.wait_for_device()
                 seconds[index] = perf_counter() - started
         return seconds
@@ -136,24 +137,24 @@ class Bench:
         """By variant: what one dispatch of the first group sends, and whether the results of all groups are right."""
         found = []
         expected = load.result(self._reference)[0] if load else None
-        nodes = max(len(set(_nodes(family.places))) for family in self.families)
-        for contender in self._contenders:
+        nodes = max(len(set(_nodes(factory.places))) for factory in self.factories)
+        for runner in self._runners:
             to_node, by_level, metadata, wrong = np.zeros(nodes), np.zeros(len(LEVELS)), np.zeros(len(LEVELS)), False
             self.team.barrier()
             before = self._link_bytes() if self._link_bytes else 0
             if load and expected is not None:
-                result, counted = load.result(contender)
+                result, sent = load.result(runner)
             self.team.barrier()
             link = self._link_bytes() - before if self._link_bytes else 0
             if load and expected is not None:
                 wrong = load.differs(result, expected)
-                to_node, by_level, metadata = load.sent(counted, nodes)
+                to_node, by_level, metadata = load.sent_bytes(sent, nodes)
             found.append(self._checked(np.concatenate([to_node, by_level, metadata, [link, wrong]]), nodes))
         return found
 
     def _checked(self, mine: Array, nodes: int) -> Checked:
         """From every rank's own: bytes to each node, by level, metadata by level, on its link; wrong or not."""
-        table, first = self.team.table(mine.tolist()), self.families[0]
+        table, first = self.team.table(mine.tolist()), self.factories[0]
         of_group = table[list(first.ranks)]
         to_node, by_level, metadata, link = np.split(of_group, np.cumsum([nodes, len(LEVELS), len(LEVELS)]), axis=1)
         node_of_rank = _nodes(first.places)
@@ -170,9 +171,9 @@ class Bench:
 class _Load:
     """One cell as a rank of its group has it: tokens, their routing step by step, and where experts are."""
 
-    def __init__(self, cell: Cell, family: Family, team: Team) -> None:
-        self._cell, self._places, self._device = cell, family.places, team.device
-        self._rank, self._ranks = family.ranks.index(team.rank), family.places.ranks
+    def __init__(self, cell: Cell, factory: DispatcherFactory, team: Team) -> None:
+        self._cell, self._places, self._device = cell, factory.places, team.device
+        self._rank, self._ranks = factory.ranks.index(team.rank), factory.places.ranks
         self.placement = Placement.linear(cell.experts, self._ranks)
         held = source_tokens(cell.workload, ranks=self._ranks, tokens=cell.tokens)[self._rank]
         values = torch.randn(held, cell.hidden, generator=torch.Generator().manual_seed(self._rank))
@@ -193,10 +194,10 @@ class _Load:
         device = self._device
         return torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device=device, dtype=self.tokens.dtype)
 
-    def result(self, contender: Contender | None) -> tuple[torch.Tensor, Counted]:
-        """What a contender makes of the first iteration, and what it sent for that."""
-        assert contender is not None
-        return contender.check(self.tokens, *self.routing(0), self.placement, self._rank)
+    def result(self, runner: VariantRunner | None) -> tuple[torch.Tensor, Sequence[Sent]]:
+        """Combined tokens of the first iteration by a variant, and what this rank sent in its dispatch."""
+        assert runner is not None
+        return runner.check(self.tokens, *self.routing(0), self.placement, self._rank)
 
     def differs(self, result: torch.Tensor, expected: torch.Tensor) -> bool:
         """Whether a result is another than in another order of additions; also where it is not a number."""
@@ -204,19 +205,19 @@ class _Load:
         error = float((result.double() - wide).norm())
         return not error <= TOLERANCE[self._cell.dtype] * float(wide.norm())
 
-    def sent(self, counted: Counted, nodes: int) -> tuple[Array, Array, Array]:
+    def sent_bytes(self, sent: Sequence[Sent], nodes: int) -> tuple[Array, Array, Array]:
         """Payload to each node of the group, [nodes], payload by level and metadata by level, [levels]."""
-        node_of_rank = _nodes(self._places)
+        node_of_rank, row_bytes = _nodes(self._places), self._cell.row_bytes
         in_order = list(dict.fromkeys(node_of_rank))
-        to_node, by_level = np.zeros(nodes), dict.fromkeys(LEVELS, 0.0)
-        for peer, payload in enumerate(counted.payload_to):
-            to_node[in_order.index(node_of_rank[peer])] += payload
-            if peer != self._rank:
-                by_level[self._places.tier(self._rank, peer)] += payload
+        to_node = np.zeros(nodes)
+        for each in sent:
+            to_node[in_order.index(node_of_rank[each.peer])] += each.rows * row_bytes
+        weight_bytes = self.tokens.element_size()
+        traffic = volume(sent, self._places, self._rank, row_bytes=row_bytes, weight_bytes=weight_bytes)
         return (
             to_node,
-            np.array(list(by_level.values())),
-            np.array([counted.metadata[level] for level in LEVELS], float),
+            np.array([traffic[level].payload_bytes for level in LEVELS], float),
+            np.array([traffic[level].metadata_bytes for level in LEVELS], float),
         )
 
 

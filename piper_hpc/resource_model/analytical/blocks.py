@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
-from piper_hpc.resource_model.analytical import compute, exchange, memory
+from piper_hpc.resource_model.analytical import communication, compute, memory
 from piper_hpc.resource_model.analytical.device import Device, Times
 from piper_hpc.resource_model.analytical.host import launches
 from piper_hpc.resource_model.analytical.network import Network
@@ -28,7 +28,7 @@ Counts = Sequence[Number]
 
 @dataclass(frozen=True)
 class Blocks:
-    """Layers and ends without the exchange of expert rows, for one layout or a grid of them."""
+    """Layers and ends without dispatch and combine, for one layout or a grid of them."""
 
     shapes: Shapes
     device: Device
@@ -45,7 +45,7 @@ class Blocks:
         """Of a layer of each kind, of the first end (embedding) and of the last (head, loss, what joins MTP layers)."""
         shapes, device, execution = self.shapes, self.device, self.execution
         head = compute.head(device, shapes, execution)
-        head += exchange.tensor(shapes, self.network, execution, head)
+        head += communication.tensor(shapes, self.network, execution, head)
         mtp = shapes.model.mtp_layers
         last = {"head_s": head * (1 + mtp)}
         if mtp:
@@ -79,25 +79,25 @@ class Blocks:
         recompute = shapes.layout.recomputed
         core = compute.scores(device, shapes, execution, kind.window)
         attention = compute.attention(device, shapes, execution, kind.window)
-        attention += exchange.tensor(shapes, self.network, execution, attention)
-        attention += exchange.context(shapes, self.network, core)
+        attention += communication.tensor(shapes, self.network, execution, attention)
+        attention += communication.context(shapes, self.network, core)
         modules = {"attention_s": attention}
         if kind.moe:
             shared = compute.shared(device, shapes)
             if shapes.model.dense_width:
-                shared += exchange.tensor(shapes, self.network, execution, shared)
+                shared += communication.tensor(shapes, self.network, execution, shared)
             moe = {
                 "router_s": compute.router(device, shapes),
                 "dispatch_s": compute.dispatched(device, shapes),
                 "expert_s": compute.experts(device, shapes) + shared,
                 "combine_s": compute.combined(device, shapes)
-                + exchange.whole_tokens(shapes, self.network, execution)
+                + communication.whole_tokens(shapes, self.network, execution)
                 + compute.residual(device, shapes, execution),
             }
             modules |= {term: times.recomputed(recompute.moe * (1 - recompute.full)) for term, times in moe.items()}
         else:
             dense = compute.dense(device, shapes, execution)
-            modules["expert_s"] = dense + exchange.tensor(shapes, self.network, execution, dense)
+            modules["expert_s"] = dense + communication.tensor(shapes, self.network, execution, dense)
         modules["host_s"] = launches(shapes, execution, moe=kind.moe) * device.accelerator.efficiency.launch_s
         return {term: times.recomputed(recompute.full) for term, times in modules.items()}
 
@@ -147,7 +147,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Parts:
-    """Blocks with the exchange of expert rows, by one algorithm in one placement."""
+    """Blocks with dispatch and combine, by one algorithm in one placement."""
 
     blocks: Blocks
     network: Network
@@ -157,11 +157,11 @@ class Parts:
     def whole(self) -> Times:
         """Seconds of a dispatch, or of a combine, in a layer with experts; recomputed with it."""
         shapes, recompute = self.blocks.shapes, self.blocks.shapes.layout.recomputed
-        seconds = exchange.experts(self.blocks.device, shapes, self.network, self.algorithm)
+        seconds = communication.experts(self.blocks.device, shapes, self.network, self.algorithm)
         return Times(seconds, seconds).recomputed(recompute.moe * (1 - recompute.full)).recomputed(recompute.full)
 
     @cached_property
-    def exchanged(self) -> tuple[Times, ...]:
+    def exposed(self) -> tuple[Times, ...]:
         """What of it is exposed, in every part: with overlap both run beside the kernels of another micro-batch."""
         exposed = []
         for times, moe in zip(self.blocks.totals, self._with_experts, strict=True):
@@ -170,8 +170,8 @@ class Parts:
             elif not self.blocks.execution.overlap_experts:
                 exposed.append(self.whole)
             else:
-                forward = exchange.beside(2 * self.whole.forward, times.forward) / 2
-                exposed.append(Times(forward, exchange.beside(2 * self.whole.backward, times.backward) / 2))
+                forward = communication.beside(2 * self.whole.forward, times.forward) / 2
+                exposed.append(Times(forward, communication.beside(2 * self.whole.backward, times.backward) / 2))
         return tuple(exposed)
 
     @cached_property
@@ -180,7 +180,7 @@ class Parts:
         whole = self.whole.forward + self.whole.backward
         return tuple(
             whole - times.forward - times.backward if moe else 0.0
-            for times, moe in zip(self.exchanged, self._with_experts, strict=True)
+            for times, moe in zip(self.exposed, self._with_experts, strict=True)
         )
 
     @cached_property
@@ -188,7 +188,7 @@ class Parts:
         """Seconds of every part."""
         return tuple(
             times + exposed * 2.0 if moe else times
-            for times, exposed, moe in zip(self.blocks.totals, self.exchanged, self._with_experts, strict=True)
+            for times, exposed, moe in zip(self.blocks.totals, self.exposed, self._with_experts, strict=True)
         )
 
     @cached_property
@@ -198,7 +198,7 @@ class Parts:
             of_part | {term: of_part[term] + exposed.forward + exposed.backward for term in ("dispatch_s", "combine_s")}
             if moe
             else of_part
-            for of_part, exposed, moe in zip(self.blocks.seconds, self.exchanged, self._with_experts, strict=True)
+            for of_part, exposed, moe in zip(self.blocks.seconds, self.exposed, self._with_experts, strict=True)
         )
 
     @property

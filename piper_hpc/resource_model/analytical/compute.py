@@ -1,4 +1,4 @@
-"""Seconds that kernels take in every module, for one micro-batch on one rank; exchanges are in exchange.py.
+"""Seconds that kernels take in every module, for one micro-batch on one rank; exchanges are in communication.py.
 
 Counted for fused kernels: a norm, a rotation, an activation reads and writes its rows once. `Times` has forward and
 both halves of the backward; what a recompute choice adds is in the backward.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from piper_hpc.resource_model.all_to_all import Routing as ExchangeRouting
+from piper_hpc.resource_model.all_to_all import AllToAllRouting
 from piper_hpc.resource_model.numbers import Number
 from piper_hpc.spec import Degrees, ModelSpec, Workload
 
@@ -61,16 +61,16 @@ class Shapes:
         return self.rows * self.workload.routing.load(self.layout.ep)
 
     @property
-    def exchange_routing(self) -> ExchangeRouting:
+    def all_to_all_routing(self) -> AllToAllRouting:
         """What dispatch and combine depend on."""
         model, routing = self.model, self.workload.routing
         shares = routing.histogram if routing.mode == "dropless" else ()
-        return ExchangeRouting(
+        return AllToAllRouting(
             model.experts,
             model.top_k,
             model.expert_groups,
             model.groups_per_token,
-            skew=routing.load(self.layout.ep),
+            imbalance=routing.load(self.layout.ep),
             shares=shares,
         )
 

@@ -9,10 +9,10 @@ from functools import cached_property, reduce
 import numpy as np
 
 from piper_hpc.resource_model import collectives, schedule
-from piper_hpc.resource_model.analytical import exchange, memory
+from piper_hpc.resource_model.analytical import communication, memory
 from piper_hpc.resource_model.analytical.blocks import Blocks, Counts, Parts, weighted, weighted_times
+from piper_hpc.resource_model.analytical.communication import beside
 from piper_hpc.resource_model.analytical.device import Device, Times
-from piper_hpc.resource_model.analytical.exchange import beside
 from piper_hpc.resource_model.analytical.network import Network, network_of
 from piper_hpc.resource_model.analytical.shapes import Shapes
 from piper_hpc.resource_model.analytical.stages import Chunk, chunks
@@ -61,7 +61,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Once:
-    """What a step does and holds whatever the algorithm of the experts' exchange: grids of several share it.
+    """What a step does and holds whatever the all-to-all algorithm: grids of several share it.
 
     gathered_s, scattered_s: seconds of making weights and gradients equal, before what runs beside compute;
     gathers, scatters: how often in a step.
@@ -129,7 +129,7 @@ class Stepper:
 
     @property
     def network(self) -> Network:
-        """What prices exchanges."""
+        """What prices communication."""
         return self.parts.network
 
     @property
@@ -172,7 +172,7 @@ class Stepper:
         )
 
     def once(self, memory: Memory | None = None) -> Once:
-        """What no algorithm of the experts' exchange changes; `memory` where it is known: no placement changes that."""
+        """What no all-to-all algorithm changes; `memory` where it is known: no placement changes that."""
         layout = self.layout
         waits = schedule.exposed_messages(
             layout.schedule, layout.pp, layout.vpp, self.micro_batches, blocking=not self.execution.overlap_p2p
@@ -195,8 +195,8 @@ class Stepper:
         whole = once.gathered_s * once.gathers + once.scattered_s * once.scatters
         hidden: dict[str, Number] = {"grad_reduce_s": whole - terms["grad_reduce_s"]}
         if self.execution.overlap_experts:
-            exchanged = self.micro_batches * weighted(self._busiest, self.parts.hidden_s)
-            hidden |= {"dispatch_s": exchanged, "combine_s": exchanged}
+            hidden_s = self.micro_batches * weighted(self._busiest, self.parts.hidden_s)
+            hidden |= {"dispatch_s": hidden_s, "combine_s": hidden_s}
         return {name: _plain(seconds) for name, seconds in hidden.items()}
 
     @cached_property
@@ -251,7 +251,7 @@ class Stepper:
 
     @cached_property
     def _message_s(self) -> Number:
-        return exchange.message_s(self.shapes, self.network, self.execution) * (self.shapes.layout.pp > 1)
+        return communication.message_s(self.shapes, self.network, self.execution) * (self.shapes.layout.pp > 1)
 
     @cached_property
     def _critical(self) -> Times:
@@ -329,7 +329,7 @@ class Stepper:
     def memory_by_rank(self) -> Memory:
         """Bytes by kind and pipeline rank; they depend on neither the all-to-all nor the placement."""
         shapes, execution, layout, blocks = self.shapes, self.execution, self.layout, self.parts.blocks
-        messages = 2.0 * exchange.message_bytes(shapes) * (layout.pp > 1)
+        messages = 2.0 * communication.message_bytes(shapes) * (layout.pp > 1)
         with_loss = {moe: np.maximum(bytes_, blocks.loss) for moe, bytes_ in blocks.backward.items()}
         by_rank = []
         for rank, of_rank in enumerate(self.chunks):

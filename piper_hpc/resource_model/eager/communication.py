@@ -31,11 +31,11 @@ def p2p(curves: Curves, tier: str, message_bytes: float) -> Cost:
 def message(curves: Curves, tier: str, message_bytes: float, compute: Cost) -> Cost:
     """Seconds from when a stage has posted a message until its neighbour has it.
 
-    Two ranks meet here as in any exchange. `compute` is what the sender does before it waits too, and its threads that
-    send get their turn.
+    The two ranks wait for each other as in any collective. `compute` is what the sender does before it waits too, and
+    its threads that send get their turn.
     """
     pair = Group(tuple(int(each == tier) for each in TIERS))
-    return p2p(curves, tier, message_bytes) + skew(curves, pair, compute)
+    return p2p(curves, tier, message_bytes) + arrival_skew(curves, pair, compute)
 
 
 def all_to_all(curves: Curves, group: Group, send_bytes: float) -> Cost:
@@ -57,8 +57,10 @@ def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
     return p2p(curves, group.tier, buffer_bytes / group.size) * (2 * (group.size - 1))
 
 
-def skew(curves: Curves, group: Group, compute: Cost) -> Cost:
-    """Mean seconds that a rank waits for the others of `group` at a meeting, after compute of `compute` busy seconds.
+def arrival_skew(curves: Curves, group: Group, compute: Cost) -> Cost:
+    """Mean seconds that a rank waits for late ranks of `group` in a collective, after `compute` busy seconds.
+
+    From the calibration's curves `skew/tier/size`, measured by `piper_hpc.microbench.arrival_skew`.
 
     The time is as uncertain as the curve, and as the compute that it is read at. Groups of another size or tier stand
     in unscaled. Ranks that share cores are charged nothing: one that waits lends its core to those it waits for.

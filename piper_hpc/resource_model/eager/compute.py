@@ -24,13 +24,13 @@ HOST_OPERATIONS = {
     "attention": 26,
     "router": 26,
     "dispatch": 13,
-    "dispatch_exchange": 14,
+    "dispatch_all_to_all": 14,
     "experts": 1,
     "combine": 5,
     "embedding": 2,
     "head": 9,
 }
-"""Small operations and views of each module's forward; those of `dispatch_exchange` come with a group above one."""
+"""Small operations and views of each module's forward; those of `dispatch_all_to_all` come with a group above one."""
 
 GLUE_OPERATIONS = 65
 """Autograd between the modules of a layer, in eager operations: views, hooks and Python functions of a backward.
@@ -164,10 +164,10 @@ def router(batch: MicroBatch) -> ModuleCost:
     )
 
 
-def exchange(batch: MicroBatch, group: Group) -> Cost:
+def row_all_to_all(batch: MicroBatch, group: Group) -> Cost:
     """One all-to-all of every row, and its rows sorted between expert order and arrival; nothing for a group of one.
 
-    It lasts as long as the busiest rank's: one of balanced rows where every rank sent and received as many as that.
+    It lasts as long as a balanced one in which every rank sends and receives as many rows as the busiest.
     """
     if group.size == 1:
         return Cost()
@@ -176,13 +176,13 @@ def exchange(batch: MicroBatch, group: Group) -> Cost:
 
 
 def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
-    """Rows gathered in expert order, their counts and then the rows themselves exchanged; on arrival sorted again."""
+    """Rows gathered in expert order, an all-to-all of their counts, then one of the rows; on arrival sorted again."""
     counts = communication.all_to_all(batch.curves, group, batch.model.experts * INDEX_BYTES)
-    moved = exchange(batch, group)
-    exchanged = group.size > 1
-    operations = HOST_OPERATIONS["dispatch"] + (HOST_OPERATIONS["dispatch_exchange"] if exchanged else 0)
+    rows = row_all_to_all(batch, group)
+    several = group.size > 1
+    operations = HOST_OPERATIONS["dispatch"] + (HOST_OPERATIONS["dispatch_all_to_all"] if several else 0)
     return batch.host(operations) + ModuleCost(
-        batch.sort() * (1 + exchanged) + batch.gather() + counts + moved, batch.gather() + batch.fold() + moved
+        batch.sort() * (1 + several) + batch.gather() + counts + rows, batch.gather() + batch.fold() + rows
     )
 
 
@@ -205,11 +205,11 @@ def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
 
 def combine(batch: MicroBatch, group: Group) -> ModuleCost:
     """Rows returned, put in token order, weighted, summed by token and added to the residual."""
-    copies, moved = batch.rows * batch.model.hidden, exchange(batch, group)
+    copies, rows = batch.rows * batch.model.hidden, row_all_to_all(batch, group)
     weighted = copies + batch.hidden
     return batch.host(HOST_OPERATIONS["combine"]) + ModuleCost(
-        moved + batch.gather() + batch.stream((2 * copies, 1), (3 * batch.hidden, 1)) + batch.fold(),
-        moved + batch.gather() + batch.stream((weighted, 1), (weighted + copies, 1), (copies, 1)),
+        rows + batch.gather() + batch.stream((2 * copies, 1), (3 * batch.hidden, 1)) + batch.fold(),
+        rows + batch.gather() + batch.stream((weighted, 1), (weighted + copies, 1), (copies, 1)),
     )
 
 

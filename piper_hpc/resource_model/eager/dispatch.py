@@ -1,37 +1,38 @@
-"""Dispatch and combine of a layer by any algorithm of the family: those of flat, times what the exchange model says."""
+"""Dispatch and combine of a layer by any all-to-all algorithm: flat's own curves, scaled by the all-to-all model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
-from piper_hpc.resource_model.all_to_all import Routing, all_to_all
+from piper_hpc.resource_model.all_to_all import AllToAllRouting, all_to_all
 from piper_hpc.resource_model.eager import compute
+from piper_hpc.resource_model.eager.all_to_all import (
+    LEAST_ROWS,
+    AllToAllModel,
+    Selection,
+    fit_all_to_all_model,
+    of_links,
+    select_by_model,
+    select_measured,
+)
 from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.curves import Curves
-from piper_hpc.resource_model.eager.exchange import (
-    LEAST_ROWS,
-    Choice,
-    ExchangeModel,
-    Way,
-    cheapest,
-    choose,
-    fit_exchange_model,
-    of_links,
-)
 from piper_hpc.resource_model.eager.groups import Group
 from piper_hpc.resource_model.topology import NODE, SYSTEM, Links
 from piper_hpc.spec import (
     ALGORITHMS,
+    ALL_TO_ALLS_PER_STEP,
     AUTO,
     DISPATCH_COMBINE,
+    FLAT,
     LEVELS,
-    MOVES_PER_STEP,
     TIERS,
-    ExchangeCell,
+    AllToAllCell,
+    AllToAllConfig,
     Layout,
     Link,
     ModelSpec,
@@ -44,19 +45,19 @@ SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
 
 
 @dataclass(frozen=True)
-class Exchanged:
-    """Dispatch and combine of one layer in one micro-batch, and how they were chosen."""
+class DispatchCombine:
+    """Costs of dispatch and combine of one layer in one micro-batch, and the algorithm that was selected for them."""
 
     dispatch: ModuleCost
     combine: ModuleCost
-    choice: Choice
+    selection: Selection
 
 
 class Costed(Protocol):
-    """Of a step's costs (see step.StepCost): the expert group and its exchange by stage."""
+    """Of a step's costs (see step.StepCost): by stage the expert group, with its dispatch and combine."""
 
     @property
-    def exchanges(self) -> tuple[tuple[Group, Exchanged], ...]: ...
+    def all_to_alls(self) -> tuple[tuple[Group, DispatchCombine], ...]: ...
     @property
     def micro_batches(self) -> int: ...
     @property
@@ -65,10 +66,10 @@ class Costed(Protocol):
 
 def cell_of(
     group: Group, topology: Topology | None, model: ModelSpec, tokens: int, bytes_per_value: int, load: float
-) -> ExchangeCell:
-    """What `tokens` of one rank ask of the exchange model; load: of the busiest rank over the mean."""
+) -> AllToAllCell:
+    """The cell of a dispatch of `tokens` tokens a rank in `group`; load: of the busiest rank over the mean."""
     row_bytes = float(model.hidden * bytes_per_value)
-    return ExchangeCell(
+    return AllToAllCell(
         ranks=int(group.size),
         nodes=max(1, round(group.size / group.within(NODE))),
         racks=max(1, round(group.size / group.within(_rack_tier(topology)))),
@@ -88,70 +89,73 @@ def _rack_tier(topology: Topology | None) -> int:
     return SWITCH if topology.switch else SYSTEM
 
 
-def exchange_model(curves: Curves) -> ExchangeModel:
-    """Fitted to the calibration's measured exchanges where it has enough of them, else made of the links."""
+def all_to_all_model(curves: Curves) -> AllToAllModel:
+    """Fitted to the calibration's measured all-to-alls where it has enough of them, else made of the links."""
     measured = curves.calibration.exchanges
-    return fit_exchange_model(measured) if len(measured) >= LEAST_ROWS else of_links(curves)
+    return fit_all_to_all_model(measured) if len(measured) >= LEAST_ROWS else of_links(curves)
 
 
-def settle(curves: Curves, cell: ExchangeCell, algorithm: str, among: Sequence[str] = ALGORITHMS) -> Choice:
-    """The choice that `algorithm` leaves: itself, or for `auto` what was measured or the cost model finds fastest."""
+def select(curves: Curves, cell: AllToAllCell, algorithm: str, among: Iterable[str] = ALGORITHMS) -> Selection:
+    """`algorithm` itself, or for `auto` the one of `among` that was measured, or else is predicted, as the fastest."""
     if algorithm != AUTO:
-        return Choice(algorithm, why="as configured")
+        return Selection(AllToAllConfig(algorithm), why="as configured")
     enough = len(curves.calibration.exchanges) >= LEAST_ROWS
 
-    def expected(way: Way, where: ExchangeCell) -> float:
-        return exchange_model(curves).seconds(way[0], where, way[1])
+    def expected(config: AllToAllConfig, where: AllToAllCell) -> float:
+        return all_to_all_model(curves).seconds(config.algorithm, where, config.chunks)
 
-    measured = choose(curves.calibration.exchanges, cell, among, expected if enough else None)
-    return measured or cheapest(exchange_model(curves), cell, among)
+    measured = select_measured(curves.calibration.exchanges, cell, among, expected if enough else None)
+    return measured or select_by_model(all_to_all_model(curves), cell, among)
 
 
-def exchanged(batch: MicroBatch, group: Group, algorithm: str) -> Exchanged:
+def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> DispatchCombine:
     """Dispatch and combine under `algorithm`, or under what `auto` chooses for this group, size, top_k and load.
 
-    Flat is priced by its own curves. Another algorithm takes as many times longer or less as the exchange model finds,
-    for dispatch in forward, which plans, and for all others, which carry the plan out; that both errors are of one
-    model is given no credit in the interval.
+    Flat is priced by its own curves. Another algorithm's seconds are flat's times the ratio that the all-to-all model
+    predicts: one for dispatch in forward, which plans, one for combine and all backward, which use the plan; the errors
+    of both are taken as independent in the interval.
     """
     flat = compute.dispatch(batch, group), compute.combine(batch, group)
-    if algorithm == "flat" or group.size == 1:
-        return Exchanged(*flat, Choice("flat", why="as configured" if algorithm == "flat" else "a group of one"))
+    if algorithm == FLAT.name or group.size == 1:
+        why = "as configured" if algorithm == FLAT.name else "a group of one"
+        return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why))
     curves = batch.curves
     cell = cell_of(group, curves.cluster.topology, batch.model, batch.tokens, batch.bytes_per_value, batch.load)
-    choice = settle(curves, cell, algorithm)
-    told = f"all_to_all={algorithm}"
+    selection = select(curves, cell, algorithm)
+    config = selection.config
     if algorithm == AUTO:
-        chunks = f" in {choice.chunks} chunks" if choice.chunks else ""
-        told += f": {choice.algorithm}{chunks} for {cell.ranks} ranks on {cell.nodes} nodes, {choice.why}"
-        curves.note(told)
-    for note in choice.notes:
+        chunks = f" in {config.chunks} chunks" if config.chunks else ""
+        curves.note(
+            f"all_to_all={algorithm}: {config.algorithm}{chunks} for {cell.ranks} ranks on {cell.nodes} nodes, "
+            f"{selection.why}"
+        )
+    for note in selection.notes:
         curves.note(note)
-    if choice.algorithm == "flat":
-        return Exchanged(*flat, choice)
-    model = exchange_model(curves)
+    if config.algorithm == FLAT.name:
+        return DispatchCombine(*flat, selection)
+    model = all_to_all_model(curves)
     if not model.measured:
         curves.note(
-            f"all_to_all={choice.algorithm}: not measured on this cluster; flat's times are scaled by a cost model "
+            f"all_to_all={config.algorithm}: not measured on this cluster; flat's times are scaled by a cost model "
             "of its links"
         )
-    planned, carried = (
+    with_plan, without = (
         [
-            model.seconds(name, cell, chunks, planned=with_plan)
-            for name, chunks in ((choice.algorithm, choice.chunks), ("flat", 0))
+            model.seconds(each.algorithm, cell, each.chunks, with_plan=planning)
+            for each in (config, AllToAllConfig(FLAT.name))
         ]
-        for with_plan in (True, False)
+        for planning in (True, False)
     )
-    # Half of what carries a plan out is the dispatch, and all of what makes it.
-    first, other = (planned[0] - carried[0] / 2) / (planned[1] - carried[1] / 2), carried[0] / carried[1]
+    # The seconds without planning are half dispatch and half combine; those of planning are all dispatch.
+    first, other = (with_plan[0] - without[0] / 2) / (with_plan[1] - without[1] / 2), without[0] / without[1]
 
     def scaled(cost: ModuleCost, forward: float) -> ModuleCost:
         return ModuleCost(_scaled(cost.forward, forward, model), _scaled(cost.backward, other, model))
 
-    return Exchanged(scaled(flat[0], first), scaled(flat[1], other), choice)
+    return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection)
 
 
-def _scaled(cost: Cost, ratio: float, model: ExchangeModel) -> Cost:
+def _scaled(cost: Cost, ratio: float, model: AllToAllModel) -> Cost:
     seconds = cost.seconds * ratio
     return cost * ratio + Cost(0.0, {DISPATCH_COMBINE: seconds * model.spread})
 
@@ -173,9 +177,9 @@ def step_bytes(
         Links((Link(0.0, 1.0),) * len(TIERS)),
         tokens * model.top_k,
         model.hidden * bytes_per_value,
-        Routing(model.experts, model.top_k, shares=tuple(shares)),
+        AllToAllRouting(model.experts, model.top_k, shares=tuple(shares)),
     )
-    sent = [float(each) * MOVES_PER_STEP for each in found.payload_bytes]
+    sent = [float(each) * ALL_TO_ALLS_PER_STEP for each in found.payload_bytes]
     bounds = (0, NODE + 1, _rack_tier(topology) + 1, len(sent))
     return {level: sum(sent[low:high]) for level, (low, high) in zip(LEVELS, pairwise(bounds), strict=True)}
 
@@ -186,11 +190,11 @@ def facts(cost: Costed, model: ModelSpec, layout: Layout, workload: Workload) ->
     load = float(workload.routing.load(layout.ep))
     payload = dict.fromkeys(LEVELS, 0.0)
     stages = []
-    for (group, moved), layers in zip(cost.exchanges, layout.stage_layers(model.layers), strict=True):
+    for (group, layer), layers in zip(cost.all_to_alls, layout.stage_layers(model.layers), strict=True):
         cell = cell_of(group, topology, model, tokens, workload.bytes_per_value, load)
-        stages.append({"ranks": cell.ranks, "nodes": cell.nodes, "racks": cell.racks} | moved.choice.document())
+        stages.append({"ranks": cell.ranks, "nodes": cell.nodes, "racks": cell.racks} | layer.selection.document())
         sent = step_bytes(
-            moved.choice.algorithm,
+            layer.selection.config.algorithm,
             group,
             topology,
             model,
@@ -200,6 +204,6 @@ def facts(cost: Costed, model: ModelSpec, layout: Layout, workload: Workload) ->
         )
         for level in LEVELS:
             payload[level] += sent[level] * len(layers) * cost.micro_batches * layout.ranks / layout.pp
-    scaled = any(moved.choice.algorithm != "flat" for _, moved in cost.exchanges)
-    model_used = {"model": exchange_model(cost.curves).document()} if scaled else {}
+    scaled = any(layer.selection.config.algorithm != FLAT.name for _, layer in cost.all_to_alls)
+    model_used = {"model": all_to_all_model(cost.curves).document()} if scaled else {}
     return {"stages": stages, "payload_bytes": payload} | model_used

@@ -8,7 +8,7 @@ from piper_hpc.resource_model.eager import communication, compute
 from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.curves import Curves
-from piper_hpc.resource_model.eager.dispatch import Exchanged, exchanged
+from piper_hpc.resource_model.eager.dispatch import DispatchCombine, dispatch_combine
 from piper_hpc.resource_model.eager.groups import Group, LayoutGroups, layout_groups
 from piper_hpc.resource_model.eager.memory import stage_parameter_parts
 from piper_hpc.resource_model.errors import ResourceModelError
@@ -76,14 +76,14 @@ class StageCost:
 @dataclass(frozen=True)
 class StepCost:
     """The costs of all stages, of the messages between them, and what the look-up of curves had to say; of each stage
-    the group that its experts make, and how they exchange."""
+    the expert group, with its dispatch and combine."""
 
     stages: tuple[StageCost, ...]
     schedule: str
     micro_batches: int
     messages: tuple[Cost, ...]
     curves: Curves
-    exchanges: tuple[tuple[Group, Exchanged], ...]
+    all_to_alls: tuple[tuple[Group, DispatchCombine], ...]
 
     @property
     def critical_stage(self) -> int:
@@ -115,8 +115,8 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
         curves.note(
             f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
         )
-    of_group = {stage.experts: exchanged(batch, stage.experts, layout.all_to_all) for stage in groups.stages}
-    layers = {experts: _layer(batch, layout, experts, moved) for experts, moved in of_group.items()}
+    of_group = {stage.experts: dispatch_combine(batch, stage.experts, layout.all_to_all) for stage in groups.stages}
+    layers = {experts: _layer(batch, layout, experts, costs) for experts, costs in of_group.items()}
     stages = tuple(
         _stage(batch, layout, groups, stage, layers[of_stage.experts]) for stage, of_stage in enumerate(groups.stages)
     )
@@ -124,16 +124,17 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
     # Having posted a message, torch's 1F1B does some Python and then waits for its neighbour itself.
     schedule = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH).forward
     messages = tuple(communication.message(curves, tier, message_bytes, schedule) for tier in groups.boundaries)
-    exchanges = tuple((stage.experts, of_group[stage.experts]) for stage in groups.stages)
-    return StepCost(stages, layout.schedule, micro_batches, messages, curves, exchanges)
+    all_to_alls = tuple((stage.experts, of_group[stage.experts]) for stage in groups.stages)
+    return StepCost(stages, layout.schedule, micro_batches, messages, curves, all_to_alls)
 
 
-def _layer(batch: MicroBatch, layout: Layout, group: Group, moved: Exchanged) -> dict[str, ModuleCost]:
+def _layer(batch: MicroBatch, layout: Layout, group: Group, costs: DispatchCombine) -> dict[str, ModuleCost]:
     """One layer, on the mean rank. Its expert group meets five times, and each meeting waits for the ranks before it.
 
     Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
-    experts', both ways; in forward, between the exchanges of counts and of rows, what a dispatch computes by itself.
-    At each meeting ranks wait for the skew of that compute, and where experts come before it, for the busiest rank.
+    experts', both ways; in forward, between the all-to-alls of counts and of rows, what a dispatch computes by itself.
+    At each meeting ranks wait for the late arrival that such compute brings, and where experts come before it, for the
+    busiest rank.
     """
     curves = batch.curves
     attention, router, experts = compute.attention(batch), compute.router(batch), compute.experts(batch, layout.ep)
@@ -142,18 +143,19 @@ def _layer(batch: MicroBatch, layout: Layout, group: Group, moved: Exchanged) ->
 
     def meetings(before_forward: Cost, before_backward: Cost) -> ModuleCost:
         return ModuleCost(
-            communication.skew(curves, group, before_forward), communication.skew(curves, group, before_backward)
+            communication.arrival_skew(curves, group, before_forward),
+            communication.arrival_skew(curves, group, before_backward),
         )
 
     return {
         "attention_s": attention,
         "router_s": router,
-        "dispatch_s": moved.dispatch
+        "dispatch_s": costs.dispatch
         + meetings(dense.forward, experts.backward)
         + meetings(rows.forward, Cost())
         + ModuleCost(Cost(), late.backward),
         "expert_s": experts,
-        "combine_s": moved.combine + meetings(experts.forward, dense.backward) + ModuleCost(late.forward, Cost()),
+        "combine_s": costs.combine + meetings(experts.forward, dense.backward) + ModuleCost(late.forward, Cost()),
         "other_s": compute.glue(batch),
     }
 
@@ -181,7 +183,7 @@ def _stage(
         modules,
         before={
             "host_s": host + batch.stream((parameters, 1)),
-            "grad_reduce_s": total(replicas) + communication.skew(curves, of_stage.stage, last_chunk),
+            "grad_reduce_s": total(replicas) + communication.arrival_skew(curves, of_stage.stage, last_chunk),
             "optimizer_s": norm,
         },
         after={

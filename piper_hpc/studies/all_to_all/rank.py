@@ -58,8 +58,8 @@ def main() -> int:
     import torch.distributed as dist
 
     from piper_hpc.comm.channel import Channel
-    from piper_hpc.comm.family import Family
-    from piper_hpc.comm.levels import Places
+    from piper_hpc.comm.factory import DispatcherFactory
+    from piper_hpc.comm.hierarchy import Places
     from piper_hpc.microbench.dispatch.cells import Cell, Variant
     from piper_hpc.microbench.dispatch.mpi import MpiChannel
     from piper_hpc.microbench.dispatch.timing import Bench, time_cells
@@ -76,7 +76,7 @@ def main() -> int:
         found: list[Any] = [None] * place.ranks
         dist.all_gather_object(found, (place.node, place.rack))
         places = Places(tuple(node for node, _ in found), tuple(rack for _, rack in found))
-        family = Family(places, range(place.ranks), timedelta(seconds=TIMEOUT_S))
+        factory = DispatcherFactory(places, range(place.ranks), timedelta(seconds=TIMEOUT_S))
         others: dict[str, Channel] = {}
         extra = task.extra | {"nodes": list(dict.fromkeys(places.node_of_rank)), "ranks": list(range(place.ranks))}
         if task.mpi:
@@ -85,7 +85,7 @@ def main() -> int:
         for part in task.parts:
             variants, cells = [Variant(**each) for each in part.variants], [Cell(**each) for each in part.cells]
             counted = counter.sent_bytes if counter else None
-            bench = Bench(variants, [family], device, others=others, link_bytes=counted, extra=extra)
+            bench = Bench(variants, [factory], device, others=others, link_bytes=counted, extra=extra)
             time_cells(bench, cells, iterations=part.iterations, budget_s=part.budget_s, on_row=run.append_measurement)
     return 0
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from piper_hpc.cluster.calibration import exchange_of
-from piper_hpc.spec import DISPATCH_COMBINE, OVERLAP, OVERLAPS, MeasuredExchange
+from piper_hpc.cluster.calibration import measured_all_to_all
+from piper_hpc.spec import DISPATCH_COMBINE, OVERLAP, OVERLAPS, AllToAllConfig, MeasuredAllToAll
 
 HELD_OUT = slice(1, None, 2)
 """Iterations that no calibration sees: the odd ones."""
@@ -33,10 +33,14 @@ class Timed:
         return int(self.row["chunks"])
 
     @property
+    def config(self) -> AllToAllConfig:
+        """What was timed."""
+        return AllToAllConfig(self.algorithm, self.chunks)
+
+    @property
     def name(self) -> str:
         """For tables."""
-        name = f"{self.algorithm}/{self.chunks}" if self.chunks else self.algorithm
-        return name if self.usual else f"{name} {OVERLAPS[self.row['overlap']]}"
+        return str(self.config) if self.usual else f"{self.config} {OVERLAPS[self.row['overlap']]}"
 
     @property
     def usual(self) -> bool:
@@ -100,9 +104,10 @@ class Timed:
         p5, median, p95 = np.percentile(ratios, [5, 50, 95])
         return float(median), float(p5), float(p95)
 
-    def exchange(self, *, held_out: bool) -> MeasuredExchange:
+    def all_to_all(self, *, held_out: bool) -> MeasuredAllToAll:
         """As the calibration has it, from one half of its iterations."""
-        return replace(exchange_of(self.row), seconds=self.row["held_out_s" if held_out else "calibration_s"])
+        half = "held_out_s" if held_out else "calibration_s"
+        return replace(measured_all_to_all(self.row), seconds=self.row[half])
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Measured:
 
     @property
     def family(self) -> list[Timed]:
-        """The variants that `auto` may choose."""
+        """The variants that `auto` may select."""
         return [timed for timed in self.variants if timed.algorithm != "mpi" and timed.usual]
 
     def named(self, name: str) -> Timed | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from piper_hpc.resource_model.eager.exchange import LEAST_ROWS, choose, fit_exchange_model, judge
+from piper_hpc.resource_model.eager.all_to_all import LEAST_ROWS, fit_all_to_all_model, judge, select_measured
 from piper_hpc.studies.all_to_all.rows import Measured, Timed, machines
 
 WIRE_SHARE = 0.80
@@ -208,13 +208,13 @@ class AutoChoice:
 
 def auto_choices(cells: Sequence[Measured]) -> list[AutoChoice]:
     """The choice in every cell of one machine that has at least two algorithms of the family."""
-    table = [timed.exchange(held_out=False) for cell in cells for timed in cell.family]
+    table = [timed.all_to_all(held_out=False) for cell in cells for timed in cell.family]
     found = []
     for cell in cells:
         if len({timed.algorithm for timed in cell.family}) < 2:
             continue
-        choice = choose(table, cell.family[0].exchange(held_out=True))
-        taken = [t for t in cell.family if choice and (t.algorithm, t.chunks) == (choice.algorithm, choice.chunks)]
+        selection = select_measured(table, cell.family[0].all_to_all(held_out=True))
+        taken = [t for t in cell.family if selection and t.config == selection.config]
         if not taken:
             continue
         best = min(cell.family, key=lambda timed: timed.row["held_out_s"])
@@ -246,11 +246,11 @@ def _cost_model(machine: str, cells: Sequence[Measured]) -> Iterable[Verdict]:
             for cell in cells for timed in cell.family]  # fmt: skip
     errors: list[float] = []
     for fold in range(FOLDS):
-        seen = [timed.exchange(held_out=False) for timed, at in rows if at != fold]
-        unseen = [timed.exchange(held_out=True) for timed, at in rows if at == fold]
+        seen = [timed.all_to_all(held_out=False) for timed, at in rows if at != fold]
+        unseen = [timed.all_to_all(held_out=True) for timed, at in rows if at == fold]
         if len(seen) < LEAST_ROWS or not unseen:
             return
-        errors += judge(fit_exchange_model(seen), unseen).errors
+        errors += judge(fit_all_to_all_model(seen), unseen).errors
     mean = float(np.abs(errors).mean())
     yield Verdict("cost model on unseen (algorithm, size)", machine, f"mean error {100 * mean:.1f} %",
                   f"<= {100 * MODEL_ERROR:.0f} %", mean <= MODEL_ERROR,

@@ -13,9 +13,9 @@ from math import log2
 import numpy as np
 
 from piper_hpc.cluster import accelerator, data_sheet, preset
-from piper_hpc.resource_model.all_to_all import Phases, Routing, all_to_all
+from piper_hpc.resource_model.all_to_all import AllToAllRouting, Phases, all_to_all
 from piper_hpc.resource_model.topology import Links, group, tier_links
-from piper_hpc.spec import TIERS, Link, Topology
+from piper_hpc.spec import TIERS, Link, Topology, get_algorithm
 
 SITE = "frontier"
 BEYOND = tuple(f"latency_s of link {tier}" for tier in TIERS[TIERS.index("node") + 1 :])
@@ -69,7 +69,7 @@ class Variant:
     @property
     def dedup(self) -> bool:
         """Whether it sends a token once where several of its experts are."""
-        return self.algorithm.endswith("_dedup")
+        return get_algorithm(self.algorithm).dedup
 
 
 VARIANTS = (
@@ -139,7 +139,7 @@ def machine() -> Machine:
 
 
 def seconds(variant: Variant, on: Machine, ranks: int, buffer_bytes: float) -> float:
-    """Of one exchange in which every rank sends `buffer_bytes`, equally to all.
+    """Of one all-to-all in which every rank sends `buffer_bytes`, equally to all.
 
     Deduplicated variants carry the routed rows of as many bytes: what a dispatch of that size would take.
     """
@@ -150,7 +150,7 @@ def seconds(variant: Variant, on: Machine, ranks: int, buffer_bytes: float) -> f
         on.links,
         buffer_bytes / row_bytes,
         row_bytes,
-        Routing(max(EXPERTS, ranks), TOP_K),
+        AllToAllRouting(max(EXPERTS, ranks), TOP_K),
         copy_s_per_byte=on.copy_s_per_byte,
         phases=variant.phases,
     )

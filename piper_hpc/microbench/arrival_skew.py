@@ -1,7 +1,7 @@
-"""Skew: ranks that have computed do not arrive at an exchange together, and the early ones wait for the late.
+"""Arrival skew: ranks that have computed do not arrive at a collective together, and the early ones wait for the late.
 
-Quotas, the scheduler of the host and wake-ups decide when a rank arrives; an exchange after a rest, as its own curve
-measures it, sees none of that.
+Quotas, the scheduler of the host and wake-ups decide when a rank arrives; a collective after a rest, as its own curve
+measures it, sees none of that. Its rows and curves are named `skew/tier/size`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from time import perf_counter
 from piper_hpc.microbench.timing import EXCHANGE_SAMPLES, WARMUP_SAMPLES, Call, Effort, Team, Timing
 
 
-def time_skew(compute: Call, exchange: Call, together_s: float, team: Team, share_s: float) -> Timing:
-    """Extra seconds of `exchange` when every rank calls `compute` before each of them, by rank and sample.
+def time_arrival_skew(compute: Call, collective: Call, together_s: float, team: Team, share_s: float) -> Timing:
+    """Extra seconds of `collective` when every rank calls `compute` before each call, by rank and sample.
 
-    together_s: what the exchange takes by itself, as its own curve has it; a sample is the mean of several exchanges
+    together_s: seconds of the collective by itself, as its own curve has it; a sample is the mean of several calls
     less that, so it may be below zero. Their number is agreed by all ranks, also by those that take no part.
     """
 
-    def sample(exchanges: int) -> float:
+    def sample(calls: int) -> float:
         inside_s = 0.0
-        for _ in range(exchanges):
+        for _ in range(calls):
             compute()
             team.wait_for_device()
             start = perf_counter()
-            exchange()
+            collective()
             team.wait_for_device()
             inside_s += perf_counter() - start
-        return inside_s / exchanges - together_s
+        return inside_s / calls - together_s
 
     def cycle_s(cycles: int) -> float:
         start = perf_counter()

@@ -1,4 +1,4 @@
-"""Seconds that ranks exchange for one micro-batch: tensor and context parallel, dispatch and combine, messages.
+"""Seconds of communication for one micro-batch: tensor and context parallel, dispatch and combine, messages.
 
 Each function says what of it runs beside compute: only the rest is charged to the step, the hidden part is kept too.
 """
@@ -16,16 +16,16 @@ from piper_hpc.resource_model.numbers import Number
 from piper_hpc.spec import Execution
 
 
-def beside(exchange_s: Number, compute_s: Number) -> Number:
-    """What is left of an exchange that runs beside independent compute."""
-    return np.maximum(0.0, exchange_s - compute_s)
+def beside(communication_s: Number, compute_s: Number) -> Number:
+    """Seconds of communication that are exposed where it overlaps independent compute, as the arguments' shapes."""
+    return np.maximum(0.0, communication_s - compute_s)
 
 
 def tensor(shapes: Shapes, network: Network, execution: Execution, block: Times) -> Times:
     """A column-parallel and a row-parallel product (Megatron-LM, arXiv 1909.08053 and 2205.05198 section 4.2.2).
 
     With sequence parallelism: gather before, scatter after, both ways; the backward gathers the input once more
-    beside its product with the weights' transpose. Without: one all-reduce each way. The backward's last exchange
+    beside its product with the weights' transpose. Without: one all-reduce each way. The backward's last collective
     runs beside the weight gradient, for which `block` gives the time.
     """
     values = shapes.tokens * shapes.model.hidden * shapes.value_bytes
@@ -54,17 +54,17 @@ def experts(device: Device, shapes: Shapes, network: Network, algorithm: str) ->
     """One dispatch or one combine: all-to-all over ep, and over etp the rows gathered or scattered."""
     model = shapes.model
     row_bytes = model.hidden * shapes.value_bytes
-    exchange = all_to_all(
+    dispatched = all_to_all(
         algorithm,
         network.groups.experts,
         network.links,
         shapes.sent_rows,
         row_bytes,
-        shapes.exchange_routing,
+        shapes.all_to_all_routing,
         copy_s_per_byte=float(device.stream_s(2.0)),
     )
     gathered = collectives.all_gather_s(network.groups.expert_tensor, network.links, shapes.hot_rows * row_bytes)
-    return exchange.seconds + gathered
+    return dispatched.seconds + gathered
 
 
 def whole_tokens(shapes: Shapes, network: Network, execution: Execution) -> Times:

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piper_hpc.comm.levels import Chains, Places
-from piper_hpc.spec import Placement
+from piper_hpc.comm.hierarchy import Hierarchy, Places
+from piper_hpc.spec import ALGORITHMS, Placement
 from tests.comm.lockstep import Switchboard, dispatcher
-from tests.comm.test_levels import RACKS, machine, with_cards
+from tests.comm.test_hierarchy import RACKS, machine, with_cards
 
 HIDDEN = 4
-DEDUP = ("flat_dedup", "halo_dedup", "halo3_dedup")
-PLAIN = ("halo", "halo3")
+DEDUP = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.dedup)
+PLAIN = tuple(name for name in ALGORITHMS if name not in ("flat", *DEDUP))
 VARIANTS = [(1, "none"), (2, "own_first"), (4, "far_first")]
 
 
@@ -76,10 +76,10 @@ def solve(
     algorithm: str, places: Places, given: Problem, board: Switchboard | None = None, **options: Any
 ) -> list[Outcome]:
     """Dispatch, experts that scale by their id, combine, and the backward of a loss that weighs every value."""
-    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
+    board, hierarchy = Switchboard(places.ranks), Hierarchy(algorithm, places)
 
     def rank_outcome(rank: int) -> Outcome:
-        mine = dispatcher(board, algorithm, places, rank, chains, **options)
+        mine = dispatcher(board, algorithm, places, rank, hierarchy, **options)
         tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
         rows, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
         sizes = torch.diff(handle.offsets, prepend=torch.zeros(1, dtype=torch.int32)).long()
@@ -236,15 +236,15 @@ def test_pre_reduced_sums_are_taken_in_the_stated_order(
         assert any(not torch.equal(getattr(a, name), getattr(b, name)) for a, b in pairs), "order must matter"
 
 
-@pytest.mark.parametrize("algorithm", PLAIN + DEDUP)
+@pytest.mark.parametrize("algorithm", ["halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup"])
 def test_a_plan_is_used_again_without_counts(algorithm: str) -> None:
     """Forward again with the plan, and backward: the calls that a plan makes are made once."""
     places = machine([[2, 2], [2, 2]])
     given = problem(places, slots=1, top_k=3, load="even", dtype=torch.float32, seed=2)
-    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
+    board, hierarchy = Switchboard(places.ranks), Hierarchy(algorithm, places)
 
     def again(rank: int) -> list[int]:
-        mine = dispatcher(board, algorithm, places, rank, chains, chunks=1)
+        mine = dispatcher(board, algorithm, places, rank, hierarchy, chunks=1)
         calls, seen = board.calls[rank], [0]
         plan = mine.plan(given.expert_ids[rank], given.placement)
         seen.append(len(calls))
@@ -263,9 +263,10 @@ def test_a_plan_is_used_again_without_counts(algorithm: str) -> None:
             mine.dispatch(tokens, given.expert_ids[rank], weights, moved, plan)
         return [after - before for before, after in pairwise(seen)]
 
-    levels = chains.depth
-    # Rows: one leg a level and the own node's, there and back; weights: one leg less a level; each way the same.
-    rows, weights = 2 * (levels + 1), (levels - 1) * algorithm.endswith("_dedup")
+    levels = hierarchy.depth
+    # Rows: one all-to-all a level and the own node's, there and back; weights: one a level but the last; each way the
+    # same.
+    rows, weights = 2 * (levels + 1), (levels - 1) * ALGORITHMS[algorithm].dedup
     for planning, *travels in board.run(again):
         assert travels == [rows + weights] * 4
         assert planning == {"halo": 2, "halo3": 3, "flat_dedup": 3, "halo_dedup": 3, "halo3_dedup": 6}[algorithm]

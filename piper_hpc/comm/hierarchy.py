@@ -1,10 +1,10 @@
-"""The hops of the family: which ranks exchange at each level, and through whom a row travels. Plain arithmetic.
+"""The hierarchy of an expert group: which ranks do an all-to-all at each level, and by which of them a row goes on.
 
-An expert group is split into nested domains, farthest first (racks, nodes, ranks). One hop a level: between the domains
-of the level, each rank exchanges with one of every other domain (a rail), with one on the network card of equal number
-where it has one, else with the rank of equal place; inside the last domain every rank is its own. `flat` is the single
-level of ranks; `flat_dedup` takes every rank for a node: a row goes to it once, and there a group of one fans it out to
-its experts.
+Plain arithmetic on where ranks stand. An algorithm's nested domains (racks, nodes, ranks) split the group, widest
+first. One hop a level: between the domains of the level, each rank sends to one rank of every other domain (its rail:
+the one on the network card of equal number where there is one, else the one of equal place); the last hop is inside the
+narrowest domain, straight to each rank. `flat` has that hop alone; `flat_dedup` takes every rank for a domain: a row
+goes to it once, and the last hop, a group of one, copies it to the rank's experts.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from piper_hpc.spec.exchange import ALGORITHMS
+from piper_hpc.spec.all_to_all import Domain, get_algorithm
 from piper_hpc.spec.layout import RankMap
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the ranks of one expert group stand, in group order: node and rack of each, as labels of any kind, and the
-    number on its node of the network card that it uses (without `nic_of_rank` all have the same)."""
+    """Where the ranks of one expert group stand, [ranks] in group order: the node and rack of each, as any labels, and
+    the number on its node of the network card that it uses (without `nic_of_rank` all have the same)."""
 
     node_of_rank: tuple[int, ...]
     rack_of_rank: tuple[int, ...]
@@ -52,8 +52,9 @@ class Places:
 
 @dataclass(frozen=True)
 class Hop:
-    """One exchange of one rank. phase: what an error calls it; group: the ranks that exchange, in the order of their
-    messages; peer_of_target: index into `group` of the rank that a row for each rank of the domain goes through."""
+    """One rank's all-to-all of one level. phase: its name in errors; group: the ranks that take part, in the order of
+    their messages; peer_of_target: for each rank of the domain before the hop, the index into `group` of the rank that
+    its rows are sent to."""
 
     phase: str
     group: tuple[int, ...]
@@ -61,13 +62,13 @@ class Hop:
 
 
 @dataclass(frozen=True)
-class Chain:
+class HopChain:
     """The hops of one rank, in order.
 
-    domains[i]: ranks that rows which wait here before hop i may be for; sources[i]: ranks they may come from, in the
-    order of their arrival; arriving[i][q]: how many of sources[i + 1] come by peer q of hop i, 0 where that peer sends
-    rows for this rank's domain through another rank. Before the first hop a rank holds its own rows, for anybody;
-    after the last, rows for itself.
+    domains[i]: target ranks of the rows that this rank holds before hop i; sources[i]: their source ranks, in the
+    order in which their rows are held; arriving[i][q]: how many of sources[i + 1] come from peer q of hop i, 0 where
+    that peer relays rows for this rank's domain through another rank. Before the first hop a rank holds its own rows,
+    for all targets; after the last, rows of all sources, for itself.
     """
 
     rank: int
@@ -77,44 +78,42 @@ class Chain:
     arriving: tuple[tuple[int, ...], ...]
 
     @property
-    def own(self) -> tuple[int, ...]:
-        """The ranks of this rank's node, whose rows take the last hop alone; all of them where one hop is all."""
+    def local(self) -> tuple[int, ...]:
+        """Ranks of this rank's narrowest domain (its node): rows among them take the last hop alone; all ranks where
+        there is one hop."""
         return self.hops[-1].group
 
 
-def labels_of(algorithm: str, places: Places) -> list[tuple[str, tuple[Hashable, ...]]]:
-    """(phase, label of each rank) of each level, farthest first.
+def levels_of(algorithm: str, places: Places) -> list[tuple[str, tuple[Hashable, ...]]]:
+    """(phase, domain of each rank) of each level, widest domains first.
 
-    A level that has one domain has nothing to join and is left out, and so are racks of one node each. Nodes of one
-    rank are kept: there a row that arrives once is fanned out to that rank's experts.
-    Raises ValueError for an algorithm that is not of the family.
+    A level of a single domain would join nothing and is left out, and so are racks of one node each. Nodes of one rank
+    are kept: there a row that arrives once is copied to that rank's experts.
+    Raises ValueError for an algorithm that is not in ALGORITHMS.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"all_to_all={algorithm}: must be one of {', '.join(ALGORITHMS)}, for example flat")
+    domains = get_algorithm(algorithm).domains
     ranks: tuple[Hashable, ...] = tuple(range(places.ranks))
-    nodes: tuple[Hashable, ...] = tuple(zip(places.rack_of_rank, places.node_of_rank, strict=True))
-    racks: tuple[Hashable, ...] = places.rack_of_rank
-    outer, innermost = {
-        "flat": ([], "flat"),
-        "flat_dedup": ([("between ranks", ranks)], "inside ranks"),
-        "halo": ([("between nodes", nodes)], "inside nodes"),
-        "halo3": ([("between racks", racks), ("between nodes", nodes)], "inside nodes"),
-    }[algorithm if algorithm == "flat_dedup" else algorithm.removesuffix("_dedup")]
-    kept = [(innermost, ranks)]
-    for phase, labels in reversed(outer):
+    of_rank: dict[Domain, tuple[Hashable, ...]] = {
+        "rank": ranks,
+        "node": tuple(zip(places.rack_of_rank, places.node_of_rank, strict=True)),
+        "rack": places.rack_of_rank,
+    }
+    kept = [(f"inside {domains[-1]}s" if domains else "flat", ranks)]
+    for domain in reversed(domains):
+        labels = of_rank[domain]
         if len(set(labels)) > 1 and (len(kept) == 1 or len(set(labels)) < len(set(kept[0][1]))):
-            kept.insert(0, (phase, labels))
+            kept.insert(0, (f"between {domain}s", labels))
     return kept
 
 
-class Chains:
-    """The chains of all ranks of a group, each computed when asked for."""
+class Hierarchy:
+    """The levels of `algorithm` on a group, and the hops of each of its ranks, computed when asked for."""
 
     def __init__(self, algorithm: str, places: Places) -> None:
         self.places = places
-        self._levels = labels_of(algorithm, places)
+        self._levels = levels_of(algorithm, places)
         self._nic = places.nic_of_rank or (0,) * places.ranks
-        self._hop = lru_cache(maxsize=None)(self._make_hop)
+        self._hop_of = lru_cache(maxsize=None)(self._make_hop)
         self._rails = lru_cache(maxsize=None)(self._make_rails)
         self._sources = lru_cache(maxsize=None)(self._make_sources)
 
@@ -123,11 +122,11 @@ class Chains:
         """Hops of a row, 1 to 3."""
         return len(self._levels)
 
-    def chain(self, rank: int) -> Chain:
+    def chain(self, rank: int) -> HopChain:
         """The hops of one rank."""
         domains = tuple(self.domain(rank, level) for level in range(self.depth + 1))
-        hops = tuple(self._hop(rank, level) for level in range(self.depth))
-        return Chain(
+        hops = tuple(self._hop_of(rank, level) for level in range(self.depth))
+        return HopChain(
             rank=rank,
             hops=hops,
             domains=domains,
@@ -151,14 +150,15 @@ class Chains:
 
     def groups(self, level: int) -> list[tuple[int, ...]]:
         """All groups of a level, each once, in an order that every rank derives alike."""
-        return sorted({self._hop(rank, level).group for rank in range(self.places.ranks)})
+        return sorted({self._hop_of(rank, level).group for rank in range(self.places.ranks)})
 
     def phase(self, level: int) -> str:
         """What the hop is called."""
         return self._levels[level][0]
 
     def _make_hop(self, rank: int, level: int) -> Hop:
-        """A rank whose turn on its rail another domain lacks sends there through the first of that rail."""
+        """Rank number `turn` of a rail sends to number `turn` of the same rail in every other domain, or to its first
+        where that has fewer."""
         phase, labels = self._levels[level]
         scope = self.domain(rank, level)
         rails = self._rails(scope, level)
@@ -198,12 +198,12 @@ class Chains:
         return rails
 
     def _relays(self, sender: int, level: int, rank: int) -> bool:
-        """Whether `sender` sends its rows for the domain of `rank` through `rank`."""
-        hop = self._hop(sender, level)
+        """Whether `sender` sends its rows for the domain of `rank` to `rank` itself, which relays them."""
+        hop = self._hop_of(sender, level)
         return hop.group[hop.peer_of_target[self.domain(sender, level).index(rank)]] == rank
 
     def _make_sources(self, rank: int, level: int) -> tuple[int, ...]:
         if level == 0:
             return (rank,)
-        senders = [peer for peer in self._hop(rank, level - 1).group if self._relays(peer, level - 1, rank)]
+        senders = [peer for peer in self._hop_of(rank, level - 1).group if self._relays(peer, level - 1, rank)]
         return tuple(source for peer in senders for source in self._sources(peer, level - 1))

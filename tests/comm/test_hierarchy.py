@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piper_hpc.comm.levels import Chains, Places
+from piper_hpc.comm.hierarchy import Hierarchy, Places
 from piper_hpc.spec import ALGORITHMS, Layout, RankMap
 
 RACKS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=3)
@@ -31,7 +31,7 @@ def with_cards(places: Places, cards: int, seed: int) -> Places:
 
 
 @settings(max_examples=60, deadline=None)
-@given(racks=RACKS, algorithm=st.sampled_from(ALGORITHMS), cards=st.integers(0, 3), seed=st.integers(0, 10**6))
+@given(racks=RACKS, algorithm=st.sampled_from(list(ALGORITHMS)), cards=st.integers(0, 3), seed=st.integers(0, 10**6))
 def test_rows_find_their_way_on_any_machine(racks: list[list[int]], algorithm: str, cards: int, seed: int) -> None:
     """Also where ranks do not fill nodes in order, and sit on network cards as they like."""
     places = machine(racks)
@@ -41,12 +41,12 @@ def test_rows_find_their_way_on_any_machine(racks: list[list[int]], algorithm: s
         tuple(each[rank] for rank in shuffled) for each in (places.node_of_rank, places.rack_of_rank)
     )
     places = with_cards(Places(node_of_rank, rack_of_rank), cards, seed)
-    chains = Chains(algorithm, places)
-    every = [chains.chain(rank) for rank in range(places.ranks)]
+    hierarchy = Hierarchy(algorithm, places)
+    every = [hierarchy.chain(rank) for rank in range(places.ranks)]
     for source in range(places.ranks):
         for target in range(places.ranks):
             at = source
-            for level in range(chains.depth):
+            for level in range(hierarchy.depth):
                 here = every[at]
                 assert source in here.sources[level] and target in here.domains[level]
                 hop = here.hops[level]
@@ -59,9 +59,9 @@ def test_rows_find_their_way_on_any_machine(racks: list[list[int]], algorithm: s
 
 
 def test_even_machine_has_the_rails_of_algorithm_1() -> None:
-    chain = Chains("halo", machine([[4, 4], [4, 4]])).chain(6)
+    chain = Hierarchy("halo", machine([[4, 4], [4, 4]])).chain(6)
     between, inside = chain.hops
-    assert between.group == (2, 6, 10, 14) and inside.group == chain.own == (4, 5, 6, 7)
+    assert between.group == (2, 6, 10, 14) and inside.group == chain.local == (4, 5, 6, 7)
     assert between.peer_of_target == tuple(rank // 4 for rank in range(16))
     assert chain.sources[1] == (2, 6, 10, 14)
 
@@ -69,41 +69,41 @@ def test_even_machine_has_the_rails_of_algorithm_1() -> None:
 @pytest.mark.parametrize("algorithm", ["halo", "halo3"])
 def test_cards_in_the_order_of_ranks_change_nothing(algorithm: str) -> None:
     places = machine([[4, 4], [4, 4]])
-    without, chains = (Chains(algorithm, replace(places, nic_of_rank=nic)) for nic in (None, (0, 0, 1, 1) * 4))
-    assert all(chains.chain(rank) == without.chain(rank) for rank in range(16))
+    without, hierarchy = (Hierarchy(algorithm, replace(places, nic_of_rank=nic)) for nic in (None, (0, 0, 1, 1) * 4))
+    assert all(hierarchy.chain(rank) == without.chain(rank) for rank in range(16))
 
 
 def test_rails_join_equal_cards_whatever_the_place() -> None:
     """One node counts its cards from the other end."""
     places = Places((0, 0, 0, 0, 1, 1, 1, 1), (0,) * 8, (0, 0, 1, 1, 1, 1, 0, 0))
-    chains = Chains("halo", places)
-    assert chains.groups(0) == [(0, 6), (1, 7), (2, 4), (3, 5)]
-    assert Chains("halo", replace(places, nic_of_rank=None)).groups(0) == [(0, 4), (1, 5), (2, 6), (3, 7)]
-    assert chains.chain(0).hops[0].peer_of_target == (0, 0, 0, 0, 1, 1, 1, 1)
+    hierarchy = Hierarchy("halo", places)
+    assert hierarchy.groups(0) == [(0, 6), (1, 7), (2, 4), (3, 5)]
+    assert Hierarchy("halo", replace(places, nic_of_rank=None)).groups(0) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert hierarchy.chain(0).hops[0].peer_of_target == (0, 0, 0, 0, 1, 1, 1, 1)
 
 
 def test_group_that_begins_in_the_middle_of_a_node_joins_the_cards_that_both_have() -> None:
     """Nodes of 8 ranks with two a card: local ranks 4 to 7 of one, and all of the next; and none of its first 4."""
     rank_map = replace(RankMap.block(Layout(ep=4, dp=4), 8, (0, 0)), ranks_per_nic=2)
-    chains = Chains("halo", Places.of(rank_map, tuple(range(4, 16))))
+    hierarchy = Hierarchy("halo", Places.of(rank_map, tuple(range(4, 16))))
     # In the group ranks 0 to 3 are on cards 2, 2, 3, 3; ranks 4 to 11 on cards 0 to 3 of the other node.
-    assert chains.groups(0) == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7, 11)]
-    assert [chains.chain(rank).hops[0].peer_of_target[4] for rank in range(4)] == [2, 2, 2, 2], "to ranks 8 to 11"
+    assert hierarchy.groups(0) == [(0, 4, 8), (1, 5, 9), (2, 6, 10), (3, 7, 11)]
+    assert [hierarchy.chain(rank).hops[0].peer_of_target[4] for rank in range(4)] == [2, 2, 2, 2], "to ranks 8 to 11"
     # Without a card in common the rails still join all, in order.
-    assert Chains("halo", Places.of(rank_map, tuple(range(4, 12)))).groups(0) == [(0, 4), (1, 5), (2, 6), (3, 7)]
+    assert Hierarchy("halo", Places.of(rank_map, tuple(range(4, 12)))).groups(0) == [(0, 4), (1, 5), (2, 6), (3, 7)]
 
 
 def test_third_level_joins_racks_before_nodes() -> None:
-    chain = Chains("halo3", machine([[2, 2], [2, 2]])).chain(1)
+    chain = Hierarchy("halo3", machine([[2, 2], [2, 2]])).chain(1)
     assert [(hop.phase, hop.group) for hop in chain.hops] == [
         ("between racks", (1, 5)), ("between nodes", (1, 3)), ("inside nodes", (0, 1)),
     ]  # fmt: skip
 
 
 def test_uneven_nodes_share_the_rails_of_the_smallest() -> None:
-    chains = Chains("halo", machine([[4, 2]]))
-    assert chains.groups(0) == [(0, 2, 4), (1, 3, 5)]
-    assert chains.chain(3).hops[0].peer_of_target == (1, 1, 1, 1, 2, 2), "place 3 sends to place 1 of the other node"
+    hierarchy = Hierarchy("halo", machine([[4, 2]]))
+    assert hierarchy.groups(0) == [(0, 2, 4), (1, 3, 5)]
+    assert hierarchy.chain(3).hops[0].peer_of_target == (1, 1, 1, 1, 2, 2), "place 3 sends to place 1 of the other node"
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_uneven_nodes_share_the_rails_of_the_smallest() -> None:
     ],
 )
 def test_levels_without_work_are_left_out(algorithm: str, racks: list[list[int]], depth: int) -> None:
-    assert Chains(algorithm, machine(racks)).depth == depth
+    assert Hierarchy(algorithm, machine(racks)).depth == depth
 
 
 def test_unknown_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match=r"all_to_all=ring: must be one of flat, halo.*for example flat"):
-        Chains("ring", machine([[2, 2]]))
+        Hierarchy("ring", machine([[2, 2]]))

@@ -9,34 +9,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.resource_model.eager.curves import Curves
-from piper_hpc.resource_model.eager.exchange import (
+from piper_hpc.resource_model.eager.all_to_all import (
     LEAST_ROWS,
-    ExchangeModel,
-    demand,
-    fit_exchange_model,
+    AllToAllModel,
+    cost_terms,
+    fit_all_to_all_model,
     judge,
     of_links,
 )
+from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.predict import predict
-from piper_hpc.spec import ALGORITHMS, ExchangeCell, Layout, MeasuredExchange, Routing, Workload
+from piper_hpc.spec import ALGORITHMS, AllToAllCell, Layout, MeasuredAllToAll, Routing, Workload
 from tests.resource_model.clusters import TINY, calibration, cluster
 
 KIB = 1024.0
-MODEL = ExchangeModel(
+MODEL = AllToAllModel(
     call_s=9e-3, exchange_s=7e-4, message_s=2e-5, plan_s=1.2e-2, node_s_per_byte=4e-9, rack_s_per_byte=4e-8,
     system_s_per_byte=8e-8, copy_s_per_byte=1e-8, serial=0.5, beside=2.5,
 )  # fmt: skip
-FREE = ExchangeModel(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+FREE = AllToAllModel(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def cell(size: float = 1024 * KIB, *, top_k: int = 8, imbalance: float = 1.0, shape: tuple[int, int, int] = (8, 4, 2),
-         row_bytes: float = 2 * KIB, experts: int = 64) -> ExchangeCell:  # fmt: skip
-    return ExchangeCell(*shape, size, row_bytes, top_k, experts, imbalance)
+         row_bytes: float = 2 * KIB, experts: int = 64) -> AllToAllCell:  # fmt: skip
+    return AllToAllCell(*shape, size, row_bytes, top_k, experts, imbalance)
 
 
-def rows(model: ExchangeModel, noise: float = 0.0) -> list[MeasuredExchange]:
+def rows(model: AllToAllModel, noise: float = 0.0) -> list[MeasuredAllToAll]:
     """Every algorithm on a grid of cells, timed by `model`."""
     generator = np.random.default_rng(0)
     cells = [
@@ -46,7 +46,7 @@ def rows(model: ExchangeModel, noise: float = 0.0) -> list[MeasuredExchange]:
         for imbalance in (1.0, 4.0)
     ]
     return [
-        MeasuredExchange(
+        MeasuredAllToAll(
             **vars(each), algorithm=name, seconds=model.seconds(name, each) * np.exp(noise * generator.normal())
         )
         for each in cells
@@ -70,10 +70,10 @@ def test_flat_takes_the_link_that_fills_longest_both_ways() -> None:
 
 def test_hops_follow_one_another_in_chunks() -> None:
     """Two hops of equal length: one part takes both, c parts overlapped take (1 + 1/c), not overlapped both again."""
-    onward = demand("halo", cell()).hops[1, 0]
-    outside = demand("halo", cell()).hops[0, 1]
+    onward = cost_terms("halo", cell()).hops[1, 0]
+    outside = cost_terms("halo", cell()).hops[0, 1]
     even = replace(FREE, node_s_per_byte=1 / onward, rack_s_per_byte=1 / outside, serial=0.0)
-    own = demand("halo", cell()).own / onward
+    own = cost_terms("halo", cell()).local_bytes / onward
     assert even.seconds("halo", cell(), 1) == pytest.approx(2 * (2 + own))
     assert even.seconds("halo", cell(), 4) == pytest.approx(2 * (1 + (1 + own) / 4))
     assert replace(even, serial=1.0).seconds("halo", cell(), 4) == pytest.approx(2 * (2 + own))
@@ -82,13 +82,13 @@ def test_hops_follow_one_another_in_chunks() -> None:
 def test_backward_exchanges_no_counts() -> None:
     fixed = replace(FREE, exchange_s=1.0)
     assert fixed.seconds("flat", cell()) == 3
-    assert fixed.seconds("flat", cell(), planned=False) == 2
-    assert fixed.seconds("halo_dedup", cell(), 1) - fixed.seconds("halo_dedup", cell(), 1, planned=False) == 3
+    assert fixed.seconds("flat", cell(), with_plan=False) == 2
+    assert fixed.seconds("halo_dedup", cell(), 1) - fixed.seconds("halo_dedup", cell(), 1, with_plan=False) == 3
 
 
-@given(st.sampled_from(ALGORITHMS), st.floats(1.0, 1e5), st.floats(1.0, 8.0), st.sampled_from([1, 2, 8]),
+@given(st.sampled_from(list(ALGORITHMS)), st.floats(1.0, 1e5), st.floats(1.0, 8.0), st.sampled_from([1, 2, 8]),
        st.sampled_from([(1, 1, 1), (4, 1, 1), (8, 4, 2), (8, 8, 2), (16, 4, 1), (64, 8, 4)]))  # fmt: skip
-def test_more_bytes_and_more_skew_never_take_less_time(
+def test_more_bytes_and_more_imbalance_never_take_less_time(
     algorithm: str, kib: float, imbalance: float, top_k: int, shape: tuple[int, int, int]
 ) -> None:
     def seconds(factor: float, imbalance: float) -> float:
@@ -100,7 +100,7 @@ def test_more_bytes_and_more_skew_never_take_less_time(
 
 
 def test_a_fit_finds_the_constants_back() -> None:
-    found = fit_exchange_model(rows(MODEL))
+    found = fit_all_to_all_model(rows(MODEL))
     assert found.measured and judge(found, rows(MODEL)).worst < 0.01
     for name in ("call_s", "exchange_s", "plan_s", "rack_s_per_byte", "system_s_per_byte"):
         assert getattr(found, name) == pytest.approx(getattr(MODEL, name), rel=0.05), name
@@ -109,7 +109,7 @@ def test_a_fit_finds_the_constants_back() -> None:
 def test_a_fit_to_noisy_rows_predicts_sizes_that_it_never_saw() -> None:
     noisy = rows(MODEL, noise=0.1)
     seen = {16 * KIB, 256 * KIB, 4096 * KIB}
-    found = fit_exchange_model([row for row in noisy if row.logical_bytes in seen])
+    found = fit_all_to_all_model([row for row in noisy if row.logical_bytes in seen])
     unseen = [row for row in rows(MODEL) if row.logical_bytes not in seen]
     assert judge(found, unseen).mean < 0.06
     assert 0.1 < found.spread < 0.25, "1.645 standard deviations of 0.1"
@@ -122,7 +122,7 @@ def test_a_fit_to_noisy_rows_predicts_sizes_that_it_never_saw() -> None:
 
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(ResourceModelError, match=f"measure at least {LEAST_ROWS}"):
-        fit_exchange_model(rows(MODEL)[: LEAST_ROWS - 1])
+        fit_all_to_all_model(rows(MODEL)[: LEAST_ROWS - 1])
 
 
 def test_without_measured_exchanges_the_links_make_the_model() -> None:
@@ -132,9 +132,9 @@ def test_without_measured_exchanges_the_links_make_the_model() -> None:
         of_links(Curves(cluster(calibration("p2p/node", "p2p/rack", "p2p/system")), 4))
 
 
-def run(all_to_all: str, exchanges: tuple[MeasuredExchange, ...] = (), skew: float = 1.0):  # type: ignore[no-untyped-def]
+def run(all_to_all: str, exchanges: tuple[MeasuredAllToAll, ...] = (), imbalance: float = 1.0):  # type: ignore[no-untyped-def]
     where = cluster(replace(calibration(), exchanges=exchanges))
-    workload = Workload(global_batch=32, sequence=128, routing=Routing(skew=skew))
+    workload = Workload(global_batch=32, sequence=128, routing=Routing(imbalance=imbalance))
     return predict(TINY, where, Layout(ep=8, micro_batch=4, all_to_all=all_to_all), workload)
 
 

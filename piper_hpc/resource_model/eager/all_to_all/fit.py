@@ -1,4 +1,4 @@
-"""The constants of the exchange model from measured cells, and how well they predict cells that they never saw."""
+"""The constants of the all-to-all model from measured cells, and its errors in cells that they were not fitted to."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from piper_hpc.resource_model.eager.exchange.demand import Demand, demand
-from piper_hpc.resource_model.eager.exchange.model import ExchangeModel
+from piper_hpc.resource_model.eager.all_to_all.cost_terms import CostTerms, cost_terms
+from piper_hpc.resource_model.eager.all_to_all.model import AllToAllModel
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.spec import MeasuredExchange
+from piper_hpc.spec import MeasuredAllToAll
 
 Array = npt.NDArray[np.float64]
 
@@ -62,24 +62,24 @@ class Judgement:
         return float(np.mean(self.errors))
 
 
-def judge(model: ExchangeModel, rows: Sequence[MeasuredExchange]) -> Judgement:
+def judge(model: AllToAllModel, rows: Sequence[MeasuredAllToAll]) -> Judgement:
     """Compare predictions with `rows`, which should be none of those that the model was fitted to."""
-    predicted = model.of(_demands(rows))
+    predicted = model.seconds_of(_terms(rows))
     return Judgement(tuple((predicted / np.array([row.seconds for row in rows]) - 1).tolist()))
 
 
 @lru_cache(maxsize=32)
-def _fit(rows: tuple[MeasuredExchange, ...]) -> ExchangeModel:
+def _fit(rows: tuple[MeasuredAllToAll, ...]) -> AllToAllModel:
     from scipy.optimize import least_squares
 
-    asked, measured = _demands(rows), np.array([row.seconds for row in rows])
+    terms, measured = _terms(rows), np.array([row.seconds for row in rows])
 
     def residuals(at: Array, start: Array) -> Array:
-        predicted = ExchangeModel(**_named(_values(at, start))).of(asked)
+        predicted = AllToAllModel(**_constants(_values(at, start))).seconds_of(terms)
         return np.concatenate([np.log(predicted / measured), LEAN * at])
 
     found = []
-    for start in _starts(asked, measured):
+    for start in _starts(terms, measured):
         bounds = (np.full(len(FITTED), -12.0), _ceilings(start))
         solved = least_squares(
             residuals, np.zeros(len(FITTED)), args=(start,), loss="soft_l1", f_scale=OUTLIER, bounds=bounds
@@ -92,8 +92,8 @@ def _fit(rows: tuple[MeasuredExchange, ...]) -> ExchangeModel:
     variance = float(errors @ errors) / max(len(rows) - len(FITTED), 1)
     widths = 1.645 * np.sqrt(variance * np.diag(np.linalg.pinv(solved.jac.T @ solved.jac)))
     ends = zip(FITTED, _values(solved.x - widths, start), _values(solved.x + widths, start), strict=True)
-    return ExchangeModel(
-        **_named(values),
+    return AllToAllModel(
+        **_constants(values),
         spread=float(np.expm1(1.645 * np.sqrt(variance))),
         source=f"{len(rows)} measured exchanges of {_listed(rows)}",
         measured=True,
@@ -101,7 +101,7 @@ def _fit(rows: tuple[MeasuredExchange, ...]) -> ExchangeModel:
     )
 
 
-def fit_exchange_model(rows: Sequence[MeasuredExchange]) -> ExchangeModel:
+def fit_all_to_all_model(rows: Sequence[MeasuredAllToAll]) -> AllToAllModel:
     """Fit all constants to `rows` at once, in relative error, each of them above 0; the same rows are fitted once.
 
     Rows should be of one machine with all its ranks at work. What they leave open (a link that nothing crossed, the
@@ -110,17 +110,18 @@ def fit_exchange_model(rows: Sequence[MeasuredExchange]) -> ExchangeModel:
     """
     if len(rows) < LEAST_ROWS:
         raise ResourceModelError(
-            f"exchange model: {len(rows)} measured exchanges are too few for {len(FITTED)} constants; measure at least "
-            f"{LEAST_ROWS}"
+            f"all-to-all model: {len(rows)} measured exchanges are too few for {len(FITTED)} constants; measure at "
+            f"least {LEAST_ROWS}"
         )
     return _fit(tuple(rows))
 
 
-def _demands(rows: Sequence[MeasuredExchange]) -> Demand:
-    return Demand.stack([demand(row.algorithm, row, row.chunks) for row in rows])
+def _terms(rows: Sequence[MeasuredAllToAll]) -> CostTerms:
+    return CostTerms.stack([cost_terms(row.algorithm, row, row.chunks) for row in rows])
 
 
-def _named(values: Array) -> Mapping[str, Any]:
+def _constants(values: Array) -> Mapping[str, Any]:
+    """Values in the order of FITTED by name."""
     return dict(zip(FITTED, values.tolist(), strict=True))
 
 
@@ -138,26 +139,27 @@ def _ceilings(start: Array) -> Array:
     return np.maximum(ceilings, 1e-9)
 
 
-def _starts(asked: Demand, measured: Array) -> list[Array]:
-    """Where fits begin: the fixed part from the quickest row; the slowest row's bytes bound by one link or by all.
+def _starts(terms: CostTerms, measured: Array) -> list[Array]:
+    """Constants from which fits begin, each in the order of FITTED: the fixed part from the quickest row; the slowest
+    row's bytes bound by one link or by all.
 
     A link that nothing waits for has no slope, so that every fit stays near the links that it began with.
     """
     fixed = measured.min()
-    per_exchange = fixed / 2 / max(float(np.asarray(asked.exchanges)[measured.argmin()]), 1.0)
+    per_collective = fixed / 2 / max(float(np.asarray(terms.collectives)[measured.argmin()]), 1.0)
     slow = measured.argmax()
-    moved = asked.hops[slow].sum(axis=0)
-    full = np.where(moved > 0, measured[slow] / 2 / np.maximum(moved, 1.0), 0.0)
-    full = np.where(moved > 0, full, full.max())
+    loads = terms.hops[slow].sum(axis=0)
+    full = np.where(loads > 0, measured[slow] / 2 / np.maximum(loads, 1.0), 0.0)
+    full = np.where(loads > 0, full, full.max())
     away = np.arange(len(full)) > 0
-    choices = [full * np.where(away, 1.0, 0.2)]
-    choices += [full * np.where(np.arange(len(full)) == link, 1.0, 0.2) for link in range(len(full))]
+    rates_of_starts = [full * np.where(away, 1.0, 0.2)]
+    rates_of_starts += [full * np.where(np.arange(len(full)) == link, 1.0, 0.2) for link in range(len(full))]
     return [
-        np.array([fixed / 2, per_exchange, per_exchange / 10, fixed / 2, *rates, rates.min() / 10, 0.5, 1.0])
-        for rates in choices
+        np.array([fixed / 2, per_collective, per_collective / 10, fixed / 2, *rates, rates.min() / 10, 0.5, 1.0])
+        for rates in rates_of_starts
     ]
 
 
-def _listed(rows: Sequence[MeasuredExchange]) -> str:
+def _listed(rows: Sequence[MeasuredAllToAll]) -> str:
     shapes = sorted({(row.ranks, row.nodes, row.racks) for row in rows})
     return ", ".join(f"{ranks} ranks on {nodes} nodes in {racks} racks" for ranks, nodes, racks in shapes)

@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from piper_hpc.comm import FlatDispatcher, channel
 from piper_hpc.comm.channel import MissingPeerError
-from piper_hpc.comm.family import Family
-from piper_hpc.comm.levels import Places
+from piper_hpc.comm.factory import DispatcherFactory
+from piper_hpc.comm.hierarchy import Places
 from piper_hpc.model.dispatcher import Dispatcher
-from piper_hpc.parallel.exchange import Way, make_dispatcher
+from piper_hpc.parallel.dispatcher import AllToAllConfig, make_dispatcher
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.runtime.failures import classify
 from piper_hpc.spec import ALGORITHMS, OVERLAPS, Layout, ModelSpec, Overlap, Placement, RankMap, Workload
@@ -25,7 +25,7 @@ from piper_hpc.train.settings import TrainSettings
 from tests.processes import run_ranks
 
 TOKENS, TOP_K, HIDDEN = 10, 3, 8
-FAMILY = ALGORITHMS[1:]
+FAMILY = tuple(name for name in ALGORITHMS if name != "flat")
 TIMEOUT = timedelta(seconds=30)
 
 Found = dict[str, torch.Tensor]
@@ -39,7 +39,7 @@ def routing(load: str, rank: int, experts: int) -> torch.Tensor:
     return torch.stack([torch.randperm(experts, generator=generator)[:TOP_K] for _ in range(TOKENS)])
 
 
-def exchanged(dispatcher: Dispatcher, load: str, placement: Placement, dtype: torch.dtype) -> Found:
+def dispatched(dispatcher: Dispatcher, load: str, placement: Placement, dtype: torch.dtype) -> Found:
     """Rows, sums and gradients of one dispatch and combine on this rank."""
     rank = dist.get_rank()
     ids = routing(load, rank, len(placement.rank_of_expert))
@@ -61,17 +61,17 @@ def compare_with_flat(per_node: int, racks: tuple[int, ...], algorithms: Sequenc
     placement = Placement(0, (*reversed(range(ranks)), *range(ranks)), (*[0] * ranks, *[1] * ranks))
     loads = (("even", torch.float32), ("hot", torch.float64), ("even", torch.bfloat16))
     flat = FlatDispatcher(dist.group.WORLD)
-    expected = [exchanged(flat, load, placement, dtype) for load, dtype in loads]
-    family = Family(
+    expected = [dispatched(flat, load, placement, dtype) for load, dtype in loads]
+    factory = DispatcherFactory(
         Places.of(RankMap.block(Layout(ep=ranks), per_node, racks), tuple(range(ranks))), range(ranks), TIMEOUT
     )
     for algorithm in algorithms:
-        dispatcher = family.dispatcher(algorithm, overlap=overlap)
+        dispatcher = factory.dispatcher(algorithm, overlap=overlap)
         for (load, dtype), of_flat in zip(loads, expected, strict=True):
-            found = exchanged(dispatcher, load, placement, dtype)
+            found = dispatched(dispatcher, load, placement, dtype)
             assert torch.equal(found.pop("rows"), of_flat["rows"])
             for name, value in found.items():
-                if not algorithm.endswith("_dedup"):
+                if not ALGORITHMS[algorithm].dedup:
                     assert torch.equal(value, of_flat[name]), (algorithm, load, name)
                 elif dtype != torch.bfloat16:
                     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
@@ -150,18 +150,18 @@ def test_training_step_is_that_of_flat(degrees: dict[str, int], per_node: int, r
     """In float64: bit for bit without pre-reduction, to rounding with it."""
     for errors in run_ranks(4, step_with_each, degrees | {"micro_batch": 2}, per_node, racks):
         for algorithm, (loss, gradients) in errors.items():
-            tolerance = 1e-12 if algorithm.endswith("_dedup") else 0.0
+            tolerance = 1e-12 if ALGORITHMS[algorithm].dedup else 0.0
             assert loss <= tolerance and gradients <= tolerance, algorithm
 
 
-def auto_with_ways() -> tuple[dict[str, object] | None, list[int], float, float, str]:
+def auto_with_configs() -> tuple[dict[str, object] | None, list[int], float, float, str]:
     """Training on two expert groups of two nodes each, one of which goes flat: on rank 0 the exchange, and the rows
     that left each rank by the routers' counts, losses of flat and of auto, and what auto says without a choice."""
     layout = Layout(ep=4, dp=2, micro_batch=1, all_to_all="auto")
     rank_map = RankMap.block(layout, 2, (0, 0, 1, 1))
     settings = TrainSettings(steps=1, dtype="float64", collective_timeout_s=30.0)
-    ways = {(0, 1, 2, 3): Way("halo_dedup", 2), (4, 5, 6, 7): Way("flat")}
-    trainer = Trainer(MODEL, layout, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"), ways=ways)
+    configs = {(0, 1, 2, 3): AllToAllConfig("halo_dedup", 2), (4, 5, 6, 7): AllToAllConfig("flat")}
+    trainer = Trainer(MODEL, layout, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"), configs=configs)
     trainer.step(Tokens(layout), 0, 0.01, sample_memory=False)
     loss, records = float(trainer.pipeline.loss.total), trainer.record()
     flat_map = RankMap.block(Layout(ep=4, dp=2, micro_batch=1), 2, (0, 0, 1, 1))
@@ -189,7 +189,7 @@ def auto_with_ways() -> tuple[dict[str, object] | None, list[int], float, float,
 
 @pytest.mark.processes
 def test_auto_trains_each_group_its_own_way_and_counts_what_it_sends() -> None:
-    found = run_ranks(8, auto_with_ways)
+    found = run_ranks(8, auto_with_configs)
     for _, _, flat, auto, said in found:
         assert auto == pytest.approx(flat, rel=1e-12)
         assert said.startswith("all_to_all=auto: nothing was chosen for the ranks 0, 1, 2, 3; name an algorithm")
@@ -212,11 +212,11 @@ def without_rank_3(algorithm: str) -> tuple[str, str] | None:
     timeout = timedelta(seconds=2)
     with patch.object(channel, "GRACE_S", 1.0):
         dispatcher = make_dispatcher(rank_map, make_groups(rank_map, timeout), timeout)
-        exchanged(dispatcher, "even", Placement.linear(8, 4), torch.float32)
+        dispatched(dispatcher, "even", Placement.linear(8, 4), torch.float32)
         if dist.get_rank() == 3:
             return None
         try:
-            exchanged(dispatcher, "even", Placement.linear(8, 4), torch.float32)
+            dispatched(dispatcher, "even", Placement.linear(8, 4), torch.float32)
         except MissingPeerError as error:
             return str(error), classify(error)
     return "no error", ""

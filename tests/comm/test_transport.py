@@ -1,4 +1,4 @@
-"""How rows are carried: relay memory that stays where it is, and one gather before each phase."""
+"""How rows are sent: relay buffers that stay where they are, and one gather before each phase."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from piper_hpc.comm.channel import Channel, Pending
-from piper_hpc.comm.halo import HaloDispatcher
-from piper_hpc.comm.levels import Chains
-from piper_hpc.comm.travel import Buffers
+from piper_hpc.comm.channel import Channel, Work
+from piper_hpc.comm.factory import builder
+from piper_hpc.comm.hierarchy import Hierarchy
+from piper_hpc.comm.transport import BufferPool
+from piper_hpc.spec import ALGORITHMS
 from tests.comm.lockstep import MemoryChannel, Switchboard, dispatcher
-from tests.comm.test_family import problem
-from tests.comm.test_levels import machine
+from tests.comm.test_algorithms import problem
+from tests.comm.test_hierarchy import machine
 
 Memory = tuple[torch.Tensor, torch.Tensor]
 """What one exchange reads and writes."""
@@ -28,30 +29,30 @@ class KeepingChannel:
     def __init__(self, channel: Channel, kept: list[Memory]) -> None:
         self.channel, self.kept = channel, kept
 
-    def exchange(
-        self, output: torch.Tensor, source: torch.Tensor, receive: Sequence[int], send: Sequence[int]
-    ) -> Pending:
+    def all_to_all(
+        self, output: torch.Tensor, source: torch.Tensor, recv_rows: Sequence[int], send_rows: Sequence[int]
+    ) -> Work:
         if source.is_floating_point() and source.dim() == 2:
             self.kept.append((source, output))
-        return self.channel.exchange(output, source, receive, send)
+        return self.channel.all_to_all(output, source, recv_rows, send_rows)
 
 
-@pytest.mark.parametrize("algorithm", ["halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup"])
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "flat"])
 def test_exchanges_of_equal_size_use_the_same_memory(algorithm: str) -> None:
     """Dispatch twice, and where rows are not added up on their way also combine and the backward of both."""
     places = machine([[2, 2], [2, 2]])
     given = problem(places, slots=1, top_k=3, load="even", dtype=torch.float32, seed=5)
-    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
-    dedup = algorithm.endswith("_dedup")
+    board, hierarchy = Switchboard(places.ranks), Hierarchy(algorithm, places)
+    dedup = ALGORITHMS[algorithm].dedup
 
     def twice(rank: int) -> list[list[tuple[int, int]]]:
         kept: list[Memory] = []
-        hops = chains.chain(rank).hops
+        hops = hierarchy.chain(rank).hops
         channels = [
-            KeepingChannel(MemoryChannel(board, chains.phase(level), hop.group, rank), kept)
+            KeepingChannel(MemoryChannel(board, hierarchy.phase(level), hop.group, rank), kept)
             for level, hop in enumerate(hops)
         ]
-        mine = HaloDispatcher(chains, rank, channels, dedup=dedup, chunks=2)
+        mine = builder(algorithm)(hierarchy, rank, channels, dedup=dedup, chunks=2)
         seen, outputs = [], []
         for _ in range(2):
             tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
@@ -70,7 +71,7 @@ def test_exchanges_of_equal_size_use_the_same_memory(algorithm: str) -> None:
 
 
 def test_buffers_grow_and_never_shrink() -> None:
-    buffers, row = Buffers(), torch.zeros(0, 3)
+    buffers, row = BufferPool(), torch.zeros(0, 3)
     first = buffers.take("rows", 8, row)
     assert first.shape == (8, 3)
     assert buffers.take("rows", 5, row).data_ptr() == first.data_ptr(), "a smaller one fits in"
@@ -94,11 +95,11 @@ class Gathers(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-OUTWARD = {
+DISPATCHED = {
     "halo": "gather, inside nodes, between nodes, gather, inside nodes, gather",
     "halo3": "gather, inside nodes, between racks, gather, between nodes, gather, inside nodes, gather",
 }
-HOMEWARD = {
+COMBINED = {
     "halo": "gather, inside nodes, inside nodes, gather, between nodes, gather",
     "halo3": "gather, inside nodes, inside nodes, gather, between nodes, gather, between racks, gather",
 }
@@ -109,10 +110,10 @@ def test_each_phase_has_one_gather(algorithm: str) -> None:
     """Phases in their order, by one gather before the first two, one before each further one, and one at the end."""
     places = machine([[2, 2], [2, 2]])
     given = problem(places, slots=1, top_k=3, load="even", dtype=torch.float32, seed=6)
-    board, chains = Switchboard(places.ranks), Chains(algorithm, places)
+    board, hierarchy = Switchboard(places.ranks), Hierarchy(algorithm, places)
 
     def carried(rank: int) -> list[str]:
-        mine = dispatcher(board, algorithm, places, rank, chains, chunks=1, overlap="none")
+        mine = dispatcher(board, algorithm, places, rank, hierarchy, chunks=1, overlap="none")
         plan = mine.plan(given.expert_ids[rank], given.placement)
         tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone()
         events: list[Any] = board.calls[rank]
@@ -123,11 +124,11 @@ def test_each_phase_has_one_gather(algorithm: str) -> None:
             mine.combine(rows, handle)
         return [", ".join(phase for phase, _ in part) for part in (events[seen[0] : seen[1]], events[seen[1] :])]
 
-    assert board.run(carried) == [[OUTWARD[algorithm], HOMEWARD[algorithm]]] * places.ranks
+    assert board.run(carried) == [[DISPATCHED[algorithm], COMBINED[algorithm]]] * places.ranks
 
 
 def test_each_chunk_has_one_gather_a_phase() -> None:
-    """Dispatch: one before all first legs, and before the second leg of each of three chunks, and one at the end."""
+    """Dispatch: one before all first levels, one before the second level of each of three chunks, one at the end."""
     places = machine([[2, 2]])
     given = problem(places, slots=1, top_k=3, load="even", dtype=torch.float32, seed=6)
     board = Switchboard(places.ranks)

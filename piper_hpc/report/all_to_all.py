@@ -1,4 +1,4 @@
-"""What a run's experts exchanged: rows by level, counted from plans and as predicted, and the time that shows."""
+"""Dispatch and combine of a run: bytes of rows by level, counted from plans and as predicted, and exposed seconds."""
 
 from __future__ import annotations
 
