@@ -108,7 +108,7 @@ def test_plan_sorts_assignments_by_position_and_keeps_token_order() -> None:
     ids = torch.tensor([[2, 0], [1, 2], [0, 3]])
     plan = plan_flat(ids, torch.tensor([0, 1, 2, 3]), 1, None)
     assert plan.order.tolist() == [1, 4, 2, 0, 3, 5]
-    assert plan.order[plan.place].tolist() == list(range(6))
+    assert plan.order[plan.inverse_order].tolist() == list(range(6))
     assert plan.offsets.tolist() == [2, 3, 5, 6] and plan.offsets.dtype == torch.int32
 
 
