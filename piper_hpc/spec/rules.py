@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from piper_hpc.spec.exchange import ALGORITHMS, AUTO
+from piper_hpc.spec.all_to_all import ALGORITHMS, AUTO
 from piper_hpc.spec.layout import Layout
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.spec.problem import Problem
