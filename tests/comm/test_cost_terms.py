@@ -18,7 +18,7 @@ from tests.comm.test_hierarchy import machine
 TOP_K, HIDDEN, CHUNKS = 2, 3, 2
 
 
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "flat"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("racks", [[[2, 2]], [[2, 2], [2, 2]], [[1, 1], [1, 1]]], ids=["2x2", "2x2x2", "2x2x1"])
 def test_bytes_and_calls_are_those_of_a_real_exchange(algorithm: str, racks: list[list[int]]) -> None:
     """All sets of two experts once each, on every rank: uniform routing without chance."""
