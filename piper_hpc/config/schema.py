@@ -12,9 +12,11 @@ from omegaconf import MISSING
 class TaskConfig:
     """What to do: `train`, `microbench`, `profile` or `plan`."""
 
-    name: str = MISSING
+    name: str = MISSING  # the option that was chosen
     budget_s: float = 18.0  # microbench: the calibration suite, and the measuring before a first training run
-    suites: list[str] = field(default_factory=lambda: ["calibration"])  # microbench: see piper_hpc.config.checks.SUITES
+    suites: list[str] = field(
+        default_factory=lambda: ["calibration"]
+    )  # microbench: what to time; docs/measure.md has the names
     backend: str = "torch"  # microbench: torch (torch.distributed) or mpi (mpi4py) carries the exchange suites
     cell_s: float = 0.5  # microbench: seconds for one shape or size of a suite; what would take longer is left out
     resume: str | None = None  # microbench: an earlier run's id or folder; what it measured is taken over
@@ -26,7 +28,7 @@ class TaskConfig:
     candidates: int = 20  # plan: how many to print
     ranks: list[int] | None = None  # plan: how many ranks a layout may use; null: all of the cluster
     recipe: str | None = (
-        None  # plan: bytes kept of every parameter (see spec.RECIPES); null: mixed_18, or what this project trains in
+        None  # plan: bytes kept of a parameter (docs/plan.md); null: mixed_18, or train.dtype for piper
     )
     profile_steps: int = 3  # profile: traced steps, after two that warm up
 
@@ -36,91 +38,93 @@ class ModelConfig:
     """See piper_hpc.spec.ModelSpec, whose defaults hold where a key is null; `path` may give what the keys do not."""
 
     path: str | None = None  # a Hugging Face config.json (model=hf)
-    name: str | None = None
-    layers: int | None = None
-    hidden: int | None = None
-    heads: int | None = None
-    kv_heads: int | None = None
+    name: str | None = None  # what tables and records call it
+    layers: int | None = None  # decoder layers, dense ones included
+    hidden: int | None = None  # width of the residual stream
+    heads: int | None = None  # query heads
+    kv_heads: int | None = None  # key and value heads; fewer than heads: grouped-query attention
     head_dim: int | None = None  # hidden / heads where not given; MLA: qk_nope_dim + qk_rope_dim
-    experts: int | None = None
-    top_k: int | None = None
-    expert_ffn: int | None = None
-    vocab: int | None = None
-    matrices_per_expert: int | None = None
-    attention: str | None = None
-    q_lora_rank: int | None = None
-    kv_lora_rank: int | None = None
-    qk_nope_dim: int | None = None
-    qk_rope_dim: int | None = None
-    v_head_dim: int | None = None
-    sliding_window: int | None = None
-    full_attention_every: int | None = None
-    window_kind: str | None = None
-    dense_first: int | None = None
-    moe_every: int | None = None
-    dense_ffn: int | None = None
-    dense_matrices: int | None = None
-    dense_residual_ffn: int | None = None
-    shared_experts: int | None = None
-    shared_expert_ffn: int | None = None
-    shared_expert_gate: bool | None = None
-    expert_groups: int | None = None
-    groups_per_token: int | None = None
-    tied_embeddings: bool | None = None
-    positions: int | None = None
-    mtp_layers: int | None = None
-    norm: str | None = None
-    norms_per_layer: int | None = None
-    qk_norm: str | None = None
-    attention_bias: bool | None = None
-    output_bias: bool | None = None
-    ffn_bias: bool | None = None
-    router_bias: bool | None = None
-    head_bias: bool | None = None
-    attention_sinks: bool | None = None
-    encoder_parameters: int | None = None
-    counting: str | None = None
-    rope_theta: float | None = None
-    norm_eps: float | None = None
-    router_aux_coef: float | None = None
+    experts: int | None = None  # routed experts of an MoE layer; 0: a dense model
+    top_k: int | None = None  # experts that each token is sent to
+    expert_ffn: int | None = None  # inner width of one expert
+    vocab: int | None = None  # rows of the embedding; text read as bytes needs 256
+    matrices_per_expert: int | None = None  # 3 for SwiGLU, 2 for an expert without a gate
+    attention: str | None = None  # gqa (multi-head where kv_heads = heads) or mla (low-rank query, key and value)
+    q_lora_rank: int | None = None  # mla: rank of the query; 0: a full query
+    kv_lora_rank: int | None = None  # mla: rank of the shared key and value
+    qk_nope_dim: int | None = None  # mla: width of a query head without rotary position
+    qk_rope_dim: int | None = None  # mla: width of a query head with rotary position
+    v_head_dim: int | None = None  # mla: width of a value head
+    sliding_window: int | None = None  # tokens that a query sees; 0: all
+    full_attention_every: int | None = None  # n > 0: every n-th layer sees all tokens, despite sliding_window
+    window_kind: str | None = None  # sliding, or chunked where a query sees its own chunk (Llama 4)
+    dense_first: int | None = None  # leading layers with a dense feed-forward
+    moe_every: int | None = None  # of the layers after those, every n-th has experts
+    dense_ffn: int | None = None  # inner width of a dense feed-forward
+    dense_matrices: int | None = None  # 3 for SwiGLU, 2 without a gate
+    dense_residual_ffn: int | None = None  # inner width of a dense feed-forward beside the experts (Arctic)
+    shared_experts: int | None = None  # experts that every token passes through
+    shared_expert_ffn: int | None = None  # inner width of one shared expert
+    shared_expert_gate: bool | None = None  # a hidden x 1 gate on the output of the shared experts (Qwen2-MoE)
+    expert_groups: int | None = None  # groups of group-limited routing; 0: a token may go to any expert
+    groups_per_token: int | None = None  # groups that a token may choose from
+    tied_embeddings: bool | None = None  # the output projection is the embedding
+    positions: int | None = None  # learned position embeddings; 0: none
+    mtp_layers: int | None = None  # multi-token-prediction modules after the last layer
+    norm: str | None = None  # rms, layer or layer_no_bias
+    norms_per_layer: int | None = None  # norms around attention and feed-forward
+    qk_norm: str | None = None  # none, head (one head's width), full (all heads' width) or l2 (no parameters)
+    attention_bias: bool | None = None  # on query, key and value
+    output_bias: bool | None = None  # on the output projection of attention
+    ffn_bias: bool | None = None  # on every feed-forward
+    router_bias: bool | None = None  # on the router
+    head_bias: bool | None = None  # on the output projection of the model
+    attention_sinks: bool | None = None  # one learned logit a head (gpt-oss)
+    encoder_parameters: int | None = None  # of a vision encoder before the decoder: counted, its FLOPs are not modelled
+    counting: str | None = None  # all, or paper: the size in print counts experts and 4 hidden^2 of attention alone
+    rope_theta: float | None = None  # base of the rotary position embedding
+    norm_eps: float | None = None  # added to the variance in a norm
+    router_aux_coef: float | None = None  # weight of the load-balancing loss
 
 
 @dataclass
 class ParallelismConfig:
     """See piper_hpc.spec.Layout. `dp` not given means what is left of the ranks. `auto` plans first."""
 
-    auto: bool = False
-    pp: int = 1
-    vpp: int = 1
-    ep: int = 1
-    etp: int = 1
-    tp: int = 1
-    cp: int = 1
-    dp: int | None = None
-    zero: int = 0
-    schedule: str = "1f1b"
-    micro_batch: int = 1
-    recompute: str = "none"
-    all_to_all: str = "flat"
-    placement: str = "linear"
+    auto: bool = False  # true: plan first, then train the best layout that the executor has
+    pp: int = 1  # pipeline stages
+    vpp: int = 1  # chunks of layers a rank holds (interleaved and V-shaped schedules)
+    ep: int = 1  # ranks over which the experts of a layer are spread; must divide model.experts
+    etp: int = 1  # ranks over which one expert is split (expert tensor parallelism)
+    tp: int = 1  # tensor parallelism of everything but the experts
+    cp: int = 1  # context parallelism: ranks over which a sequence is split
+    dp: int | None = None  # replicas of an expert; null: ranks / (pp * ep * etp)
+    zero: int = 0  # ZeRO stage: 0, 1 optimizer states, 2 and gradients, 3 and weights are sharded
+    schedule: str = "1f1b"  # of the pipeline: 1f1b, gpipe, interleaved, zb_h1, zbv or dualpipev
+    micro_batch: int = 1  # sequences of one micro-batch on one rank
+    recompute: str = "none"  # none, full, or parts joined by +: norm, activation, mla_up, moe, attention
+    all_to_all: str = "flat"  # flat, halo, halo3, flat_dedup, halo_dedup, halo3_dedup, or auto: see docs/all_to_all.md
+    placement: str = (
+        "linear"  # linear (ranks in node order) or pack (expert groups below one switch); plans: strided too
+    )
 
 
 @dataclass
 class AxesConfig:
     """What a plan searches, value by value; see piper_hpc.planner.Axes. conf/plan/default.yaml fills it."""
 
-    pp: list[int] = field(default_factory=list)
-    vpp: list[int] = field(default_factory=list)
-    ep: list[int] = field(default_factory=list)
-    etp: list[int] = field(default_factory=list)
-    tp: list[int] = field(default_factory=list)
-    cp: list[int] = field(default_factory=list)
-    zero: list[int] = field(default_factory=list)
-    schedule: list[str] = field(default_factory=list)
-    micro_batch: list[int] = field(default_factory=list)
-    recompute: list[str] = field(default_factory=list)
-    all_to_all: list[str] = field(default_factory=list)
-    placement: list[str] = field(default_factory=list)
+    pp: list[int] = field(default_factory=list)  # pipeline stages
+    vpp: list[int] = field(default_factory=list)  # chunks a rank
+    ep: list[int] = field(default_factory=list)  # ranks over which experts are spread
+    etp: list[int] = field(default_factory=list)  # ranks over which one expert is split
+    tp: list[int] = field(default_factory=list)  # tensor parallelism
+    cp: list[int] = field(default_factory=list)  # context parallelism
+    zero: list[int] = field(default_factory=list)  # ZeRO stages
+    schedule: list[str] = field(default_factory=list)  # pipeline schedules
+    micro_batch: list[int] = field(default_factory=list)  # sequences a micro-batch
+    recompute: list[str] = field(default_factory=list)  # what is computed again in the backward pass
+    all_to_all: list[str] = field(default_factory=list)  # algorithms of dispatch and combine
+    placement: list[str] = field(default_factory=list)  # linear or strided order of ranks
 
 
 @dataclass
@@ -130,8 +134,8 @@ class PlanConfig:
     `save`: a name for the best plan that the executor has; `trace`: a file for the best plan's timeline.
     """
 
-    save: str | None = None
-    trace: str | None = None
+    save: str | None = None  # a name: the best plan that the executor can train becomes parallelism=NAME
+    trace: str | None = None  # a file: the best plan's simulated timeline, for Perfetto
     axes: AxesConfig = field(default_factory=AxesConfig)
 
 
@@ -139,18 +143,20 @@ class PlanConfig:
 class LinkConfig:
     """A data sheet's link, of one rank while all of its node send, one way; null where not public."""
 
-    latency_s: float | None = None
-    bytes_per_s: float | None = None
+    latency_s: float | None = None  # of one message
+    bytes_per_s: float | None = None  # of one rank
 
 
 @dataclass
 class DataSheetConfig:
     """What to predict with where nothing was measured; what is null comes from the accelerator, if it names one."""
 
-    peak_flops: float | None = None
-    gemm_efficiency: float | None = None  # the best measured matrix product over the peak where null
-    memory_bytes_per_s: float | None = None
-    host_op_s: float | None = None  # not known: launches are charged nothing, and the prediction says so
+    peak_flops: float | None = None  # FLOP/s of one device in the type that is trained in
+    gemm_efficiency: float | None = None  # share of the peak that a product reaches; null: the best measured one
+    memory_bytes_per_s: float | None = None  # of the memory of one device
+    host_op_s: float | None = (
+        None  # seconds to launch one operation; null: launches cost nothing, and the prediction says so
+    )
     links: dict[str, LinkConfig] = field(default_factory=dict)  # by tier: pair, node, switch, rack, system
 
 
@@ -160,20 +166,20 @@ class TopologyConfig:
 
     ranks_per_pair: int | None = None  # devices of one module
     hosts_per_node: int = 1  # Slurm nodes that one scale-up link joins, which model and planner then call a node
-    nodes_per_switch: int | None = None
-    nodes_per_rack: int | None = None  # or dragonfly group, or cell
-    nics_per_node: int | None = None  # of one host
+    nodes_per_switch: int | None = None  # nodes below one leaf switch
+    nodes_per_rack: int | None = None  # nodes of one rack, dragonfly group or cell
+    nics_per_node: int | None = None  # network cards of one host
 
 
 @dataclass
 class ClusterConfig:
     """Where to run. `scheduler` is `local` (this machine) or `slurm`."""
 
-    name: str = MISSING
+    name: str = MISSING  # what tables, records and calibrations call it
     checked: str | None = None  # when its facts were last compared with their sources
-    scheduler: str = "local"
-    nodes: int = 1
-    ranks_per_node: int = 1
+    scheduler: str = "local"  # local (this machine) or slurm
+    nodes: int = 1  # hosts of the job
+    ranks_per_node: int = 1  # ranks on each of them, one a device
     racks: list[int] | None = None  # rack of each node, in place of `topology`; all in one where neither is given
     topology: TopologyConfig | None = None
     switches: dict[str, str] = field(
@@ -188,26 +194,26 @@ class ClusterConfig:
     accelerator: str | None = None  # a file of conf/accelerator: what data sheets say of one device
     memory_gib_per_rank: float = 0.0  # 0: the accelerator's, else this machine's memory over its ranks
     quota: str = "auto"  # local: auto gives each rank a CPU quota where cgroups are writable; off
-    template: str | None = None  # slurm: a file of sbatch_templates/
-    partition: str | None = None
-    account: str | None = None
-    time_min: int = 30
-    cpus_per_task: int = 1
-    gpus_per_task: int = 0
+    template: str | None = None  # slurm: a file of sbatch_templates/, or an absolute path
+    partition: str | None = None  # slurm: --partition
+    account: str | None = None  # slurm: --account
+    time_min: int = 30  # slurm: time limit in minutes
+    cpus_per_task: int = 1  # cores of one rank, and its torch threads
+    gpus_per_task: int = 0  # slurm: --gpus-per-task
     calibration: str = "auto"  # auto: cached, else measured in the job; a path; off: data sheet or no prediction
     data_sheet: DataSheetConfig | None = None
     sources: dict[str, str] = field(default_factory=dict)  # key -> where its value is from; `assumed...` says so
     environment: dict[str, str] = field(default_factory=dict)  # variables of every rank, beside the template's
-    comm_timeout_s: float = 120.0
+    comm_timeout_s: float = 120.0  # how long a rank waits for its peers before it fails
 
 
 @dataclass
 class DataConfig:
     """Text, read as bytes. `path` is a file, a folder or a glob; not given: the Python standard library's sources."""
 
-    name: str = MISSING
-    path: str | None = None
-    cache: str = "${oc.env:XDG_CACHE_HOME,${oc.env:HOME,/tmp}/.cache}/piper_hpc"
+    name: str = MISSING  # stdlib or text
+    path: str | None = None  # a file, a folder or a glob
+    cache: str = "${oc.env:XDG_CACHE_HOME,${oc.env:HOME,/tmp}/.cache}/piper_hpc"  # folder of the bytes of all files
 
 
 @dataclass
@@ -224,22 +230,22 @@ class RoutingConfig:
 class TrainConfig:
     """See piper_hpc.train.settings.TrainSettings. `global_batch` and `sequence` never depend on the layout."""
 
-    steps: int = MISSING
-    seed: int = 0
-    global_batch: int = MISSING
-    sequence: int = MISSING
-    learning_rate: float = 3e-3
-    minimum_learning_rate: float = 3e-4
+    steps: int = MISSING  # optimizer steps
+    seed: int = 0  # of weights and of the order of samples
+    global_batch: int = MISSING  # sequences a step, over all ranks
+    sequence: int = MISSING  # tokens a sequence
+    learning_rate: float = 3e-3  # at its highest, after the warm-up
+    minimum_learning_rate: float = 3e-4  # where the cosine ends
     lr_schedule: str = "cosine"  # cosine or constant
-    warmup_steps: int = 10
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    grad_clip: float = 1.0
-    dtype: str = "float32"
+    warmup_steps: int = 10  # of linear growth
+    weight_decay: float = 0.1  # of AdamW, on matrices
+    beta1: float = 0.9  # of AdamW
+    beta2: float = 0.95  # of AdamW
+    grad_clip: float = 1.0  # largest norm of all gradients together
+    dtype: str = "float32"  # float32, bfloat16 or float64
     routing: RoutingConfig = field(default_factory=RoutingConfig)
-    checkpoint_every: int = 0  # steps; 0: none on the way
-    checkpoint_last: bool = False  # also after the last step
+    checkpoint_every: int = 0  # steps between checkpoints; 0: none on the way
+    checkpoint_last: bool = False  # a checkpoint after the last step as well
     resume_from: str | None = None  # the checkpoints folder of a run, of any layout
 
 
@@ -247,9 +253,9 @@ class TrainConfig:
 class TrackingConfig:
     """Views of the record beside it: none, wandb_offline or wandb."""
 
-    name: str = MISSING
-    project: str = "piper_hpc"
-    entity: str | None = None
+    name: str = MISSING  # none, wandb_offline or wandb
+    project: str = "piper_hpc"  # of wandb
+    entity: str | None = None  # of wandb: the team
 
 
 @dataclass

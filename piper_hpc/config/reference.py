@@ -1,0 +1,147 @@
+"""`python -m piper_hpc.config.reference [--check]`: write docs/configuration.md from the schema, or say that it is old.
+
+A key's meaning is the comment behind its line in schema.py, and where it is a group of keys the docstring of its class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import io
+import itertools
+import json
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from piper_hpc.config import schema
+from piper_hpc.paths import data_folder
+from piper_hpc.spec import ModelSpec
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+COMMAND = "python -m piper_hpc.config.reference"
+
+HEAD = f"""# Configuration reference
+
+Written by `{COMMAND}` from `piper_hpc/config/schema.py`; do not edit it by hand.
+
+A key is set as an override, `train.steps=20`, and a group is chosen by its option, `model=olmoe`. An option is a file
+`conf/GROUP/OPTION.yaml` that sets some keys of its group; what it leaves out has the default below. "By the option"
+means that there is no default: every option shipped sets the key. `python -m piper_hpc.launch --cfg job` prints every
+key with the value that a command would use, and a key that is not listed here ends with exit code 2.
+"""
+
+
+Row = tuple[str, str, str, str]
+"""Key, type, default, meaning."""
+
+
+def comments(source: str) -> dict[int, str]:
+    """Line number -> the comment at its end."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+SOURCE = Path(schema.__file__).read_text(encoding="utf-8")
+COMMENTS = comments(SOURCE)
+CLASSES = {node.name: node for node in ast.parse(SOURCE).body if isinstance(node, ast.ClassDef)}
+
+
+def keys(name: str, prefix: str) -> Iterator[Row]:
+    """Every key of the dataclass `name`, those of dataclasses inside it after their own line."""
+    defaults = {field.name: _default(field) for field in dataclasses.fields(getattr(schema, name))}
+    for node in CLASSES[name].body:
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        key, annotation = ast.unparse(node.target), ast.unparse(node.annotation)
+        if name == "Config" and annotation in CLASSES:
+            continue  # a group, with a section of its own
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        meaning = " ".join(COMMENTS[line] for line in lines if line in COMMENTS)
+        inner = next((one for one in CLASSES if re.search(rf"\b{one}\b", annotation)), None)
+        if inner is not None:
+            meaning = meaning or ast.get_docstring(CLASSES[inner]) or ""
+            annotation = annotation.replace(inner, "keys below")
+        if not meaning:
+            raise ValueError(f"{name}.{key}: needs a comment behind its line in schema.py that says what it means")
+        default = "" if inner else _of_model(key) if name == "ModelConfig" else _shown(defaults[key])
+        yield f"`{prefix}{key}`", annotation.replace(" | ", " or ").replace("None", "null"), default, meaning
+        if inner is not None:
+            yield from keys(inner, f"{prefix}{key}." + ("NAME." if "dict" in annotation else ""))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _shown(value: Any) -> str:
+    if value in (MISSING, []):
+        return "by the option"
+    return f"`{json.dumps(value)}`" if not isinstance(value, str) else f"`{value}`"
+
+
+def _of_model(key: str) -> str:
+    """The default of a model's fact where its key is null."""
+    found = {fact.name: fact.default for fact in dataclasses.fields(ModelSpec)}.get(key)
+    return "by the option" if found is dataclasses.MISSING else _shown(found)
+
+
+def options(group: str) -> Iterator[str]:
+    """One line an option of a group: its name, and the first sentence of the comment that its file begins with."""
+    for path in sorted((data_folder("conf") / group).glob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(
+            lambda line: line.startswith("#"), (line for line in lines if "@package" not in line)
+        )
+        sentence = " ".join(line.lstrip("# ") for line in comment).split(". ")[0].rstrip(".")
+        yield f"- `{group}={path.stem}`: {sentence}"
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, _table("The command itself", "", keys("Config", ""))]
+    for field in dataclasses.fields(schema.Config):
+        name = str(field.type)
+        if name in CLASSES:
+            about = ast.get_docstring(CLASSES[name]) or ""
+            parts.append(_table(f"`{field.name}`", about, keys(name, f"{field.name}.")))
+            parts.append("\n".join(["Options:", "", *options(field.name)]) + "\n")
+    parts.append("\n".join(["## `experiment`", "", "Options that choose several groups at once:", ""]))
+    parts.append("\n".join(options("experiment")) + "\n")
+    return "\n".join(parts)
+
+
+def _table(title: str, about: str, rows: Iterator[Row]) -> str:
+    lines = [
+        f"## {title}",
+        "",
+        *([about, ""] if about else []),
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    lines += ["| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """The command; exit code 1 where --check finds the page stale."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the page would differ")
+    wanted = page()
+    if parser.parse_args().check:
+        same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == wanted
+        print(f"{PAGE} is up to date" if same else f"{PAGE} is stale: run {COMMAND}")
+        return 0 if same else 1
+    PAGE.write_text(wanted, encoding="utf-8")
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
