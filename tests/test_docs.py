@@ -1,0 +1,179 @@
+"""The pages tell what is so: their commands run (here, or where a table says), their links lead somewhere, and what is
+written from the code is up to date."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from piper_hpc.config import reference
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README_WORDS = 1_100
+
+LAUNCH, JOBS, TESTBED = (f"python -m piper_hpc.{name}" for name in ("launch", "jobs", "testbed"))
+
+# Commands that need root or take long, and where they are run: a file, and words in it that show so. Some are run there
+# with fewer steps, and `up --profile` in its parts.
+ELSEWHERE = {
+    "make run": (".ci/run", "make run"),
+    "make test": (".ci/run", "make test"),
+    "make quick": ("Makefile", "quick:"),
+    "make bench-a2a": ("tests/slurm/test_all_to_all_bench.py", "piper_hpc.studies"),
+    "source .venv/bin/activate": ("Makefile", "VENV ?= .venv"),
+    LAUNCH: (".ci/run", "make run"),
+    f"{LAUNCH} tracking=wandb_offline train=smoke": ("tests/test_local_run.py", "tracking=wandb_offline"),
+    f"{LAUNCH} task=microbench": ("tests/test_local_run.py", "task=microbench"),
+    f"{LAUNCH} task=microbench 'task.suites=[calibration,gemm,p2p,all_to_all]' task.cell_s=0.05": (
+        "tests/test_local_run.py",
+        "task.suites=[calibration,gemm,p2p,all_to_all]",
+    ),
+    f"{LAUNCH} task=microbench 'task.suites=[calibration,dispatch]' task.cell_s=0.05": (
+        "tests/test_local_run.py",
+        "task.suites=[calibration,dispatch]",
+    ),
+    f"{LAUNCH} train=smoke parallelism.pp=1 parallelism.ep=4 parallelism.all_to_all=auto": (
+        "tests/test_local_run.py",
+        '"parallelism.pp=1", "parallelism.ep=4", "parallelism.all_to_all=auto"',
+    ),
+    f"{LAUNCH} task=plan": ("tests/test_local_run.py", "task=plan"),
+    f"{LAUNCH} task=plan experiment=paper_mixtral": ("tests/test_launch.py", '"task=plan", "experiment=paper_mixtral"'),
+    f"{LAUNCH} parallelism=auto train=smoke": ("tests/test_local_run.py", '"parallelism=auto", "train=smoke"'),
+    f"{LAUNCH} task=profile train=smoke": ("tests/test_local_run.py", '"task=profile", "train=smoke"'),
+    f"{LAUNCH} cluster=testbed": ("tests/slurm/test_runs.py", "cluster=testbed"),
+    f"{LAUNCH} task=plan model=deepseek_v3 cluster=dgx_h100 cluster.nodes=256 train.sequence=4096 "
+    "train.global_batch=4096": ("tests/test_docs.py", "docs/plan_output.py"),
+    "python -m piper_hpc.planner.benchmark": ("tests/planner/test_analytical_search.py", "piper_hpc.planner.benchmark"),
+    "python -m analysis.validate published": ("tests/analysis/test_published_validate.py", 'main(["published"])'),
+    "python -m piper_hpc.studies.all_to_all --show RUN": ("tests/studies/test_all_to_all_study.py", "--show"),
+    "sbatch -A PROJECT sbatch_templates/frontier.sbatch train=paper": ("tests/slurm/test_runs.py", "by_hand"),
+    f"{TESTBED} up": ("tests/slurm/conftest.py", 'run_testbed("up"'),
+    f"{TESTBED} status": ("tests/slurm/test_testbed.py", 'run_testbed("status"'),
+    f"{TESTBED} down": ("tests/slurm/conftest.py", 'run_testbed("down")'),
+    f"{TESTBED} up --profile frontier --model deepseek_v2": ("tests/testbed/test_scaling.py", 'profile="frontier"'),
+}
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's bash blocks, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = (line.split(" #")[0].strip() for block in blocks for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+OF_A_RUN = (
+    *(f"{JOBS} {name}" for name in ("status", "logs", "cancel")),
+    "python -m analysis.report",
+    "python -m analysis.validate runs",
+)
+"""What asks for a run in `runs/`, and so comes after what makes one."""
+
+EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("command", ELSEWHERE)
+def test_what_is_run_elsewhere_is_in_a_page_and_run_there(command):
+    assert command in EVERY
+    place, words = ELSEWHERE[command]
+    assert words in (ROOT / place).read_text()
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "tutorial.md"], ids=lambda page: page.name)
+def test_the_environment_is_entered_before_its_first_use(page):
+    """After `make run` a bare `python` is still the system's, which knows nothing of this project."""
+    in_order = commands(page)
+    first = next(index for index, command in enumerate(in_order) if command.startswith("python "))
+    assert in_order.index("make run") < in_order.index("source .venv/bin/activate") < first
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = README.read_text()
+    assert len(text.split()) <= README_WORDS
+    linked = set(re.findall(r"\]\((docs/\w+\.md)", text))
+    assert linked == {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_configuration_reference_is_up_to_date():
+    assert reference.PAGE.read_text() == reference.page(), f"run: {reference.COMMAND}"
+
+
+def test_a_key_without_a_meaning_is_named(monkeypatch):
+    unsaid = {line: text for line, text in reference.COMMENTS.items() if text != "optimizer steps"}
+    monkeypatch.setattr(reference, "COMMENTS", unsaid)
+    with pytest.raises(ValueError, match=r"TrainConfig\.steps: needs a comment"):
+        reference.page()
+
+
+def test_the_picture_of_the_rooms_is_the_linters():
+    linter = configparser.ConfigParser()
+    linter.read(ROOT / ".importlinter")
+    layers = [
+        sorted(room.strip().removeprefix("piper_hpc.") for room in line.split("|"))
+        for line in linter["importlinter:contract:flow"]["layers"].split("\n")
+        if line
+    ]
+    drawn = re.findall(r"^ │ (.+)│", (ROOT / "docs" / "architecture.md").read_text(), flags=re.MULTILINE)
+    assert [sorted(room.strip() for room in line.split("│")) for line in drawn] == layers
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the checkout, as a reader has it: commands may write beside the package's own files."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("README.md", "analysis", "conf", "docs", "piper_hpc", "pyproject.toml", "sbatch_templates"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A line as bash reads it, with this interpreter as `python` and the copy's packages first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder)}
+    shell = ["bash", "-c", command]
+    return subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.timeout(600)
+def test_the_readmes_plan_is_what_its_command_prints(checkout):
+    ended = run("python docs/plan_output.py --check", checkout)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(900)
+def test_every_other_command_works_in_the_order_of_the_pages(checkout):
+    rest = [command for command in EVERY if command not in ELSEWHERE]
+    assert len(rest) >= 20
+    for command in sorted(rest, key=lambda command: command.startswith(OF_A_RUN)):
+        if "RUN_ID" in command:  # the one thing that a reader fills in
+            (newest, *_) = sorted((checkout / "runs").glob("2*"), reverse=True)
+            command = command.replace("RUN_ID", newest.name)
+        ended = run(command, checkout)
+        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
