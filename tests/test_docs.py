@@ -77,6 +77,8 @@ OF_A_RUN = (
 )
 """What asks for a run in `runs/`, and so comes after what makes one."""
 
+OF_A_FOLDER = ("runs/", "logs/", "checkpoints/")
+
 EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 
@@ -110,6 +112,15 @@ def test_every_link_leads_somewhere(page):
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page):
+    """Paths in backticks, from the checkout or from the package; those of a run's folder are not of the checkout."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for path in re.findall(r"`((?:[a-z][\w.]*/)+[\w.]*)`", text):
+        in_checkout = (ROOT / path).exists() or (ROOT / "piper_hpc" / path).exists()
+        assert in_checkout or path.startswith(OF_A_FOLDER), path
 
 
 def test_the_readme_is_short_and_leads_to_every_page():

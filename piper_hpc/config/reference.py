@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING
 
 from piper_hpc.config import schema
 from piper_hpc.paths import data_folder
-from piper_hpc.spec import ModelSpec
+from piper_hpc.spec import ModelSpec, executor
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 COMMAND = "python -m piper_hpc.config.reference"
@@ -38,19 +39,27 @@ key with the value that a command would use, and a key that is not listed here e
 """
 
 
+TRAINS = """What this project's executor can train; plans know more, see `plan.axes`:
+
+| axis | values that train |
+|---|---|
+"""
+
 Row = tuple[str, str, str, str]
 """Key, type, default, meaning."""
 
 
-def comments(source: str) -> dict[int, str]:
-    """Line number -> the comment at its end."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-
-
 SOURCE = Path(schema.__file__).read_text(encoding="utf-8")
-COMMENTS = comments(SOURCE)
+TOKENS = tokenize.generate_tokens(io.StringIO(SOURCE).readline)
+COMMENTS = {token.start[0]: token.string.lstrip("# ") for token in TOKENS if token.type == tokenize.COMMENT}
+"""Line number -> the comment at its end."""
 CLASSES = {node.name: node for node in ast.parse(SOURCE).body if isinstance(node, ast.ClassDef)}
+AXES = (data_folder("conf") / "plan" / "default.yaml").read_text(encoding="utf-8")
+INSTEAD = {
+    "ModelConfig": {fact.name: fact.default for fact in dataclasses.fields(ModelSpec)},
+    "AxesConfig": yaml.safe_load(AXES)["axes"],
+}
+"""What holds where the schema's own default says that nothing is given."""
 
 
 def keys(name: str, prefix: str) -> Iterator[Row]:
@@ -70,7 +79,7 @@ def keys(name: str, prefix: str) -> Iterator[Row]:
             annotation = annotation.replace(inner, "keys below")
         if not meaning:
             raise ValueError(f"{name}.{key}: needs a comment behind its line in schema.py that says what it means")
-        default = "" if inner else _of_model(key) if name == "ModelConfig" else _shown(defaults[key])
+        default = "" if inner else _shown(INSTEAD.get(name, defaults).get(key))
         yield f"`{prefix}{key}`", annotation.replace(" | ", " or ").replace("None", "null"), default, meaning
         if inner is not None:
             yield from keys(inner, f"{prefix}{key}." + ("NAME." if "dict" in annotation else ""))
@@ -81,15 +90,9 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    if value in (MISSING, []):
+    if value is dataclasses.MISSING or value == MISSING:
         return "by the option"
     return f"`{json.dumps(value)}`" if not isinstance(value, str) else f"`{value}`"
-
-
-def _of_model(key: str) -> str:
-    """The default of a model's fact where its key is null."""
-    found = {fact.name: fact.default for fact in dataclasses.fields(ModelSpec)}.get(key)
-    return "by the option" if found is dataclasses.MISSING else _shown(found)
 
 
 def options(group: str) -> Iterator[str]:
@@ -112,8 +115,11 @@ def page() -> str:
             about = ast.get_docstring(CLASSES[name]) or ""
             parts.append(_table(f"`{field.name}`", about, keys(name, f"{field.name}.")))
             parts.append("\n".join(["Options:", "", *options(field.name)]) + "\n")
-    parts.append("\n".join(["## `experiment`", "", "Options that choose several groups at once:", ""]))
-    parts.append("\n".join(options("experiment")) + "\n")
+        if field.name == "parallelism":
+            trains = ((one.axis, ", ".join(map(_shown, one.trains or ["any"]))) for one in executor.support())
+            parts.append(TRAINS + "".join(f"| `{axis}` | {values} |\n" for axis, values in trains))
+    heading = ["## `experiment`", "", "Options that choose several groups at once:", ""]
+    parts.append("\n".join([*heading, *options("experiment")]) + "\n")
     return "\n".join(parts)
 
 
