@@ -22,7 +22,7 @@ class TaskConfig:
     resume: str | None = None  # microbench: an earlier run's id or folder; what it measured is taken over
     link_counters: str = "auto"  # microbench: the interface whose counter rows are held against, auto or off
     vendor: bool = True  # microbench: run nccl-tests, rccl-tests and OSU binaries that are on the PATH
-    executor: str = "auto"  # plan: piper (this project's, measured), megatron (every axis) or auto (what fits)
+    executor: str = "auto"  # plan: piper (what this project trains), megatron (every axis) or auto (by the axes)
     rank_by: str = "mfu"  # plan: mfu, tokens_per_s or memory
     ep_domain: str = "none"  # plan: how far Eq 10 lets an expert group reach: none (anywhere), switch or node
     candidates: int = 20  # plan: how many to print
