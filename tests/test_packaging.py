@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,21 @@ def installed(tmp_path_factory) -> Path:
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     return target
+
+
+def test_the_source_distribution_has_what_its_tests_and_pages_need(tmp_path):
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.split("/", 1)[1] for name in packed.getnames() if "/" in name}
+    wanted = {"LICENSE", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md", "README.md", "Makefile", ".importlinter"}
+    assert names >= wanted | {"docs/tutorial.md", "docs/report.png", "tests/test_docs.py"}
+
+
+def test_the_wheel_carries_the_licence(installed):
+    (licence,) = installed.glob("piper_hpc-*.dist-info/licenses/LICENSE")
+    assert licence.read_text() == (ROOT / "LICENSE").read_text()
 
 
 def run(installed: Path, *arguments: str) -> str:
