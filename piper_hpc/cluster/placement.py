@@ -1,4 +1,4 @@
-"""Placement `pack`: what to ask Slurm for, the order of the ranks on what it granted, and what that was."""
+"""ExpertPlacement `pack`: what to ask Slurm for, the order of the ranks on what it granted, and what that was."""
 
 from __future__ import annotations
 

@@ -15,14 +15,14 @@ from piper_hpc.comm.hierarchy import Hierarchy, Places
 from piper_hpc.comm.volume import Sent
 from piper_hpc.runtime.group import let_senders_go_first
 from piper_hpc.spec.all_to_all import CHUNKS, OVERLAP, Overlap, get_algorithm
-from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.expert_placement import ExpertPlacement
 
 
 class GroupDispatcher(Protocol):
     """A `piper_hpc.model.dispatcher.Dispatcher` over an expert group, which can also say what its plans send."""
 
     def dispatch(
-        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement
+        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
     ) -> tuple[torch.Tensor, Any]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`; the handle has its plan as `plan`."""
 

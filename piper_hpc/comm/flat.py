@@ -13,7 +13,7 @@ from piper_hpc.comm.flat_plan import FlatHandle, FlatPlan, plan_flat
 from piper_hpc.comm.hierarchy import Hierarchy
 from piper_hpc.comm.volume import Sent
 from piper_hpc.spec.all_to_all import CHUNKS, OVERLAP, Overlap
-from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.expert_placement import ExpertPlacement
 
 
 class FlatDispatcher:
@@ -25,7 +25,7 @@ class FlatDispatcher:
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._channel: Channel | None = GroupChannel(group, "flat") if group is not None else None
         self._ranks = dist.get_world_size(group) if group is not None else 1
-        self._positions: dict[tuple[Placement, torch.device], torch.Tensor] = {}
+        self._positions: dict[tuple[ExpertPlacement, torch.device], torch.Tensor] = {}
 
     @classmethod
     def over(cls, channel: Channel, ranks: int) -> FlatDispatcher:
@@ -49,7 +49,7 @@ class FlatDispatcher:
         return cls.over(channels[0], hierarchy.places.ranks)
 
     def dispatch(
-        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement
+        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
     ) -> tuple[torch.Tensor, FlatHandle]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
         plan = plan_flat(expert_ids, self._position_of_expert(placement, tokens.device), self._ranks, self._channel)
@@ -73,7 +73,7 @@ class FlatDispatcher:
         """See `piper_hpc.comm.factory.GroupDispatcher.sent`."""
         return [Sent(peer, rows) for peer, rows in enumerate(plan.send_rows)]
 
-    def _position_of_expert(self, placement: Placement, device: torch.device) -> torch.Tensor:
+    def _position_of_expert(self, placement: ExpertPlacement, device: torch.device) -> torch.Tensor:
         """rank * experts_per_rank + slot of each logical expert, kept on the device."""
         key = (placement, device)
         if key not in self._positions:

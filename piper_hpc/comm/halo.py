@@ -22,7 +22,7 @@ from piper_hpc.comm.tables import Tables, make_tables
 from piper_hpc.comm.transport import Transport
 from piper_hpc.comm.volume import Sent
 from piper_hpc.spec.all_to_all import CHUNKS, OVERLAP, Overlap
-from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.expert_placement import ExpertPlacement
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class HaloDispatcher:
         self._chain = hierarchy.chain(rank)
         self._transport = Transport(channels, overlap)
         self._tables: dict[tuple[int, torch.device], Tables] = {}
-        self._positions: dict[tuple[Placement, torch.device], torch.Tensor] = {}
+        self._positions: dict[tuple[ExpertPlacement, torch.device], torch.Tensor] = {}
 
-    def plan(self, expert_ids: torch.Tensor, placement: Placement) -> HierarchicalPlan:
+    def plan(self, expert_ids: torch.Tensor, placement: ExpertPlacement) -> HierarchicalPlan:
         """The plan for expert_ids int64 [tokens, top_k]: all that needs counts. Collective."""
         slots, device = placement.experts_per_rank, expert_ids.device
         if (slots, device) not in self._tables:
@@ -82,7 +82,7 @@ class HaloDispatcher:
         tokens: torch.Tensor,
         expert_ids: torch.Tensor,
         weights: torch.Tensor,
-        placement: Placement,
+        placement: ExpertPlacement,
         plan: HierarchicalPlan | None = None,
     ) -> tuple[torch.Tensor, HierarchicalHandle]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`.

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.expert_placement import ExpertPlacement
 
 
 class Handle(Protocol):
@@ -21,7 +21,7 @@ class Dispatcher(Protocol):
     """Sends tokens to the experts they chose and brings the results back, differentiably."""
 
     def dispatch(
-        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement
+        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
     ) -> tuple[torch.Tensor, Handle]:
         """Rows for this rank's experts, grouped by slot.
 

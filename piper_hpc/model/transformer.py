@@ -12,8 +12,8 @@ from piper_hpc.model.dispatcher import Dispatcher
 from piper_hpc.model.experts import Experts
 from piper_hpc.model.router import Router
 from piper_hpc.profiling.spans import Recorder
+from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.model import ModelSpec
-from piper_hpc.spec.placement import Placement
 
 
 class Layer(nn.Module):
@@ -26,7 +26,7 @@ class Layer(nn.Module):
         sequence: int,
         aux_scale: float,
         dispatcher: Dispatcher,
-        placement: Placement,
+        placement: ExpertPlacement,
         recorder: Recorder,
         device: torch.device,
         dtype: torch.dtype,
@@ -77,7 +77,7 @@ class Stage(nn.Module):
         sequence: int,
         aux_scale: float,
         dispatcher: Dispatcher,
-        placement: Placement,
+        placement: ExpertPlacement,
         recorder: Recorder,
         device: torch.device,
         dtype: torch.dtype,

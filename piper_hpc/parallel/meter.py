@@ -11,7 +11,7 @@ from piper_hpc.comm.factory import GroupDispatcher
 from piper_hpc.comm.hierarchy import Places
 from piper_hpc.comm.volume import volume
 from piper_hpc.spec.all_to_all import ALL_TO_ALLS_PER_STEP, LEVELS
-from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.expert_placement import ExpertPlacement
 
 
 def _none() -> dict[str, float]:
@@ -36,7 +36,7 @@ class Meter:
         self._sent = SentBytes()
 
     def dispatch(
-        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: Placement
+        self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
     ) -> tuple[torch.Tensor, Any]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
         rows, handle = self.dispatcher.dispatch(tokens, expert_ids, weights, placement)

@@ -13,7 +13,12 @@ from piper_hpc.paths import data_folder
 from piper_hpc.spec import ALGORITHMS, Layout, ModelSpec, Problem, Recompute, SpecError, executor
 from piper_hpc.spec.schedules import SCHEDULES
 
-CHOICES = {"schedule": SCHEDULES, "all_to_all": tuple(ALGORITHMS), "placement": ("linear", "strided"), "zero": (0, 1, 2, 3)}
+CHOICES = {
+    "schedule": SCHEDULES,
+    "all_to_all": tuple(ALGORITHMS),
+    "placement": ("linear", "strided"),
+    "zero": (0, 1, 2, 3),
+}
 """What an axis of names may hold; an axis of degrees holds numbers from 1, recompute what Recompute.parse reads."""
 
 

@@ -34,10 +34,10 @@ from piper_hpc.spec.cluster import (
     Topology,
 )
 from piper_hpc.spec.execution import EXECUTIONS, Execution
+from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.fits import Estimate, Fit
 from piper_hpc.spec.layout import Degrees, Layout, RankMap, RankPlace
 from piper_hpc.spec.model import LayerParameters, ModelSpec
-from piper_hpc.spec.placement import Placement
 from piper_hpc.spec.prediction import TERMS, Prediction
 from piper_hpc.spec.problem import Problem, SpecError
 from piper_hpc.spec.recompute import Recompute
@@ -73,6 +73,7 @@ __all__ = [
     "Efficiency",
     "Estimate",
     "Execution",
+    "ExpertPlacement",
     "Fit",
     "LayerParameters",
     "Layout",
@@ -80,7 +81,6 @@ __all__ = [
     "MeasuredAllToAll",
     "ModelSpec",
     "Overlap",
-    "Placement",
     "Prediction",
     "Problem",
     "RankMap",

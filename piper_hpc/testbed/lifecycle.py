@@ -21,7 +21,7 @@ from pathlib import Path
 from piper_hpc.runtime import quota
 from piper_hpc.testbed import database, hosts, links, network, process, profile, rate, segments, slurm, state, task
 from piper_hpc.testbed.faults import FAILED, Fault
-from piper_hpc.testbed.network import Plan
+from piper_hpc.testbed.network import Addresses
 from piper_hpc.testbed.options import MIB, Options, flag
 from piper_hpc.testbed.state import Node, Testbed
 
@@ -117,7 +117,7 @@ def packages_missing() -> list[str]:
 
 
 def _build(options: Options) -> Testbed:
-    folder, plan, begin = state.folder(), Plan(options), time.monotonic()
+    folder, addresses, begin = state.folder(), Addresses(options), time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - begin:5.1f} s] {text}", file=sys.stderr, flush=True)
@@ -128,7 +128,9 @@ def _build(options: Options) -> Testbed:
         (folder / NO_NAMESPACES).touch()
     for part in ("pids", "logs"):
         (folder / part).mkdir()
-    nodes = tuple(Node(f"n{node}", plan.node_address(node), f"rack{plan.rack_of(node)}") for node in plan.nodes)
+    nodes = tuple(
+        Node(f"n{node}", addresses.node_address(node), f"rack{addresses.rack_of(node)}") for node in addresses.nodes
+    )
     hosts.add(folder, {node.name: node.address for node in nodes})
     network.build(options)
     say(f"network: {options.nodes} nodes in {options.racks} racks, every link shaped in both directions")
@@ -241,7 +243,7 @@ def _check_owner() -> None:
 
 def check_free(options: Options) -> None:
     """Names, addresses and ports that somebody else has are refused, never taken."""
-    names = {f"n{node}": "" for node in Plan(options).nodes}
+    names = {f"n{node}": "" for node in Addresses(options).nodes}
     name = hosts.taken(names)
     if name:
         rule = f"{hosts.HOSTS} gives this name to another host already"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from piper_hpc.testbed import network, transfer
 from piper_hpc.testbed.faults import FAILED, Fault
-from piper_hpc.testbed.network import Plan, namespace, probe
+from piper_hpc.testbed.network import Addresses, namespace, probe
 from piper_hpc.testbed.options import Options, flag
 from piper_hpc.testbed.state import Link
 
@@ -42,19 +42,19 @@ class Stream:
 
 def streams(options: Options) -> list[Stream]:
     """Every link in each direction. Probes have an unshaped link, so that a stream crosses one shaped cable only."""
-    plan = Plan(options)
+    addresses = Addresses(options)
     nic, lo, uplink = options.nic_mbit_per_s, options.node_mbit_per_s, options.rack_mbit_per_s
     found = []
-    for node in plan.nodes:
-        rack, name, address = plan.rack_of(node), namespace(node), plan.node_address(node)
-        outside, port = plan.probe_address(rack), PORT + node
+    for node in addresses.nodes:
+        rack, name, address = addresses.rack_of(node), namespace(node), addresses.node_address(node)
+        outside, port = addresses.probe_address(rack), PORT + node
         found.append(Stream("nic", f"n{node} out", name, probe(rack), outside, port, nic))
         found.append(Stream("nic", f"n{node} in", probe(rack), name, address, port, nic))
         found.append(Stream("node", f"n{node} lo", name, name, address, PORT, lo))
-    for rack in plan.racks if options.racks > 1 else ():  # a ring: each uplink once up and once down
+    for rack in addresses.racks if options.racks > 1 else ():  # a ring: each uplink once up and once down
         other = rack % options.racks + 1
         label = f"rack{rack} to rack{other}"
-        found.append(Stream("rack", label, probe(rack), probe(other), plan.probe_address(other), PORT, uplink))
+        found.append(Stream("rack", label, probe(rack), probe(other), addresses.probe_address(other), PORT, uplink))
     return found
 
 

@@ -49,7 +49,7 @@ BURST_S = 0.002  # at high rates: what the timer's wake-ups may leave unsent
 
 
 @dataclass(frozen=True)
-class Plan:
+class Addresses:
     """Names and addresses that follow from the options."""
 
     options: Options
@@ -99,10 +99,10 @@ def probe(rack: int) -> str:
 
 def build(options: Options) -> None:
     """Make bridges, namespaces and cables, and shape them."""
-    plan = Plan(options)
+    addresses = Addresses(options)
     top = SPINE if options.racks > 1 else f"{PREFIX}r1"
     lines = [f"link add {SPINE} mtu {MTU} type bridge", f"link set {SPINE} up"] if options.racks > 1 else []
-    for rack in plan.racks:
+    for rack in addresses.racks:
         lines += [f"link add {PREFIX}r{rack} mtu {MTU} type bridge", f"link set {PREFIX}r{rack} up"]
         if options.racks > 1:
             down, up = f"{PREFIX}u{rack}", f"{PREFIX}s{rack}"
@@ -112,24 +112,24 @@ def build(options: Options) -> None:
                 f"link set {up} master {SPINE} up",
             ]
         lines += _host(probe(rack), f"{PREFIX}q{rack}", rack)
-    for node in plan.nodes:
-        lines += _host(namespace(node), f"{PREFIX}v{node}", plan.rack_of(node))
+    for node in addresses.nodes:
+        lines += _host(namespace(node), f"{PREFIX}v{node}", addresses.rack_of(node))
     # Given an address of its own, a bridge keeps it when its ports change, and the nodes need not ask again.
     lines.append(f"link set {top} address {MACHINE_MAC}")
-    lines.append(f"addr add {plan.machine_address}/{plan.network.prefixlen} dev {top}")
+    lines.append(f"addr add {addresses.machine_address}/{addresses.network.prefixlen} dev {top}")
     _batch("ip", lines)
-    addresses = {namespace(node): plan.node_address(node) for node in plan.nodes}
-    addresses |= {probe(rack): plan.probe_address(rack) for rack in plan.racks}
-    for name, address in addresses.items():
+    address_of = {namespace(node): addresses.node_address(node) for node in addresses.nodes}
+    address_of |= {probe(rack): addresses.probe_address(rack) for rack in addresses.racks}
+    for name, address in address_of.items():
         inside = [
-            f"addr add {address}/{plan.network.prefixlen} dev eth0",
+            f"addr add {address}/{addresses.network.prefixlen} dev eth0",
             "link set lo up",
             "link set eth0 up",
-            f"route change {plan.network} dev eth0 src {address} rto_min {RTO_MIN}",
+            f"route change {addresses.network} dev eth0 src {address} rto_min {RTO_MIN}",
         ]
         _batch("ip", inside, name)
         _run(command_in(name, "tee", str(SYSCTL / TIMESTAMPS)), "0")
-    _shape(plan)
+    _shape(addresses)
 
 
 def congestion_control() -> str:
@@ -139,7 +139,7 @@ def congestion_control() -> str:
 
 def drop_probes(options: Options) -> None:
     """Remove the hosts that measured: only the nodes stay."""
-    for rack in Plan(options).racks:
+    for rack in Addresses(options).racks:
         _remove(probe(rack), f"{PREFIX}q{rack}")
 
 
@@ -204,16 +204,16 @@ def _host(space: str, cable: str, rack: int) -> list[str]:
     ]
 
 
-def _shape(plan: Plan) -> None:
-    options = plan.options
+def _shape(addresses: Addresses) -> None:
+    options = addresses.options
     nic, uplink = options.nic_mbit_per_s, options.rack_mbit_per_s
-    outside = [line for node in plan.nodes for line in _cable(f"{PREFIX}v{node}", nic)]
+    outside = [line for node in addresses.nodes for line in _cable(f"{PREFIX}v{node}", nic)]
     if options.racks > 1:
-        outside += [line for rack in plan.racks for end in "us" for line in _cable(f"{PREFIX}{end}{rack}", uplink)]
+        outside += [line for rack in addresses.racks for end in "us" for line in _cable(f"{PREFIX}{end}{rack}", uplink)]
     _batch("tc", outside)
-    for node in plan.nodes:
-        addresses = [plan.node_address(other) for other in plan.nodes if other != node]
-        _batch("tc", [*_cable("eth0", nic, addresses), _tbf("lo", options.node_mbit_per_s)], namespace(node))
+    for node in addresses.nodes:
+        others = [addresses.node_address(other) for other in addresses.nodes if other != node]
+        _batch("tc", [*_cable("eth0", nic, others), _tbf("lo", options.node_mbit_per_s)], namespace(node))
 
 
 def _tbf(device: str, mbit_per_s: float) -> str:

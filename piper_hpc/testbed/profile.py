@@ -12,9 +12,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from piper_hpc.testbed import named, rate, scaling
+from piper_hpc.testbed import presets, rate, scaling
 from piper_hpc.testbed.options import Options
-from piper_hpc.testbed.scaling import Layer, NamedMachine, Scaling
+from piper_hpc.testbed.scaling import FullMachine, Layer, Scaling
 from piper_hpc.testbed.state import Testbed
 
 CHECK_S = 90.0
@@ -25,7 +25,7 @@ LINK_OF = {"node": "node", "nic": "nic", "system": "rack"}
 class Profile:
     """What to be a scaled version of."""
 
-    machine: NamedMachine
+    machine: FullMachine
     layer: Layer
 
 
@@ -33,7 +33,7 @@ def of(options: Options) -> Profile | None:
     """The named machine and layer; None where none was asked for. Raises Fault for names that are none."""
     if not options.profile:
         return None
-    return Profile(named.machine(options.profile, options.achieved_tflop_per_s or None), named.layer(options.model))
+    return Profile(presets.machine(options.profile, options.achieved_tflop_per_s or None), presets.layer(options.model))
 
 
 def fitted(options: Options, profile: Profile) -> tuple[Options, Scaling]:
@@ -69,7 +69,7 @@ def document(folder: Path, found: Scaling, options: Options) -> dict[str, object
     """For the testbed's record: what is scaled from what, and how to train it."""
     return {
         "machine": asdict(found.machine),
-        "named_layer": asdict(found.named),
+        "named_layer": asdict(found.full),
         "layer": asdict(found.layer),
         "flops_per_s": found.flops_per_s,
         "communication_over_compute": found.wanted,

@@ -1,4 +1,4 @@
-"""A named machine and model at the size of the testbed: the same ratio of communication time to compute time. Pure.
+"""A machine and a model of conf/ at the size of the testbed: the same ratio of communication to compute time. Pure.
 
 A row that goes to an expert of `matrices` matrices [hidden, expert_ffn] costs 2 matrices hidden expert_ffn FLOP and
 hidden bytes_per_value bytes each way, so that
@@ -22,14 +22,14 @@ HIDDEN, LAYERS, SEQUENCE, SEQUENCES_PER_RANK = 256, 2, 128, 4
 HEAD_DIM = 64
 CHOICES_PER_TOKEN = 4
 """Experts of the scaled model, as a multiple of top_k: enough that few tokens choose two of one rank's."""
-BYTES_NAMED, BYTES_SCALED = 2, 4  # bfloat16 there, float32 here
+FULL_BYTES, BYTES_SCALED = 2, 4  # bfloat16 there, float32 here
 PROCESS_MIB = 1024
 """What a rank's process needs beside its model: the interpreter, torch, and buffers of its connections."""
 SLOWEST_MBIT, FASTEST_MBIT = 1.0, 100_000.0
 
 
 @dataclass(frozen=True)
-class NamedMachine:
+class FullMachine:
     """A machine of conf/cluster. Rates are of one rank while all of its node send; flops_per_s is what it achieves.
 
     node: between ranks of a node; nic: to the nearest other node; system: to the farthest. sources: key -> evidence.
@@ -95,17 +95,17 @@ def link_bytes_per_s(flops_per_s: float, flops_per_byte: float, wanted: float) -
     return flops_per_s / (wanted * flops_per_byte)
 
 
-def shrink(named: Layer, ranks: int) -> Layer:
+def shrink(full: Layer, ranks: int) -> Layer:
     """The layer at testbed size: top_k and expert_ffn stay (at least 512), hidden, layers and experts shrink."""
-    experts = min(named.experts, -(-CHOICES_PER_TOKEN * named.top_k // ranks) * ranks)
+    experts = min(full.experts, -(-CHOICES_PER_TOKEN * full.top_k // ranks) * ranks)
     return Layer(
-        name=f"{named.name}_scaled",
-        layers=min(named.layers, LAYERS),
-        hidden=min(named.hidden, HIDDEN),
+        name=f"{full.name}_scaled",
+        layers=min(full.layers, LAYERS),
+        hidden=min(full.hidden, HIDDEN),
         experts=experts,
-        top_k=named.top_k,
-        expert_ffn=max(named.expert_ffn, LEAST_FFN),
-        matrices=named.matrices,
+        top_k=full.top_k,
+        expert_ffn=max(full.expert_ffn, LEAST_FFN),
+        matrices=full.matrices,
         bytes_per_value=BYTES_SCALED,
     )
 
@@ -122,8 +122,8 @@ class Scaling:
     flops_per_s: of a rank under its quota, measured; wanted: communication over compute, by kind of link.
     """
 
-    machine: NamedMachine
-    named: Layer
+    machine: FullMachine
+    full: Layer
     layer: Layer
     flops_per_s: float
     wanted: dict[str, float]
@@ -139,8 +139,8 @@ class Scaling:
 
     def memory_mib(self) -> int:
         """A process, and as much for its model as the device has for the named one, parameter for parameter."""
-        share = self.layer.expert_parameters / self.named.expert_parameters
-        return PROCESS_MIB + round(self.machine.memory_bytes * share * BYTES_SCALED / BYTES_NAMED / MIB)
+        share = self.layer.expert_parameters / self.full.expert_parameters
+        return PROCESS_MIB + round(self.machine.memory_bytes * share * BYTES_SCALED / FULL_BYTES / MIB)
 
     def model(self) -> dict[str, int | str]:
         """A file of conf/model for `task=train`."""
@@ -162,11 +162,11 @@ class Scaling:
         ]  # fmt: skip
 
 
-def scale(machine: NamedMachine, named: Layer, options: Options, flops_per_s: float) -> Scaling:
+def scale(machine: FullMachine, full: Layer, options: Options, flops_per_s: float) -> Scaling:
     """The machine at the size of `options`, whose ranks reach `flops_per_s`, measured in the scaled layer's shapes."""
-    layer = shrink(named, options.ranks)
+    layer = shrink(full, options.ranks)
     wanted = {
-        kind: balance(machine.flops_per_s, rate, named.flops_per_byte) for kind, rate in machine.bytes_per_s.items()
+        kind: balance(machine.flops_per_s, rate, full.flops_per_byte) for kind, rate in machine.bytes_per_s.items()
     }
     rates, limited = {}, []
     for kind, target in wanted.items():
@@ -175,7 +175,7 @@ def scale(machine: NamedMachine, named: Layer, options: Options, flops_per_s: fl
         if shaped != rate:
             limited.append(f"{kind}: {rate * 8e-6:.3g} Mbit/s a rank cannot be shaped, {shaped * 8e-6:.3g} is set")
         rates[kind] = shaped
-    return Scaling(machine, named, layer, flops_per_s, wanted, rates, tuple(limited))
+    return Scaling(machine, full, layer, flops_per_s, wanted, rates, tuple(limited))
 
 
 RATE = "the rate that it needs cannot be shaped"
@@ -185,13 +185,13 @@ KINDS = {"node": "inside a node", "nic": "to the next node", "system": "to the f
 
 def table(scaling: Scaling, options: Options) -> list[Row]:
     """Every quantity there and here, kept or not, with the reason."""
-    machine, named, layer = scaling.machine, scaling.named, scaling.layer
-    wider = f"; experts are at least {LEAST_FFN} wide" if layer.expert_ffn != named.expert_ffn else ""
+    machine, full, layer = scaling.machine, scaling.full, scaling.layer
+    wider = f"; experts are at least {LEAST_FFN} wide" if layer.expert_ffn != full.expert_ffn else ""
     rows = [
         Row("a rank achieves, FLOP/s", f"{machine.flops_per_s:.3g}", f"{scaling.flops_per_s:.3g}", SCALED),
         Row(
-            "FLOP per dispatched byte", f"{named.flops_per_byte:.0f}", f"{layer.flops_per_byte:.0f}", SCALED,
-            f"{layer.bytes_per_value} bytes a value in place of {named.bytes_per_value}{wider}",
+            "FLOP per dispatched byte", f"{full.flops_per_byte:.0f}", f"{layer.flops_per_byte:.0f}", SCALED,
+            f"{layer.bytes_per_value} bytes a value in place of {full.bytes_per_value}{wider}",
         ),
     ]  # fmt: skip
     for kind, text in KINDS.items():
@@ -205,14 +205,14 @@ def table(scaling: Scaling, options: Options) -> list[Row]:
             Row(f"FLOP per byte {text}", f"{machine.flops_per_s / there:.0f}", f"{per_byte:.0f}", SCALED),
             _row(f"communication : compute {text}", f"{scaling.wanted[kind]:.3f}", f"{has:.3f}", kept, RATE),
         ]
-    longer = layer.flops_per_row / scaling.flops_per_s / (named.flops_per_row / machine.flops_per_s)
+    longer = layer.flops_per_row / scaling.flops_per_s / (full.flops_per_row / machine.flops_per_s)
     wanted_s = machine.latency_s["nic"] * longer
     rows += [
-        _row("experts a token (top_k)", named.top_k, layer.top_k),
-        _row("expert_ffn", named.expert_ffn, layer.expert_ffn, note="narrower ones are bound by memory"),
-        _row("experts", named.experts, layer.experts, note=_left(named, layer, options.nodes)),
-        _row("hidden", named.hidden, layer.hidden, note="no part in the ratio; router and norms weigh more"),
-        _row("layers", named.layers, layer.layers, note="the ratio is one layer's"),
+        _row("experts a token (top_k)", full.top_k, layer.top_k),
+        _row("expert_ffn", full.expert_ffn, layer.expert_ffn, note="narrower ones are bound by memory"),
+        _row("experts", full.experts, layer.experts, note=_left(full, layer, options.nodes)),
+        _row("hidden", full.hidden, layer.hidden, note="no part in the ratio; router and norms weigh more"),
+        _row("layers", full.layers, layer.layers, note="the ratio is one layer's"),
         _row("ranks a node", machine.ranks_per_node, options.ranks_per_node, note="each has the share it has there"),
         Row(
             "memory of a rank, GiB", f"{machine.memory_bytes / 2**30:.1f}", f"{options.memory_mib / 1024:.2f}", LOST,
@@ -227,7 +227,7 @@ def table(scaling: Scaling, options: Options) -> list[Row]:
             "all ranks of a node share it, and copy with their CPU quota; bursts of 512 KiB pass unshaped",
         ),
     ]  # fmt: skip
-    rows += [Row(fact, "yes", "no", LOST, "the executor lacks it") for fact in named.lacking]
+    rows += [Row(fact, "yes", "no", LOST, "the executor lacks it") for fact in full.lacking]
     rows += [Row("rate of a link", "", "", LOST, text) for text in scaling.limited]
     return rows
 
@@ -237,8 +237,8 @@ def _row(quantity: str, named: object, scaled: object, kept: bool | None = None,
     return Row(quantity, str(named), str(scaled), KEPT if kept else LOST, "" if kept else note)
 
 
-def _left(named: Layer, layer: Layer, nodes: int) -> str:
-    there, here = (rows_left(nodes, of.experts, of.top_k) for of in (named, layer))
+def _left(full: Layer, layer: Layer, nodes: int) -> str:
+    there, here = (rows_left(nodes, of.experts, of.top_k) for of in (full, layer))
     return f"deduplication between {nodes} nodes leaves {here:.3f} of rows, not {there:.3f}"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from piper_hpc.testbed import database, process
 from piper_hpc.testbed.faults import FAILED, Fault
-from piper_hpc.testbed.network import Plan, namespace
+from piper_hpc.testbed.network import Addresses, namespace
 from piper_hpc.testbed.options import MIB, Options
 
 PARTITION = "batch"
@@ -84,20 +84,20 @@ CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
 
 def configuration(options: Options, folder: Path) -> dict[str, str]:
     """File names and texts of Slurm's configuration."""
-    plan = Plan(options)
+    addresses = Addresses(options)
     values = {
         "host": socket.gethostname(),
-        "address": plan.machine_address,
+        "address": addresses.machine_address,
         "port": options.port,
         "slurmdbd_port": options.port + 1,
         "slurmd_port": options.port + 2,
         "folder": folder,
         "partition": PARTITION,
-        "nodes": "\n".join(_node_line(plan, node) for node in plan.nodes),
+        "nodes": "\n".join(_node_line(addresses, node) for node in addresses.nodes),
     }
     members: dict[int, list[str]] = {}
-    for node in plan.nodes:
-        members.setdefault(plan.rack_of(node), []).append(f"n{node}")
+    for node in addresses.nodes:
+        members.setdefault(addresses.rack_of(node), []).append(f"n{node}")
     switches = [f"SwitchName=rack{rack} Nodes={','.join(names)}" for rack, names in members.items()]
     if options.racks > 1:
         switches.append(f"SwitchName=spine Switches={','.join(f'rack{rack}' for rack in members)}")
@@ -109,12 +109,12 @@ def configuration(options: Options, folder: Path) -> dict[str, str]:
     } | {name: _helper(name, options, folder) for name in HELPERS}
 
 
-def _node_line(plan: Plan, node: int) -> str:
-    options = plan.options
+def _node_line(addresses: Addresses, node: int) -> str:
+    options = addresses.options
     # Memory is no consumable resource here: it only has to exceed what a job may ask for.
     memory_mib = options.ranks_per_node * options.memory_mib + 1024
     return (
-        f"NodeName=n{node} NodeAddr={plan.node_address(node)} CPUs={options.ranks_per_node} "
+        f"NodeName=n{node} NodeAddr={addresses.node_address(node)} CPUs={options.ranks_per_node} "
         f"RealMemory={memory_mib} State=UNKNOWN"
     )
 
@@ -154,7 +154,7 @@ def start_munge(folder: Path) -> None:
 
 def start_controller(options: Options, folder: Path) -> None:
     """slurmdbd, then slurmctld, which takes its list of resources from it at the first start."""
-    address = Plan(options).machine_address
+    address = Addresses(options).machine_address
     conf = str(folder / "slurm.conf")
     process.spawn(folder, "slurmdbd", ["slurmdbd", "-D"], SLURM_CONF=conf, MYSQL_UNIX_PORT=str(database.socket(folder)))
     _expect(folder, "slurmdbd", lambda: _listens(address, options.port + 1))
@@ -164,7 +164,7 @@ def start_controller(options: Options, folder: Path) -> None:
 
 def start_nodes(options: Options, folder: Path) -> None:
     """One slurmd in each namespace; returns when all nodes are ready for work."""
-    nodes = Plan(options).nodes
+    nodes = Addresses(options).nodes
     conf = str(folder / "slurm.conf")
     for node in nodes:
         (folder / "slurmd" / f"n{node}").mkdir(mode=0o755)

@@ -21,9 +21,9 @@ from piper_hpc.profiling.clock import clock_for, clock_offset_s
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
 from piper_hpc.profiling.spans import EVERYONE, Message, Recorder, Span
 from piper_hpc.spec import Workload
+from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.layout import Layout, RankMap
 from piper_hpc.spec.model import ModelSpec
-from piper_hpc.spec.placement import Placement
 from piper_hpc.train import checkpoint, metrics
 from piper_hpc.train.data import Dataset
 from piper_hpc.train.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -51,7 +51,7 @@ class Trainer:
         dtype = getattr(torch, settings.dtype)
         timeout = timedelta(seconds=settings.collective_timeout_s)
         groups = make_groups(rank_map, timeout)
-        placement = Placement.linear(model.experts, layout.ep)
+        placement = ExpertPlacement.linear(model.experts, layout.ep)
         self.experts = placement.experts_of(groups.place.shard)
         self.recorder = Recorder(clock_for(device))
         self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)

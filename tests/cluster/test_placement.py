@@ -1,4 +1,4 @@
-"""Placement `pack`: what Slurm is asked for, what is refused, and where ranks stand on what was granted."""
+"""ExpertPlacement `pack`: what Slurm is asked for, what is refused, and where ranks stand on what was granted."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.comm.hierarchy import Hierarchy, Places
-from piper_hpc.spec import ALGORITHMS, Placement
+from piper_hpc.spec import ALGORITHMS, ExpertPlacement
 from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_hierarchy import RACKS, machine, with_cards
 
@@ -27,7 +27,7 @@ VARIANTS = [(1, "none"), (2, "own_first"), (4, "far_first")]
 class Problem:
     """What every rank routes: expert_ids, tokens, weights and slopes of the loss by rank, and where experts are."""
 
-    placement: Placement
+    placement: ExpertPlacement
     expert_ids: list[torch.Tensor]
     tokens: list[torch.Tensor]
     weights: list[torch.Tensor]
@@ -52,7 +52,7 @@ def problem(places: Places, *, slots: int, top_k: int, load: str, dtype: torch.d
     generator = torch.Generator().manual_seed(seed)
     experts = slots * places.ranks
     shuffled = torch.randperm(experts, generator=generator).tolist()
-    placement = Placement(3, tuple(at // slots for at in shuffled), tuple(at % slots for at in shuffled))
+    placement = ExpertPlacement(3, tuple(at // slots for at in shuffled), tuple(at % slots for at in shuffled))
     ids, tokens, weights, slopes = [], [], [], []
     for rank in range(places.ranks):
         count = int(torch.randint(0, 10, (), generator=generator))
@@ -259,7 +259,7 @@ def test_a_plan_is_used_again_without_counts(algorithm: str) -> None:
             outputs.append(combined)
         assert torch.equal(outputs[0], outputs[1])
         with pytest.raises(ValueError, match="a plan for placement 3 was given with placement 4"):
-            moved = Placement(4, given.placement.rank_of_expert, given.placement.slot_of_expert)
+            moved = ExpertPlacement(4, given.placement.rank_of_expert, given.placement.slot_of_expert)
             mine.dispatch(tokens, given.expert_ids[rank], weights, moved, plan)
         return [after - before for before, after in pairwise(seen)]
 

@@ -18,7 +18,7 @@ from piper_hpc.comm import FlatDispatcher, channel
 from piper_hpc.comm.channel import GroupChannel, MissingPeerError, is_rccl, with_padding_row
 from piper_hpc.comm.factory import DispatcherFactory
 from piper_hpc.comm.hierarchy import Places
-from piper_hpc.spec import Placement
+from piper_hpc.spec import ExpertPlacement
 from tests.processes import run_ranks
 
 
@@ -48,7 +48,7 @@ def one_receives_nothing(never_empty: bool) -> tuple[list[float], list[list[int]
     dist.all_to_all_single = telling
     try:
         rows, handle = dispatcher.dispatch(
-            tokens, torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), Placement.linear(2, 2)
+            tokens, torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), ExpertPlacement.linear(2, 2)
         )
         combined = dispatcher.combine(rows, handle)
         combined.sum().backward()
@@ -137,7 +137,7 @@ def asked_of_a_device(algorithm: str) -> list[int]:
     made, device = on_a_device(3)
     with device:
         ids = torch.arange(4).view(2, 2)
-        rows, handle = dispatcher.dispatch(torch.ones(2, 1), ids, torch.ones(2, 2), Placement.linear(4, 4))
+        rows, handle = dispatcher.dispatch(torch.ones(2, 1), ids, torch.ones(2, 2), ExpertPlacement.linear(4, 4))
         dispatcher.combine(rows, handle)  # type: ignore[arg-type]
     return [work.asked for work in made]
 
@@ -161,7 +161,9 @@ def alone_on_a_device() -> tuple[str, float]:
     begun_s = time.monotonic()
     with device, patch.object(channel, "GRACE_S", 1.0):
         try:
-            dispatcher.dispatch(torch.ones(1, 1), torch.zeros(1, 1).long(), torch.ones(1, 1), Placement.linear(2, 2))
+            dispatcher.dispatch(
+                torch.ones(1, 1), torch.zeros(1, 1).long(), torch.ones(1, 1), ExpertPlacement.linear(2, 2)
+            )
         except MissingPeerError as error:
             message, took_s = str(error), time.monotonic() - begun_s
         else:

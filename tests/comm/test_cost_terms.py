@@ -11,7 +11,7 @@ import torch
 from piper_hpc.comm.hierarchy import Hierarchy
 from piper_hpc.comm.volume import volume
 from piper_hpc.resource_model.eager.all_to_all import cost_terms
-from piper_hpc.spec import ALGORITHMS, ALL_TO_ALLS_PER_STEP, AllToAllCell, Placement
+from piper_hpc.spec import ALGORITHMS, ALL_TO_ALLS_PER_STEP, AllToAllCell, ExpertPlacement
 from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_hierarchy import machine
 
@@ -26,7 +26,7 @@ def test_bytes_and_calls_are_those_of_a_real_exchange(algorithm: str, racks: lis
     experts, ranks = 2 * places.ranks, places.ranks
     ids = torch.tensor(list(combinations(range(experts), TOP_K)))
     board, hierarchy = Switchboard(ranks), Hierarchy(algorithm, places)
-    placement = Placement.linear(experts, ranks)
+    placement = ExpertPlacement.linear(experts, ranks)
 
     def dispatch(rank: int) -> list[tuple[float, float]]:
         mine = dispatcher(board, algorithm, places, rank, hierarchy, chunks=CHUNKS)

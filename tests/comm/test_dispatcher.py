@@ -8,11 +8,11 @@ import torch.distributed as dist
 
 from piper_hpc.comm import FlatDispatcher
 from piper_hpc.comm.flat_plan import inverse, plan_flat
-from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.expert_placement import ExpertPlacement
 from tests.processes import run_ranks
 
 EXPERTS, TOKENS, TOP_K, HIDDEN = 8, 12, 2, 5
-PERMUTED = Placement(3, (1, 0, 3, 2, 0, 1, 2, 3), (1, 0, 0, 1, 1, 0, 0, 1))
+PERMUTED = ExpertPlacement(3, (1, 0, 3, 2, 0, 1, 2, 3), (1, 0, 0, 1, 1, 0, 0, 1))
 
 
 def chosen(load: str, rank: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def scale_of(expert: int) -> float:
     return 1.0 + expert
 
 
-def check_exchange(load: str, placement: Placement) -> dict[str, object]:
+def check_exchange(load: str, placement: ExpertPlacement) -> dict[str, object]:
     """One rank: experts that multiply by `scale_of`; compares outputs and gradients with a loop over tokens."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     group = dist.group.WORLD if ranks > 1 else None
@@ -58,9 +58,9 @@ def check_exchange(load: str, placement: Placement) -> dict[str, object]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("placement", [Placement.linear(EXPERTS, 4), PERMUTED], ids=["linear", "permuted"])
+@pytest.mark.parametrize("placement", [ExpertPlacement.linear(EXPERTS, 4), PERMUTED], ids=["linear", "permuted"])
 @pytest.mark.parametrize("load", ["even", "hot", "partial", "skewed"])
-def test_tokens_reach_their_experts_and_return(load: str, placement: Placement) -> None:
+def test_tokens_reach_their_experts_and_return(load: str, placement: ExpertPlacement) -> None:
     ranks = run_ranks(4, check_exchange, load, placement)
     sent = [expert for rank in ranks for expert in rank["sent"]]
     delivered = {expert: size for rank in ranks for expert, size in rank["sizes"].items()}
@@ -69,7 +69,7 @@ def test_tokens_reach_their_experts_and_return(load: str, placement: Placement) 
 
 @pytest.mark.processes
 def test_group_of_one_needs_no_exchange() -> None:
-    run_ranks(1, check_exchange, "hot", Placement.linear(EXPERTS, 1))
+    run_ranks(1, check_exchange, "hot", ExpertPlacement.linear(EXPERTS, 1))
 
 
 def count_exchanges() -> tuple[list[str], list[str]]:
@@ -87,7 +87,7 @@ def count_exchanges() -> tuple[list[str], list[str]]:
         weights = torch.rand(TOKENS, TOP_K, requires_grad=True)
         dispatcher = FlatDispatcher(dist.group.WORLD)
         rows, handle = dispatcher.dispatch(
-            tokens, chosen("even", dist.get_rank()), weights, Placement.linear(EXPERTS, dist.get_world_size())
+            tokens, chosen("even", dist.get_rank()), weights, ExpertPlacement.linear(EXPERTS, dist.get_world_size())
         )
         result = dispatcher.combine(rows, handle).sum()
         forward = list(carried)
@@ -122,11 +122,11 @@ def test_inverse_of_a_permutation() -> None:
 )
 def test_placement_with_a_hole_or_a_clash_is_refused(ranks: tuple[int, ...], slots: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="exactly once"):
-        Placement(0, ranks, slots)
+        ExpertPlacement(0, ranks, slots)
 
 
 def test_linear_placement_needs_a_divisor() -> None:
-    assert Placement.linear(8, 4).experts_of(2) == (4, 5)
+    assert ExpertPlacement.linear(8, 4).experts_of(2) == (4, 5)
     assert PERMUTED.experts_of(0) == (1, 4)
     with pytest.raises(ValueError, match=r"experts=8.*ep=3"):
-        Placement.linear(8, 3)
+        ExpertPlacement.linear(8, 3)

@@ -12,7 +12,7 @@ from piper_hpc.comm.hierarchy import Hierarchy, Places
 from piper_hpc.comm.volume import volume
 from piper_hpc.resource_model.all_to_all import AllToAllRouting, all_to_all
 from piper_hpc.resource_model.topology import Group, tier_links
-from piper_hpc.spec import ALGORITHMS, LEVELS, TIERS, WEIGHT_BYTES, Link, Placement
+from piper_hpc.spec import ALGORITHMS, LEVELS, TIERS, WEIGHT_BYTES, ExpertPlacement, Link
 from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_hierarchy import machine
 
@@ -27,7 +27,7 @@ def every_choice(experts: int) -> torch.Tensor:
 def counted(algorithm: str, places: Places, experts: int) -> list[dict[str, tuple[int, int, int, int]]]:
     """By rank and tier: rows, payload bytes, metadata bytes and messages of a dispatch in one chunk."""
     board, hierarchy = Switchboard(places.ranks), Hierarchy(algorithm, places)
-    placement = Placement.linear(experts, places.ranks)
+    placement = ExpertPlacement.linear(experts, places.ranks)
 
     def rank_plan(rank: int) -> dict[str, tuple[int, int, int, int]]:
         mine = dispatcher(board, algorithm, places, rank, hierarchy, chunks=1)

@@ -15,7 +15,7 @@ from piper_hpc.model.router import Router, balancing_loss, count_choices
 from piper_hpc.profiling.clock import CpuClock
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec import ModelSpec
-from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.expert_placement import ExpertPlacement
 
 CPU = torch.device("cpu")
 MODEL = ModelSpec(
@@ -23,7 +23,7 @@ MODEL = ModelSpec(
 )
 
 
-def stage(layers: range, placement: Placement, shard: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def stage(layers: range, placement: ExpertPlacement, shard: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Parameters of one rank's stage by logical name."""
     built = Stage(
         MODEL,
@@ -58,22 +58,22 @@ def test_grouped_products_equal_the_loop_bit_for_bit(sizes: list[int]) -> None:
 
 
 def test_first_values_depend_on_seed_and_name_alone() -> None:
-    whole = stage(range(2), Placement.linear(4, 1), 0)
+    whole = stage(range(2), ExpertPlacement.linear(4, 1), 0)
     assert len(whole) == 3 + 2 * (2 + 4 + 1 + 4 * 3)
     parts: dict[str, torch.Tensor] = {}
-    permuted = Placement(1, (1, 0, 0, 1), (0, 1, 0, 1))
+    permuted = ExpertPlacement(1, (1, 0, 0, 1), (0, 1, 0, 1))
     for layer in range(2):
         for shard in range(2):
             parts |= stage(range(layer, layer + 1), permuted, shard)
     assert parts.keys() == whole.keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
-    other = stage(range(2), Placement.linear(4, 1), 0, seed=1)
+    other = stage(range(2), ExpertPlacement.linear(4, 1), 0, seed=1)
     assert not torch.equal(other["layers.0.experts.2.w1"], whole["layers.0.experts.2.w1"])
     assert not torch.equal(whole["layers.0.experts.1.w1"], whole["layers.0.experts.2.w1"])
 
 
 def test_parameters_are_as_many_as_the_facts_say() -> None:
-    whole = stage(range(2), Placement.linear(4, 1), 0)
+    whole = stage(range(2), ExpertPlacement.linear(4, 1), 0)
     assert sum(tensor.numel() for tensor in whole.values()) == MODEL.parameters
 
 

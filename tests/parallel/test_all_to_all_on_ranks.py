@@ -18,7 +18,7 @@ from piper_hpc.model.dispatcher import Dispatcher
 from piper_hpc.parallel.dispatcher import AllToAllConfig, make_dispatcher
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.runtime.failures import classify
-from piper_hpc.spec import ALGORITHMS, OVERLAPS, Layout, ModelSpec, Overlap, Placement, RankMap, Workload
+from piper_hpc.spec import ALGORITHMS, OVERLAPS, ExpertPlacement, Layout, ModelSpec, Overlap, RankMap, Workload
 from piper_hpc.train import metrics
 from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
@@ -39,7 +39,7 @@ def routing(load: str, rank: int, experts: int) -> torch.Tensor:
     return torch.stack([torch.randperm(experts, generator=generator)[:TOP_K] for _ in range(TOKENS)])
 
 
-def dispatched(dispatcher: Dispatcher, load: str, placement: Placement, dtype: torch.dtype) -> Found:
+def dispatched(dispatcher: Dispatcher, load: str, placement: ExpertPlacement, dtype: torch.dtype) -> Found:
     """Rows, sums and gradients of one dispatch and combine on this rank."""
     rank = dist.get_rank()
     ids = routing(load, rank, len(placement.rank_of_expert))
@@ -58,7 +58,7 @@ def dispatched(dispatcher: Dispatcher, load: str, placement: Placement, dtype: t
 def compare_with_flat(per_node: int, racks: tuple[int, ...], algorithms: Sequence[str], overlap: Overlap) -> None:
     """On one rank: `algorithms` against `FlatDispatcher`, with experts moved about."""
     ranks = dist.get_world_size()
-    placement = Placement(0, (*reversed(range(ranks)), *range(ranks)), (*[0] * ranks, *[1] * ranks))
+    placement = ExpertPlacement(0, (*reversed(range(ranks)), *range(ranks)), (*[0] * ranks, *[1] * ranks))
     loads = (("even", torch.float32), ("hot", torch.float64), ("even", torch.bfloat16))
     flat = FlatDispatcher(dist.group.WORLD)
     expected = [dispatched(flat, load, placement, dtype) for load, dtype in loads]
@@ -212,11 +212,11 @@ def without_rank_3(algorithm: str) -> tuple[str, str] | None:
     timeout = timedelta(seconds=2)
     with patch.object(channel, "GRACE_S", 1.0):
         dispatcher = make_dispatcher(rank_map, make_groups(rank_map, timeout), timeout)
-        dispatched(dispatcher, "even", Placement.linear(8, 4), torch.float32)
+        dispatched(dispatcher, "even", ExpertPlacement.linear(8, 4), torch.float32)
         if dist.get_rank() == 3:
             return None
         try:
-            dispatched(dispatcher, "even", Placement.linear(8, 4), torch.float32)
+            dispatched(dispatcher, "even", ExpertPlacement.linear(8, 4), torch.float32)
         except MissingPeerError as error:
             return str(error), classify(error)
     return "no error", ""

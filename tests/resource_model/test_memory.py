@@ -22,7 +22,7 @@ from piper_hpc.profiling.memory import LiveBytes, peak_tensor_bytes
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.resource_model.eager.memory import memory_by_stage, peak_bytes, stage_parameters
 from piper_hpc.spec import RECIPES, Layout, ModelSpec, RankMap, Workload
-from piper_hpc.spec.placement import Placement
+from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.train.optimizer import make_optimizer
 from piper_hpc.train.settings import TrainSettings
 from tests.resource_model.clusters import TINY, WIDE
@@ -96,7 +96,7 @@ def measured_peak(model: ModelSpec, layout: Layout, workload: Workload) -> int:
         sequence=workload.sequence,
         aux_scale=0.01,
         dispatcher=FlatDispatcher(None),
-        placement=Placement.linear(model.experts, 1),
+        placement=ExpertPlacement.linear(model.experts, 1),
         recorder=recorder,
         device=device,
         dtype=dtype,

@@ -1,4 +1,4 @@
-"""Placement on a real Slurm whose node order goes to and fro between racks: groups stay inside them with `pack`."""
+"""Placement of ranks on a real Slurm whose node order goes to and fro between racks: they stay inside with `pack`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 
 from piper_hpc.testbed import links, options, slurm
 from piper_hpc.testbed.faults import Fault
-from piper_hpc.testbed.network import Plan
+from piper_hpc.testbed.network import Addresses
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -72,7 +72,7 @@ def test_bad_values_name_the_rule_and_a_value_that_works(key: str, value: str, r
 @pytest.mark.parametrize("nodes", [1, 3, 4, 16])
 def test_nodes_fill_racks_evenly_and_addresses_are_distinct(nodes: int) -> None:
     chosen = parse({"nodes": str(nodes), "ranks_per_node": "1"}, cores=64)
-    plan = Plan(chosen)
+    plan = Addresses(chosen)
     sizes = [sum(plan.rack_of(node) == rack for node in plan.nodes) for rack in plan.racks]
     assert sum(sizes) == nodes and max(sizes) - min(sizes) <= 1
     addresses = [plan.node_address(node) for node in plan.nodes] + [plan.probe_address(rack) for rack in plan.racks]

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from piper_hpc.config import experiment, register
 from piper_hpc.paths import data_folder
 from piper_hpc.resource_model.all_to_all import AllToAllRouting, dedup_ratio
-from piper_hpc.testbed import named, options, profile, scaling
+from piper_hpc.testbed import options, presets, profile, scaling
 from piper_hpc.testbed.faults import Fault
 from piper_hpc.testbed.options import Options
 from piper_hpc.testbed.scaling import Layer
 
-FRONTIER = named.machine("frontier")
-DEEPSEEK = named.layer("deepseek_v2")
+FRONTIER = presets.machine("frontier")
+DEEPSEEK = presets.layer("deepseek_v2")
 
 
 def test_frontiers_flop_per_byte() -> None:
@@ -83,17 +83,17 @@ def test_the_scaled_model_is_accepted_by_the_trainer(tmp_path) -> None:
     assert asdict(found.layer)["hidden"] == trained.model.hidden == 256
 
 
-@pytest.mark.parametrize("machine", [name for name in named.names("cluster") if name not in ("local", "testbed")])
+@pytest.mark.parametrize("machine", [name for name in presets.names("cluster") if name not in ("local", "testbed")])
 def test_every_machine_whose_links_and_devices_are_known_can_be_scaled(machine: str) -> None:
     try:
-        found = named.machine(machine)
+        found = presets.machine(machine)
     except Fault as fault:
         assert machine in ("delta", "leonardo_booster") and fault.exit_code == 2
         return
     assert found.flops_per_s > 1e13 and found.bytes_per_s["node"] > found.bytes_per_s["system"] > 1e9
     assert all(found.sources.values())
     for model in ("mixtral_8x7b", "qwen3_30b_a3b", "xmoe_small"):
-        assert not scaling.scale(found, named.layer(model), Options(), 2.9e10).limited
+        assert not scaling.scale(found, presets.layer(model), Options(), 2.9e10).limited
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_bad_profiles_name_the_rule_and_what_works(
 
 
 def test_an_unknown_device_rate_may_be_given() -> None:
-    assert named.machine("leonardo_booster", 150.0).flops_per_s == 150e12
+    assert presets.machine("leonardo_booster", 150.0).flops_per_s == 150e12
 
 
 def test_up_again_with_one_profile_is_the_same_testbed_whatever_was_measured() -> None:

@@ -11,7 +11,7 @@ from piper_hpc.comm.channel import Channel
 from piper_hpc.comm.factory import DispatcherFactory, GroupDispatcher
 from piper_hpc.comm.volume import Sent
 from piper_hpc.microbench.dispatch.cells import Variant
-from piper_hpc.spec import Placement
+from piper_hpc.spec import ExpertPlacement
 
 
 class VariantRunner:
@@ -27,14 +27,16 @@ class VariantRunner:
                 variant.algorithm, chunks=max(1, variant.chunks), overlap=variant.overlap
             )
 
-    def run(self, tokens: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, placement: Placement) -> torch.Tensor:
+    def run(
+        self, tokens: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
+    ) -> torch.Tensor:
         """What is timed: tokens [tokens, hidden] to combined tokens, with experts that return what they get. ids,
         weights: [tokens, top_k]."""
         rows, handle = self.dispatcher.dispatch(tokens, ids, weights, placement)
         return self.dispatcher.combine(rows, handle)
 
     def check(
-        self, tokens: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, placement: Placement, rank: int
+        self, tokens: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement, rank: int
     ) -> tuple[torch.Tensor, Sequence[Sent]]:
         """The same with experts that scale by their id, so that a row at a wrong expert shows; and what this rank,
         `rank` of the group, sent in dispatch."""

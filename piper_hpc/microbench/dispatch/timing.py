@@ -20,7 +20,7 @@ from piper_hpc.microbench.dispatch.cells import Cell, Checked, Row, Variant, row
 from piper_hpc.microbench.dispatch.runner import VariantRunner
 from piper_hpc.microbench.dispatch.workloads import draw, entered, source_tokens
 from piper_hpc.microbench.timing import REST_S, Budget, Team
-from piper_hpc.spec import FLAT, LEVELS, Placement
+from piper_hpc.spec import FLAT, LEVELS, ExpertPlacement
 
 LEAST = 6
 """Iterations that a cell gets whatever its share of the time: three in each half."""
@@ -174,7 +174,7 @@ class _Load:
     def __init__(self, cell: Cell, factory: DispatcherFactory, team: Team) -> None:
         self._cell, self._places, self._device = cell, factory.places, team.device
         self._rank, self._ranks = factory.ranks.index(team.rank), factory.places.ranks
-        self.placement = Placement.linear(cell.experts, self._ranks)
+        self.placement = ExpertPlacement.linear(cell.experts, self._ranks)
         held = source_tokens(cell.workload, ranks=self._ranks, tokens=cell.tokens)[self._rank]
         values = torch.randn(held, cell.hidden, generator=torch.Generator().manual_seed(self._rank))
         self.tokens = values.to(device=team.device, dtype=getattr(torch, cell.dtype))

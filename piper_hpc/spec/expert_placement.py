@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Placement:
+class ExpertPlacement:
     """A versioned map from logical experts to the ranks of one expert group.
 
     rank_of_expert: expert -> rank within the expert group; slot_of_expert: expert -> index in that rank's stacked
@@ -28,12 +28,14 @@ class Placement:
             )
 
     @staticmethod
-    def linear(experts: int, ranks: int) -> Placement:
+    def linear(experts: int, ranks: int) -> ExpertPlacement:
         """Experts in order, `experts / ranks` on each rank; raises ValueError where `ranks` does not divide."""
         if experts % ranks:
             raise ValueError(f"experts={experts} do not divide evenly over ep={ranks}: choose a divisor of {experts}")
         per_rank = experts // ranks
-        return Placement(0, tuple(e // per_rank for e in range(experts)), tuple(e % per_rank for e in range(experts)))
+        return ExpertPlacement(
+            0, tuple(e // per_rank for e in range(experts)), tuple(e % per_rank for e in range(experts))
+        )
 
     @property
     def experts_per_rank(self) -> int:

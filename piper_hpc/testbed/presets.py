@@ -9,7 +9,7 @@ import yaml
 from piper_hpc.paths import data_folder
 from piper_hpc.spec import TIERS
 from piper_hpc.testbed.faults import Fault
-from piper_hpc.testbed.scaling import BYTES_NAMED, Layer, NamedMachine
+from piper_hpc.testbed.scaling import FULL_BYTES, FullMachine, Layer
 
 LAYER_FLOPS = {
     "mi250x_gcd": (1.0e14, "arXiv 2605.05049, Fig 11: 78 to 129, on average 102 TFLOP/s a GCD over one MoE layer")
@@ -39,7 +39,7 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def machine(name: str, achieved_tflop_per_s: float | None = None) -> NamedMachine:
+def machine(name: str, achieved_tflop_per_s: float | None = None) -> FullMachine:
     """Machine `name` with the rates of its data sheet. Raises Fault where there is none, or too little is public."""
     usable = [other for other in names("cluster") if "data_sheet" in _read("cluster", other)]
     if name not in usable:
@@ -60,7 +60,7 @@ def machine(name: str, achieved_tflop_per_s: float | None = None) -> NamedMachin
     flops, source = _achieved(document, device, achieved_tflop_per_s)
     tiers = {"node": "node", "nic": far[0], "system": far[-1]}
     memory = document.get("memory_gib_per_rank")
-    return NamedMachine(
+    return FullMachine(
         name=name,
         ranks_per_node=document["ranks_per_node"] * (document.get("topology") or {}).get("hosts_per_node", 1),
         memory_bytes=memory * 2**30 if memory else float(device["memory_bytes"]),
@@ -108,6 +108,6 @@ def layer(name: str) -> Layer:
         top_k=document["top_k"],
         expert_ffn=document["expert_ffn"],
         matrices=document.get("matrices_per_expert") or 3,
-        bytes_per_value=BYTES_NAMED,
+        bytes_per_value=FULL_BYTES,
         lacking=tuple(lacking),
     )
