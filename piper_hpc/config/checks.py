@@ -218,6 +218,16 @@ def train(config: TrainConfig) -> Iterator[Problem]:
             yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")
 
 
+def plan(config: Config) -> Iterator[Problem]:
+    """What a plan keeps free, and the sequence that it takes from the model."""
+    headroom, sequence = config.plan.memory_headroom, config.model.sequence
+    if not 0 <= headroom < 1:
+        rule = "must lie in [0, 1): the share of a rank's memory that a layout leaves free"
+        yield Problem("plan.memory_headroom", headroom, rule, "plan.memory_headroom=0.08")
+    if sequence is not None and sequence < 2:
+        yield Problem("model.sequence", sequence, "must be at least 2 tokens", "model.sequence=4096")
+
+
 def routing(config: Config, spec: ModelSpec) -> Iterator[Problem]:
     """What predictions assume of the router, and what the executor has of it."""
     asked = config.train.routing

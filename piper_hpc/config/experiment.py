@@ -27,10 +27,11 @@ from piper_hpc.spec import RECIPES, Layout, ModelSpec, Routing, SpecError, Workl
 @dataclass(frozen=True)
 class Experiment:
     """One checked configuration. `layout` is None where it is planned first, or not needed; all_to_all: its algorithm,
-    which a plan for this project's executor takes too."""
+    which a plan for this project's executor takes too; model_sequence: tokens of a sequence of its own pre-training."""
 
     task: TaskConfig
     model: ModelSpec
+    model_sequence: int | None
     layout: Layout | None
     all_to_all: str
     plan: PlanConfig
@@ -61,6 +62,7 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         *checks.choices(config),
         *checks.positive(config),
         *checks.paths(config),
+        *checks.plan(config),
     ]
     try:
         model = model_spec(config.model)
@@ -83,6 +85,7 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
     return Experiment(
         task=config.task,
         model=model,
+        model_sequence=config.model.sequence,
         layout=layout,
         all_to_all=config.parallelism.all_to_all,
         plan=config.plan,

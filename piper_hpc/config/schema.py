@@ -38,6 +38,7 @@ class ModelConfig:
     """See piper_hpc.spec.ModelSpec, whose defaults hold where a key is null; `path` may give what the keys do not."""
 
     path: str | None = None  # a Hugging Face config.json (model=hf)
+    sequence: int | None = None  # tokens of a sequence in its pre-training; what task=plan takes (see config.workload)
     name: str | None = None  # what tables and records call it
     layers: int | None = None  # decoder layers, dense ones included
     hidden: int | None = None  # width of the residual stream
@@ -131,8 +132,11 @@ class AxesConfig:
 class PlanConfig:
     """The search of task=plan and parallelism=auto.
 
-    `save`: a name for the best plan that the executor has; `trace`: a file for the best plan's timeline.
+    `save`: a name for the best plan that the executor has; `trace`: a file for the best plan's timeline;
+    `memory_headroom`: share of a rank's memory that a layout leaves free (conf/plan/default.yaml fills it);
+    `shades`: print every candidate, and not only the best of each (pp, ep, tp, cp).
     """
+
 
     save: str | None = None  # a name: the best plan that the executor can train becomes parallelism=NAME
     trace: str | None = None  # a file: the best plan's simulated timeline, for Perfetto

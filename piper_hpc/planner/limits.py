@@ -18,12 +18,18 @@ LARGEST = 4
 
 
 def limits(
-    engine: Engine, question: Question, found: Found, simulated: Sequence[Ranked], best: Prediction
+    engine: Engine,
+    question: Question,
+    found: Found,
+    simulated: Sequence[Ranked],
+    best: Prediction,
+    memory_bytes: int,
 ) -> dict[str, Any]:
     """Largest terms, memory of the worst rank, the price of Eq 10, and by how much each relaxation speeds the step up.
 
     gain_pct: more tokens a second, in per cent. All but memory's and the batch's are of the same layout, so that a new
     search could only gain more; they compare closed forms. simulated: what is ranked, the best first.
+    memory_bytes: of a rank, of which the question's cluster has what a plan's head-room leaves.
     """
     lifts = sorted(_lifts(engine, question, found, simulated[0].layout), key=lambda lift: -float(lift["gain_pct"]))
     return {
@@ -31,14 +37,14 @@ def limits(
             {"term": name, "time_s": seconds, "share": seconds / best.step_time_s}
             for name, seconds in sorted(best.terms.items(), key=lambda item: -item[1])[:LARGEST]
         ],
-        "memory": _memory(question, best),
+        "memory": _memory(best, memory_bytes),
         "lifts": lifts,
         "binding": lifts[0]["constraint"] if lifts and lifts[0]["gain_pct"] > 0 else None,
         "eq_10": _eq_10(engine, question, simulated, best),
     }
 
 
-def _memory(question: Question, best: Prediction) -> dict[str, Any]:
+def _memory(best: Prediction, memory_bytes: int) -> dict[str, Any]:
     stages = [sum(kinds) for kinds in zip(*best.memory.values(), strict=True)]
     worst = stages.index(max(stages))
     kinds = {kind: sizes[worst] for kind, sizes in best.memory.items()}
@@ -47,8 +53,8 @@ def _memory(question: Question, best: Prediction) -> dict[str, Any]:
         "stage": worst,
         "rank": worst * (best.layout.ranks // best.layout.pp),
         "peak_bytes": stages[worst],
-        "available_bytes": question.cluster.memory_bytes,
-        "headroom_bytes": question.cluster.memory_bytes - stages[worst],
+        "available_bytes": memory_bytes,
+        "headroom_bytes": memory_bytes - stages[worst],
         "largest_kind": largest,
         "largest_kind_bytes": kinds[largest],
     }

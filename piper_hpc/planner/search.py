@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from piper_hpc.planner.analytical import NO_FIT
 from piper_hpc.planner.axes import Axes
 from piper_hpc.planner.eager import divisors
 from piper_hpc.planner.engines import engine_of
 from piper_hpc.planner.limits import limits
 from piper_hpc.planner.question import EP_DOMAINS, RANK_BY, Question, Ranked
 from piper_hpc.resource_model.prediction import describe
-from piper_hpc.spec import ClusterSpec, ModelSpec, Prediction, Workload
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Prediction, Workload
 
 SCHEMA_VERSION = 2
 
@@ -24,6 +25,8 @@ class Plan:
 
     Every combination of the axes is rejected (counted by the rule it breaks), fitting or pruned; see
     question.Found. pareto: the layouts of which none is both faster and smaller (nor on fewer ranks).
+    shapes: the best of each (pp, ep, tp, cp) among the layouts that were simulated, best first.
+    memory_headroom: the share of memory_bytes, a rank's memory, that every layout leaves free.
     """
 
     model: dict[str, Any]
@@ -37,7 +40,9 @@ class Plan:
     feasible: int
     seconds: float
     memory_bytes: int
+    memory_headroom: float
     candidates: list[Prediction]
+    shapes: list[Prediction]
     rejected: dict[str, int]
     pareto: list[Ranked] = field(default_factory=list)
     limits: dict[str, Any] | None = None
@@ -58,6 +63,7 @@ class Plan:
             "feasible": self.feasible,
             "seconds": self.seconds,
             "memory_bytes": self.memory_bytes,
+            "memory_headroom": self.memory_headroom,
             "candidates": [candidate.document() for candidate in self.candidates],
             "rejected": self.rejected,
             "pareto": [
@@ -85,20 +91,24 @@ def plan(
     executor: str = "auto",
     axes: Axes | None = None,
     all_to_all: str = "flat",
+    memory_headroom: float = 0.0,
 ) -> Plan:
     """Rank the layouts of `model` on `cluster` for `workload`, the best `candidates` of them in full.
 
     ranks: how many ranks a layout may use (default: all of the cluster, none fewer); rank_by: mfu, tokens_per_s or
     memory (the least peak, the most head-room first); ep_domain: none, switch or node, how far an expert group may
     reach (Eq 10); executor: piper, megatron or auto (see engine_of); axes: their values, by default those of
-    conf/plan/default.yaml, for piper every divisor; all_to_all: of the layouts for piper, for megatron it is an axis.
-    Nothing feasible is no error: there are no candidates then. Raises
+    conf/plan/default.yaml, for piper every divisor; all_to_all: of the layouts for piper, for megatron it is an axis;
+    memory_headroom: share of a rank's memory that Eq 11 keeps free, 0 to below 1 (conf/plan/default.yaml has its
+    sources). Nothing feasible is no error: there are no candidates then. Raises
     ValueError for an unknown option, and ResourceModelError for a cluster that nothing is known of.
     """
     started = time.perf_counter()
     for name, value, allowed in (("ep_domain", ep_domain, EP_DOMAINS), ("rank_by", rank_by, RANK_BY)):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}, for example {name}={allowed[0]}")
+    if not 0 <= memory_headroom < 1:
+        raise ValueError(f"memory_headroom={memory_headroom}: must lie in [0, 1), for example memory_headroom=0.08")
     counts = tuple(sorted(set(ranks or [cluster.ranks])))
     for count in counts:
         if not 0 < count <= cluster.ranks:
@@ -112,7 +122,7 @@ def plan(
             axes = replace(axes, pp=of_ranks, ep=of_ranks, micro_batch=tuple(divisors(workload.global_batch)))
     question = Question(
         model,
-        cluster,
+        replace(cluster, memory_bytes=int((1 - memory_headroom) * cluster.memory_bytes)),
         workload,
         axes.of_model(model),
         counts,
@@ -126,6 +136,8 @@ def plan(
     contenders = dict.fromkeys([*found.best, *([found.inside] if found.inside else [])])
     simulated = sorted((engine.simulated(question, one) for one in contenders), key=lambda one: one.key)
     best = [engine.predict(question, one.layout) for one in simulated[:candidates]]
+    known = {one.layout: one for one in best}
+    shapes = [known.get(layout) or engine.predict(question, layout) for layout in _shapes(simulated)[:candidates]]
     return Plan(
         model=describe(model, workload.sequence),
         cluster=cluster.name,
@@ -138,8 +150,25 @@ def plan(
         feasible=found.feasible,
         seconds=time.perf_counter() - started,
         memory_bytes=cluster.memory_bytes,
+        memory_headroom=memory_headroom,
         candidates=best,
-        rejected=dict(sorted(found.rejected.items())),
+        shapes=shapes,
+        rejected=_reasons(found.rejected, memory_headroom),
         pareto=found.front,
-        limits=limits(engine, question, found, simulated, best[0]) if best else None,
+        limits=limits(engine, question, found, simulated, best[0], cluster.memory_bytes) if best else None,
     )
+
+
+def _shapes(ranked: Sequence[Ranked]) -> list[Layout]:
+    """The first layout of each (pp, ep, tp, cp), in order; the others are the same degrees with other details."""
+    first: dict[tuple[int, ...], Layout] = {}
+    for one in ranked:
+        layout = one.layout
+        first.setdefault((layout.pp, layout.ep, layout.tp, layout.cp), layout)
+    return list(first.values())
+
+
+def _reasons(rejected: Mapping[str, int], memory_headroom: float) -> dict[str, int]:
+    """Counts by reason, sorted; Eq 11's says what was kept free."""
+    kept = f"{NO_FIT}, less a head-room of {100 * memory_headroom:g} %" if memory_headroom else NO_FIT
+    return {kept if reason == NO_FIT else reason: count for reason, count in sorted(rejected.items())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -74,7 +75,16 @@ def test_a_preset_says_its_source_and_is_named_as_its_file(name):
 
 def test_the_schema_has_every_fact_of_a_model():
     facts = {fact.name for fact in dataclasses.fields(ModelSpec)}
-    assert facts == {key.name for key in dataclasses.fields(ModelConfig)} - {"path"}
+    assert facts == {key.name for key in dataclasses.fields(ModelConfig)} - {"path", "sequence"}
+
+
+@pytest.mark.parametrize("name", [*(name for name in PRESETS if name not in ("tiny", "small")), "hf"])
+def test_a_published_model_says_the_sequence_of_its_pre_training_and_who_states_it(name):
+    text = (data_folder("conf") / "model" / f"{name}.yaml").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("sequence: "))
+    value, source = line.removeprefix("sequence: ").split(" # ")
+    assert int(value) in (2048, 4096, 8192, 32768)
+    assert re.search(r"assumed|arXiv \d{4}\.\d{5}|announcement|model page", source)
 
 
 PLANNED = [name for name in PRESETS if not name.startswith(TRAINED)]

@@ -18,7 +18,7 @@ from piper_hpc.planner.grid import ANOTHER_NAME
 from piper_hpc.planner.question import Question, Ranked
 from piper_hpc.resource_model import analytical
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.spec import EXECUTIONS, Layout, ModelSpec
+from piper_hpc.spec import EXECUTIONS, Layout, ModelSpec, Prediction
 from piper_hpc.spec.schedules import schedule_problem
 from tests.planner.machines import DENSE, MOE, SMALL, WORKLOAD, cluster
 
@@ -185,6 +185,30 @@ def test_candidates_are_simulated_predicted_and_ranked() -> None:
     contract = {"model", "cluster", "searched", "pruned", "feasible", "seconds", "candidates", "rejected"}
     assert contract | {"pareto", "limits", "executor"} <= set(document)
     assert document["pareto"][0]["step_time_s"] <= document["pareto"][-1]["step_time_s"]
+
+
+def test_shapes_have_each_degrees_once_also_where_the_candidates_are_one_layout_in_many_shades() -> None:
+    found = plan(MOE, cluster(), WORKLOAD, axes=SMALL, executor="megatron", candidates=5)
+
+    def shape(one: Prediction) -> tuple[int, ...]:
+        return one.layout.pp, one.layout.ep, one.layout.tp, one.layout.cp
+
+    shapes = [shape(one) for one in found.shapes]
+    assert len(set(shapes)) == len(shapes) == 5 > len({shape(one) for one in found.candidates})
+    assert found.shapes[0] == found.candidates[0]
+    steps = [one.step_time_s for one in found.shapes]
+    assert steps == sorted(steps)
+
+
+def test_fused_layouts_leave_the_head_room_free_too() -> None:
+    memory_bytes = 2**26
+    kept = plan(
+        MOE, cluster(memory_bytes=memory_bytes), WORKLOAD, axes=SMALL, executor="megatron", memory_headroom=0.25
+    )
+    less = plan(MOE, cluster(memory_bytes=3 * memory_bytes // 4), WORKLOAD, axes=SMALL, executor="megatron")
+    assert kept.candidates == less.candidates != []
+    assert kept.fitting == less.fitting < kept.searched
+    assert kept.limits is not None and kept.limits["memory"]["available_bytes"] == memory_bytes
 
 
 def test_what_limits_a_plan_is_what_lifts_it() -> None:

@@ -140,6 +140,33 @@ def test_rejections_are_counted_by_rule() -> None:
     )
 
 
+def test_a_head_room_is_memory_that_no_layout_may_use() -> None:
+    """A share kept free equals a machine with so much less, except that its memory is still all of it."""
+    where = replace(TESTBED, memory_bytes=2**25)
+    kept = plan(TINY, where, WORKLOAD, candidates=1000, memory_headroom=0.25)
+    less = plan(TINY, replace(where, memory_bytes=3 * 2**23), WORKLOAD, candidates=1000)
+    everything = plan(TINY, where, WORKLOAD, candidates=1000)
+    assert 0 < len(kept.candidates) < len(everything.candidates)
+    assert (kept.candidates, kept.pareto) == (less.candidates, less.pareto)
+    assert max(max(one.peak_memory_bytes) for one in kept.candidates) <= 0.75 * where.memory_bytes
+    words = "Eq 11: peak memory must fit the rank's memory"
+    assert kept.rejected[f"{words}, less a head-room of 25 %"] == less.rejected[words] and words not in kept.rejected
+    assert kept.limits is not None and less.limits is not None
+    assert kept.memory_bytes == kept.limits["memory"]["available_bytes"] == where.memory_bytes
+    assert kept.limits["memory"]["headroom_bytes"] == less.limits["memory"]["headroom_bytes"] + 2**23
+    assert (kept.document()["memory_headroom"], everything.document()["memory_headroom"]) == (0.25, 0.0)
+
+
+def test_shapes_are_the_best_of_each_degrees() -> None:
+    found = plan(TINY, TESTBED, WORKLOAD, candidates=1000)
+    best = {}
+    for candidate in found.candidates:
+        best.setdefault((candidate.layout.pp, candidate.layout.ep), candidate)
+    assert found.shapes == list(best.values()) != found.candidates
+    few = plan(TINY, TESTBED, WORKLOAD, candidates=2)
+    assert few.shapes[0] == few.candidates[0] and len(few.shapes) <= 2
+
+
 def test_nothing_feasible_is_no_error() -> None:
     found = plan(TINY, replace(TESTBED, memory_bytes=2**20), WORKLOAD)
     assert found.candidates == []
@@ -170,6 +197,8 @@ def test_the_document_is_the_contract() -> None:
         ({"rank_by": "luck"}, "rank_by='luck': must be one of mfu, tokens_per_s, memory"),
         ({"ep_domain": "rack"}, "ep_domain='rack': must be one of none, switch, node"),
         ({"ranks": [16]}, "ranks=16: cluster 'made-up' has 8; use ranks=8"),
+        ({"memory_headroom": 1.0}, r"memory_headroom=1.0: must lie in \[0, 1\), for example memory_headroom=0.08"),
+        ({"memory_headroom": -0.1}, "memory_headroom=-0.1: must lie in"),
     ],
 )
 def test_a_wrong_option_is_refused(options: dict[str, object], message: str) -> None:
