@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,18 @@ from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.cluster.placement import request
 from piper_hpc.cluster.resume import taken_over
 from piper_hpc.config import ConfigError, Experiment, Problem, experiment, register
+from piper_hpc.config.workload import planned_workload
 from piper_hpc.forecast import calibration_of, forecast, stale_notes
 from piper_hpc.paths import data_folder
-from piper_hpc.planner import Axes, Plan, plan
+from piper_hpc.planner import Plan
 from piper_hpc.planner import save as saved
 from piper_hpc.planner import trace as traced
-from piper_hpc.planner.engines import engine_of
+from piper_hpc.planning import better_layout, cluster_of, plan_of
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
 from piper_hpc.runs.manifest import provenance
-from piper_hpc.spec import RECIPES, ClusterSpec, Prediction, Recipe, SpecError
+from piper_hpc.spec import Prediction, SpecError
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
 from piper_hpc.train.settings import WARMUP_STEPS
@@ -43,15 +46,18 @@ LOG_WIDTH = 120
 """Columns of a table that goes to a file."""
 
 
-def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]:
-    """Do what one composed configuration asks for. Returns its JSON document and an exit code."""
+def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """Do what one composed configuration asks for. Returns its JSON document and an exit code.
+
+    overrides: the words of the command that the configuration was composed from.
+    """
     asked = experiment(composed)
     machine = describe(asked.cluster)
     if asked.task.name == "plan":
-        return _planned(asked, machine, console), 0
+        return _planned(asked, machine, console, overrides), 0
     if asked.layout is None and asked.task.name != "microbench":
         # The executor's own space: what it lacks cannot be trained.
-        composed = _with_best_layout(composed, _plan(asked, machine, "piper"))
+        composed = _with_best_layout(composed, plan_of(asked, machine, "piper"))
         asked = experiment(composed)
     placement = request(asked.cluster, asked.layout, machine.environment)
     prediction = _predict(asked, machine)
@@ -85,73 +91,39 @@ def launch(composed: DictConfig, console: Console) -> tuple[dict[str, Any], int]
     if not asked.wait:
         console.print(f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}")
         return {"run_id": run.run_id, "path": str(run.path)}, 0
-    return _wait(run, asked, console)
+    return _wait(run, asked, machine, console, overrides)
 
 
-def _planned(asked: Experiment, machine: Machine, console: Console) -> dict[str, Any]:
+def _planned(asked: Experiment, machine: Machine, console: Console, overrides: Sequence[str]) -> dict[str, Any]:
     """Plan and show it; save its best layout for training, and its timeline, where names for them are given."""
-    name = asked.plan.save
+    name, trained = asked.plan.save, asked.workload
+    asked, source = planned_workload(asked, overrides)
     try:
         option = saved.check_name(name, Path.cwd()) if name else None
         trace = traced.check_path(asked.plan.trace, Path.cwd()) if asked.plan.trace else None
-        found = _plan(asked, machine, asked.task.executor)
-        show_plan(found, asked, console)
-        show.stale(stale_notes(asked, machine, _cluster(asked, machine).calibration), console)
-        document = found.document()
+        found = plan_of(asked, machine, asked.task.executor)
+        show_plan(found, asked, source, console)
+        show.stale(stale_notes(asked, machine, cluster_of(asked, machine).calibration), console)
+        document = found.document() | {"workload_source": source}
         if trace is not None:
-            traced.write(found, asked.model, _cluster(asked, machine), trace)
+            traced.write(found, asked.model, cluster_of(asked, machine), trace)
             console.print(f"wrote {trace}; open it at https://ui.perfetto.dev", highlight=False)
             document["trace"] = str(trace)
         if name and option is not None:
-            own = found if found.executor == "piper" else _plan(asked, machine, "piper")
+            own = found if found.executor == "piper" else plan_of(asked, machine, "piper")
             best = saved.best_of_executor(name, found, own)
             saved.save(own, best, option)
-            console.print(f"saved {option}; train with: python -m piper_hpc.launch parallelism={name}", highlight=False)
+            # What the plan took from the model, training would take from its own defaults.
+            facts = {fact: getattr(asked.workload, fact) for fact in source}
+            taken = "".join(
+                f" train.{fact}={value}" for fact, value in facts.items() if value != getattr(trained, fact)
+            )
+            train = f"python -m piper_hpc.launch parallelism={name}{taken}"
+            console.print(f"saved {option}; train with: {train}", highlight=False)
             document["saved"] = {"path": str(option), "layout": asdict(best.layout)}
     except SpecError as error:
         raise ConfigError(*error.problems) from error
     return document
-
-
-def _cluster(asked: Experiment, machine: Machine) -> ClusterSpec:
-    calibration = calibration_of(asked, machine)
-    if calibration is None:
-        measure = f"measure it first: python -m piper_hpc.launch task=microbench cluster={asked.cluster.name}"
-        rule = f"planning needs measurements or a data sheet, and there is neither; {measure}"
-        raise ConfigError(Problem("cluster", asked.cluster.name, rule, "cluster=frontier"))
-    return machine.spec(asked.cluster, calibration)
-
-
-def _plan(asked: Experiment, machine: Machine, executor: str) -> Plan:
-    cluster, workload = _cluster(asked, machine), asked.workload
-    try:
-        axes = Axes.of(vars(asked.plan.axes))
-        fused = engine_of(executor, cluster, axes).name != "piper"
-        mixed = RECIPES["mixed_18"]
-        if asked.task.recipe is None and fused and _multiplies(cluster, mixed):
-            # Fused executors keep fp32 sums and masters beside 16-bit weights, whatever this project would train in.
-            workload = replace(workload, recipe=mixed)
-        return plan(
-            asked.model,
-            cluster,
-            workload,
-            ranks=asked.task.ranks,
-            rank_by=asked.task.rank_by,
-            ep_domain=asked.task.ep_domain,
-            candidates=asked.task.candidates,
-            executor=executor,
-            axes=axes,
-            all_to_all=asked.all_to_all,
-        )
-    except SpecError as error:
-        raise ConfigError(*error.problems) from error
-    except ResourceModelError as error:
-        raise ConfigError(Problem("task.executor", executor, str(error), "task.executor=piper")) from error
-
-
-def _multiplies(cluster: ClusterSpec, recipe: Recipe) -> bool:
-    """Whether a rate of the recipe's matrix products is known of the cluster's device."""
-    return cluster.accelerator is None or recipe.gemm_dtype in cluster.accelerator.peak_flops
 
 
 def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
@@ -196,7 +168,9 @@ def _prepare(
     return run
 
 
-def _wait(run: RunFolder, asked: Experiment, console: Console) -> tuple[dict[str, Any], int]:
+def _wait(
+    run: RunFolder, asked: Experiment, machine: Machine, console: Console, overrides: Sequence[str]
+) -> tuple[dict[str, Any], int]:
     profiled = WARMUP_STEPS + asked.task.profile_steps
     steps = profiled if asked.task.name == "profile" else asked.train.steps
     console.print(f"run {run.run_id} on {asked.cluster.name}", highlight=False)
@@ -209,7 +183,22 @@ def _wait(run: RunFolder, asked: Experiment, console: Console) -> tuple[dict[str
             show.kept(run, console)
         return {"run_id": run.run_id, "path": str(run.path), "status": asdict(status)}, INTERRUPTED
     document = show.outcome(run, status, asked, console)
+    if status.state == "completed" and asked.task.name == "train":
+        document |= _better(asked, machine, console, overrides)
     return document, 0 if status.state == "completed" else 1
+
+
+def _better(asked: Experiment, machine: Machine, console: Console, overrides: Sequence[str]) -> dict[str, Any]:
+    """Say what the best layout would give, where it is another and worth a run."""
+    try:
+        better = better_layout(asked, machine)
+    except Exception as error:  # the run is over and its result told: nothing takes that back
+        console.print(f"no other layout was planned: {error}", highlight=False, markup=False, soft_wrap=True)
+        return {}
+    if better is None:
+        return {}
+    show.better(better, overrides, console)
+    return {"better_layout": asdict(better)}
 
 
 def _add_own_options() -> None:
@@ -233,10 +222,10 @@ def main() -> int:
         sweeps.append(HydraConfig.get().mode == RunMode.MULTIRUN)
         # Standard output belongs to the document, or to the path that a batch script reads.
         console = Console(stderr=as_json[-1] or not composed.submit)
-        if not console.is_terminal:
+        if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = LOG_WIDTH
         try:
-            document, code = launch(composed, console)
+            document, code = launch(composed, console, list(HydraConfig.get().overrides.task))
         except ConfigError as error:
             if not sweeps[-1]:
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,10 @@ def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> sub
         (["task=plan", "experiment=paper_mixtral", "plan.axes.tp=[0]"], ["plan.axes.tp = 0", "plan.axes.tp=[1]"]),
         (["task=plan", "experiment=paper_mixtral", "plan.save=../x"], ["plan.save = '../x'", "plan.save=my_plan"]),
         (["task=plan", "experiment=paper_mixtral", "task.ranks=[65]"], ["task.ranks = 65", "task.ranks=[64]"]),
+        (["task=plan", "plan.memory_headroom=1.5"], ["plan.memory_headroom = 1.5", "plan.memory_headroom=0.08"]),
+        (["task=plan", "plan.memory_headroom=little"], ["plan.memory_headroom", "little"]),
+        (["task=plan", "plan.shades=many"], ["plan.shades", "many"]),
+        (["task=plan", "model=olmoe", "model.sequence=1"], ["model.sequence = 1", "model.sequence=4096"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -106,6 +111,54 @@ def test_a_plan_is_a_table_with_its_reasons_its_front_and_its_limits(tmp_path):
     for words in told:
         assert words in ended.stdout, words
     assert "…" not in ended.stdout  # no figure is cut short
+
+
+NARROW = (
+    *("plan.axes.schedule=[1f1b]", "plan.axes.vpp=[1]", "plan.axes.cp=[1]", "plan.axes.recompute=[none,norm,full]"),
+    *("plan.axes.zero=[1]", "plan.axes.etp=[1]"),
+)
+
+
+def test_a_plan_takes_the_models_workload_and_says_so(tmp_path):
+    olmoe = ("task=plan", "model=olmoe", "cluster=dgx_h100", "cluster.nodes=2", *NARROW)
+    own = launch(*olmoe, "format=json", cwd=tmp_path)
+    assert own.returncode == 0, own.stderr
+    plan = json.loads(own.stdout)
+    assert (plan["sequence"], plan["global_batch"]) == (4096, 8 * 16)
+    assert plan["workload_source"] == {
+        "sequence": "model.sequence, of olmoe's pre-training",
+        "global_batch": "8 for each of 16 ranks",
+    }
+    assert "128 sequences of 4096 tokens" in own.stderr and "global_batch: 8 for each of 16 ranks" in own.stderr
+    given = launch(*olmoe, "train.sequence=1024", "train.global_batch=64", "format=json", cwd=tmp_path)
+    plan = json.loads(given.stdout)
+    assert (plan["sequence"], plan["global_batch"]) == (1024, 64)
+    assert plan["workload_source"] == {"sequence": "as set", "global_batch": "as set"}
+    assert "64 sequences of 1024 tokens" in given.stderr and "set others" not in given.stderr
+
+
+def test_a_plan_leaves_memory_free_unless_told_not_to(tmp_path):
+    mixtral = ("task=plan", "experiment=paper_mixtral", *NARROW, "format=json")
+    kept, full = (
+        json.loads(launch(*mixtral, *words, cwd=tmp_path).stdout) for words in ((), ("plan.memory_headroom=0",))
+    )
+    assert (kept["memory_headroom"], full["memory_headroom"]) == (0.08, 0.0)
+    assert kept["limits"]["memory"]["headroom_bytes"] >= 0.08 * kept["memory_bytes"]
+    assert kept["limits"]["memory"]["available_bytes"] == kept["memory_bytes"] == full["memory_bytes"]
+    assert kept["feasible"] < full["feasible"]
+    rule = "Eq 11: peak memory must fit the rank's memory"
+    assert rule in full["rejected"] and f"{rule}, less a head-room of 8 %" in kept["rejected"]
+
+
+def test_a_plan_fits_80_columns(tmp_path):
+    mixtral = ("task=plan", "experiment=paper_mixtral", *NARROW, "plan.shades=true")
+    ended = launch(*mixtral, cwd=tmp_path, env={"COLUMNS": "80"})
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("layout "))
+    rows = lines[start : start + 21]
+    assert all(len(row) <= 80 and "…" not in row for row in rows)
+    assert all(re.search(r"pp\d+ ep\d+ tp\d+ dp\d+ ", row) for row in rows[1:])
 
 
 def test_axes_and_executor_are_the_users(tmp_path):

@@ -84,6 +84,23 @@ def test_both_sides_of_the_table_are_filled(first):
     assert str(run.path / "report.html") in output.replace("\n", "")
 
 
+def test_a_run_ends_with_what_the_best_layout_would_give(first, folder):
+    run, output = first
+    plan = json.loads(launch("task=plan", "format=json", cwd=folder).stdout)
+    best, this = plan["candidates"][0], run.prediction()
+    said = re.search(
+        r"parallelism=auto would take (.*): .* a step predicted against .* for this layout; try it: (.*)", output
+    )
+    if best["step_time_s"] > 0.95 * this["step_time_s"]:
+        assert said is None
+        return
+    layout = best["layout"]
+    assert said is not None
+    assert said[1] == " ".join(f"{axis}={layout[axis]}" for axis in ("pp", "ep", "dp", "micro_batch"))
+    assert said[2].startswith(f"python -m piper_hpc.launch train.steps={STEPS} ")
+    assert said[2].endswith(" parallelism=auto")
+
+
 def test_the_report_stands_alone(first):
     run, _ = first
     html = (run.path / "report.html").read_text()

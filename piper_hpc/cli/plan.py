@@ -2,104 +2,200 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from piper_hpc.config import Experiment
+from piper_hpc.config.workload import AS_SET
 from piper_hpc.planner import Plan
 from piper_hpc.spec import Layout, Prediction
 
 GIB = 2**30
 
-ALWAYS = ("pp", "ep", "dp", "micro_batch")
-"""Axes with a column in every table. The others have one where they differ, and a line above where all are alike."""
+DEGREES = ("pp", "vpp", "ep", "etp", "tp", "cp", "dp")
+ALWAYS = ("pp", "ep", "dp")
+"""Degrees that are named also where all layouts have 1."""
 
 HEADS = {"micro_batch": "batch", "all_to_all": "all-to-all"}
 FRONT = 10
 """Points of the front that are printed; the document has all."""
 
+KEPT = ("layout", "step", "peak", "batch", "ranks", "MFU", "schedule", "recompute", "zero", "all-to-all")
+"""Columns that a narrow terminal keeps longest, the most important first; those not named here go before them."""
 
-def show(found: Plan, asked: Experiment, console: Console) -> None:
-    """Everything, section by section."""
+LEFT = ("layout", "constraint", "relaxed")
+"""Columns of words, which begin at their left edge."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its head, a name and perhaps a unit, and a cell for each row."""
+
+    head: str
+    cells: list[str]
+
+    @property
+    def name(self) -> str:
+        """The head without its unit."""
+        return self.head.split(" ")[0]
+
+
+def show(found: Plan, asked: Experiment, source: Mapping[str, str], console: Console) -> None:
+    """Everything, section by section. source: where the workload's `sequence` and `global_batch` are from."""
     ranks = asked.cluster.nodes * asked.cluster.ranks_per_node
-    console.print(
+    lines = [
         f"[bold]{asked.model.name}[/] on {asked.cluster.name}, {ranks} ranks, {found.workload.global_batch} sequences "
         f"of {found.workload.sequence} tokens, {found.workload.recipe.name}, executor {found.executor}, "
-        f"by {found.rank_by}",
-        highlight=False,
-    )
+        f"by {found.rank_by}"
+    ]
+    taken = {where: [fact for fact in source if source[fact] == where] for where in source.values() if where != AS_SET}
+    lines += [f"{' and '.join(facts)}: {where}" for where, facts in taken.items()]
+    if taken:
+        lines[-1] += f"; {', '.join(f'train.{fact}' for facts in taken.values() for fact in facts)} set others"
+    _say(lines, console)
     if found.candidates:
-        _candidates(found, console)
-    console.print(
+        _layouts(found, asked.plan.shades, console)
+    fit = (
         f"{found.feasible:,} layouts fit: {found.fitting:,} evaluated, {found.pruned:,} excluded by a bound; "
-        f"{found.searched:,} evaluated in all, in {found.seconds:.2f} s",
-        highlight=False,
+        f"{found.searched:,} evaluated in all, in {found.seconds:.2f} s"
     )
-    for reason, count in sorted(found.rejected.items(), key=lambda item: -item[1]):
-        console.print(f"rejected {count:,}: {reason}", highlight=False)
+    _say([fit, *_rejected(found)], console)
     if not found.candidates:
         return
     if len(found.pareto) > 1:
         _front(found, console)
     if found.limits is not None:
-        _limits(found.limits, console)
-    for note in found.candidates[0].notes:
-        if note.startswith("all_to_all="):
-            console.print(note, highlight=False, soft_wrap=True)
-    console.print(f"rests on: {found.candidates[0].calibration['source']}", highlight=False)
+        _limits(found.limits, found.memory_headroom, console)
+    best = found.candidates[0]
+    notes = [note for note in best.notes if note.startswith("all_to_all=")]
+    _say([*notes, f"rests on: {best.calibration['source']}"], console)
 
 
-def _axes(layouts: Sequence[Layout]) -> tuple[list[str], str]:
-    """Axes that need a column, and what all layouts have alike beside the defaults."""
+def _say(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _rejected(found: Plan) -> list[str]:
+    """Two lines: layouts that the machine or the user excludes, and combinations that are no layouts at all.
+
+    Where nothing is left every rule has its line: one of them must be bent.
+    """
+    counts = sorted(found.rejected.items(), key=lambda item: -item[1])
+    if not found.candidates:
+        return [f"rejected {count:,}: {reason}" for reason, count in counts]
+    excluded = [f"{count:,}: {reason}" for reason, count in counts if _excludes(reason)]
+    rest = {reason: count for reason, count in counts if not _excludes(reason)}
+    lines = [f"rejected {'; '.join(excluded)}"] if excluded else []
+    if rest:
+        rules = dict.fromkeys(reason.split(":")[0] for reason in rest)
+        total = f"{sum(rest.values()):,} combinations"
+        lines.append(f"{total} are no layouts: {', '.join(rules)} (format=json counts each)")
+    return lines
+
+
+def _excludes(reason: str) -> bool:
+    return reason.startswith(("Eq 10", "Eq 11"))
+
+
+def _degrees(layouts: Sequence[Layout]) -> Callable[[Layout], str]:
+    """How the degrees of these layouts are written: `pp16x2 ep64 dp2`, two chunks a rank in each of 16 stages."""
+    shown = [axis for axis in DEGREES if axis in ALWAYS or any(getattr(one, axis) > 1 for one in layouts)]
+
+    def text(one: Layout) -> str:
+        pipeline = f"pp{one.pp}x{one.vpp}" if "vpp" in shown else f"pp{one.pp}"
+        return " ".join([pipeline, *(f"{axis}{getattr(one, axis)}" for axis in shown if axis not in ("pp", "vpp"))])
+
+    return text
+
+
+def _of_layouts(layouts: Sequence[Layout]) -> tuple[list[Column], str]:
+    """Columns that tell the layouts apart, and what all have alike beside the defaults."""
     default = asdict(Layout())
-    differ = {axis: len({getattr(layout, axis) for layout in layouts}) > 1 for axis in default}
-    columns = [axis for axis in default if axis in ALWAYS or differ[axis]]
-    same = {axis: value for axis, value in asdict(layouts[0]).items() if axis not in columns}
-    alike = [f"{axis}={value}" for axis, value in same.items() if value != default[axis]]
+    others = [axis for axis in default if axis not in DEGREES]
+    columns = [Column("layout", list(map(_degrees(layouts), layouts)))]
+    alike = []
+    for axis in others:
+        values = [getattr(one, axis) for one in layouts]
+        if axis == "micro_batch" or len(set(values)) > 1:
+            columns.append(Column(HEADS.get(axis, axis), list(map(str, values))))
+        elif values[0] != default[axis]:
+            alike.append(f"{axis}={values[0]}")
     return columns, f"all: {' '.join(alike)}" if alike else ""
 
 
-def _table(names: Sequence[str]) -> Table:
-    columns = Table(box=None, header_style="bold")
-    for name in names:
-        columns.add_column(HEADS.get(name, name), justify="right", no_wrap=True)
-    return columns
+def _table(columns: Sequence[Column]) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column.head, justify="left" if column.head in LEFT else "right", no_wrap=True)
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
+    return table
 
 
-def _print(title: str, columns: Table, console: Console) -> None:
-    """Whole, also where the terminal is narrower: a figure cut short is no figure."""
-    if title:
-        console.print(title, highlight=False, soft_wrap=True)
-    width = max(console.width, console.measure(columns, options=console.options.update(width=1000)).maximum)
-    console.print(columns, width=width, crop=False, no_wrap=True)
+def _width(columns: Sequence[Column], console: Console) -> int:
+    return console.measure(_table(columns), options=console.options.update(width=1000)).maximum
 
 
-def _candidates(found: Plan, console: Console) -> None:
-    axes, alike = _axes([candidate.layout for candidate in found.candidates])
-    columns = _table(["", *axes, "step", "tokens/s", "MFU", "bubble", "peak", "free", "front"])
-    front = {one.layout for one in found.pareto}
-    for rank, candidate in enumerate(found.candidates, start=1):
-        peak = max(candidate.peak_memory_bytes)
-        columns.add_row(
-            str(rank),
-            *(str(getattr(candidate.layout, axis)) for axis in axes),
-            f"{candidate.step_time_s:.4g} s",
-            f"{candidate.tokens_per_s:,.0f}",
-            f"{100 * candidate.mfu:.1f} %",
-            _bubble(candidate),
-            f"{peak / GIB:.3g} GiB",
-            f"{(found.memory_bytes - peak) / GIB:.3g} GiB",
-            "*" if candidate.layout in front else "",
-        )
-    _print(alike, columns, console)
+def _print(columns: Sequence[Column], console: Console) -> None:
+    """A table whole: where the terminal is narrower, a line that wraps is better than a figure cut short."""
+    before = console.width
+    console.width = max(before, _width(columns, console))
+    console.print(_table(columns))
+    console.width = before
+
+
+def _fitted(title: Sequence[str], columns: Sequence[Column], console: Console) -> None:
+    """A table without the columns that the terminal is too narrow for, which the line above it names."""
+    kept, dropped = list(columns), []
+    while _width(kept, console) > console.width and len(kept) > 1:
+        last = max(kept, key=lambda column: KEPT.index(column.name) if column.name in KEPT else len(KEPT))
+        kept.remove(last)
+        dropped.append(last.name)
+    narrow = f"too narrow for: {', '.join(dropped)}" if dropped else ""
+    _say(["; ".join(filter(None, [*title, narrow]))], console)
+    _print(kept, console)
+
+
+def _layouts(found: Plan, shades: bool, console: Console) -> None:
+    """The best of each shape, or every candidate."""
+    shown = found.candidates if shades else found.shapes
+    columns, alike = _of_layouts([one.layout for one in shown])
+    on_front = [one.layout in {point.layout for point in found.pareto} for one in shown]
+    peaks = [max(one.peak_memory_bytes) for one in shown]
+    first = columns[0].cells
+    rows = [f"{f'{rank}*' if star else rank:<4}{first[rank - 1]}" for rank, star in enumerate(on_front, start=1)]
+    figures = [
+        _steps([one.step_time_s for one in shown]),
+        Column("tokens/s", [f"{one.tokens_per_s:,.0f}" for one in shown]),
+        Column("MFU %", [f"{100 * one.mfu:.1f}" for one in shown]),
+        Column("bubble %", list(map(_bubble, shown))),
+        Column("peak GiB", [_figure(peak / GIB, 3) for peak in peaks]),
+        Column("free", [_figure((found.memory_bytes - peak) / GIB, 3) for peak in peaks]),
+    ]
+    what = f"the {len(shown)} best layouts" if shades else "best of each (pp, ep, tp, cp); all with plan.shades=true"
+    title = [what, "* on the front" if any(on_front) else "", alike]
+    _fitted(title, [Column("layout", rows), *columns[1:], *figures], console)
+
+
+def _steps(seconds: Sequence[float]) -> Column:
+    """Step times in one unit: milliseconds where the fastest takes less than a second."""
+    if min(seconds) < 1:
+        return Column("step ms", [_figure(1e3 * one, 4) for one in seconds])
+    return Column("step s", [_figure(one, 4) for one in seconds])
+
+
+def _figure(value: float, digits: int) -> str:
+    """With so many significant digits, zeros too, and all before the point: 74 is `74.0`, 12345 is `12,345`."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:#.{digits}g}".rstrip(".")
 
 
 def _bubble(candidate: Prediction) -> str:
-    return "-" if candidate.bubble_fraction is None else f"{100 * candidate.bubble_fraction:.1f} %"
+    return "-" if candidate.bubble_fraction is None else f"{100 * candidate.bubble_fraction:.1f}"
 
 
 def _front(found: Plan, console: Console) -> None:
@@ -107,29 +203,27 @@ def _front(found: Plan, console: Console) -> None:
     last = len(found.pareto) - 1
     picked = sorted({round(index * last / min(FRONT - 1, last)) for index in range(min(FRONT, last + 1))})
     points = [found.pareto[index] for index in picked]
-    axes, alike = _axes([one.layout for one in points])
-    several = len({one.layout.ranks for one in found.pareto}) > 1
-    title = f"front of step time against memory, in closed form: {len(points)} of {last + 1} layouts; {alike}"
-    columns = _table([*axes, *(["ranks"] if several else []), "step", "peak"])
-    for one in points:
-        columns.add_row(
-            *(str(getattr(one.layout, axis)) for axis in axes),
-            *([str(one.layout.ranks)] if several else []),
-            f"{one.step_time_s:.4g} s",
-            f"{one.peak_bytes / GIB:.3g} GiB",
-        )
-    _print(title.removesuffix("; "), columns, console)
+    columns, alike = _of_layouts([one.layout for one in points])
+    if len({one.layout.ranks for one in found.pareto}) > 1:
+        columns.append(Column("ranks", [str(one.layout.ranks) for one in points]))
+    columns += [
+        _steps([one.step_time_s for one in points]),
+        Column("peak GiB", [_figure(one.peak_bytes / GIB, 3) for one in points]),
+    ]
+    title = f"front of step time against memory, in closed form: {len(points)} of {last + 1} layouts"
+    _fitted([title, alike], columns, console)
 
 
-def _limits(limits: dict[str, Any], console: Console) -> None:
+def _limits(limits: dict[str, Any], memory_headroom: float, console: Console) -> None:
     largest = ", ".join(
         f"{one['term'].removesuffix('_s')} {100 * one['share']:.0f} %" for one in limits["largest_terms"]
     )
     memory = limits["memory"]
+    kept = f" ({100 * memory_headroom:g} % are kept free, plan.memory_headroom)" if memory_headroom else ""
     lines = [
         f"the best spends its step on: {largest}",
         f"its fullest rank is {memory['rank']} (stage {memory['stage']}): {memory['peak_bytes'] / GIB:.3g} of "
-        f"{memory['available_bytes'] / GIB:.3g} GiB, mostly {memory['largest_kind'].replace('_', ' ')} "
+        f"{memory['available_bytes'] / GIB:.3g} GiB{kept}, mostly {memory['largest_kind'].replace('_', ' ')} "
         f"({memory['largest_kind_bytes'] / GIB:.3g} GiB)",
     ]
     eq_10 = limits["eq_10"]
@@ -141,11 +235,11 @@ def _limits(limits: dict[str, Any], console: Console) -> None:
             layout = eq_10["inside"]
             name = f"pp={layout['pp']} ep={layout['ep']}"
             lines.append(f"{words}; the best that stays inside ({name}) takes {eq_10['inside_costs_pct']:.1f} % longer")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    console.print("what would lift it:")
-    columns = Table(box=None, header_style="bold")
-    for name, justify in (("constraint", "left"), ("relaxed", "left"), ("tokens/s", "right")):
-        columns.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for lift in limits["lifts"]:
-        columns.add_row(lift["constraint"], lift["change"], f"{lift['gain_pct']:+.1f} %")
-    console.print(columns)
+    _say([*lines, "what would lift it:"], console)
+    lifts = limits["lifts"]
+    columns = [
+        Column("constraint", [lift["constraint"] for lift in lifts]),
+        Column("relaxed", [lift["change"] for lift in lifts]),
+        Column("tokens/s", [f"{lift['gain_pct']:+.1f} %" for lift in lifts]),
+    ]
+    _print(columns, console)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +12,10 @@ from rich.table import Table
 
 from piper_hpc.cli.measured import fitted, summary
 from piper_hpc.config import Experiment
+from piper_hpc.planning import Better
 from piper_hpc.report import facts, nccl_tests, table
 from piper_hpc.report import write as report
+from piper_hpc.report.units import seconds
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import Prediction
 
@@ -77,6 +80,25 @@ def stale(notes: Iterable[str], console: Console) -> None:
     for note in notes:
         if note.startswith("calibration:"):
             console.print(f"stale {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def better(layout: Better, overrides: Sequence[str], console: Console) -> None:
+    """What `parallelism=auto` would give instead of the run that ended, and the command for it."""
+    degrees = " ".join(f"{axis}={getattr(layout.layout, axis)}" for axis in ("pp", "ep", "dp", "micro_batch"))
+    kept = [word for word in overrides if not word.lstrip("+~").startswith("parallelism") or _kept_by_auto(word)]
+    command = shlex.join(["python", "-m", "piper_hpc.launch", *kept, "parallelism=auto"])
+    console.print(
+        f"parallelism=auto would take {degrees}: {seconds(layout.step_time_s)} a step predicted against "
+        f"{seconds(layout.this_step_time_s)} for this layout; try it: {command}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _kept_by_auto(word: str) -> bool:
+    """Whether an override of `parallelism` also holds for a planned layout."""
+    return word.lstrip("+").startswith(("parallelism.all_to_all=", "parallelism.placement="))
 
 
 def measurements(rows: list[dict[str, Any]]) -> Table:
