@@ -5,17 +5,25 @@ BIN = $(VENV)/bin
 # The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: run test quick lint types bench-a2a testbed-packages clean FORCE
+.PHONY: run test test-all quick lint types bench-a2a testbed-packages clean FORCE
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m piper_hpc.launch $(ARGS)
 
+# Tests beside each other, in units and turns of tests/conftest.py. One test under a debugger: ARGS="-n0 --pdb tests/..."
+BESIDE = --dist loadgroup --no-loadscope-reorder
+
+# Every test, of large matrices a covering part: at most 22 minutes on two cores.
 test: $(VENV)/test.stamp testbed-packages
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(BESIDE) $(ARGS)
+
+# With the whole of every matrix.
+test-all: $(VENV)/test.stamp testbed-packages
+	$(BIN)/python -m pytest -n auto $(BESIDE) --full $(ARGS)
 
 # The tests that start no Slurm and few processes: under two minutes.
 quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "not slurm and not processes" $(ARGS)
+	$(BIN)/python -m pytest -n logical $(BESIDE) -m "not slurm and not processes" $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from piper_hpc.runs import RunFolder, find
 from piper_hpc.runtime import quota
 from piper_hpc.spec import TERMS
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.quotas]
 
 STEPS = 12
 

@@ -20,7 +20,7 @@ from piper_hpc.microbench.timing import Team, time_exchange
 from piper_hpc.spec import Layout, RankMap
 from tests.processes import run_ranks
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.alone]
 
 KEYS = {
     "benchmark_version", "operator", "work", "unit", "shape", "dtype", "n", "warmup", "iterations_per_sample",

@@ -269,6 +269,7 @@ def test_shipped_axes_hold_every_divisor_that_machines_come_in() -> None:
     assert shipped.size > 1e10
 
 
+@pytest.mark.alone
 def test_a_million_predictions_a_second() -> None:
     """The rate that `python -m piper_hpc.planner.benchmark` prints is above a million on one core by itself.
 

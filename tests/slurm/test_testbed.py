@@ -53,6 +53,7 @@ def test_record_tells_shape_devices_and_measured_links(testbed: Testbed) -> None
     assert ranks == 8 and ranks * testbed.cpu_share < len(os.sched_getaffinity(0))
 
 
+@pytest.mark.alone
 def test_a_job_crosses_nodes_as_independent_devices_and_is_accounted(testbed: Testbed, slurm: Command) -> None:
     command = ("--ntasks-per-node=2", sys.executable, "-S", PAYLOAD, "describe")
     answer = slurm("srun", "--nodes=4", *command)
@@ -194,6 +195,7 @@ def test_a_second_testbed_is_refused_and_somebodys_folder_stays(testbed: Testbed
     assert state.load() == testbed
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 def test_up_and_down_survive_crashes_and_leave_no_trace(
     testbed: Testbed, testbed_is_ours: bool, machine_before: dict[str, Any], slurm: Command

@@ -164,6 +164,7 @@ def expect_changes(check: Callable[[list[dict[str, float]]], None], layout: Layo
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("term", "slow"),
     [(term, slow_call) for term in PLACES]
@@ -176,6 +177,7 @@ def test_delay_in_one_place_moves_its_term_alone(term: str, slow: Callable[..., 
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 def test_slow_transfer_between_stages_is_p2p() -> None:
     """Two micro-batches: each stage waits three times, and the other stage's delay makes it wait longer."""
 
@@ -187,6 +189,7 @@ def test_slow_transfer_between_stages_is_p2p() -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 def test_slow_stage_is_a_bubble_for_the_other() -> None:
     """Stage 0 works longer on each micro-batch: its own term moves, stage 1 waits before the messages are posted."""
 

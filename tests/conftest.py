@@ -1,0 +1,101 @@
+"""How tests run beside each other: `make test` starts several workers (pytest-xdist), plain `pytest` runs in order.
+
+Cores are few and many tests wait, so there is a worker more than cores. What goes together is a unit that one worker
+takes as a whole: all tests on Slurm, which share one testbed; all that measure; every other file. Markers say what may
+not meet, whoever has it (tests/turns.py):
+
+- `slurm`: eight ranks whose quotas fill the cores. Beside them run tests without quotas, in what they leave.
+- `quotas`: runs on this machine, whose ranks have quotas too. They run beside each other, not beside those on Slurm.
+- `alone`: it measures time, quotas or links. Nothing runs beside it.
+
+Units are given out in this order: Slurm, which takes longest (first what needs the machine alone, as bringing the
+testbed up does, while the others have hardly begun), then everything without quotas, then `quotas`, `alone` last.
+
+`make test` runs of large matrices a covering part; the rest is marked `full` and is for `make test-all` (`--full`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from tests.turns import Turns, rooms
+
+# How long one example takes says what else the machine does.
+settings.register_profile("beside others", deadline=None)
+settings.load_profile("beside others")
+
+TURNS = pytest.StashKey[Turns]()
+FOLDER = pytest.StashKey["tempfile.TemporaryDirectory[str]"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the tests marked full as well: the whole of each matrix")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        config.stash[TURNS] = Turns(Path(worker["turns"]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where the locks of this session are."""
+    if FOLDER not in node.config.stash:
+        node.config.stash[FOLDER] = tempfile.TemporaryDirectory(prefix="piper-turns-")
+    node.workerinput["turns"] = node.config.stash[FOLDER].name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: one more than cores, for tests that wait, up to what units can use; `-n logical`: cores."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if config.option.numprocesses == "logical" else min(cores + 1, 6)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("full"):
+        config.hook.pytest_deselected(items=[item for item in items if _is(item, "full")])
+        items[:] = [item for item in items if not _is(item, "full")]
+    if getattr(config, "workerinput", None) is None:
+        return
+    items.sort(key=lambda item: (_order(item), not _is(item, "alone")))
+    if items and _is(items[0], "slurm"):
+        items[0].add_marker("alone")  # it brings the testbed up, and that measures links
+    for item in items:
+        unit = ("slurm", item.path.stem, item.path.stem, item.path.stem, "alone")[_order(item)]
+        item.add_marker(pytest.mark.xdist_group(unit))
+
+
+def _order(item: pytest.Item) -> int:
+    if _is(item, "slurm"):
+        return 0
+    if _is(item, "alone"):
+        return 4
+    return 3 if _is(item, "quotas") else 1 if _is(item, "processes") else 2
+
+
+def _is(item: pytest.Item, marker: str) -> bool:
+    return item.get_closest_marker(marker) is not None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Wait for the test's turn, outside of its time-out; a room that it has alone is kept for a next test of its kind."""
+    turns = item.config.stash.get(TURNS, None)
+    if turns is None:
+        return (yield)
+    turns.enter(rooms(item))
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or rooms(nextitem) != rooms(item) or not any(rooms(item).values()):
+            turns.leave()
