@@ -89,7 +89,7 @@ def _is(item: pytest.Item, marker: str) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    """Wait for the test's turn, outside of its time-out; a room that it has alone is kept for a next test of its kind."""
+    """Wait for the test's turn, outside of its time-out; what it has alone is kept for a next test of its kind."""
     turns = item.config.stash.get(TURNS, None)
     if turns is None:
         return (yield)
