@@ -31,11 +31,15 @@ def local_job(pid: int) -> dict[str, Any]:
 
 
 def alive(pid: int, word: str = "") -> bool:
-    """True if a process of this id runs, is no zombie, and has `word` in its command line: ids are used again."""
+    """True if a process of this id runs, is no zombie, and has `word` in its command line: ids are used again.
+
+    One without a command line counts: the kernel has started it, and is still loading its program.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
             running = file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
         with open(f"/proc/{pid}/cmdline") as file:
-            return running and word in file.read()
+            command = file.read()
+            return running and (word in command or not command)
     except (FileNotFoundError, ProcessLookupError):
         return False

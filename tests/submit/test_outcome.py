@@ -86,6 +86,17 @@ def test_a_run_whose_supervisor_is_gone_is_seen_as_ended_and_recorded(run):
     assert run.status().state == "failed"
 
 
+def test_a_process_whose_program_is_still_being_loaded_is_alive(run):
+    """The kernel shows no command line of it yet."""
+    for _ in range(30):
+        started = subprocess.Popen([sys.executable, "-S", "-c", "open(0).read()", run.run_id], stdin=subprocess.PIPE)
+        try:
+            assert alive(started.pid, run.run_id)
+        finally:
+            started.communicate()
+        assert not alive(started.pid, run.run_id)
+
+
 def test_a_running_supervisor_keeps_the_state_and_a_finished_record_is_final(run):
     supervisor = subprocess.Popen(
         [sys.executable, "-c", "import sys; sys.stdin.read()", run.run_id], stdin=subprocess.PIPE
