@@ -4,12 +4,12 @@ Cores are few and many tests wait, so there is a worker more than cores. What go
 takes as a whole: all tests on Slurm, which share one testbed; all that measure; every other file. Markers say what may
 not meet, whoever has it (tests/turns.py):
 
-- `slurm`: eight ranks whose quotas fill the cores. Beside them run tests without quotas, in what they leave.
-- `quotas`: runs on this machine, whose ranks have quotas too. They run beside each other, not beside those on Slurm.
+- `slurm`: the testbed's ranks, whose quotas fill the cores and go before everything else.
+- `processes`: other ranks. They run beside each other, but would starve beside those on Slurm.
 - `alone`: it measures time, quotas or links. Nothing runs beside it.
 
 Units are given out in this order: Slurm, which takes longest (first what needs the machine alone, as bringing the
-testbed up does, while the others have hardly begun), then everything without quotas, then `quotas`, `alone` last.
+testbed up does, while the others have hardly begun), beside it what starts nothing, then `processes`, `alone` last.
 
 `make test` runs of large matrices a covering part; the rest is marked `full` and is for `make test-all` (`--full`).
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -67,20 +68,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not _is(item, "full")]
     if getattr(config, "workerinput", None) is None:
         return
-    items.sort(key=lambda item: (_order(item), not _is(item, "alone")))
+    size = Counter(item.path for item in items)
+    items.sort(key=lambda item: (_order(item), not _is(item, "alone"), -size[item.path], item.path))
     if items and _is(items[0], "slurm"):
         items[0].add_marker("alone")  # it brings the testbed up, and that measures links
     for item in items:
-        unit = ("slurm", item.path.stem, item.path.stem, item.path.stem, "alone")[_order(item)]
-        item.add_marker(pytest.mark.xdist_group(unit))
+        name = ("slurm", item.path.stem, f"{item.path.stem} (processes)", "alone")[_order(item)]
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 def _order(item: pytest.Item) -> int:
-    if _is(item, "slurm"):
-        return 0
-    if _is(item, "alone"):
-        return 4
-    return 3 if _is(item, "quotas") else 1 if _is(item, "processes") else 2
+    return 0 if _is(item, "slurm") else 3 if _is(item, "alone") else 2 if _is(item, "processes") else 1
 
 
 def _is(item: pytest.Item, marker: str) -> bool:

@@ -14,7 +14,7 @@ from piper_hpc.jobs import describe
 from piper_hpc.runs import RunFolder
 from tests.live import SECONDS_TO_END, SECONDS_TO_START, processes_of, rank_process, start, training, until
 
-pytestmark = [pytest.mark.processes, pytest.mark.alone]
+pytestmark = pytest.mark.processes
 
 
 QUICK = ("train=smoke", "cluster.calibration=off")

@@ -17,7 +17,7 @@ from piper_hpc.runs import RunFolder, find
 from piper_hpc.runtime import quota
 from piper_hpc.spec import TERMS
 
-pytestmark = [pytest.mark.processes, pytest.mark.quotas]
+pytestmark = pytest.mark.processes
 
 STEPS = 12
 

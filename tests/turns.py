@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-QUOTAS, MACHINE = ROOMS = ("quotas", "machine")
+RANKS, MACHINE = ROOMS = ("ranks", "machine")
 
 
 def rooms(item: pytest.Item) -> dict[str, bool]:
-    """The rooms that a test enters, and whether alone: Slurm's ranks fill the cores' quotas, `alone` is by itself."""
-    alone, slurm = (item.get_closest_marker(name) is not None for name in ("alone", "slurm"))
-    if alone or slurm or item.get_closest_marker("quotas"):
-        return {QUOTAS: alone or slurm, MACHINE: alone}
+    """The rooms that a test enters, and whether alone: by its markers, which tests/conftest.py explains."""
+    alone, slurm, processes = (item.get_closest_marker(name) is not None for name in ("alone", "slurm", "processes"))
+    if alone or slurm or processes:
+        return {RANKS: alone or slurm, MACHINE: alone}
     return {MACHINE: False}
 
 

@@ -87,6 +87,7 @@ def suite_rows(cell_s: float, done: dict[str, Any]) -> tuple[list[dict[str, Any]
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_the_suite_covers_groups_sizes_loads_and_top_k() -> None:
     first, *others = run_ranks(4, suite_rows, 2.0, {}, timeout_s=300)

@@ -150,6 +150,7 @@ def measured() -> Any:
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 def test_every_exchange_is_right_on_every_kind_of_group(measured: Any) -> None:
     rows = measured[0]
     assert {row["operator"] for row in rows} == {
@@ -165,6 +166,7 @@ def test_every_exchange_is_right_on_every_kind_of_group(measured: Any) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 def test_a_resumed_suite_measures_what_is_missing_alone(measured: Any) -> None:
     cells = {row["cell"] for row in measured[0]}
     assert "torch/all_gather/rack/4/4096" in cells
@@ -174,6 +176,7 @@ def test_a_resumed_suite_measures_what_is_missing_alone(measured: Any) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 def test_rows_that_the_link_did_not_see_are_marked(measured: Any) -> None:
     by_tier = {row["operator"]: row for row in measured[2]}
     assert by_tier["p2p/node"]["correct"] and "refused" not in by_tier["p2p/node"]
@@ -190,6 +193,7 @@ def _computed() -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 @pytest.mark.processes
+@pytest.mark.alone
 def test_compute_cells_are_measured_or_left_out_with_a_reason() -> None:
     rows, left_out = run_ranks(1, _computed)[0]
     cells = {cell.key for cell in cells_of(["grouped_gemm"], TINY, 1)}
