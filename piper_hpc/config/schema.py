@@ -130,16 +130,12 @@ class AxesConfig:
 
 @dataclass
 class PlanConfig:
-    """The search of task=plan and parallelism=auto.
-
-    `save`: a name for the best plan that the executor has; `trace`: a file for the best plan's timeline;
-    `memory_headroom`: share of a rank's memory that a layout leaves free (conf/plan/default.yaml fills it);
-    `shades`: print every candidate, and not only the best of each (pp, ep, tp, cp).
-    """
-
+    """The search of task=plan and parallelism=auto; conf/plan/default.yaml fills it."""
 
     save: str | None = None  # a name: the best plan that the executor can train becomes parallelism=NAME
     trace: str | None = None  # a file: the best plan's simulated timeline, for Perfetto
+    memory_headroom: float = 0.0  # share of a rank's memory that a layout leaves free: allocator, communicator buffers
+    shades: bool = False  # print every candidate, and not only the best of each (pp, ep, tp, cp)
     axes: AxesConfig = field(default_factory=AxesConfig)
 
 
