@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Execution:
-    """The habits of one framework that time and memory depend on.
+    """How one framework carries out a step: what time and memory depend on beside the layout.
 
     name: `piper` is this project's eager executor; the others are modelled after published frameworks.
     flash: attention without stored scores. sequence_parallel: norms and residuals are split over tp as well.

@@ -44,7 +44,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
-from analysis.validation.published import habits
+from analysis.validation.published import frameworks
 from analysis.validation.published.facts import model_facts
 from analysis.validation.published.names import choices, device, framework, names_no_device, same_method, schedule
 from analysis.validation.published.request import Refused, Request
@@ -69,12 +69,12 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
     model, assumed = model_facts(run, _vocab(run, document))
     if taken:
         assumed["accelerator"] = f"{accelerator}: {taken}"
-    old = habits.plain_era(run, model, accelerator)
-    routing = habits.routing(run, document, method, assumed) if model.experts else Routing("forced")
-    recipe = habits.recipe(run, name, assumed)
-    zero = habits.zero_stage(run, twins, old, assumed)
-    algorithm = habits.all_to_all(run, name, method, assumed) if model.experts else "flat"
-    recomputes = [habits.recompute(run)] if habits.recompute(run) else list(RECOMPUTE)
+    old = frameworks.plain_era(run, model, accelerator)
+    routing = frameworks.routing(run, document, method, assumed) if model.experts else Routing("forced")
+    recipe = frameworks.recipe(run, name, assumed)
+    zero = frameworks.zero_stage(run, twins, old, assumed)
+    algorithm = frameworks.all_to_all(run, name, method, assumed) if model.experts else "flat"
+    recomputes = [frameworks.recompute(run)] if frameworks.recompute(run) else list(RECOMPUTE)
     sequence = run.degree("seq") or SEQUENCE
     if not run.degree("seq"):
         assumed["seq"] = f"{SEQUENCE}: not stated"
@@ -94,9 +94,11 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
                     micro_batch=micro_batch, recompute=recomputed, all_to_all=algorithm,
                 )  # fmt: skip
                 own = dict(assumed)
-                habit = habits.execution(run, name, method, old, tp, own)
+                execution = frameworks.execution(run, name, method, old, tp, own)
                 _explain(run, twins, layout, own)
-                request = Request(model, layout, batch, sequence, gpus, accelerator, cluster, recipe, routing, habit)
+                request = Request(
+                    model, layout, batch, sequence, gpus, accelerator, cluster, recipe, routing, execution
+                )
                 single = model.layers == 1
                 found.append(
                     replace(request, framework=name, method=method, single_layer=single, assumed=tuple(own.items()))
@@ -174,7 +176,7 @@ def _degrees(
 
 
 def _micro_batches(run: PublishedRun, twins: Sequence[PublishedRun]) -> Sequence[int]:
-    stated = habits.stated(run, twins, "micro_batch")
+    stated = frameworks.stated(run, twins, "micro_batch")
     return (stated,) if stated else MICRO_BATCHES
 
 
@@ -198,7 +200,7 @@ def _schedules(
         return [(kind, 2)]
     if kind in ("1f1b", "gpipe", "zb_h1") or pp == 1:
         return [(kind if kind and kind != "interleaved" else "1f1b", 1)]
-    stated = habits.stated(run, twins, "vpp")
+    stated = frameworks.stated(run, twins, "vpp")
     if stated:
         return [("interleaved", stated) if stated > 1 else ("1f1b", 1)]
     deeper = [
@@ -221,9 +223,9 @@ def _explain(run: PublishedRun, twins: Sequence[PublishedRun], layout: Layout, a
     moe, staged = bool(run.number("experts")), layout.pp > 1
     for key, open_ in (("tp", True), ("pp", True), ("ep", moe), ("etp", moe), ("vpp", staged), ("micro_batch", True)):
         if open_ and run.degree(key) is None:
-            twin = habits.stated(run, twins, key) if key in ("vpp", "micro_batch") else None
+            twin = frameworks.stated(run, twins, key) if key in ("vpp", "micro_batch") else None
             assumed[key] = f"{getattr(layout, key)}: {'as its twins in the document' if twin else 'not stated'}"
-    if not habits.recompute(run):
+    if not frameworks.recompute(run):
         assumed["recompute"] = f"{layout.recompute}: not stated"
     printed = run.degree("dp")
     if printed and printed != layout.dense_dp:

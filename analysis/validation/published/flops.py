@@ -8,7 +8,7 @@ from functools import cache
 
 import yaml
 
-from analysis.validation.published.habits import LAST_PLAIN_YEAR
+from analysis.validation.published.frameworks import LAST_PLAIN_YEAR
 from analysis.validation.published.metrics import FLOPS_GPU, FLOPS_TOTAL, MFU, STEP_TIME, TOKENS, TOKENS_GPU
 from analysis.validation.published.request import Refused, Request
 from analysis.validation.published.rows import PublishedRow, PublishedRun

@@ -99,7 +99,7 @@ def framework(run: PublishedRun) -> tuple[str, str]:
 
 
 def same_method(run: PublishedRun, other: PublishedRun) -> bool:
-    """Whether two runs of a document are of one framework and one method or system: they share its habits."""
+    """Whether two runs of a document are of one framework and one method or system: they share its frameworks."""
     return all(run.note(key) == other.note(key) for key in ("method", "system")) and framework(run) == framework(other)
 
 

@@ -123,7 +123,7 @@ def _beyond(shapes: Shapes, cluster: ClusterSpec) -> Iterator[str]:
     if cluster.accelerator is not None and not cluster.accelerator.published:
         yield (
             f"device '{cluster.accelerator.name}': its rates were measured; no published run of such a device stands "
-            "behind the kernels and habits that are assumed"
+            "behind the kernels and the overlap that are assumed"
         )
     if shapes.workload.sequence < SHORT_TOKENS:
         yield (

@@ -134,7 +134,7 @@ class Stepper:
 
     @property
     def execution(self) -> Execution:
-        """The framework's habits."""
+        """How the framework carries out a step."""
         return self.parts.blocks.execution
 
     @cached_property

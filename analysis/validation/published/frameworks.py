@@ -1,4 +1,4 @@
-"""What a row says of precision, routing, recompute and the framework's habits, and what is taken where it does not."""
+"""What a row says of precision, routing, recomputation and its framework, and what is taken where it does not."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def recompute(run: PublishedRun) -> str:
 
 
 def execution(run: PublishedRun, framework: str, method: str, old: bool, tp: int, assumed: Assumed) -> Execution:
-    """The framework's habits; sequence parallelism as stated, else with tp > 1 since 2023 and never before."""
+    """The framework's way of a step; sequence parallelism as stated, else with tp > 1 since 2023 and never before."""
     before_fusion = old and run.year is not None and run.year < LAST_PLAIN_YEAR
     era = "megatron_2021" if before_fusion else "megatron_2022" if old else "megatron"
     base = EXECUTIONS["piper" if framework == "piper" else era]
