@@ -22,7 +22,7 @@ from analysis.validation.published import command as published
 from piper_hpc.report.load import UsageError, comparable, metrics, open_run, steady
 from piper_hpc.report.table import MeasuredRouting, Row, predicted_against_measured, render, with_measured_routing
 from piper_hpc.report.units import percent, seconds
-from piper_hpc.runs import RunFolder
+from piper_hpc.runs import RecordError, RunFolder
 from piper_hpc.spec import TERMS
 
 SCHEMA_VERSION = 1
@@ -41,7 +41,17 @@ class Comparison:
 
     @staticmethod
     def of(run: RunFolder) -> Comparison:
-        """Read a run. Raises UsageError for one without steps or without a prediction."""
+        """Read a run. Raises UsageError for one without steps or without a prediction, or whose record lacks keys."""
+        try:
+            found = Comparison._read(run)
+            found.document()  # a key that it lacks is missed here, not while others are printed
+            return found
+        except (RecordError, AttributeError, LookupError, TypeError, ValueError) as error:  # written by something else
+            reason = error.reason if isinstance(error, RecordError) else f"{type(error).__name__}: {error}"
+            raise UsageError(f"RUN={run.path}: its record cannot be read ({reason}); use another run") from error
+
+    @staticmethod
+    def _read(run: RunFolder) -> Comparison:
         taken = metrics(run)
         if run.prediction() is None:
             raise UsageError(
@@ -79,6 +89,22 @@ class Comparison:
             "terms_error_pct": self.terms_error_pct,
             "measured_routing": None if self.routed is None else asdict(self.routed),
         }
+
+
+def _all() -> list[Comparison]:
+    """Every run under runs/ that can be compared; what cannot be read is skipped with a line on stderr."""
+    runs, skipped = comparable()
+    found = []
+    for run in runs:
+        try:
+            found.append(Comparison.of(run))
+        except UsageError as error:
+            skipped.append(str(error))
+    for line in skipped:
+        print(f"skipped {line}", file=sys.stderr)
+    if not found:
+        raise UsageError("runs/ holds no run whose record can be read; make one with: python -m piper_hpc.launch")
+    return found
 
 
 def summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -185,8 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return OK if published.run(chosen) else FAILED
         if chosen.command == "exact":
             return OK if exact.run(chosen) else FAILED
-        named = [open_run(name) for name in chosen.runs]
-        comparisons = [Comparison.of(run) for run in named or comparable()]
+        comparisons = [Comparison.of(open_run(name)) for name in chosen.runs] or _all()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE

@@ -6,20 +6,24 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.follow import figures
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.report import write as report
-from piper_hpc.runs import RunFolder, find
+from piper_hpc.runs import RecordError, RunFolder, Status, find
 from piper_hpc.submit.outcome import cancel, observe
 from piper_hpc.train.settings import WARMUP_STEPS
+
+T = TypeVar("T")
 
 
 def pick(runs: Path, name: str) -> RunFolder:
@@ -38,22 +42,54 @@ def pick(runs: Path, name: str) -> RunFolder:
 
 
 def describe(run: RunFolder) -> dict[str, Any]:
-    """One run's state, as the scheduler sees it now, with its last step."""
-    status = observe(run)
-    config, job, rows = run.config(), run.job(), run.metrics()
-    last = rows[-1] if rows else None
-    profiled = config["task"]["name"] == "profile"
+    """One run's state, as the scheduler sees it now, with its last step.
+
+    What a torn, foreign or half-written folder does not tell is null, and `problem` says why; else `problem` is null.
+    """
+    problems: list[str] = []
+
+    def known(read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except RecordError as error:
+            problems.append(error.reason)
+        except OSError as error:  # somebody else's folder
+            problems.append(str(error))
+        return otherwise
+
+    # The manifest, which `find` goes by, names the task where there is no configuration: studies have none.
+    manifest, config = known(run.manifest, {}), known(run.config, {})
+    status = known(lambda: asdict(observe(run)), dict.fromkeys(Status.__dataclass_fields__))
+    job, rows = known(run.job, {}), known(run.metrics, [])
+
+    def at(group: str, key: str) -> Any:
+        found = config.get(group)
+        if isinstance(found, dict) and key in found:
+            return found[key]
+        if config:
+            problems.append(f"config.yaml has no {group}.{key}")
+        return None
+
+    task = at("task", "name") or manifest.get("task")
+    steps = at("task", "profile_steps") if task == "profile" else at("train", "steps")
+    if isinstance(steps, int) and task == "profile":
+        steps += WARMUP_STEPS
+    last = {key: rows[-1].get(key) for key in ("step", "loss", "tokens_per_s", "mfu")} if rows else None
+    if last is not None and not isinstance(last["step"], int):
+        problems.append("metrics.jsonl: its last row has no step")
+        last = None
     return {
         "run_id": run.run_id,
         "path": str(run.path),
-        "task": config["task"]["name"],
-        "model": config["model"]["name"],
-        "cluster": config["cluster"]["name"],
+        "task": task,
+        "model": at("model", "name"),
+        "cluster": at("cluster", "name"),
         "job": {"scheduler": job.get("scheduler"), "id": job.get("id")},
-        "status": asdict(status),
-        "steps": WARMUP_STEPS + config["task"]["profile_steps"] if profiled else config["train"]["steps"],
+        "status": status,
+        "steps": steps,
         "steps_done": last["step"] + 1 if last else 0,
-        "last": {key: last[key] for key in ("step", "loss", "tokens_per_s", "mfu")} if last else None,
+        "last": last,
+        "problem": "; ".join(dict.fromkeys(problems)) or None,
     }
 
 
@@ -69,12 +105,15 @@ def list_runs(arguments: argparse.Namespace, console: Console) -> int:
     table = Table("run", "task", "model", "cluster", "state", "step", "loss", box=None, header_style="bold")
     for document in documents:
         status, last = document["status"], document["last"]
-        state = status["state"] + (f" ({status['failure_class']})" if status["failure_class"] else "")
+        state = (status["state"] or "") + (f" ({status['failure_class']})" if status["failure_class"] else "")
         step = f"{document['steps_done']}/{document['steps']}" if last else ""
-        loss = f"{last['loss']:.3f}" if last and last["loss"] is not None else ""
+        loss = f"{last['loss']:.3f}" if last and isinstance(last["loss"], float) else ""
         words = (document["run_id"], document["task"], document["model"], document["cluster"], state, step, loss)
-        table.add_row(*words)
+        table.add_row(*(escape(str(word)) if word is not None else "" for word in words))
     console.print(table)
+    for document in documents:
+        if document["problem"]:
+            console.print(f"{document['run_id']}: {document['problem']}", highlight=False, markup=False)
     return 0
 
 
@@ -82,20 +121,25 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
     """One run; writes the report of a completed one whose launcher did not wait for it."""
     run = pick(arguments.runs, arguments.run)
     document = describe(run)
-    if document["status"]["state"] == "completed" and document["last"] and not (run.path / "report.md").exists():
+    whole = document["problem"] is None
+    ended_well = document["status"]["state"] == "completed" and document["last"]
+    if whole and ended_well and not (run.path / "report.md").exists():
         report.write(run)
     if arguments.json:
         print(json.dumps(document, indent=2))
         return 0
     status, job = document["status"], document["job"]
-    console.print(
-        f"[bold]{run.run_id}[/]  {document['task']} {document['model']} on {document['cluster']}", highlight=False
-    )
-    console.print(f"state    {status['state']}, attempt {status['attempt']}", highlight=False)
+    what = f"{document['task']} {document['model']} on {document['cluster']}" if whole else document["task"] or ""
+    console.print(f"[bold]{run.run_id}[/]  {escape(what)}", highlight=False)
+    if not whole:
+        console.print(f"remark   {document['problem']}", highlight=False, markup=False)
+    if status["state"]:
+        console.print(f"state    {status['state']}, attempt {status['attempt']}", highlight=False)
     if status["reason"]:
         console.print(f"reason   {status['failure_class'] or ''}: {status['reason']}", highlight=False, markup=False)
-    console.print(f"job      {job['scheduler']} {job['id']}", highlight=False)
-    if document["last"]:
+    if job["id"]:
+        console.print(f"job      {job['scheduler']} {job['id']}", highlight=False)
+    if whole and document["last"]:
         rows = run.metrics()
         done = f"{document['steps_done']} of {document['steps']}"
         console.print(f"step     {done}: {figures(rows[-1])}", highlight=False)
@@ -106,10 +150,10 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
 def show_logs(arguments: argparse.Namespace, console: Console) -> int:
     """What one rank printed in the newest attempt; with --follow, also what it prints from now on."""
     run = pick(arguments.runs, arguments.run)
-    attempts = sorted(run.logs.glob("attempt-*"), key=lambda path: int(path.name.removeprefix("attempt-")))
-    path = (attempts[-1] if attempts else run.logs) / f"rank-{arguments.rank}.log"
+    newest = run.logs / f"attempt-{run.newest_attempt()}"
+    path = newest / f"rank-{arguments.rank}.log"
     if not path.exists():
-        have = ", ".join(sorted(found.name for found in attempts[-1].glob("rank-*.log"))) if attempts else "none yet"
+        have = ", ".join(sorted(found.name for found in newest.glob("rank-*.log"))) or "none yet"
         raise ConfigError(Problem("--rank", arguments.rank, f"has no log; there is: {have}", "--rank 0"))
     with path.open(errors="replace") as log:
         while True:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from piper_hpc.config.errors import ConfigError
+from piper_hpc.spec import SpecError
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -22,7 +22,7 @@ def run_command(command: Callable[[], int]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         return command()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except (SpecError, HydraException, OmegaConfBaseException) as error:
         if asked_for_traceback:
             raise
         print(message_of(error), file=sys.stderr)
@@ -36,7 +36,7 @@ def run_command(command: Callable[[], int]) -> int:
 
 def message_of(error: Exception) -> str:
     """What is wrong, line by line, without a traceback."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, SpecError):
         return "\n".join(f"error: {problem}" for problem in error.problems)
     # Hydra wraps what OmegaConf found; the cause says which key, which value and which type.
     root: BaseException = error

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from piper_hpc.runs import RunFolder, find
+from piper_hpc.runs import RecordError, RunFolder, find
 
 Row = dict[str, Any]
 
@@ -27,13 +27,22 @@ def open_run(name: str | Path, root: Path | str = "runs") -> RunFolder:
     raise UsageError(f"RUN={name}: must be a run's folder or its id under {root}/ (no manifest.json there); {works}")
 
 
-def comparable(root: Path | str = "runs") -> list[RunFolder]:
-    """The completed training runs under `root` that have a prediction. Raises UsageError where there is none."""
-    runs = [run for run in find(root) if run.status().state == "completed" and run.prediction() and run.metrics()]
+def comparable(root: Path | str = "runs") -> tuple[list[RunFolder], list[str]]:
+    """The completed training runs under `root` that have a prediction, and a line for each folder that cannot be read.
+
+    Raises UsageError where there is no such run.
+    """
+    runs, skipped = [], []
+    for run in find(root):
+        try:
+            if run.status().state == "completed" and run.prediction() and run.metrics():
+                runs.append(run)
+        except RecordError as error:
+            skipped.append(f"{run.run_id}: {error.reason}")
     if not runs:
         rule = "holds no completed training run with a prediction"
-        raise UsageError(f"{root}/ {rule}; make one with: python -m piper_hpc.launch")
-    return runs
+        raise UsageError("\n".join([f"{root}/ {rule}; make one with: python -m piper_hpc.launch", *skipped]))
+    return runs, skipped
 
 
 def metrics(run: RunFolder) -> list[Row]:

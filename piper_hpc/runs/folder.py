@@ -16,8 +16,18 @@ from typing import Any
 import yaml
 
 from piper_hpc.runs.status import Failure, Status
+from piper_hpc.spec.problem import Problem, SpecError
 
 SCHEMA_VERSION = 1
+
+
+class RecordError(SpecError):
+    """A file of a run's folder that cannot be read as what it must be: `reason` names the file and the rule."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.reason = reason
+        works = "a run that `python -m piper_hpc.jobs list` shows without a remark"
+        super().__init__(Problem("RUN", str(path), reason, works))
 
 
 def utc_now() -> str:
@@ -61,8 +71,8 @@ class RunFolder:
 
     def newest_attempt(self) -> int:
         """The attempt that logged last, whether or not it came far enough to say so in the status."""
-        found = (int(path.name.removeprefix("attempt-")) for path in self.logs.glob("attempt-*"))
-        return max(found, default=0)
+        found = (path.name.removeprefix("attempt-") for path in self.logs.glob("attempt-*"))
+        return max((int(number) for number in found if number.isdecimal()), default=0)
 
     def attempt_logs(self, attempt: int) -> Path:
         """The logs of one attempt; made if absent."""
@@ -74,12 +84,17 @@ class RunFolder:
         """The log of one rank."""
         return self.attempt_logs(attempt) / f"rank-{rank}.log"
 
-    # Documents ----------------------------------------------------------------------------------------------------
+    # Documents: each reader raises RecordError for a file that is torn, unreadable or of another schema_version. ----
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration."""
-        loaded: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
-        return loaded
+        """The resolved configuration. Raises RecordError where there is none."""
+        if not (self.path / "config.yaml").exists():
+            raise RecordError(self.path, "config.yaml is missing")
+        try:
+            loaded = yaml.safe_load(self._text("config.yaml"))
+        except yaml.YAMLError as error:
+            raise RecordError(self.path, f"config.yaml is no YAML ({_first_line(error)})") from error
+        return self._mapping("config.yaml", loaded)
 
     def write_config(self, text: str) -> None:
         """Write `config.yaml`, resolved."""
@@ -103,7 +118,18 @@ class RunFolder:
 
     def job(self) -> dict[str, Any]:
         """What was submitted: executor, id, environment of the scheduler's commands."""
-        return self._read("job.json")
+        job = self._read("job.json")
+        number, variables = job.get("id"), job.get("environment")
+        whole = (
+            job.get("scheduler") in ("local", "slurm")
+            and isinstance(number, str)
+            and (job["scheduler"] == "slurm" or number.isdecimal())
+            and isinstance(variables, dict)
+            and all(isinstance(value, str) for value in variables.values())
+        )
+        if job and not whole:
+            raise RecordError(self.path, "job.json must have the scheduler (local or slurm), its id and environment")
+        return job
 
     def write_job(self, document: dict[str, Any]) -> None:
         """Write `job.json`."""
@@ -112,7 +138,10 @@ class RunFolder:
     def status(self) -> Status:
         """The state as last written; `submit.observe` holds it against the scheduler."""
         document = self._read("status.json")
-        return Status.of(document) if document else Status("pending")
+        try:
+            return Status.of(document) if document else Status("pending")
+        except (TypeError, ValueError) as error:
+            raise RecordError(self.path, f"status.json: {_first_line(error)}") from error
 
     def write_status(self, status: Status) -> None:
         """Write `status.json`, with the time."""
@@ -151,22 +180,47 @@ class RunFolder:
     def silent_ranks(self, attempt: int) -> list[int]:
         """Ranks that began an attempt, by their logs, and left no word of a failure."""
         folder = self.logs / f"attempt-{attempt}"
-        began = {int(path.stem.removeprefix("rank-")) for path in folder.glob("rank-*.log")}
-        return sorted(began - {failure.rank for failure in self.failures(attempt)})
+        began = (path.stem.removeprefix("rank-") for path in folder.glob("rank-*.log"))
+        failed = {failure.rank for failure in self.failures(attempt)}
+        return sorted({int(rank) for rank in began if rank.isdecimal()} - failed)
 
     def failures(self, attempt: int) -> list[Failure]:
         """What failed ranks left, first failure first."""
         folder = self.logs / f"attempt-{attempt}"
-        found = [Failure(**json.loads(path.read_text())) for path in folder.glob("rank-*.failure.json")]
-        return sorted(found, key=lambda failure: failure.time_s)
+        names = [str(path.relative_to(self.path)) for path in folder.glob("rank-*.failure.json")]
+        return sorted(map(self._failure, names), key=lambda failure: failure.time_s)
+
+    def _failure(self, name: str) -> Failure:
+        try:
+            return Failure(**self._json(name, self._text(name)))
+        except (TypeError, ValueError) as error:
+            raise RecordError(self.path, f"{name}: {_first_line(error)}") from error
 
     # Files --------------------------------------------------------------------------------------------------------
 
     def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        if not path.exists():
-            return {}
-        loaded: dict[str, Any] = json.loads(path.read_text())
+        return self._json(name, self._text(name)) if (self.path / name).exists() else {}
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordError(self.path, f"{name} cannot be read ({_first_line(error)})") from error
+
+    def _json(self, name: str, text: str) -> dict[str, Any]:
+        try:
+            loaded = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecordError(self.path, f"{name} is no JSON ({_first_line(error)})") from error
+        document = self._mapping(name, loaded)
+        version = document.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise RecordError(self.path, f"{name} has schema_version {version!r}, read here is {SCHEMA_VERSION}")
+        return document
+
+    def _mapping(self, name: str, loaded: Any) -> dict[str, Any]:
+        if not isinstance(loaded, dict):
+            raise RecordError(self.path, f"{name} must hold a mapping of keys to values")
         return loaded
 
     def _write(self, name: str, document: dict[str, Any]) -> None:
@@ -179,12 +233,11 @@ class RunFolder:
         os.replace(file.name, path)
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
-        path = self.path / name
-        if not path.exists():
+        if not (self.path / name).exists():
             return []
-        lines = path.read_text().splitlines(keepends=True)
+        lines = self._text(name).splitlines(keepends=True)
         # A last line without its newline is a write that a kill cut off.
-        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+        return [self._json(name, line) for line in lines if line.endswith("\n") and line.strip()]
 
     def _append(self, name: str, row: dict[str, Any], attempt: int) -> None:
         line = json.dumps(_finite({"schema_version": SCHEMA_VERSION, "attempt": attempt} | row))
@@ -201,6 +254,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def find(root: Path | str) -> list[RunFolder]:
-    """All runs under `root`, oldest first."""
-    return [RunFolder(path.parent) for path in sorted(Path(root).glob("*/manifest.json"))]
+    """All folders under `root` that have a run's manifest or configuration, oldest first; a kill may have left one
+    of the two alone, and what they hold is not looked at."""
+    found = {path.parent for name in ("manifest.json", "config.yaml") for path in Path(root).glob(f"*/{name}")}
+    return [RunFolder(path) for path in sorted(found)]

@@ -44,7 +44,9 @@ class Status:
 
     @staticmethod
     def of(document: dict[str, Any]) -> Status:
-        """From `status.json`."""
+        """From `status.json`. Raises ValueError or TypeError for what is no status."""
+        if not isinstance(document.get("attempt", 0), int) or not isinstance(document.get("step"), int | None):
+            raise ValueError("attempt and step must be whole numbers")
         return Status(**{key: document[key] for key in Status.__dataclass_fields__ if key in document})
 
 

@@ -82,3 +82,25 @@ def test_without_a_name_all_comparable_runs_are_taken(
     assert main(["runs", "--json"]) == 0
     (only,) = json.loads(capsys.readouterr().out)["runs"]
     assert only["run_id"] == compared.run_id
+
+
+def test_folders_that_cannot_be_read_are_skipped_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torn, or of another form; named, the latter is an error of the asker."""
+    monkeypatch.chdir(tmp_path)
+    compared = make_run(tmp_path / "runs", [metrics_row(step) for step in range(4)], prediction())
+    torn = make_run(tmp_path / "runs", [metrics_row(step) for step in range(4)], prediction())
+    (torn.path / "status.json").write_text("{")
+    other_keys = make_run(tmp_path / "runs", [{"step": 0, "loss": 1.0}], {"layout": {}})
+    study = RunFolder.create(tmp_path / "runs")
+    study.write_manifest({"task": "bench-a2a"})
+    study.write_status(Status("completed"))
+    assert main(["runs", "--json"]) == 0
+    printed = capsys.readouterr()
+    (only,) = json.loads(printed.out)["runs"]
+    assert only["run_id"] == compared.run_id
+    assert f"skipped {torn.run_id}: status.json is no JSON" in printed.err
+    assert f"skipped RUN={other_keys.path}: its record cannot be read" in printed.err
+    assert main(["runs", str(other_keys.path)]) == 2
+    assert "KeyError" in capsys.readouterr().err
