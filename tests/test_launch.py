@@ -24,6 +24,9 @@ def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> sub
     ("overrides", "words"),
     [
         (["train.stepz=3"], ["stepz", "--cfg job"]),
+        (["+train.chekpoint_every=10"], ["train.chekpoint_every = 10", "the nearest is train.checkpoint_every"]),
+        (["+nonsense.key=1", "dry_run=true"], ["nonsense.key = 1", "no key of the configuration"]),
+        (["+cluster.qoss=debug", "task=plan"], ["cluster.qoss = 'debug'", "--cfg job"]),
         (["train.steps=many"], ["train.steps", "many", "Integer"]),
         (["model=huge"], ["model", "huge", "tiny", "mixtral_8x7b"]),
         (["parallelism=["], ["parallelism=["]),
@@ -225,6 +228,12 @@ def test_one_bad_point_of_a_sweep_is_a_result_beside_the_others(tmp_path):
     assert good["feasible"] > 0
     assert bad["errors"][0]["key"] == "model.top_k"
     assert "model.top_k = 99" in ended.stderr
+
+
+def test_a_key_that_nothing_reads_is_refused_in_a_sweep(tmp_path):
+    ended = launch("-m", "+train.chekpoint_every=1,2", "dry_run=true", "format=json", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert [each["errors"][0]["key"] for each in json.loads(ended.stdout)] == ["train.chekpoint_every"] * 2
 
 
 def test_planning_and_launching_never_import_torch():

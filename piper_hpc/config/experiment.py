@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from piper_hpc.config import checks
+from piper_hpc.config import checks, keys
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.model import model_spec
 from piper_hpc.config.schema import (
@@ -52,6 +52,10 @@ def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
 
     Raises ConfigError that lists every broken rule, each with a value that works.
     """
+    # Hydra opens the schema for `+key=value`, and the merge below takes over what was added to it.
+    given = OmegaConf.to_container(composed, resolve=False) if isinstance(composed, DictConfig) else composed
+    if added := list(keys.unknown(cast(dict[str, Any], given))):
+        raise ConfigError(*added)
     merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
     if missing:

@@ -181,3 +181,40 @@ def test_a_resolved_configuration_means_the_same_when_read_back(tmp_path: Path):
         composed = compose("config", overrides=["model=small", "train.seed=7"])
     text = OmegaConf.to_yaml(composed, resolve=True)
     assert experiment(OmegaConf.create(text)) == experiment(composed)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "nearest"),
+    [
+        ("+nonsense.key=1", "nonsense.key", ""),
+        ("+nonsense=1", "nonsense", ""),
+        ("+train.chekpoint_every=10", "train.chekpoint_every", "train.checkpoint_every"),
+        ("++train.routing.skeww=2", "train.routing.skeww", "train.routing.skew"),
+        ("+cluster.qoss=debug", "cluster.qoss", "cluster.quota"),
+        ("+plan.axes.ppp=[2]", "plan.axes.ppp", "plan.axes.pp"),
+        ("+cluster.topology.nic=2", "cluster.topology.nic", "cluster.topology.nics_per_node"),
+        ("+cluster.data_sheet.links.node.latency=1", "cluster.data_sheet.links.node.latency", ""),
+    ],
+)
+@pytest.mark.parametrize("task", ["train", "plan"])
+def test_a_key_that_nothing_reads_is_refused_with_the_nearest(task, override, key, nearest):
+    with pytest.raises(ConfigError) as refused:
+        checked("cluster=frontier", f"task={task}", override)
+    (problem,) = refused.value.problems
+    assert problem.key == key
+    assert f"the nearest is {nearest}" in problem.rule
+
+
+def test_free_dictionaries_take_any_key():
+    found = checked(
+        "+cluster.environment.NCCL_DEBUG=WARN",
+        "+cluster.switches.a='n[1-2]'",
+        "+cluster.sources.peak_flops=measured",
+        "cluster.data_sheet.links.node.bytes_per_s=1e9",
+        *("cluster=frontier", "task=plan"),
+    )
+    assert found.cluster.environment["NCCL_DEBUG"] == "WARN"
+    assert found.cluster.switches["a"] == "n[1-2]"
+    assert found.cluster.sources["peak_flops"] == "measured"
+    assert found.cluster.data_sheet is not None
+    assert found.cluster.data_sheet.links["node"].bytes_per_s == 1e9
