@@ -321,6 +321,23 @@ def test_odd_rows_never_end_the_command(predictor: None, tmp_path: Path, capsys:
     assert rows["g"]["predicted"] is not None and "pp" in rows["g"]["filled"]
 
 
+def test_rows_that_the_model_cannot_price_are_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """94 layers on pp 32 x vpp 3 leave a chunk without a layer; DualPipe needs two micro-batches a stage."""
+    qwen3 = {"model": "Qwen3-235B-A22B", "layers": "94", "hidden": "4096", "experts": "128", "topk": "8",
+             "moe_ffn": "1536", "pp": "32", "vpp": "3", "tp": "1", "num_gpus": "256", "global_batch": "1024"}  # fmt: skip
+    (dualpipe,) = (dict(row.cells) for row in load() if row.cells["row_id"] == "dsv3-0012")
+    path = write(
+        tmp_path / "rows.csv", {}, qwen3 | {"row_id": "empty"}, dualpipe | {"global_batch": "128"}, {"row_id": "last"}
+    )
+    assert main(["published", "--rows", str(path), "--json"]) == 0
+    rows = {row["row_id"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert "pp * vpp must not exceed the layers; got pp=32 vpp=3, model.layers=94" in rows["empty"]["refused"]
+    assert "needs at least 2 pp = 32 micro-batches" in rows["dsv3-0012"]["refused"]
+    assert all(rows[name]["predicted"] > 0 for name in ("row-1", "last"))
+
+
 def test_predictors_are_plain_functions() -> None:
     asked: list[Request] = []
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from analysis.validation.published.request import Outcome, Refused, Request
 from piper_hpc.cluster import accelerator, preset
-from piper_hpc.resource_model import ResourceModelError, analytical
+from piper_hpc.resource_model import analytical
 from piper_hpc.resource_model.analytical import memory
 from piper_hpc.spec import RECIPES, Accelerator, Workload
 
@@ -27,14 +27,15 @@ def predict(request: Request, device: Accelerator | None = None) -> Outcome:
         workload = Workload(request.global_batch, request.sequence, RECIPES[request.recipe], request.routing)
         stepper = analytical.stepper(request.model, cluster, request.layout, workload, request.execution)
         step = stepper.evaluate()
-    except (ResourceModelError, ValueError, KeyError) as error:
+        components = _components(stepper, step)
+    except (ValueError, LookupError, ArithmeticError) as error:  # ResourceModelError is a ValueError
         raise Refused(str(error)) from error
     return Outcome(
         step_time_s=float(step.step_time_s),
         # Published peaks are those of tensors; the rest is charged to the device.
         peak_memory_bytes=float(step.peak_bytes) - device.efficiency.framework_bytes,
         capacity_bytes=device.memory_bytes - device.efficiency.framework_bytes,
-        components=_components(stepper, step),
+        components=components,
         fitted_on=device.efficiency.fitted_on,
         half_width_s=lambda: analytical.half_widths(
             step, request.model, cluster, request.layout, workload, request.execution

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.spec import ModelSpec
 from piper_hpc.spec.layout import split_layers
+from piper_hpc.spec.rules import LAYERS
 from piper_hpc.spec.schedules import stage_of
 
 
@@ -32,8 +34,11 @@ class Chunk:
 def chunks(model: ModelSpec, schedule: str, pp: int, vpp: int) -> tuple[tuple[Chunk, ...], ...]:
     """The chunks of every rank, [pp][vpp]. Layers are spread evenly; the first chunks take what is left over.
 
-    So the last chunk, which also has the head, has never more layers than another.
+    So the last chunk, which also has the head, has never more layers than another. Raises ResourceModelError where
+    one would have none.
     """
+    if pp * vpp > model.layers:
+        raise ResourceModelError(f"{LAYERS}; got pp={pp} vpp={vpp}, model.layers={model.layers}")
     layers_of = split_layers(model.layers, pp * vpp)
     placed = []
     for rank in range(pp):
