@@ -12,12 +12,13 @@ from statistics import fmean
 from types import ModuleType
 
 import pytest
+from rich.console import Console
 
 from analysis.validate import main
 from analysis.validation.published import flops
 from analysis.validation.published.judge import Judged, judge
 from analysis.validation.published.metrics import TIME
-from analysis.validation.published.report import document, summary
+from analysis.validation.published.report import document, show, summary
 from analysis.validation.published.request import Outcome, Predictor, Refused, Request
 from analysis.validation.published.rows import COLUMNS, PublishedRow, PublishedRun, load, runs
 from analysis.validation.published.score import baseline, kendall_tau, one_per_run, out_of_memory, ranking, statistics
@@ -246,6 +247,31 @@ def test_the_summary_is_by_family_and_metric(shipped: list[Judged]) -> None:
     json.dumps(document(shipped, "rows.csv"), allow_nan=False)
 
 
+def test_means_are_over_unseen_rows_and_fitted_ones_stand_apart() -> None:
+    rows = judge([run_of(), run_of(row_id="row-2", value="1.6")], steady)  # predicted 2 s of 10 s and of 1.6 s
+    found = statistics(rows)
+    assert found["mean_abs_error_pct"] == pytest.approx((80 + 25) / 2)
+    assert (found["unseen"]["rows"], found["unseen"]["mean_abs_error_pct"]) == (1, pytest.approx(25))
+    assert (found["seen"]["rows"], found["seen"]["mean_abs_error_pct"]) == (1, pytest.approx(80))
+    console = Console(width=200, record=True)
+    show(document(rows, "rows.csv"), console)
+    printed = console.export_text()
+    columns, row = (line.split() for line in printed.splitlines()[2:4])
+    assert (columns[0], columns[-2:]) == ("unseen", ["fitted", "mean"])
+    assert row[:3] == ["Mixtral", "1", "25.0"] and row[-2:] == ["1", "80.0"]
+
+
+def test_machines_are_named_by_row(shipped: list[Judged]) -> None:
+    """X-MoE ran on Frontier, and its Table 5 on eight A100."""
+    found = summary(shipped)["machines"]
+    own = {name: each["rows"] for name, each in found.items() if name.startswith("2508.13337, X-MoE,")}
+    assert own == {"2508.13337, X-MoE, MI250X GCD (Frontier)": 5, "2508.13337, X-MoE, A100-40GB": 3}
+    assert sum(each["rows"] for each in found.values()) == summary(shipped)["time"]["rows"]
+    console = Console(width=80, record=True)
+    show(document(shipped, "rows.csv"), console)
+    assert "\u2026" not in console.export_text()  # no figure is cut short
+
+
 # The command.
 
 
@@ -326,7 +352,8 @@ def test_rows_that_the_model_cannot_price_are_refused_by_name(
 ) -> None:
     """94 layers on pp 32 x vpp 3 leave a chunk without a layer; DualPipe needs two micro-batches a stage."""
     qwen3 = {"model": "Qwen3-235B-A22B", "layers": "94", "hidden": "4096", "experts": "128", "topk": "8",
-             "moe_ffn": "1536", "pp": "32", "vpp": "3", "tp": "1", "num_gpus": "256", "global_batch": "1024"}  # fmt: skip
+             "moe_ffn": "1536", "pp": "32", "vpp": "3", "tp": "1", "num_gpus": "256",
+             "global_batch": "1024"}  # fmt: skip
     (dualpipe,) = (dict(row.cells) for row in load() if row.cells["row_id"] == "dsv3-0012")
     path = write(
         tmp_path / "rows.csv", {}, qwen3 | {"row_id": "empty"}, dualpipe | {"global_batch": "128"}, {"row_id": "last"}

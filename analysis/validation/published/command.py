@@ -13,6 +13,9 @@ from analysis.validation.published.judge import judge
 from analysis.validation.published.report import document, show
 from analysis.validation.published.rows import SHIPPED, load, runs
 
+LOG_WIDTH = 120
+"""Columns of a table that goes to a file."""
+
 
 def add(commands: Any, tolerance: Any) -> None:
     """Add the sub-command to a parser's; `tolerance` reads its percentage."""
@@ -36,6 +39,8 @@ def run(chosen: argparse.Namespace) -> bool:
         print()
     else:
         console = Console()
+        if not console.is_terminal:
+            console.width = LOG_WIDTH
         show(answer, console)
         if chosen.tolerance is not None:
             told = "no run has a time error" if mean is None else f"mean time error {mean:.1f} %"

@@ -1,5 +1,8 @@
 """The one written rule that fills what a published run leaves unstated. It knows no measured value.
 
+Its first form was committed before any error had been computed. It was amended since, after errors had been seen: which
+runs lend one another what they state, and which names stand for which model and device.
+
 A field takes the first of: what the row states (columns, then words of its notes); what its twins agree on, the runs
 of the same document with the same model, layers, tp, pp, framework and method or system (vpp, micro_batch, zero_stage);
 arithmetic; and then:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -40,10 +40,8 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
         "time_stated": statistics([row for row in times if row.answer.run.fully_stated]),
         "memory": statistics(_of(judged, MEMORY)),
         "component": statistics(_of(judged, COMPONENT)),
-        "sources": {
-            name: statistics([row for row in times if _source(row) == name])
-            for name in dict.fromkeys(map(_source, times))
-        },
+        "sources": _grouped(times, _source),
+        "machines": _grouped(times, _source_and_machine),
         "models": {name: _family(judged, times, name) for name in families},
         "metrics": {
             metric: statistics([row for row in judged if row.row.cells["metric"] == metric])
@@ -60,6 +58,16 @@ def _source(row: Judged) -> str:
     run, request = row.answer.run, row.answer.request
     method = f", {request.method}" if request and request.method else ""
     return f"{run.document}{method}"
+
+
+def _source_and_machine(row: Judged) -> str:
+    """The source, and the GPU and machine as the row names them: one system may have been run on several."""
+    return f"{_source(row)}, {row.row.cells['gpu'] or 'gpu not stated'}"
+
+
+def _grouped(rows: Sequence[Judged], name: Callable[[Judged], str]) -> dict[str, Any]:
+    names = dict.fromkeys(map(name, rows))
+    return {each: statistics([row for row in rows if name(row) == each]) for each in names}
 
 
 def _of(judged: Sequence[Judged], kind: str) -> list[Judged]:
@@ -80,7 +88,7 @@ def _family(judged: Sequence[Judged], times: Sequence[Judged], name: str) -> dic
     }
 
 
-COLUMNS = ("", "rows", "refused", "mean", "median", "max", "bias", "baseline", "fitted", "held out", "in 90 %")
+COLUMNS = ("unseen", "refused", "mean", "median", "max", "bias", "base-\nline", "in\n90 %", "fitted", "their\nmean")
 
 
 def show(answer: dict[str, Any], console: Console) -> None:
@@ -88,7 +96,7 @@ def show(answer: dict[str, Any], console: Console) -> None:
     found = answer["summary"]
     models = found["models"]
     console.print(_table("one time error a run, by model family", {name: models[name]["time"] for name in models}))
-    console.print(_table("the same, by publication and method", found["sources"]))
+    console.print(_table("the same, by publication, method and machine", found["machines"]))
     console.print(_table("peak memory, by model family", {name: models[name]["memory"] for name in models}))
     console.print(_table("parts of a step and of memory, by family", {n: models[n]["component"] for n in models}))
     everything = found["metrics"] | {
@@ -98,10 +106,10 @@ def show(answer: dict[str, Any], console: Console) -> None:
     }
     console.print(_table("every row, by metric", everything))
     console.print(
-        "absolute errors in percent; a refused row that states tp, pp, ep, batch, sequence and GPUs counts as 100 %; "
-        "bias: signed mean of predicted rows; baseline: mean error of one constant efficiency, the median of the same "
-        "set (memory: states alone at 16 B a parameter); held out: mean without rows that a constant saw; in 90 %: "
-        "share of held-out times that lie in their intervals\n",
+        "absolute errors in percent over unseen rows, which no constant saw; a refused row that states tp, pp, ep, "
+        "batch, sequence and GPUs counts as 100 %; bias: signed mean of predicted rows; baseline: mean error of one "
+        "constant efficiency, the median of the same rows (memory: states alone at 16 B a parameter); in 90 %: share "
+        "of times that lie in their intervals; fitted: rows that a constant saw, and their mean error, apart\n",
         style="dim",
     )
     order, oom = found["ranking"], found["oom"]
@@ -126,22 +134,25 @@ def show(answer: dict[str, Any], console: Console) -> None:
 
 
 def _table(title: str, sets: dict[str, dict[str, Any]]) -> Table:
-    shown = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
+    shown = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim")
+    shown.pad_edge, shown.collapse_padding = False, True
+    shown.add_column("", overflow="fold")
     for column in COLUMNS:
-        shown.add_column(column, justify="right" if column else "left")
+        shown.add_column(column, justify="right", no_wrap=True)
     for name, found in sets.items():
         if not found["rows"]:
             continue
+        unseen, seen = found["unseen"], found["seen"]
         shown.add_row(
             name,
-            str(found["rows"]),
-            str(found["refused"] or ""),
-            *(_percent(found[f"{kind}_abs_error_pct"]) for kind in ("mean", "median", "max")),
-            "" if found["bias_pct"] is None else f"{found['bias_pct']:+.1f}",
-            _percent(found["baseline"]["mean_abs_error_pct"]),
-            str(found["fitted"] or ""),
-            _percent(found["held_out"]["mean_abs_error_pct"]),
+            str(unseen["rows"]),
+            str(unseen["refused"] or ""),
+            *(_percent(unseen[f"{kind}_abs_error_pct"]) for kind in ("mean", "median", "max")),
+            "" if unseen["bias_pct"] is None else f"{unseen['bias_pct']:+.1f}",
+            _percent(unseen["baseline"]["mean_abs_error_pct"]),
             "" if found["covered"] is None else f"{100 * found['covered']:.0f} %",
+            str(seen["rows"] or ""),
+            _percent(seen["mean_abs_error_pct"]),
         )
     return shown
 

@@ -46,15 +46,30 @@ def absolute(errors_pct: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def statistics(rows: Sequence[Judged]) -> dict[str, Any]:
-    """Errors of a set, refused rows that state all at 100 %; the baseline on the same set; fitted rows apart.
+    """Errors of a set, the baseline beside them; the same of its unseen and of its fitted rows apart.
 
-    coverage: predicted rows over all rows of the set; covered: share of held-out values in their 90 % interval.
-    bias_pct: mean of signed errors of predicted rows.
+    fitted: rows that a constant saw. covered: share of unseen values in their 90 % interval; held_out: errors of unseen
+    rows alone, as in `unseen`.
+    """
+    held_out, seen = [row for row in rows if not row.fitted], [row for row in rows if row.fitted]
+    covered = [row.covered for row in held_out if row.covered is not None]
+    unseen = errors(held_out)
+    return errors(rows) | {
+        "fitted": len(seen),
+        "covered": fmean(covered) if covered else None,
+        "held_out": {key: unseen[key] for key in absolute(())},
+        "unseen": unseen,
+        "seen": errors(seen),
+    }
+
+
+def errors(rows: Sequence[Judged]) -> dict[str, Any]:
+    """Absolute errors of a set, refused rows that state all at 100 %, and the baseline's on the same set.
+
+    coverage: predicted rows over all rows. bias_pct: mean of signed errors of predicted rows.
     """
     counted = [pct for row in rows if (pct := row.counted_pct) is not None]
     signed = [row.error_pct for row in rows if row.error_pct is not None]
-    held_out = [row for row in rows if not row.fitted]
-    covered = [row.covered for row in held_out if row.covered is not None]
     return absolute(counted) | {
         "rows": len(rows),
         "coverage": len(signed) / len(rows) if rows else None,
@@ -62,9 +77,6 @@ def statistics(rows: Sequence[Judged]) -> dict[str, Any]:
         "refused_counted": sum(row.error_pct is None and row.counted_pct == REFUSED_PCT for row in rows),
         "bias_pct": fmean(signed) if signed else None,
         "baseline": absolute([abs(error) for error in baseline(rows) if error is not None]),
-        "fitted": len(rows) - len(held_out),
-        "covered": fmean(covered) if covered else None,
-        "held_out": absolute([pct for row in held_out if (pct := row.counted_pct) is not None]),
     }
 
 
