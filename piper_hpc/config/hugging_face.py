@@ -1,4 +1,19 @@
-"""A Hugging Face config.json as a ModelSpec: each supported family read exactly, everything else refused by name."""
+"""A Hugging Face config.json as a ModelSpec: the sizes of each supported family, as `transformers` builds it.
+
+Read: what decides the number of parameters, their shapes, and the FLOPs of a token (layers, widths, heads, experts,
+top_k, which layers have experts or windows, biases, norms, tied embeddings), beside rope_theta, the norm's epsilon and
+the balance loss's weight.
+
+Refused by name: a family that is not in `FAMILIES`; a size that is missing or of another type; of the keys that are
+read, a value that ModelSpec cannot hold (an activation that is not gated, layers with experts or windows at uneven
+distances, `moe_layer_freq` other than 1, cross attention, Arctic without its residual).
+
+Not read, so neither refused nor told: keys that change the arithmetic but neither sizes nor FLOPs. Among them
+`norm_topk_prob`, `scoring_func`, `routed_scaling_factor`, `topk_method` beyond its groups, `rope_scaling`, `clip_qkv`,
+`swiglu_limit`, dropout, initialisation, `quantization_config`; the activation of GPT-2 and DBRX; and which of the gated
+activations it is: ModelSpec has no field for it, and this project's executor computes SiLU also where the file says
+GELU. A model trained from such a file is of the released size, not the released model.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +33,8 @@ def from_hf(config: Json) -> ModelSpec:
     """The model that `transformers` builds from this configuration, named after its `model_type`.
 
     Multi-token-prediction modules (`num_nextn_predict_layers`) are not among what `transformers` builds and counts:
-    `mtp_layers` of the answer is 0. An unknown family, a missing key, or a value that changes the model in a way that
-    ModelSpec does not hold raises ConfigError that names it.
+    `mtp_layers` of the answer is 0. An unknown family, a missing size, or a value of a key that is read which ModelSpec
+    does not hold raises ConfigError that names it; what is not read is listed above.
     """
     family = config.get("model_type")
     if family not in FAMILIES:

@@ -1,7 +1,8 @@
 """Regions of a training step, timed where they happen: forward on entry and exit, backward by gradient hooks.
 
-Every region belongs to one term. Regions nest, and a term gets only the time that no inner region claims, so that the
-terms of a step add up to its length exactly, without any of them being computed as what the others left over.
+Every region belongs to one term. Regions nest, and a term gets only the time that no inner region claims, so that no
+second counts twice. What no region claims is `other_s`, which piper_hpc.train.metrics computes as the step's length
+less all other terms: they add up to it exactly, and none but `other_s` is such a remainder.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piper_hpc.config import ConfigError
+from piper_hpc.config import ConfigError, hugging_face
 from piper_hpc.config.hugging_face import FAMILIES, from_hf
 from tests.config.test_config import checked
 from tests.presets import preset
@@ -111,3 +111,20 @@ def test_windows_that_fit_no_pattern_are_refused():
     with pytest.raises(ConfigError, match="layer_types"):
         from_hf(config | gpt)
     assert from_hf(config | {"model_type": "gpt_oss"}).windows == (8, 0, 8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("norm_topk_prob", False),
+        ("scoring_func", "sigmoid"),
+        ("routed_scaling_factor", 2.5),
+        ("rope_scaling", {"type": "yarn", "factor": 4}),
+        ("clip_qkv", 8.0),
+        ("swiglu_limit", 7.0),
+        ("hidden_act", "gelu"),
+    ],
+)
+def test_what_changes_the_arithmetic_alone_is_not_read_as_the_module_says(key, value):
+    assert from_hf(CONFIG | {key: value}) == from_hf(CONFIG)
+    assert key in (hugging_face.__doc__ or "") or value in hugging_face.GATED
