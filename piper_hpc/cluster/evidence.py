@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,8 +13,6 @@ from piper_hpc.runtime import mpi
 from piper_hpc.spec import BENCHMARK_VERSION
 
 DRIVERS = ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version")
-MEASURING = ("microbench", "comm")
-"""Folders of this package whose code is what a measurement times."""
 
 
 def facts(machine: Machine, cluster: ClusterConfig, dtype: str, nodes: Sequence[str] = ()) -> dict[str, str]:
@@ -26,10 +22,9 @@ def facts(machine: Machine, cluster: ClusterConfig, dtype: str, nodes: Sequence[
     alone, once it has started them: what is not known is not named, and not compared. Nothing is imported or started to
     ask.
 
-    Two facts speak for the code. `benchmark_version` is raised where rows mean another thing: they are measured again.
-    `benchmark_code` is a digest of the files that measure and of the exchanges that are measured, so that whoever edits
-    these is warned, in a checkout as in an installed package; a git commit would warn of each change to the README, and
-    keep silent of what is not committed.
+    `benchmark_version` speaks for the code: it is raised where rows mean another thing, and a test fails where code
+    that measures or is measured changes without (tests/microbench/test_measured_code.py). Neither a git commit nor a
+    digest of files is compared: both would warn of a moved file, and of each change to a comment.
     """
     return {
         **({"processor": processor()} if nodes else {}),
@@ -38,22 +33,12 @@ def facts(machine: Machine, cluster: ClusterConfig, dtype: str, nodes: Sequence[
         "size": f"{cluster.nodes} nodes x {cluster.ranks_per_node} ranks",
         "dtype": dtype,
         "benchmark_version": str(BENCHMARK_VERSION),
-        "benchmark_code": _digest(),
         **_installed("piper-hpc"),
         **_driver(),
         **_of_torch(),
         **({"mpi": mpi.library()} if "mpi4py.MPI" in sys.modules else {}),
         **({"nodes": ", ".join(sorted(nodes))} if nodes else {}),
     }
-
-
-@cache
-def _digest() -> str:
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(file for folder in MEASURING for file in (package / folder).rglob("*.py")):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:8]
 
 
 def _of_torch() -> dict[str, str]:

@@ -273,27 +273,16 @@ def test_what_a_job_alone_knows_is_compared_there_alone(monkeypatch: pytest.Monk
     ]
 
 
-def test_code_that_measures_is_told_from_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cluster/evidence.py", "microbench/timing.py", "microbench/dispatch/cells.py", "comm/halo.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    monkeypatch.setattr(evidence, "__file__", str(tmp_path / "cluster" / "evidence.py"))
-
-    def digest() -> str:
-        evidence._digest.cache_clear()
-        return evidence._digest()
-
-    first = digest()
-    (tmp_path / "cluster" / "evidence.py").write_text("other = 1")
-    (tmp_path / "README.md").write_text("other")
-    assert digest() == first
-    seen = {first}
-    for name in ("microbench/dispatch/cells.py", "comm/halo.py"):
-        (tmp_path / name).write_text("other = 1")
-        seen.add(digest())
-    (tmp_path / "microbench" / "timing.py").rename(tmp_path / "microbench" / "timed.py")
-    assert len(seen | {digest()}) == 4
-    evidence._digest.cache_clear()
+def test_a_moved_file_makes_nothing_stale_and_a_new_version_does(tmp_path: Path) -> None:
+    """Calibrations of before have a digest of the measuring code, which is read and no longer compared."""
+    now = evidence.facts(Machine((0,), 1, 1.0), ClusterConfig(name="local"), "float32", ["n1"])
+    old = fit(measurements(), cluster="local", provenance=now | {"benchmark_code": "0badc0de"})
+    save(old, tmp_path / "old.json")
+    calibration = load(tmp_path / "old.json")
+    assert calibration.provenance["benchmark_code"] == "0badc0de"
+    assert staleness(calibration, now) == []
+    (reason,) = staleness(calibration, now | {"benchmark_version": now["benchmark_version"] + "1"})
+    assert reason.startswith("benchmark_version was")
 
 
 def test_nothing_is_imported_to_ask() -> None:
@@ -301,7 +290,7 @@ def test_nothing_is_imported_to_ask() -> None:
         "import sys; from piper_hpc.cluster import evidence; from piper_hpc.cluster.machine import Machine; "
         "from piper_hpc.config.schema import ClusterConfig; "
         "facts = evidence.facts(Machine((0,), 1, 1.0), ClusterConfig(), 'float32', ['n1']); "
-        "assert facts['benchmark_code'] and not {'torch', 'mpi4py.MPI'} & set(sys.modules)"
+        "assert facts['benchmark_version'] and not {'torch', 'mpi4py.MPI'} & set(sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
