@@ -58,9 +58,11 @@ def describe(run: RunFolder) -> dict[str, Any]:
         return otherwise
 
     # The manifest, which `find` goes by, names the task where there is no configuration: studies have none.
-    manifest, config = known(run.manifest, {}), known(run.config, {})
+    nothing: dict[str, Any] = {}
+    manifest, config = known(run.manifest, nothing), known(run.config, nothing)
     status = known(lambda: asdict(observe(run)), dict.fromkeys(Status.__dataclass_fields__))
-    job, rows = known(run.job, {}), known(run.metrics, [])
+    job = known(run.job, nothing)
+    rows: list[dict[str, Any]] = known(run.metrics, [])
 
     def at(group: str, key: str) -> Any:
         found = config.get(group)
@@ -74,10 +76,12 @@ def describe(run: RunFolder) -> dict[str, Any]:
     steps = at("task", "profile_steps") if task == "profile" else at("train", "steps")
     if isinstance(steps, int) and task == "profile":
         steps += WARMUP_STEPS
-    last = {key: rows[-1].get(key) for key in ("step", "loss", "tokens_per_s", "mfu")} if rows else None
-    if last is not None and not isinstance(last["step"], int):
+    step = rows[-1].get("step") if rows else None
+    if rows and not isinstance(step, int):
         problems.append("metrics.jsonl: its last row has no step")
-        last = None
+    last = None
+    if isinstance(step, int):
+        last = {"step": step} | {key: rows[-1].get(key) for key in ("loss", "tokens_per_s", "mfu")}
     return {
         "run_id": run.run_id,
         "path": str(run.path),
@@ -87,7 +91,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "job": {"scheduler": job.get("scheduler"), "id": job.get("id")},
         "status": status,
         "steps": steps,
-        "steps_done": last["step"] + 1 if last else 0,
+        "steps_done": step + 1 if isinstance(step, int) else 0,
         "last": last,
         "problem": "; ".join(dict.fromkeys(problems)) or None,
     }

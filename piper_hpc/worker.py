@@ -6,45 +6,23 @@ By hand: `srun python -m piper_hpc.worker RUN`, see sbatch_templates/.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
-import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piper_hpc.config.errors import ConfigError
-from piper_hpc.runs import Failure, RunFolder, Status
+from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.submit.payload import as_rank
 
 if TYPE_CHECKING:
     import torch
 
 
 def work(run_path: str) -> None:
-    """Run the task of the run in `run_path` as the rank that the environment names.
-
-    An exception leaves a classified reason in the run's logs, then ends the rank with exit code 1.
-    """
-    run = RunFolder(run_path)
-    place = RankEnvironment.read()
-    # Sites and submitit warn of a time limit or a preemption with it; its default would end the rank as a failure.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    _log_to(run.log(place.attempt, place.rank))
-    try:
-        _task(run, place)
-    except Exception as error:
-        from piper_hpc.runtime.failures import classify, reason_of
-
-        trace = traceback.format_exc()
-        failure_class = "config" if isinstance(error, ConfigError) else classify(error)
-        failure = Failure(place.rank, failure_class, reason_of(error), trace, time.time())
-        run.write_failure(failure, place.attempt)
-        print(trace, file=sys.stderr, flush=True)
-        # Threads of a broken process group may never join.
-        os._exit(1)
+    """Run the task of the run in `run_path` as the rank that the environment names, see `as_rank`."""
+    as_rank(RunFolder(run_path), _task)
 
 
 def _task(run: RunFolder, place: RankEnvironment) -> None:
@@ -101,17 +79,6 @@ def _with_measured_switches(
         dist.all_gather_object(nodes, place.node)
         paths = of_pairs(time_pairs(nodes, device))
     return replace(place, switches=paths[list(dict.fromkeys(nodes)).index(place.node)])
-
-
-def _log_to(path: Path) -> None:
-    """Send everything this process prints to its own log, also what libraries print from C.
-
-    Logs are named after the scheduler's tasks: where ranks are packed, the manifest tells which is which.
-    """
-    with path.open("ab") as log:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(log.fileno(), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def unknown(given: Mapping[Any, Any], schema: type = Config, prefix: str = "") -
 @cache
 def _nested(schema: type) -> tuple[dict[str, type], dict[str, type]]:
     """Fields that are a group of keys of their own, and fields that are a dictionary of such groups: name -> group."""
-    groups, entries = {}, {}
+    groups: dict[str, type] = {}
+    entries: dict[str, type] = {}
     for name, hint in typing.get_type_hints(schema).items():
         for each in (hint, *typing.get_args(hint)):  # the argument of Optional, the value of a dict
             if dataclasses.is_dataclass(each):

@@ -1,34 +1,45 @@
-"""The whole benchmark on the testbed: each machine brought up, measured by real ranks under srun, and taken down."""
+"""The whole benchmark on the testbed: each machine brought up, measured by the ranks of a job, and taken down."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
+from piper_hpc.cluster import preset
+from piper_hpc.config.errors import ConfigError
+from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runs import RunFolder
 from piper_hpc.runs.manifest import provenance
 from piper_hpc.runs.status import Status
-from piper_hpc.studies.all_to_all.rank import Part, Task
+from piper_hpc.studies.all_to_all.rank import Part, Task, work
 from piper_hpc.studies.all_to_all.stages import Stage
+from piper_hpc.submit.executors import submit
+from piper_hpc.submit.outcome import cancel, observe
+from piper_hpc.testbed import state
 from piper_hpc.testbed.network import congestion_control
 from piper_hpc.testbed.options import flag
 
 TESTBED = (sys.executable, "-m", "piper_hpc.testbed")
-ON_THE_LINKS = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
-"""Without these MPICH goes through shared memory: it takes the nodes, which share a host's name, for one."""
+MPI = {"SLURM_MPI_TYPE": "pmi2", "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
+"""Without the latter two MPICH goes through shared memory: it takes the nodes, which share a host's name, for one."""
 
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 """Else torch tells of every address without a name."""
 
+POLL_S = 2.0
+"""How often Slurm is asked for the job: seldom, as each time costs the machine that is measured."""
+
 
 class BenchError(RuntimeError):
-    """The benchmark could not go on; the message is for its user."""
+    """The benchmark could not go on; the message is for its user. failure_class: see piper_hpc.runs.status."""
+
+    def __init__(self, message: str, failure_class: str | None = None) -> None:
+        self.failure_class = failure_class or "error"
+        super().__init__(message)
 
 
 def measure(run: RunFolder, stages: Sequence[Stage]) -> None:
@@ -38,66 +49,88 @@ def measure(run: RunFolder, stages: Sequence[Stage]) -> None:
     """
     run.write_manifest({"task": "bench-a2a", **provenance()})
     run.write_status(Status("running"))
-    failed: list[str] = []
+    failed: list[BenchError] = []
     try:
         for stage in stages:
             try:
-                with machine(stage) as testbed:
-                    run_stage(run, stage, testbed)
+                with machine(stage):
+                    run_stage(run, stage)
             except BenchError as error:
                 print(f"error: {error}", file=sys.stderr)
-                failed.append(str(error))
+                failed.append(error)
     except BaseException as error:
         cancelled = isinstance(error, KeyboardInterrupt)
-        state, failure = ("cancelled", None) if cancelled else ("failed", "error")
-        run.write_status(Status(state, failure_class=failure, reason=str(error) or type(error).__name__))
+        ended, failure = ("cancelled", None) if cancelled else ("failed", "error")
+        run.write_status(Status(ended, failure_class=failure, reason=str(error) or type(error).__name__))
         raise
     if failed:
-        run.write_status(Status("failed", failure_class="error", reason="; ".join(failed)))
-        raise BenchError("; ".join(failed))
+        reasons = "; ".join(map(str, failed))
+        run.write_status(Status("failed", failure_class=failed[0].failure_class, reason=reasons))
+        raise BenchError(reasons, failed[0].failure_class)
     run.write_status(Status("completed"))
 
 
 @contextmanager
-def machine(stage: Stage) -> Iterator[dict[str, Any]]:
-    """The stage's testbed, up for the length of a `with`; gives its record. Raises BenchError where it cannot be."""
+def machine(stage: Stage) -> Iterator[None]:
+    """The stage's testbed, up for the length of a `with`. Raises BenchError where it cannot be."""
     if not subprocess.run([*TESTBED, "status"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
         raise BenchError("a testbed is up already: python -m piper_hpc.testbed down")
     flags = [word for key, value in stage.options.items() for word in (flag(key), f"{value:g}")]
     try:
-        answer = subprocess.run([*TESTBED, "up", *flags, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+        answer = subprocess.run([*TESTBED, "up", *flags, "--json"], stdout=subprocess.DEVNULL, check=False)
         if answer.returncode:
             raise BenchError(f"the testbed of {stage.name} did not come up (see above)")
-        yield json.loads(answer.stdout)
+        yield
     finally:  # also where it was interrupted half way up
         subprocess.run([*TESTBED, "down"], stdout=subprocess.DEVNULL, check=False)
 
 
-def run_stage(run: RunFolder, stage: Stage, testbed: dict[str, Any]) -> None:
-    """The stage's parts under srun, on the testbed of this record, which is up. Raises BenchError where ranks fail."""
+def run_stage(run: RunFolder, stage: Stage) -> None:
+    """The stage's parts by a job on the testbed that is up. Its logs and status are kept in a folder of its own below
+    the run's; an interrupt cancels it. Raises BenchError where Slurm refuses it, or its ranks fail."""
+    testbed = state.load()
+    if testbed is None:
+        raise BenchError(f"no testbed is up for {stage.name}: python -m piper_hpc.testbed up")
     mpi = stage.mpi and _mpi_loads()
-    links = {kind: link["configured_bytes_per_s"] for kind, link in testbed["links"].items()}
-    facts = {key: testbed["options"][key] for key in ("cpu_share", "period_us")}
+    links = {kind: link.configured_bytes_per_s for kind, link in testbed.links.items()}
+    facts = {key: testbed.options[key] for key in ("cpu_share", "period_us")}
     facts["congestion_control"] = congestion_control()
     parts = [part if mpi else _without_mpi(part) for part in stage.parts]
-    task = Task(str(run.path), {"machine": stage.name, "link_bytes_per_s": links, **facts}, parts, mpi)
-    path = run.path / f"task-{len(list(run.path.glob('task-*.json')))}.json"
-    task.write(path)
-    nodes, ranks = int(stage.options["nodes"]), int(stage.options["ranks_per_node"])
-    budget_s = sum(part.budget_s for part in stage.parts)
-    command = ["srun", f"--nodes={nodes}", f"--ntasks-per-node={ranks}", f"--mpi={'pmi2' if mpi else 'none'}",
-               "--kill-on-bad-exit=1", "--unbuffered", f"--time={15 + int(2 * budget_s / 60)}",
-               sys.executable, "-m", "piper_hpc.studies.all_to_all.rank", str(path)]  # fmt: skip
-    first = testbed["nodes"][0]["name"]
-    environment = {
-        **os.environ,
-        **testbed["environment"],
-        "MASTER_ADDR": first,
-        **QUIET,
-        **(ON_THE_LINKS if mpi else {}),
-    }
-    if subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
-        raise BenchError(f"the ranks of {stage.name} failed (see above); rows so far are in {run.path}")
+    stages = run.path / "stages"
+    job = RunFolder.create(stages, f"stage-{len(list(stages.glob('stage-*')))}")
+    Task(str(run.path), {"machine": stage.name, "link_bytes_per_s": links, **facts}, parts, mpi).write(job.path)
+    try:
+        submit(work, job, _cluster(stage, mpi), environment=testbed.environment, wait=True, placement={})
+    except ConfigError as error:
+        raise BenchError(f"{stage.name}: {error}", "config") from error
+    status = _ended(job)
+    if status.state != "completed":
+        why = " ".join(word for word in (status.state, status.failure_class, status.reason) if word)
+        raise BenchError(
+            f"{stage.name}: {why}; logs are in {job.logs}, rows so far in {run.path}", status.failure_class
+        )
+
+
+def _cluster(stage: Stage, mpi: bool) -> ClusterConfig:
+    """The testbed's configuration for a job of the whole stage."""
+    return replace(
+        preset.config("testbed"),
+        nodes=int(stage.options["nodes"]),
+        ranks_per_node=int(stage.options["ranks_per_node"]),
+        time_min=15 + int(2 * sum(part.budget_s for part in stage.parts) / 60),
+        environment=QUIET | (MPI if mpi else {}),
+    )
+
+
+def _ended(job: RunFolder) -> Status:
+    """How the job ended, once it has."""
+    try:
+        while not (status := observe(job)).ended:
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        cancel(job)
+        raise
+    return status
 
 
 def _mpi_loads() -> bool:

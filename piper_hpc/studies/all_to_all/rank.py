@@ -1,19 +1,23 @@
-"""One rank of `make bench-a2a`: `python -m piper_hpc.studies.all_to_all.rank TASK.json`, started by srun.
+"""One rank of a stage of `make bench-a2a`, whose job `submit` starts.
 
-The task names the run, what its rows have beside, the parts to measure one after the other, and whether MPI takes part.
+The task in the stage's folder names the run, what its rows have beside, the parts to measure one after the other, and
+whether MPI takes part.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime import mpi
+from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.submit.payload import as_rank
 
+TASK = "task.json"
 TIMEOUT_S = 60.0
 
 
@@ -36,20 +40,25 @@ class Task:
     parts: list[Part]
     mpi: bool
 
-    def write(self, path: Path) -> None:
+    def write(self, folder: Path) -> None:
         """For `read`."""
-        path.write_text(json.dumps(asdict(self)))
+        (folder / TASK).write_text(json.dumps(asdict(self)))
 
     @staticmethod
-    def read(path: Path) -> Task:
+    def read(folder: Path) -> Task:
         """What `write` left."""
-        document = json.loads(path.read_text())
+        document = json.loads((folder / TASK).read_text())
         return Task(**document | {"parts": [Part(**part) for part in document["parts"]]})
 
 
-def main() -> int:
-    """Measure; rank 0 adds the rows to the run."""
-    task = Task.read(Path(sys.argv[1]))
+def work(stage_path: str) -> None:
+    """Measure the stage whose job's folder is `stage_path`."""
+    as_rank(RunFolder(stage_path), _measure)
+
+
+def _measure(stage: RunFolder, place: RankEnvironment) -> None:
+    """Rank 0 adds the rows to the study's run, and says in the stage's folder how far it came."""
+    task = Task.read(stage.path)
     if task.mpi:
         # Before torch: MPICH on Cray systems chooses its network cards while it is loaded.
         mpi.load()
@@ -64,15 +73,13 @@ def main() -> int:
     from piper_hpc.microbench.dispatch.mpi import MpiChannel
     from piper_hpc.microbench.dispatch.timing import Bench, time_cells
     from piper_hpc.microbench.links import counter_of
-    from piper_hpc.runs import RunFolder
     from piper_hpc.runtime.group import process_group
-    from piper_hpc.runtime.rank import RankEnvironment
 
-    run, place, device = RunFolder(task.run), RankEnvironment.read(), torch.device("cpu")
+    run, device = RunFolder(task.run), torch.device("cpu")
     torch.set_num_threads(1)
-    # Each machine's Slurm counts its jobs from 1: ranks of one must not find the address of the one before.
-    meeting = run.path / f"meeting-{Path(sys.argv[1]).stem}"
-    with process_group(place, meeting, device, TIMEOUT_S):
+    with process_group(place, stage.path / "rendezvous", device, TIMEOUT_S):
+        if place.rank == 0:
+            stage.write_status(Status("running", place.attempt))
         found: list[Any] = [None] * place.ranks
         dist.all_gather_object(found, (place.node, place.rack))
         places = Places(tuple(node for node, _ in found), tuple(rack for _, rack in found))
@@ -87,8 +94,6 @@ def main() -> int:
             counted = counter.sent_bytes if counter else None
             bench = Bench(variants, [factory], device, others=others, link_bytes=counted, extra=extra)
             time_cells(bench, cells, iterations=part.iterations, budget_s=part.budget_s, on_row=run.append_measurement)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    # Only now nothing of this rank can fail any more.
+    if place.rank == 0:
+        stage.write_status(Status("completed", place.attempt))

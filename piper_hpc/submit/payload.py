@@ -1,0 +1,49 @@
+"""What every rank of a submitted job does around its task: a log of its own, and a classified reason where it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from piper_hpc.config.errors import ConfigError
+from piper_hpc.runs import Failure, RunFolder
+from piper_hpc.runtime.rank import RankEnvironment
+
+
+def as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], None]) -> None:
+    """Call `task` as the rank that the environment names.
+
+    An exception leaves a classified reason in the run's logs, then ends the rank with exit code 1.
+    """
+    place = RankEnvironment.read()
+    # Sites and submitit warn of a time limit or a preemption with it; its default would end the rank as a failure.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    _log_to(run.log(place.attempt, place.rank))
+    try:
+        task(run, place)
+    except Exception as error:
+        from piper_hpc.runtime.failures import classify, reason_of
+
+        trace = traceback.format_exc()
+        failure_class = "config" if isinstance(error, ConfigError) else classify(error)
+        failure = Failure(place.rank, failure_class, reason_of(error), trace, time.time())
+        run.write_failure(failure, place.attempt)
+        print(trace, file=sys.stderr, flush=True)
+        # Threads of a broken process group may never join.
+        os._exit(1)
+
+
+def _log_to(path: Path) -> None:
+    """Send everything this process prints to its own log, also what libraries print from C.
+
+    Logs are named after the scheduler's tasks: where ranks are packed, the manifest tells which is which.
+    """
+    with path.open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
