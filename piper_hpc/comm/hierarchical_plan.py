@@ -113,7 +113,7 @@ def plan_hierarchical(
     position_of_expert: rank * experts_per_rank + slot of each logical expert, int64 [experts]. Counts take one
     all-to-all a level, which the host waits for and reads together; a deduplicated plan needs one more, with a wait of
     its own, for each middle level. On CUDA it also waits where arrays made of these counts go back to the device from
-    pageable memory (`distinct`, `shared_legs`).
+    pageable memory (`deduplicate`, `dedup_transfers`).
     """
     tokens, top_k = expert_ids.shape
     positions = position_of_expert[expert_ids.reshape(-1)]
