@@ -87,8 +87,14 @@ class Comparison:
             "rows": [asdict(row) for row in self.rows],
             "step_time_error_pct": self.step_time_error_pct,
             "terms_error_pct": self.terms_error_pct,
-            "measured_routing": None if self.routed is None else asdict(self.routed),
+            "measured_routing": None if self.routed is None else _routing(self.routed),
         }
+
+
+def _routing(routed: MeasuredRouting) -> dict[str, Any]:
+    """As plain JSON types, with the words of the record, where imbalance is called skew."""
+    rows = [asdict(row) for row in routed.rows]
+    return {"skew": routed.imbalance, "memory_skew": routed.memory_imbalance, "rows": rows}
 
 
 def _all() -> list[Comparison]:

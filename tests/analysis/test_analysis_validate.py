@@ -10,7 +10,7 @@ import pytest
 from analysis.validate import main
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import TERMS
-from tests.analysis.conftest import STEP_S, TERM_S, make_run, metrics_row, prediction
+from tests.finished_run import STEP_S, TERM_S, make_run, metrics_row, prediction
 
 
 def test_the_document_has_every_term_and_a_summary(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +27,21 @@ def test_the_document_has_every_term_and_a_summary(run: RunFolder, capsys: pytes
     assert summary["step_time"]["max_abs_error_pct"] == pytest.approx(abs(error))
     assert (summary["intervals"], summary["coverage"]) == (2, 0.5)
     assert document["passed"] is None
+
+
+def test_the_routing_that_was_measured_goes_by_the_records_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predicted = prediction()
+    at = [{**predicted, "skew": skew} for skew in (1.0, 2.0)]
+    rows = [metrics_row(step, rank_load=[1.0, 1.5]) for step in range(4)]
+    routed = make_run(tmp_path, rows, {**predicted, "routing": {"by_skew": at}})
+    assert main(["runs", str(routed.path), "--json"]) == 0
+    (compared,) = json.loads(capsys.readouterr().out)["runs"]
+    found = compared["measured_routing"]
+    assert set(found) == {"skew", "memory_skew", "rows"}
+    assert (found["skew"], found["memory_skew"]) == (1.25, 1.25)
+    assert [row["key"] for row in found["rows"]] == [row["key"] for row in compared["rows"]]
 
 
 def test_two_runs_are_summarised_together(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from analysis.report import main
 from piper_hpc.report.write import write
 from piper_hpc.runs import RunFolder
-from tests.analysis.conftest import make_run, metrics_row, prediction
+from tests.finished_run import make_run, metrics_row, prediction
 
 
 def test_the_page_is_one_offline_file_with_every_part(run: RunFolder) -> None:

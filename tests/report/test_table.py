@@ -14,7 +14,7 @@ from piper_hpc.report.table import NOT_APPLICABLE, predicted_against_measured, r
 from piper_hpc.report.units import count, percent, seconds, size
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
-from tests.analysis.conftest import STEP_S, TERM_S, make_run, metrics_row, prediction
+from tests.finished_run import STEP_S, TERM_S, make_run, metrics_row, prediction
 
 
 def test_every_term_then_step_time_and_memory(run: RunFolder) -> None:
@@ -113,7 +113,7 @@ def test_a_run_is_compared_with_what_its_own_routing_was_predicted_to_take(tmp_p
     rows = [metrics_row(step, rank_load=[1.5, 2.0] if step < 2 else [1.0, 1.5]) for step in range(6)]
     routed = {**predicted, "routing": {"mode": "dropless", "skew": 1.0, "by_skew": [at(1.0), at(2.0)]}}
     found = with_measured_routing(make_run(tmp_path / "one", rows, routed))
-    assert found is not None and (found.skew, found.memory_skew) == (1.25, 1.75)
+    assert found is not None and (found.imbalance, found.memory_imbalance) == (1.25, 1.75)
     by_key = {row.key: row for row in found.rows}
     assert by_key["step_time_s"].predicted == pytest.approx(1.25 * step_s)
     assert by_key["attention_s"].predicted == pytest.approx(1.25 * terms["attention_s"])
