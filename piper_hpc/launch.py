@@ -24,7 +24,7 @@ from piper_hpc.cli.plan import show as show_plan
 from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.cluster.placement import request
 from piper_hpc.cluster.resume import taken_over
-from piper_hpc.config import ConfigError, Experiment, Problem, experiment, register
+from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment, register
 from piper_hpc.config.workload import planned_workload
 from piper_hpc.forecast import calibration_of, forecast, stale_notes
 from piper_hpc.paths import data_folder
@@ -51,70 +51,70 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
 
     overrides: the words of the command that the configuration was composed from.
     """
-    asked = experiment(composed)
-    machine = describe(asked.cluster)
-    if asked.task.name == "plan":
-        return _planned(asked, machine, console, overrides), 0
-    if asked.layout is None and asked.task.name != "microbench":
+    experiment = check_experiment(composed)
+    machine = describe(experiment.cluster)
+    if experiment.task.name == "plan":
+        return _planned(experiment, machine, console, overrides), 0
+    if experiment.layout is None and experiment.task.name != "microbench":
         # The executor's own space: what it lacks cannot be trained.
-        composed = _with_best_layout(composed, plan_of(asked, machine, "piper"))
-        asked = experiment(composed)
-    placement = request(asked.cluster, asked.layout, machine.environment)
-    prediction = _predict(asked, machine)
-    earlier = taken_over(asked, machine)
-    run = RunFolder(asked.runs / new_run_id())
-    if asked.dry_run:
-        text = preview(run.path, asked.cluster, placement)
-        show.preview(text, prediction, asked, console)
+        composed = _with_best_layout(composed, plan_of(experiment, machine, "piper"))
+        experiment = check_experiment(composed)
+    placement = request(experiment.cluster, experiment.layout, machine.environment)
+    prediction = _predict(experiment, machine)
+    earlier = taken_over(experiment, machine)
+    run = RunFolder(experiment.runs / new_run_id())
+    if experiment.dry_run:
+        text = preview(run.path, experiment.cluster, placement)
+        show.preview(text, prediction, experiment, console)
         return {"script": text, "prediction": prediction.document() if prediction else None}, 0
 
-    if asked.submit:
-        check_submission(asked.cluster, machine)
+    if experiment.submit:
+        check_submission(experiment.cluster, machine)
     run = _prepare(run, composed, machine, prediction, earlier)
-    if not asked.submit:
-        if asked.format == "text":
+    if not experiment.submit:
+        if experiment.format == "text":
             print(run.path)
         return {"run_id": run.run_id, "path": str(run.path)}, 0
     try:
         submit(
             work,
             run,
-            asked.cluster,
+            experiment.cluster,
             environment=machine.environment,
-            wait=asked.wait,
+            wait=experiment.wait,
             placement=placement,
         )
     except Exception:
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
         raise
     show.stale(prediction.notes if prediction is not None else (), console)
-    if not asked.wait:
+    if not experiment.wait:
         console.print(f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}")
         return {"run_id": run.run_id, "path": str(run.path)}, 0
-    return _wait(run, asked, machine, console, overrides)
+    return _wait(run, experiment, machine, console, overrides)
 
 
-def _planned(asked: Experiment, machine: Machine, console: Console, overrides: Sequence[str]) -> dict[str, Any]:
+def _planned(experiment: Experiment, machine: Machine, console: Console, overrides: Sequence[str]) -> dict[str, Any]:
     """Plan and show it; save its best layout for training, and its timeline, where names for them are given."""
-    name, trained = asked.plan.save, asked.workload
-    asked, source = planned_workload(asked, overrides)
+    name, trained = experiment.plan.save, experiment.workload
+    experiment, source = planned_workload(experiment, overrides)
     try:
         option = saved.check_name(name, Path.cwd()) if name else None
-        trace = traced.check_path(asked.plan.trace, Path.cwd()) if asked.plan.trace else None
-        found = plan_of(asked, machine, asked.task.executor)
-        show_plan(found, asked, source, console)
-        show.stale(stale_notes(asked, machine, cluster_of(asked, machine).calibration), console)
+        trace = traced.check_path(experiment.plan.trace, Path.cwd()) if experiment.plan.trace else None
+        found = plan_of(experiment, machine, experiment.task.executor)
+        show_plan(found, experiment, source, console)
+        show.stale(stale_notes(experiment, machine, cluster_of(experiment, machine).calibration), console)
         document = found.document() | {"workload_source": source}
         if trace is not None:
-            traced.write(found, asked.model, cluster_of(asked, machine), trace)
+            traced.write(found, experiment.model, cluster_of(experiment, machine), trace)
             console.print(f"wrote {trace}; open it at https://ui.perfetto.dev", highlight=False)
             document["trace"] = str(trace)
         if name and option is not None:
-            own = found if found.executor == "piper" else plan_of(asked, machine, "piper")
+            own = found if found.executor == "piper" else plan_of(experiment, machine, "piper")
             best = saved.best_of_executor(name, found, own)
             saved.save(own, best, option)
             # What the plan took from the model, training would take from its own defaults.
-            facts = {fact: getattr(asked.workload, fact) for fact in source}
+            facts = {fact: getattr(experiment.workload, fact) for fact in source}
             taken = "".join(
                 f" train.{fact}={value}" for fact, value in facts.items() if value != getattr(trained, fact)
             )
@@ -139,14 +139,14 @@ def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
     return merged
 
 
-def _predict(asked: Experiment, machine: Machine) -> Prediction | None:
-    if asked.task.name == "microbench":
+def _predict(experiment: Experiment, machine: Machine) -> Prediction | None:
+    if experiment.task.name == "microbench":
         return None
-    calibration = calibration_of(asked, machine)
+    calibration = calibration_of(experiment, machine)
     try:
-        return forecast(asked, machine, calibration) if calibration else None
+        return forecast(experiment, machine, calibration) if calibration else None
     except ResourceModelError as error:
-        given = asked.cluster.calibration
+        given = experiment.cluster.calibration
         raise ConfigError(Problem("cluster.calibration", given, str(error), "cluster.calibration=off")) from error
 
 
@@ -169,29 +169,29 @@ def _prepare(
 
 
 def _wait(
-    run: RunFolder, asked: Experiment, machine: Machine, console: Console, overrides: Sequence[str]
+    run: RunFolder, experiment: Experiment, machine: Machine, console: Console, overrides: Sequence[str]
 ) -> tuple[dict[str, Any], int]:
-    profiled = WARMUP_STEPS + asked.task.profile_steps
-    steps = profiled if asked.task.name == "profile" else asked.train.steps
-    console.print(f"run {run.run_id} on {asked.cluster.name}", highlight=False)
+    profiled = WARMUP_STEPS + experiment.task.profile_steps
+    steps = profiled if experiment.task.name == "profile" else experiment.train.steps
+    console.print(f"run {run.run_id} on {experiment.cluster.name}", highlight=False)
     try:
-        status = follow(run, steps, console, wide=asked.task.suites != ["calibration"])
+        status = follow(run, steps, console, wide=experiment.task.suites != ["calibration"])
     except KeyboardInterrupt:
         status = cancel(run)
         console.print(f"run {run.run_id} {status.state}")
-        if asked.task.name == "microbench":
+        if experiment.task.name == "microbench":
             show.kept(run, console)
         return {"run_id": run.run_id, "path": str(run.path), "status": asdict(status)}, INTERRUPTED
-    document = show.outcome(run, status, asked, console)
-    if status.state == "completed" and asked.task.name == "train":
-        document |= _better(asked, machine, console, overrides)
+    document = show.outcome(run, status, experiment, console)
+    if status.state == "completed" and experiment.task.name == "train":
+        document |= _better(experiment, machine, console, overrides)
     return document, 0 if status.state == "completed" else 1
 
 
-def _better(asked: Experiment, machine: Machine, console: Console, overrides: Sequence[str]) -> dict[str, Any]:
+def _better(experiment: Experiment, machine: Machine, console: Console, overrides: Sequence[str]) -> dict[str, Any]:
     """Say what the best layout would give, where it is another and worth a run."""
     try:
-        better = better_layout(asked, machine)
+        better = better_layout(experiment, machine)
     except Exception as error:  # the run is over and its result told: nothing takes that back
         console.print(f"no other layout was planned: {error}", highlight=False, markup=False, soft_wrap=True)
         return {}

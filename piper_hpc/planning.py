@@ -1,4 +1,4 @@
-"""Plans of a checked configuration: asked for by the launcher, and at the end of a run of what it might have been."""
+"""Plans of a checked configuration: for the launcher, and at the end of a run to say what would have been faster."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ class Better:
     this_step_time_s: float
 
 
-def cluster_of(asked: Experiment, machine: Machine) -> ClusterSpec:
+def cluster_of(experiment: Experiment, machine: Machine) -> ClusterSpec:
     """The cluster with what is known of it. ConfigError where that is neither measurements nor a data sheet."""
-    calibration = calibration_of(asked, machine)
+    calibration = calibration_of(experiment, machine)
     if calibration is None:
-        measure = f"measure it first: python -m piper_hpc.launch task=microbench cluster={asked.cluster.name}"
+        measure = f"measure it first: python -m piper_hpc.launch task=microbench cluster={experiment.cluster.name}"
         rule = f"planning needs measurements or a data sheet, and there is neither; {measure}"
-        raise ConfigError(Problem("cluster", asked.cluster.name, rule, "cluster=frontier"))
-    return machine.spec(asked.cluster, calibration)
+        raise ConfigError(Problem("cluster", experiment.cluster.name, rule, "cluster=frontier"))
+    return machine.spec(experiment.cluster, calibration)
 
 
-def plan_of(asked: Experiment, machine: Machine, executor: str) -> Plan:
-    """The layouts of `executor` for what is asked, ranked. ConfigError where they have no price."""
-    cluster, workload = cluster_of(asked, machine), asked.workload
+def plan_of(experiment: Experiment, machine: Machine, executor: str) -> Plan:
+    """The layouts of `executor` for an experiment, ranked. ConfigError where they have no price."""
+    cluster, workload = cluster_of(experiment, machine), experiment.workload
     try:
-        axes = Axes.of(vars(asked.plan.axes))
+        axes = Axes.of(vars(experiment.plan.axes))
         fused = engine_of(executor, cluster, axes).name != "piper"
         mixed = RECIPES["mixed_18"]
-        if asked.task.recipe is None and fused and _multiplies(cluster, mixed):
+        if experiment.task.recipe is None and fused and _multiplies(cluster, mixed):
             # Fused executors keep fp32 sums and masters beside 16-bit weights, whatever this project would train in.
             workload = replace(workload, recipe=mixed)
         return plan(
-            asked.model,
+            experiment.model,
             cluster,
             workload,
-            ranks=asked.task.ranks,
-            rank_by=asked.task.rank_by,
-            ep_domain=asked.task.ep_domain,
-            candidates=asked.task.candidates,
+            ranks=experiment.task.ranks,
+            rank_by=experiment.task.rank_by,
+            ep_domain=experiment.task.ep_domain,
+            candidates=experiment.task.candidates,
             executor=executor,
             axes=axes,
-            all_to_all=asked.all_to_all,
-            memory_headroom=asked.plan.memory_headroom,
+            all_to_all=experiment.all_to_all,
+            memory_headroom=experiment.plan.memory_headroom,
         )
     except SpecError as error:
         raise ConfigError(*error.problems) from error
@@ -73,18 +73,18 @@ def _multiplies(cluster: ClusterSpec, recipe: Recipe) -> bool:
     return cluster.accelerator is None or recipe.gemm_dtype in cluster.accelerator.peak_flops
 
 
-def better_layout(asked: Experiment, machine: Machine) -> Better | None:
+def better_layout(experiment: Experiment, machine: Machine) -> Better | None:
     """The layout that parallelism=auto would take, if it is predicted to save over 5 % of the step of the one that ran.
 
     Both are predicted from what was measured; None without measurements, and for more ranks than a moment plans for.
     """
-    ranks = asked.cluster.nodes * asked.cluster.ranks_per_node
-    calibration = calibration_of(asked, machine)
-    if asked.layout is None or ranks > MOST_RANKS or calibration is None or not calibration.measured:
+    ranks = experiment.cluster.nodes * experiment.cluster.ranks_per_node
+    calibration = calibration_of(experiment, machine)
+    if experiment.layout is None or ranks > MOST_RANKS or calibration is None or not calibration.measured:
         return None
-    found = plan_of(replace(asked, task=replace(asked.task, candidates=1)), machine, "piper")
-    cluster = machine.spec(asked.cluster, calibration)
-    this = predict(asked.model, cluster, asked.layout, asked.workload).step_time_s
+    found = plan_of(replace(experiment, task=replace(experiment.task, candidates=1)), machine, "piper")
+    cluster = machine.spec(experiment.cluster, calibration)
+    this = predict(experiment.model, cluster, experiment.layout, experiment.workload).step_time_s
     if not found.candidates or found.candidates[0].step_time_s > (1 - LEAST_GAIN) * this:
         return None
     best = found.candidates[0]

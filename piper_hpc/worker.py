@@ -26,9 +26,9 @@ def work(run_path: str) -> None:
 
 
 def _task(run: RunFolder, place: RankEnvironment) -> None:
-    from piper_hpc.config import experiment
+    from piper_hpc.config import check_experiment
 
-    configured = experiment(run.config())
+    configured = check_experiment(run.config())
     if configured.task.name == "microbench" and configured.task.backend == "mpi":
         from piper_hpc.runtime import mpi
 

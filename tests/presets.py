@@ -6,7 +6,7 @@ from functools import cache
 
 from hydra import compose, initialize_config_dir
 
-from piper_hpc.config import experiment, register
+from piper_hpc.config import check_experiment, register
 from piper_hpc.paths import data_folder
 from piper_hpc.spec import ModelSpec
 
@@ -16,4 +16,4 @@ def preset(name: str, *overrides: str) -> ModelSpec:
     """`task=plan model=<name>` and what overrides it, composed by Hydra and checked."""
     register()
     with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return experiment(compose("config", overrides=["task=plan", f"model={name}", *overrides])).model
+        return check_experiment(compose("config", overrides=["task=plan", f"model={name}", *overrides])).model

@@ -14,7 +14,7 @@ from rich.console import Console
 from piper_hpc import launch, planning
 from piper_hpc.cli import show
 from piper_hpc.cluster.machine import Machine
-from piper_hpc.config import Experiment, experiment, register
+from piper_hpc.config import Experiment, check_experiment, register
 from piper_hpc.paths import data_folder
 from piper_hpc.spec import DATA_SHEET
 from tests.resource_model.clusters import cluster
@@ -27,7 +27,7 @@ MACHINE = Machine(rack_of_node=(0,), memory_bytes=2**30, cores=2.0)
 def asked(*overrides: str) -> Experiment:
     register()
     with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return experiment(compose("config", overrides=list(overrides)))
+        return check_experiment(compose("config", overrides=list(overrides)))
 
 
 @pytest.fixture

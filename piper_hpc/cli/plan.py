@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,12 +44,12 @@ class Column:
         return self.head.split(" ")[0]
 
 
-def show(found: Plan, asked: Experiment, source: Mapping[str, str], console: Console) -> None:
+def show(found: Plan, experiment: Experiment, source: Mapping[str, str], console: Console) -> None:
     """Everything, section by section. source: where the workload's `sequence` and `global_batch` are from."""
-    ranks = asked.cluster.nodes * asked.cluster.ranks_per_node
+    ranks = experiment.cluster.nodes * experiment.cluster.ranks_per_node
     lines = [
-        f"[bold]{asked.model.name}[/] on {asked.cluster.name}, {ranks} ranks, {found.workload.global_batch} sequences "
-        f"of {found.workload.sequence} tokens, {found.workload.recipe.name}, executor {found.executor}, "
+        f"[bold]{experiment.model.name}[/] on {experiment.cluster.name}, {ranks} ranks, "
+        f"{found.workload.global_batch} sequences of {found.workload.sequence} tokens, {found.workload.recipe.name}, executor {found.executor}, "
         f"by {found.rank_by}"
     ]
     taken = {where: [fact for fact in source if source[fact] == where] for where in source.values() if where != AS_SET}
@@ -58,7 +58,7 @@ def show(found: Plan, asked: Experiment, source: Mapping[str, str], console: Con
         lines[-1] += f"; {', '.join(f'train.{fact}' for facts in taken.values() for fact in facts)} set others"
     _say(lines, console)
     if found.candidates:
-        _layouts(found, asked.plan.shades, console)
+        _layouts(found, experiment.plan.shades, console)
     fit = (
         f"{found.feasible:,} layouts fit: {found.fitting:,} evaluated, {found.pruned:,} excluded by a bound; "
         f"{found.searched:,} evaluated in all, in {found.seconds:.2f} s"
@@ -72,7 +72,25 @@ def show(found: Plan, asked: Experiment, source: Mapping[str, str], console: Con
         _limits(found.limits, found.memory_headroom, console)
     best = found.candidates[0]
     notes = [note for note in best.notes if note.startswith("all_to_all=")]
-    _say([*notes, f"rests on: {best.calibration['source']}"], console)
+    _say([*notes, f"rests on: {best.calibration['source']}", *constants(best.calibration)], console)
+
+
+def _constant(constant: Mapping[str, Any]) -> str:
+    return f"{constant['bytes_per_s'] / 1e9:.3g} GB/s" if "bytes_per_s" in constant else f"{constant['value']:.3g}"
+
+
+def constants(evidence: Mapping[str, Any]) -> Iterator[str]:
+    """Which constants of the device and its links were measured, and which were not; format=json has every source."""
+    if not evidence["measured"]:
+        return
+    for measured, title in ((True, "measured here"), (False, "from data sheets and published runs")):
+        named = [
+            f"{name} {_constant(constant)}"
+            for name, constant in evidence.get("constants", {}).items()
+            if constant["measured"] is measured
+        ]
+        if named:
+            yield f"{title}: {', '.join(named)}"
 
 
 def _say(lines: Sequence[str], console: Console) -> None:

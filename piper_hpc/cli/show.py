@@ -20,21 +20,23 @@ from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import Prediction
 
 
-def preview(text: str, prediction: Prediction | None, asked: Experiment, console: Console) -> None:
+def preview(text: str, prediction: Prediction | None, experiment: Experiment, console: Console) -> None:
     """What would be submitted, and what it would cost."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-    hours = asked.cluster.nodes * asked.cluster.time_min / 60
+    hours = experiment.cluster.nodes * experiment.cluster.time_min / 60
     console.print(f"nothing submitted; at most {hours:.4g} node-hours", highlight=False)
     if prediction is None:
         console.print("no prediction: this cluster has neither measurements nor a data sheet", highlight=False)
     else:
-        training_s = prediction.step_time_s * asked.train.steps
+        training_s = prediction.step_time_s * experiment.train.steps
         source = prediction.calibration["source"]
-        console.print(f"predicted: {training_s:.4g} s for {asked.train.steps} steps, from {source}", highlight=False)
+        console.print(
+            f"predicted: {training_s:.4g} s for {experiment.train.steps} steps, from {source}", highlight=False
+        )
         stale(prediction.notes, console)
 
 
-def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console) -> dict[str, Any]:
+def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Console) -> dict[str, Any]:
     """How a run ended: its table, its report, its folder; or why it failed. Returns the same as a document."""
     document: dict[str, Any] = {"run_id": run.run_id, "path": str(run.path), "status": asdict(status)}
     if status.state != "completed":
@@ -43,9 +45,9 @@ def outcome(run: RunFolder, status: Status, asked: Experiment, console: Console)
         console.print(words, style="red", highlight=False, markup=False, soft_wrap=True)
         console.print(f"logs: {run.logs}", highlight=False)
         return document
-    if asked.task.name == "microbench":
+    if experiment.task.name == "microbench":
         measured = run.measurements()
-        if asked.task.suites == ["calibration"]:
+        if experiment.task.suites == ["calibration"]:
             console.print(measurements(measured))
         job = run.manifest()["job"]
         for line in (*summary(measured, job), *fitted(job), f"nccl-tests JSON: {nccl_tests.write(run)}", str(run.path)):

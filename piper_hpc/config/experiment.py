@@ -47,7 +47,7 @@ class Experiment:
     format: str
 
 
-def experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
+def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
     """Check a composed configuration and turn it into facts.
 
     Raises ConfigError that lists every broken rule, each with a value that works.

@@ -36,25 +36,25 @@ def set_by_user(overrides: Sequence[str]) -> frozenset[str]:
     return frozenset(fact for fact in facts if keys & {"experiment", "train", f"train.{fact}"})
 
 
-def planned_workload(asked: Experiment, overrides: Sequence[str]) -> tuple[Experiment, dict[str, str]]:
+def planned_workload(experiment: Experiment, overrides: Sequence[str]) -> tuple[Experiment, dict[str, str]]:
     """The experiment with the workload that task=plan takes, and by key of `train` where each of it is from.
 
     A model whose own sequence is not known is planned as it would be trained.
     """
     given = set_by_user(overrides)
-    workload, own = asked.workload, asked.model_sequence
+    workload, own = experiment.workload, experiment.model_sequence
     source = {fact: AS_SET for fact in given}
     if own is None:
-        default = f"as training has it, because {asked.model.name} has no model.sequence"
-        return asked, {"sequence": default, "global_batch": default} | source
+        default = f"as training has it, because {experiment.model.name} has no model.sequence"
+        return experiment, {"sequence": default, "global_batch": default} | source
     if "sequence" not in given:
         workload = replace(workload, sequence=own)
-        source["sequence"] = f"model.sequence, of {asked.model.name}'s pre-training"
+        source["sequence"] = f"model.sequence, of {experiment.model.name}'s pre-training"
     if "global_batch" not in given:
-        ranks = max(asked.task.ranks or [asked.cluster.nodes * asked.cluster.ranks_per_node])
+        ranks = max(experiment.task.ranks or [experiment.cluster.nodes * experiment.cluster.ranks_per_node])
         workload = replace(workload, global_batch=filling_batch(ranks, workload.sequence))
         source["global_batch"] = _reason(ranks, workload)
-    return replace(asked, workload=workload), dict(sorted(source.items(), reverse=True))
+    return replace(experiment, workload=workload), dict(sorted(source.items(), reverse=True))
 
 
 def _reason(ranks: int, workload: Workload) -> str:

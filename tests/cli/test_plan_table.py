@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from piper_hpc.cli.plan import show
-from piper_hpc.config import Experiment, experiment, register
+from piper_hpc.config import Experiment, check_experiment, register
 from piper_hpc.config.workload import AS_SET
 from piper_hpc.paths import data_folder
 from piper_hpc.planner import Plan, plan
@@ -33,7 +33,7 @@ def found(executor: str) -> Plan:
 def asked(*overrides: str) -> Experiment:
     register()
     with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return experiment(compose("config", overrides=["task=plan", *overrides]))
+        return check_experiment(compose("config", overrides=["task=plan", *overrides]))
 
 
 def shown(one: Plan, width: int, *overrides: str, source: dict[str, str] = SET) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from piper_hpc.cli.plan import constants
 from piper_hpc.cluster.measured import measured_link, with_measurements
 from piper_hpc.planner import Axes
 from piper_hpc.planner.engines import engine_of
@@ -150,3 +151,15 @@ def test_auto_takes_the_eager_engine_where_no_data_sheet_is() -> None:
     curves = {"elementwise": line("elementwise", "bytes", 0.0, 5e11)}
     where = with_measurements(replace(cluster(), accelerator=None, calibration=calibration(**curves)))
     assert engine_of("auto", where, Axes.shipped()).name == "piper"
+
+
+def test_a_plan_shows_which_of_its_constants_were_measured() -> None:
+    curves = {"elementwise": line("elementwise", "bytes", 0.0, 5e11)}
+    for where in (measured(calibration(**curves)), cluster()):
+        said = list(constants(step(where).calibration))
+        if not where.calibration.measured:
+            assert not said
+            continue
+        here, elsewhere = said
+        assert here.startswith("measured here: ") and "memory 0.5" in here and "link.system 5 GB/s" in here
+        assert elsewhere.startswith("from data sheets") and "gemm 0.7" in elsewhere and "memory" not in elsewhere

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from piper_hpc.cluster.data_sheet import topology_of
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.cluster.placement import leaves, paths_of, rank_order, request
-from piper_hpc.config import ConfigError, Experiment, experiment, register
+from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.config.schema import ClusterConfig, TopologyConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.resource_model.eager.dispatch import cell_of
@@ -39,7 +39,7 @@ def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(*overrides: str) -> Experiment:
     register()
     with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return experiment(compose("config", overrides=["parallelism.placement=pack", *overrides]))
+        return check_experiment(compose("config", overrides=["parallelism.placement=pack", *overrides]))
 
 
 def directives(*overrides: str) -> dict[str, str]:

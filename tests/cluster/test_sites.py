@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from piper_hpc.cluster import accelerator, data_sheet
 from piper_hpc.cluster.machine import describe
-from piper_hpc.config import ConfigError, Experiment, experiment, register
+from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.forecast import calibration_of
 from piper_hpc.paths import data_folder
@@ -34,7 +34,7 @@ SELF_EVIDENT = {"name", "checked", "scheduler", "nodes", "ranks_per_node", "devi
 def planned(*overrides: str) -> Experiment:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return experiment(compose("config", overrides=["task=plan", "train=paper", *overrides]))
+        return check_experiment(compose("config", overrides=["task=plan", "train=paper", *overrides]))
 
 
 def spec_of(site: str, tmp_path: Path, *overrides: str) -> ClusterSpec:
@@ -219,7 +219,7 @@ def test_a_link_of_an_unknown_tier_is_refused() -> None:
     assert isinstance(composed, dict)
     composed["cluster"]["data_sheet"]["links"]["rail"] = {"latency_s": 1e-6, "bytes_per_s": 1e9}
     with pytest.raises(ConfigError, match="must be one of pair, node, switch, rack, system"):
-        experiment({str(key): value for key, value in composed.items()})
+        check_experiment({str(key): value for key, value in composed.items()})
 
 
 def test_racks_given_take_the_place_of_the_topology(tmp_path: Path) -> None:

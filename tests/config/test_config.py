@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from piper_hpc.config import ConfigError, Experiment, experiment, register
+from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.paths import data_folder
 
 CONF = data_folder("conf")
@@ -47,7 +47,7 @@ def companions(group: str, option: str) -> list[str]:
 def checked(*overrides: str) -> Experiment:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return experiment(compose("config", overrides=list(overrides)))
+        return check_experiment(compose("config", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
@@ -180,7 +180,7 @@ def test_a_resolved_configuration_means_the_same_when_read_back(tmp_path: Path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides=["model=small", "train.seed=7"])
     text = OmegaConf.to_yaml(composed, resolve=True)
-    assert experiment(OmegaConf.create(text)) == experiment(composed)
+    assert check_experiment(OmegaConf.create(text)) == check_experiment(composed)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.config import experiment, register
+from piper_hpc.config import check_experiment, register
 from piper_hpc.paths import data_folder
 from piper_hpc.resource_model.all_to_all import AllToAllRouting, dedup_ratio
 from piper_hpc.testbed import options, presets, profile, scaling
@@ -77,7 +77,7 @@ def test_the_scaled_model_is_accepted_by_the_trainer(tmp_path) -> None:
     register()
     with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
         composed = compose("config", overrides=[f"hydra.searchpath=[{tmp_path / 'conf'}]", *words[2:]])
-    trained = experiment(composed)
+    trained = check_experiment(composed)
     assert (trained.model.top_k, trained.model.expert_ffn, trained.model.experts) == (6, 1536, 24)
     assert trained.layout is not None and trained.layout.ep == 8
     assert asdict(found.layer)["hidden"] == trained.model.hidden == 256
