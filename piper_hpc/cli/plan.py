@@ -46,11 +46,11 @@ class Column:
 
 def show(found: Plan, experiment: Experiment, source: Mapping[str, str], console: Console) -> None:
     """Everything, section by section. source: where the workload's `sequence` and `global_batch` are from."""
-    ranks = experiment.cluster.nodes * experiment.cluster.ranks_per_node
+    cluster, workload = experiment.cluster, found.workload
     lines = [
-        f"[bold]{experiment.model.name}[/] on {experiment.cluster.name}, {ranks} ranks, "
-        f"{found.workload.global_batch} sequences of {found.workload.sequence} tokens, {found.workload.recipe.name}, executor {found.executor}, "
-        f"by {found.rank_by}"
+        f"[bold]{experiment.model.name}[/] on {cluster.name}, {cluster.nodes * cluster.ranks_per_node} ranks, "
+        f"{workload.global_batch} sequences of {workload.sequence} tokens, {workload.recipe.name}, "
+        f"executor {found.executor}, by {found.rank_by}"
     ]
     taken = {where: [fact for fact in source if source[fact] == where] for where in source.values() if where != AS_SET}
     lines += [f"{' and '.join(facts)}: {where}" for where, facts in taken.items()]
