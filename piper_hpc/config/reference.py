@@ -54,17 +54,19 @@ TOKENS = tokenize.generate_tokens(io.StringIO(SOURCE).readline)
 COMMENTS = {token.start[0]: token.string.lstrip("# ") for token in TOKENS if token.type == tokenize.COMMENT}
 """Line number -> the comment at its end."""
 CLASSES = {node.name: node for node in ast.parse(SOURCE).body if isinstance(node, ast.ClassDef)}
-AXES = (data_folder("conf") / "plan" / "default.yaml").read_text(encoding="utf-8")
+PLAN = yaml.safe_load((data_folder("conf") / "plan" / "default.yaml").read_text(encoding="utf-8"))
 INSTEAD = {
     "ModelConfig": {fact.name: fact.default for fact in dataclasses.fields(ModelSpec)},
-    "AxesConfig": yaml.safe_load(AXES)["axes"],
+    "PlanConfig": PLAN,
+    "AxesConfig": PLAN["axes"],
 }
-"""What holds where the schema's own default says that nothing is given."""
+"""What holds where nothing is given, in place of the schema's own defaults: group -> key -> value."""
 
 
 def keys(name: str, prefix: str) -> Iterator[Row]:
     """Every key of the dataclass `name`, those of dataclasses inside it after their own line."""
     defaults = {field.name: _default(field) for field in dataclasses.fields(getattr(schema, name))}
+    defaults |= INSTEAD.get(name, {})
     for node in CLASSES[name].body:
         if not isinstance(node, ast.AnnAssign):
             continue
@@ -79,7 +81,7 @@ def keys(name: str, prefix: str) -> Iterator[Row]:
             annotation = annotation.replace(inner, "keys below")
         if not meaning:
             raise ValueError(f"{name}.{key}: needs a comment behind its line in schema.py that says what it means")
-        default = "" if inner else _shown(INSTEAD.get(name, defaults).get(key))
+        default = "" if inner else _shown(defaults[key])
         yield f"`{prefix}{key}`", annotation.replace(" | ", " or ").replace("None", "null"), default, meaning
         if inner is not None:
             yield from keys(inner, f"{prefix}{key}." + ("NAME." if "dict" in annotation else ""))
