@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests import full
 from tests.turns import Turns, rooms
 
 # How long one example takes says what else the machine does.
@@ -41,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    full.ALL = config.getoption("full")
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         config.stash[TURNS] = Turns(Path(worker["turns"]))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.full import full
+
 TORCH_FREE = ("launch", "jobs", "planner.search", "resource_model.predict", "spec", "forecast", "runs", "config")
 
 
@@ -30,13 +32,19 @@ def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> sub
         (["train.steps=many"], ["train.steps", "many", "Integer"]),
         (["model=huge"], ["model", "huge", "tiny", "mixtral_8x7b"]),
         (["parallelism=["], ["parallelism=["]),
-        (["parallelism.ep=4"], ["parallelism = ", "must equal the ranks", "cluster.ranks_per_node=8"]),
+        pytest.param(
+            ["parallelism.ep=4"], ["parallelism = ", "must equal the ranks", "cluster.ranks_per_node=8"], marks=full
+        ),
         (["parallelism.ep=3", "cluster.ranks_per_node=6"], ["parallelism.ep = 3", "must divide", "parallelism.ep=2"]),
-        (["model.layers=1"], ["parallelism.pp = 2", "model.layers=2"]),
-        (["train.global_batch=4"], ["train.global_batch = 4", "at least pp = 2", "train.global_batch=8"]),
-        (["train.global_batch=30"], ["train.global_batch = 30", "multiple of", "train.global_batch=32"]),
-        (["model.top_k=9"], ["model.top_k = 9", "model.top_k=8"]),
-        (["data=text"], ["data.path", "must be given"]),
+        pytest.param(["model.layers=1"], ["parallelism.pp = 2", "model.layers=2"], marks=full),
+        pytest.param(
+            ["train.global_batch=4"], ["train.global_batch = 4", "at least pp = 2", "train.global_batch=8"], marks=full
+        ),
+        pytest.param(
+            ["train.global_batch=30"], ["train.global_batch = 30", "multiple of", "train.global_batch=32"], marks=full
+        ),
+        pytest.param(["model.top_k=9"], ["model.top_k = 9", "model.top_k=8"], marks=full),
+        pytest.param(["data=text"], ["data.path", "must be given"], marks=full),
         (["data.path=/nowhere"], ["data.path = '/nowhere'", "data=stdlib"]),
         (["cluster.nodes=2", "parallelism.dp=2"], ["cluster.nodes = 2", "one machine", "cluster.nodes=1"]),
         (["cluster=frontier", "train.global_batch=512"], ["cluster = 'frontier'", "sbatch", "dry_run=true"]),
@@ -57,6 +65,7 @@ def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> sub
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_ends_with_2_a_message_that_helps_and_no_trace_of_itself(overrides, words, tmp_path):
+    # The rules of rows marked full are held by tests/config/test_config.py too, without a process for each.
     # Not even an installed Slurm may answer here: the launcher sees only Python on its PATH.
     ended = launch(*overrides, cwd=tmp_path, env={"PATH": str(Path(sys.executable).parent)})
     assert ended.returncode == 2, ended.stderr

@@ -16,6 +16,7 @@ from piper_hpc.comm.hierarchy import Hierarchy, Places
 from piper_hpc.spec import ALGORITHMS, ExpertPlacement
 from tests.comm.lockstep import Switchboard, dispatcher
 from tests.comm.test_hierarchy import RACKS, machine, with_cards
+from tests.full import full
 
 HIDDEN = 4
 DEDUP = tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.dedup)
@@ -161,8 +162,8 @@ def large(racks: tuple[tuple[int, ...], ...]) -> tuple[Places, Problem, list[Out
 @pytest.mark.parametrize(
     ("algorithm", "racks"),
     [
-        ("halo", ((8,) * 8,)),
-        ("flat_dedup", ((8,) * 8,)),
+        pytest.param("halo", ((8,) * 8,), marks=full),
+        pytest.param("flat_dedup", ((8,) * 8,), marks=full),
         ("halo_dedup", ((8,) * 8,)),
         ("halo3_dedup", ((8,) * 4,) * 3),
     ],

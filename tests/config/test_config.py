@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.paths import data_folder
+from tests.full import examples
 
 CONF = data_folder("conf")
 GROUPS = ("task", "model", "parallelism", "cluster", "data", "train", "tracking", "experiment")
@@ -148,7 +149,7 @@ def test_all_broken_rules_are_told_at_once():
     assert {problem.key for problem in caught.value.problems} == {"train.steps", "model.heads", "parallelism.cp"}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(10, 25), deadline=None)
 @given(
     pp=st.integers(1, 5),
     ep=st.integers(1, 5),

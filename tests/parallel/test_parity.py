@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from piper_hpc.comm import moves
+from piper_hpc.comm import autograd
 from piper_hpc.model.names import logical_tensors
 from piper_hpc.spec import Layout, ModelSpec, RankMap, RankPlace, Workload
 from piper_hpc.train.data import ByteDataset
@@ -94,7 +94,7 @@ def train_rank(model: ModelSpec, layout: Layout, data: ByteDataset, dtype: str, 
     outcome = Outcome([], [], [], copies(named, trainer.experts), {})
     for step in range(steps):
         rate = settings(dtype).learning_rate * min(1.0, (step + 1) / 2)
-        with patch.object(moves, "exchange", side_effect=moves.exchange) as exchanges:
+        with patch.object(autograd, "all_to_all", side_effect=autograd.all_to_all) as exchanges:
             trainer.step(data, step * WORKLOAD.global_batch, rate, sample_memory=False)
         if step == 0:
             outcome.exchanges = exchanges.call_count

@@ -20,6 +20,7 @@ from piper_hpc.resource_model import analytical
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.spec import EXECUTIONS, Layout, ModelSpec, Prediction
 from piper_hpc.spec.schedules import schedule_problem
+from tests.full import full
 from tests.planner.machines import DENSE, MOE, SMALL, WORKLOAD, cluster
 
 MEGATRON = EXECUTIONS["megatron"]
@@ -82,6 +83,7 @@ def test_the_search_equals_brute_force(model: ModelSpec, rank_by: str, memory_by
     assert_equal_to_brute_force(question(axes, model, memory_bytes=memory_bytes, rank_by=rank_by, ranks=ranks))
 
 
+@full
 def test_a_larger_space_equals_brute_force() -> None:
     axes = replace(SMALL, cp=(1,), micro_batch=(1, 4), recompute=("none", "norm+moe"), zero=(0, 3), pp=(2, 4))
     assert_equal_to_brute_force(question(axes, memory_bytes=2**25))
