@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from piper_hpc.spec import ALGORITHMS
+
 
 @dataclass
 class TaskConfig:
@@ -112,7 +114,8 @@ class ParallelismConfig:
 
 @dataclass
 class AxesConfig:
-    """What a plan searches, value by value; see piper_hpc.planner.Axes. conf/plan/default.yaml fills it."""
+    """What a plan searches, value by value; see piper_hpc.planner.Axes. conf/plan/default.yaml fills all of it but
+    all_to_all, which has every algorithm that there is."""
 
     pp: list[int] = field(default_factory=list)  # pipeline stages
     vpp: list[int] = field(default_factory=list)  # chunks a rank
@@ -124,7 +127,7 @@ class AxesConfig:
     schedule: list[str] = field(default_factory=list)  # pipeline schedules
     micro_batch: list[int] = field(default_factory=list)  # sequences a micro-batch
     recompute: list[str] = field(default_factory=list)  # what is computed again in the backward pass
-    all_to_all: list[str] = field(default_factory=list)  # algorithms of dispatch and combine
+    all_to_all: list[str] = field(default_factory=lambda: list(ALGORITHMS))  # algorithms of dispatch and combine
     placement: list[str] = field(default_factory=list)  # linear or strided order of ranks
 
 
