@@ -52,8 +52,9 @@ class Axes:
 
     @staticmethod
     def shipped() -> Axes:
-        """Those of conf/plan/default.yaml."""
-        return Axes.of(yaml.safe_load((data_folder("conf") / "plan" / "default.yaml").read_text())["axes"])
+        """Those of conf/plan/default.yaml, with every all-to-all algorithm of the registry."""
+        given = yaml.safe_load((data_folder("conf") / "plan" / "default.yaml").read_text())["axes"]
+        return Axes.of({"all_to_all": tuple(ALGORITHMS)} | given)
 
     @property
     def size(self) -> int:

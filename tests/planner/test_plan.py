@@ -9,14 +9,17 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piper_hpc.planner import plan
+from piper_hpc.config import check_experiment, register
+from piper_hpc.paths import data_folder
+from piper_hpc.planner import Axes, plan
 from piper_hpc.planner.eager import divisors
 from piper_hpc.resource_model import predict
 from piper_hpc.resource_model.eager.memory import peak_bytes
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Prediction, Workload
+from piper_hpc.spec import ALGORITHMS, ClusterSpec, Layout, ModelSpec, Prediction, Workload
 from tests.resource_model.clusters import TINY, WIDE, cluster
 
 WORKLOAD = Workload(global_batch=32, sequence=128)
@@ -229,3 +232,11 @@ def test_planning_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shipped_axes_are_those_of_the_default_configuration() -> None:
+    register()
+    with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
+        configured = check_experiment(compose("config", overrides=["task=plan"])).plan.axes
+    assert Axes.of(vars(configured)) == Axes.shipped()
+    assert Axes.shipped().all_to_all == tuple(ALGORITHMS)
