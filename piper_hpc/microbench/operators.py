@@ -178,14 +178,16 @@ def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int,
         (gradient,) = torch.autograd.grad(chosen, logits, ones)
         return gradient
 
-    # d(sum of the chosen p)/d logit = p (chosen - sum of the chosen p).
+    # d(sum of the chosen p)/d logit = p (chosen - sum of the chosen p). Shares that float32 cannot tell apart may be
+    # chosen either way: the choice is the operator's own, and must be as large as the largest.
     shares = logits.detach().double().softmax(-1)
-    largest, index = shares.topk(top_k, dim=-1)
+    index = logits.detach().softmax(-1).topk(top_k, dim=-1).indices
+    largest = shares.gather(-1, index)
     chosen = torch.zeros_like(shares).scatter_(-1, index, 1.0)
     expected = shares * (chosen - largest.sum(-1, keepdim=True))
-    return Operator(
-        "values", float(tokens * experts), call, agree(call(), expected, torch.float32), 4 * bytes_of(logits)
-    )
+    right = agree(largest, shares.topk(top_k, dim=-1).values, torch.float32)
+    correct = right and agree(call(), expected, torch.float32)
+    return Operator("values", float(tokens * experts), call, correct, 4 * bytes_of(logits))
 
 
 def gather(device: torch.device, dtype: torch.dtype, *, rows: int, hidden: int) -> Operator:

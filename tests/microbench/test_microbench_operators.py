@@ -131,3 +131,16 @@ def test_effort_fills_its_share_and_keeps_enough_samples() -> None:
     assert (slow.samples, slow.iterations) == (3, 1)
     small = Effort.plan(iteration_s=1e-4, share_s=0.04, least=3)
     assert small.samples >= 3 and small.sample_s * (1 + small.samples) <= 0.04
+
+
+def test_a_gate_whose_choices_tie_in_float32_is_right_whichever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float64 tells logits apart that float32's softmax rounds to one share: both choices are right."""
+
+    def tied(tokens: int, experts: int, *, device: torch.device, requires_grad: bool) -> torch.Tensor:
+        logits = torch.zeros(tokens, experts, device=device, requires_grad=requires_grad)
+        with torch.no_grad():
+            logits[:, -1] = 1e-8
+        return logits
+
+    monkeypatch.setattr(torch, "randn", tied)
+    assert build("gate", CPU.compute["gate"][0], DEVICE, torch.float32).correct
