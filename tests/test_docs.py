@@ -173,6 +173,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.processes
 def test_the_readmes_plan_is_what_its_command_prints(checkout):
     ended = run("python docs/plan_output.py --check", checkout)
     assert ended.returncode == 0, ended.stdout + ended.stderr
