@@ -79,6 +79,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(name))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without groups every test is a unit, and each worker brings a testbed up: rather none runs."""
+    grouped = session.config.option.loadgroup if hasattr(session.config, "workerinput") else False
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("this pytest-xdist does not group tests under this pytest: pip install 'pytest<9.2'")
+
+
 def _order(item: pytest.Item) -> int:
     return 0 if _is(item, "slurm") else 3 if _is(item, "alone") else 2 if _is(item, "processes") else 1
 
