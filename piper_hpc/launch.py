@@ -87,7 +87,7 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
     except Exception:
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
         raise
-    show.stale(prediction.notes if prediction is not None else (), console)
+    show.stale_calibration(prediction.notes if prediction is not None else (), console)
     if not experiment.wait:
         console.print(f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}")
         return {"run_id": run.run_id, "path": str(run.path)}, 0
@@ -103,7 +103,7 @@ def _planned(experiment: Experiment, machine: Machine, console: Console, overrid
         trace = traced.check_path(experiment.plan.trace, Path.cwd()) if experiment.plan.trace else None
         found = plan_of(experiment, machine, experiment.task.executor)
         show_plan(found, experiment, source, console)
-        show.stale(stale_notes(experiment, machine, cluster_of(experiment, machine).calibration), console)
+        show.stale_calibration(stale_notes(experiment, machine, cluster_of(experiment, machine).calibration), console)
         document = found.document() | {"workload_source": source}
         if trace is not None:
             traced.write(found, experiment.model, cluster_of(experiment, machine), trace)
@@ -180,7 +180,7 @@ def _wait(
         status = cancel(run)
         console.print(f"run {run.run_id} {status.state}")
         if experiment.task.name == "microbench":
-            show.kept(run, console)
+            show.unfinished_microbench(run, console)
         return {"run_id": run.run_id, "path": str(run.path), "status": asdict(status)}, INTERRUPTED
     document = show.outcome(run, status, experiment, console)
     if status.state == "completed" and experiment.task.name == "train":
@@ -197,7 +197,7 @@ def _better(experiment: Experiment, machine: Machine, console: Console, override
         return {}
     if better is None:
         return {}
-    show.better(better, overrides, console)
+    show.suggest_layout(better, overrides, console)
     return {"better_layout": asdict(better)}
 
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime.rank import RankEnvironment
-from piper_hpc.submit.payload import as_rank
+from piper_hpc.submit.payload import run_as_rank
 
 if TYPE_CHECKING:
     import torch
 
 
 def work(run_path: str) -> None:
-    """Run the task of the run in `run_path` as the rank that the environment names, see `as_rank`."""
-    as_rank(RunFolder(run_path), _task)
+    """Run the task of the run in `run_path` as the rank that the environment names, see `run_as_rank`."""
+    run_as_rank(RunFolder(run_path), _task)
 
 
-def _task(run: RunFolder, place: RankEnvironment) -> None:
+def _task(run: RunFolder, rank_env: RankEnvironment) -> None:
     from piper_hpc.config import check_experiment
 
     configured = check_experiment(run.config())
@@ -36,36 +36,38 @@ def _task(run: RunFolder, place: RankEnvironment) -> None:
 
     from piper_hpc.cluster.placement import rank_order
     from piper_hpc.runtime import quota
-    from piper_hpc.runtime.group import device_of, let_senders_go_first, process_group
+    from piper_hpc.runtime.group import device_of, lower_gloo_receiver_priority, process_group
     from piper_hpc.tasks import TASKS
     from piper_hpc.tasks.context import Context
 
-    device = device_of(configured.cluster.device, place.local_rank, scheduled=configured.cluster.scheduler == "slurm")
-    meeting = run.path / "rendezvous"
+    device = device_of(
+        configured.cluster.device, rank_env.local_rank, scheduled=configured.cluster.scheduler == "slurm"
+    )
+    store_folder = run.path / "rendezvous"
     cluster, layout, order = configured.cluster, configured.layout, None
     if layout is not None and layout.placement == "pack":
         order = partial(rank_order, layout=layout, cluster=cluster)
         if cluster.domains == "measured":
-            place = _with_measured_switches(place, meeting / "measuring", device, cluster.comm_timeout_s)
-    with process_group(place, meeting, device, cluster.comm_timeout_s, order) as place:
-        context = Context.gather(configured, run, place, device)
+            rank_env = _with_measured_switches(rank_env, store_folder / "measuring", device, cluster.comm_timeout_s)
+    with process_group(rank_env, store_folder, device, cluster.comm_timeout_s, order) as rank_env:
+        context = Context.gather(configured, run, rank_env, device)
         if context.machine.cpu_share is not None:
             # From here on this rank is a device of its own; its imports were free to use any core.
-            quota.create(f"{run.run_id}/rank{place.rank}", context.machine.cpu_share).enter()
-            if quota.pinnable(place.ranks, context.machine.cpu_share):
-                quota.pin(place.local_rank)
-                let_senders_go_first()
+            quota.create(f"{run.run_id}/rank{rank_env.rank}", context.machine.cpu_share).enter()
+            if quota.fits_one_core_each(rank_env.ranks, context.machine.cpu_share):
+                quota.pin_to_core(rank_env.local_rank)
+                lower_gloo_receiver_priority()
         if context.is_first:
             run.write_manifest(run.manifest() | {"job": context.facts()})
-            run.write_status(Status("running", place.attempt))
+            run.write_status(Status("running", rank_env.attempt))
         TASKS[configured.task.name](context)
     # Only now nothing of this rank can fail any more.
     if context.is_first:
-        run.write_status(Status("completed", place.attempt, step=run.status().step))
+        run.write_status(Status("completed", rank_env.attempt, step=run.status().step))
 
 
 def _with_measured_switches(
-    place: RankEnvironment, meeting: Path, device: torch.device, timeout_s: float
+    rank_env: RankEnvironment, store_folder: Path, device: torch.device, timeout_s: float
 ) -> RankEnvironment:
     """This rank's place with domains that messages between all nodes show, in place of Slurm's switches."""
     import torch.distributed as dist
@@ -74,11 +76,11 @@ def _with_measured_switches(
     from piper_hpc.runtime.group import process_group
     from piper_hpc.runtime.pairs import time_pairs
 
-    with process_group(place, meeting, device, timeout_s):
-        nodes: list[str] = [""] * place.ranks
-        dist.all_gather_object(nodes, place.node)
+    with process_group(rank_env, store_folder, device, timeout_s):
+        nodes: list[str] = [""] * rank_env.ranks
+        dist.all_gather_object(nodes, rank_env.node)
         paths = of_pairs(time_pairs(nodes, device))
-    return replace(place, switches=paths[list(dict.fromkeys(nodes)).index(place.node)])
+    return replace(rank_env, switches=paths[list(dict.fromkeys(nodes)).index(rank_env.node)])
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_the_command_keeps_the_users_other_words():
     console = Console(file=io.StringIO(), width=80)
     slow = layouts()[0].layout
     words = ["train.steps=5", "parallelism=single", "parallelism.ep=2", "+parallelism.all_to_all=halo", "data.path=a b"]
-    show.better(planning.Better(replace(slow, pp=2, dp=4), 0.306, 0.6289), words, console)
+    show.suggest_layout(planning.Better(replace(slow, pp=2, dp=4), 0.306, 0.6289), words, console)
     assert console.file.getvalue() == (
         "parallelism=auto would take pp=2 ep=1 dp=4 micro_batch=2: 306 ms a step predicted against 629 ms for this "
         "layout; try it: python -m piper_hpc.launch train.steps=5 +parallelism.all_to_all=halo 'data.path=a b' "

@@ -56,14 +56,14 @@ def show(found: Plan, experiment: Experiment, source: Mapping[str, str], console
     lines += [f"{' and '.join(facts)}: {where}" for where, facts in taken.items()]
     if taken:
         lines[-1] += f"; {', '.join(f'train.{fact}' for facts in taken.values() for fact in facts)} set others"
-    _say(lines, console)
+    _print_lines(lines, console)
     if found.candidates:
         _layouts(found, experiment.plan.shades, console)
     fit = (
         f"{found.feasible:,} layouts fit: {found.fitting:,} evaluated, {found.pruned:,} excluded by a bound; "
         f"{found.searched:,} evaluated in all, in {found.seconds:.2f} s"
     )
-    _say([fit, *_rejected(found)], console)
+    _print_lines([fit, *_rejected(found)], console)
     if not found.candidates:
         return
     if len(found.pareto) > 1:
@@ -72,7 +72,7 @@ def show(found: Plan, experiment: Experiment, source: Mapping[str, str], console
         _limits(found.limits, found.memory_headroom, console)
     best = found.candidates[0]
     notes = [note for note in best.notes if note.startswith("all_to_all=")]
-    _say([*notes, f"rests on: {best.calibration['source']}", *constants(best.calibration)], console)
+    _print_lines([*notes, f"rests on: {best.calibration['source']}", *constants(best.calibration)], console)
 
 
 def _constant(constant: Mapping[str, Any]) -> str:
@@ -93,7 +93,7 @@ def constants(evidence: Mapping[str, Any]) -> Iterator[str]:
             yield f"{title}: {', '.join(named)}"
 
 
-def _say(lines: Sequence[str], console: Console) -> None:
+def _print_lines(lines: Sequence[str], console: Console) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -131,7 +131,7 @@ def _degrees(layouts: Sequence[Layout]) -> Callable[[Layout], str]:
     return text
 
 
-def _of_layouts(layouts: Sequence[Layout]) -> tuple[list[Column], str]:
+def _layout_columns(layouts: Sequence[Layout]) -> tuple[list[Column], str]:
     """Columns that tell the layouts apart, and what all have alike beside the defaults."""
     default = asdict(Layout())
     others = [axis for axis in default if axis not in DEGREES]
@@ -175,14 +175,14 @@ def _fitted(title: Sequence[str], columns: Sequence[Column], console: Console) -
         kept.remove(last)
         dropped.append(last.name)
     narrow = f"too narrow for: {', '.join(dropped)}" if dropped else ""
-    _say(["; ".join(filter(None, [*title, narrow]))], console)
+    _print_lines(["; ".join(filter(None, [*title, narrow]))], console)
     _print(kept, console)
 
 
 def _layouts(found: Plan, shades: bool, console: Console) -> None:
     """The best of each shape, or every candidate."""
     shown = found.candidates if shades else found.shapes
-    columns, alike = _of_layouts([one.layout for one in shown])
+    columns, alike = _layout_columns([one.layout for one in shown])
     on_front = [one.layout in {point.layout for point in found.pareto} for one in shown]
     peaks = [max(one.peak_memory_bytes) for one in shown]
     first = columns[0].cells
@@ -221,7 +221,7 @@ def _front(found: Plan, console: Console) -> None:
     last = len(found.pareto) - 1
     picked = sorted({round(index * last / min(FRONT - 1, last)) for index in range(min(FRONT, last + 1))})
     points = [found.pareto[index] for index in picked]
-    columns, alike = _of_layouts([one.layout for one in points])
+    columns, alike = _layout_columns([one.layout for one in points])
     if len({one.layout.ranks for one in found.pareto}) > 1:
         columns.append(Column("ranks", [str(one.layout.ranks) for one in points]))
     columns += [
@@ -253,7 +253,7 @@ def _limits(limits: dict[str, Any], memory_headroom: float, console: Console) ->
             layout = eq_10["inside"]
             name = f"pp={layout['pp']} ep={layout['ep']}"
             lines.append(f"{words}; the best that stays inside ({name}) takes {eq_10['inside_costs_pct']:.1f} % longer")
-    _say([*lines, "what would lift it:"], console)
+    _print_lines([*lines, "what would lift it:"], console)
     lifts = limits["lifts"]
     columns = [
         Column("constraint", [lift["constraint"] for lift in lifts]),

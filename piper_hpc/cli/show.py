@@ -33,7 +33,7 @@ def preview(text: str, prediction: Prediction | None, experiment: Experiment, co
         console.print(
             f"predicted: {training_s:.4g} s for {experiment.train.steps} steps, from {source}", highlight=False
         )
-        stale(prediction.notes, console)
+        stale_calibration(prediction.notes, console)
 
 
 def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Console) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
     return document | {"table": [asdict(row) for row in rows], "metrics": run.metrics()[-1]}
 
 
-def kept(run: RunFolder, console: Console) -> None:
+def unfinished_microbench(run: RunFolder, console: Console) -> None:
     """What an interrupted micro-benchmark leaves, and how to go on."""
     rows = run.measurements()
     console.print(f"{len(rows)} rows were measured and are kept in {run.path / 'measurements.jsonl'}", highlight=False)
@@ -77,14 +77,14 @@ def kept(run: RunFolder, console: Console) -> None:
         console.print(f"go on with the same command and task.resume={run.run_id}", highlight=False)
 
 
-def stale(notes: Iterable[str], console: Console) -> None:
+def stale_calibration(notes: Iterable[str], console: Console) -> None:
     """Of a prediction's notes, why the calibration that it rests on may no longer hold."""
     for note in notes:
         if note.startswith("calibration:"):
             console.print(f"stale {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def better(layout: Better, overrides: Sequence[str], console: Console) -> None:
+def suggest_layout(layout: Better, overrides: Sequence[str], console: Console) -> None:
     """What `parallelism=auto` would give instead of the run that ended, and the command for it."""
     degrees = " ".join(f"{axis}={getattr(layout.layout, axis)}" for axis in ("pp", "ep", "dp", "micro_batch"))
     kept = [word for word in overrides if not word.lstrip("+~").startswith("parallelism") or _kept_by_auto(word)]

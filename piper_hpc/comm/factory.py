@@ -13,7 +13,7 @@ import torch.distributed as dist
 from piper_hpc.comm.channel import Channel, GroupChannel, Local
 from piper_hpc.comm.hierarchy import Hierarchy, Places
 from piper_hpc.comm.volume import Sent
-from piper_hpc.runtime.group import let_senders_go_first
+from piper_hpc.runtime.group import lower_gloo_receiver_priority
 from piper_hpc.spec.all_to_all import CHUNKS, OVERLAP, Overlap, get_algorithm
 from piper_hpc.spec.expert_placement import ExpertPlacement
 
@@ -100,7 +100,7 @@ class DispatcherFactory:
             if group not in self._groups:
                 made: dist.ProcessGroup = dist.new_group(list(group), timeout=self._timeout)
                 self._groups[group] = made
-                let_senders_go_first()
+                lower_gloo_receiver_priority()
             if dist.get_rank() in group:
                 key = (hierarchy.phase(level), group)
                 if key not in self._channels:

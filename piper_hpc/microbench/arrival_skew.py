@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from piper_hpc.microbench.timing import EXCHANGE_SAMPLES, WARMUP_SAMPLES, Call, Effort, Team, Timing
+from piper_hpc.microbench.timing import EXCHANGE_SAMPLES, WARMUP_SAMPLES, Call, SamplingPlan, Team, Timing
 
 
 def time_arrival_skew(compute: Call, collective: Call, together_s: float, team: Team, share_s: float) -> Timing:
@@ -37,9 +37,9 @@ def time_arrival_skew(compute: Call, collective: Call, together_s: float, team: 
     team.barrier()
     pilot_s, share_s = team.maximum(cycle_s(1), share_s)
     (pilot_s,) = team.maximum(cycle_s(max(1, int(share_s / 10 / pilot_s))))
-    effort = Effort.plan(pilot_s, share_s, EXCHANGE_SAMPLES)
+    sampling = SamplingPlan.plan(pilot_s, share_s, EXCHANGE_SAMPLES)
     team.barrier()
     for _ in range(WARMUP_SAMPLES):
-        sample(effort.iterations)
-    samples = team.table([sample(effort.iterations) for _ in range(effort.samples)])
-    return Timing(samples, effort.iterations)
+        sample(sampling.iterations)
+    samples = team.table([sample(sampling.iterations) for _ in range(sampling.samples)])
+    return Timing(samples, sampling.iterations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from piper_hpc.microbench.operators import Operator, agree, bytes_of
+from piper_hpc.microbench.operators import Operator, bytes_of, close_to
 
 
 class _Block:
@@ -87,7 +87,7 @@ def attention_block_forward(device: torch.device, dtype: torch.dtype, **shape: i
     _, _, value = block.heads_of_values()
     own = value[:, :, 0].repeat_interleave(shape["heads"] // shape["kv_heads"], dim=1).flatten(1)
     output = block.forward()
-    correct = agree(output[:, 0].detach(), F.linear(own.double(), block.output.double()).detach(), dtype)
+    correct = close_to(output[:, 0].detach(), F.linear(own.double(), block.output.double()).detach(), dtype)
     return Operator("flops", block.flops, block.forward, correct, bytes_of(block.tokens, output, *block.weights))
 
 
@@ -105,5 +105,5 @@ def attention_block_backward(device: torch.device, dtype: torch.dtype, **shape: 
     # The output projection's gradient is gradient^T attended; held against it by one random vector.
     probe = torch.randn(attended.shape[-1], dtype=torch.float64, device=device)
     expected = gradient[0].double().t() @ (attended[0].double() @ probe)
-    correct = agree((call()[-1].double() @ probe).detach(), expected.detach(), dtype)
+    correct = close_to((call()[-1].double() @ probe).detach(), expected.detach(), dtype)
     return Operator("flops", block.flops, call, correct, 2 * bytes_of(block.tokens, output, *block.weights))

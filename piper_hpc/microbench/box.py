@@ -9,7 +9,7 @@ CALLS = 8
 
 
 @dataclass
-class Box:
+class TimeBox:
     """What a series of growing cells has taken so far. Ranks that feed it the same times decide the same.
 
     cell_s: seconds that a cell may take; rate: work per second to expect before anything of the series was measured,
@@ -39,12 +39,12 @@ class Box:
         return min(last_s + slope * (work - last_work), last_s * max(1.0, work / last_work))
 
     @property
-    def seen_rate(self) -> float:
+    def last_rate(self) -> float:
         """Work per second of the largest cell that was measured; what was expected of it where none was."""
         work, seconds = self._points[-1] if self._points else (self.rate, 1.0)
         return work / seconds
 
-    def holds(self, work: float) -> bool:
+    def fits(self, work: float) -> bool:
         """Whether a cell of `work` can be measured in its time."""
         return CALLS * self.expected_s(work) <= self.cell_s
 

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 
 from piper_hpc.microbench.attention_block import attention_block_backward, attention_block_forward
-from piper_hpc.microbench.box import Box
+from piper_hpc.microbench.box import TimeBox
 from piper_hpc.microbench.model_shapes import ComputeCell, attention_cells, gemm_cells, grouped_gemm_cells
 from piper_hpc.microbench.operators import Operator, build, ring
-from piper_hpc.microbench.rows import Book, Row, percentiles
+from piper_hpc.microbench.rows import Row, RowWriter, percentiles
 from piper_hpc.microbench.timing import time_compute
 from piper_hpc.spec import ModelSpec
 
@@ -48,7 +48,7 @@ class ComputeSuite:
     `left_out`: cell -> why, afterwards.
     """
 
-    book: Book
+    row_writer: RowWriter
     device: torch.device
     cell_s: float
     memory_bytes: float
@@ -57,14 +57,14 @@ class ComputeSuite:
 
     def run(self, suites: Sequence[str], model: ModelSpec) -> None:
         """Measure the matrices and attention of `model`, each part in ascending order of work."""
-        cells = cells_of(suites, model, self.book.team.world)
+        cells = cells_of(suites, model, self.row_writer.team.world)
         series: dict[tuple[str, str], list[ComputeCell]] = defaultdict(list)
         for cell in cells:
             series[cell.operator, cell.part].append(cell)
         missing = any(cell.key not in self.done for cell in cells)
         rate = self._pilot_rate() if missing else 0.0
         for of_part in series.values() if missing else ():
-            box = Box(self.cell_s, rate)
+            box = TimeBox(self.cell_s, rate)
             for cell in sorted(of_part, key=lambda cell: cell.flops):
                 if cell.key in self.done:
                     box.add(cell.flops, float(self.done[cell.key]["max_s"]))
@@ -73,33 +73,33 @@ class ComputeSuite:
 
     def _pilot_rate(self) -> float:
         """FLOP/s of a small product on all ranks at once: what a first cell is judged by."""
-        operator = build("gemm", _PILOT, self.device, self.book.dtype)
-        timing = time_compute(operator.call, self.book.team, self.cell_s / 4)
+        operator = build("gemm", _PILOT, self.device, self.row_writer.dtype)
+        timing = time_compute(operator.call, self.row_writer.team, self.cell_s / 4)
         return operator.work / float(timing.samples.max())
 
-    def _measure(self, cell: ComputeCell, box: Box) -> None:
-        held = cell.values * torch.empty((), dtype=self.book.dtype).element_size()
+    def _measure(self, cell: ComputeCell, box: TimeBox) -> None:
+        held = cell.values * torch.empty((), dtype=self.row_writer.dtype).element_size()
         if held > MEMORY_SHARE * self.memory_bytes:
             self.left_out[cell.key] = (
                 f"its tensors are {held / 2**20:,.0f} MiB, more than a quarter of a rank's "
                 f"{self.memory_bytes / 2**20:,.0f} MiB"
             )
             return
-        if not box.holds(cell.flops):
+        if not box.fits(cell.flops):
             self.left_out[cell.key] = box.reason(cell.flops)
             return
         operator = self._build(cell)
         # What building, checking and the pilots take is not known; a third of the box is left to them.
-        timing = time_compute(operator.call, self.book.team, self.cell_s * 2 / 3)
+        timing = time_compute(operator.call, self.row_writer.team, self.cell_s * 2 / 3)
         box.add(cell.flops, float(timing.samples.max()))
-        self.book.write(
+        self.row_writer.write(
             cell.operator,
             operator.work,
             operator.unit,
             cell.shape,
             timing,
             not operator.correct,
-            range(self.book.team.world),
+            range(self.row_writer.team.world),
             **percentiles(timing),
             cell=cell.key,
             part=cell.part,
@@ -112,5 +112,5 @@ class ComputeSuite:
 
     def _build(self, cell: ComputeCell) -> Operator:
         if cell.operator in _BLOCKS:
-            return ring(partial(_BLOCKS[cell.operator], self.device, self.book.dtype, **cell.shape), self.device)
-        return build(cell.operator, cell.shape, self.device, self.book.dtype)
+            return ring(partial(_BLOCKS[cell.operator], self.device, self.row_writer.dtype, **cell.shape), self.device)
+        return build(cell.operator, cell.shape, self.device, self.row_writer.dtype)

@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from piper_hpc.microbench.box import Box
-from piper_hpc.microbench.exchanges import BUS_FACTOR, Exchange, bystander
+from piper_hpc.microbench.box import TimeBox
+from piper_hpc.microbench.exchanges import BUS_FACTOR, Exchange, no_exchange
 from piper_hpc.microbench.groups import GroupFamily, group_families, pairs, pipeline_families
-from piper_hpc.microbench.links import LinkCounter, least_bytes, refusal
-from piper_hpc.microbench.rows import Book, Row, percentiles
+from piper_hpc.microbench.links import LinkCounter, counter_mismatch, minimum_bytes
+from piper_hpc.microbench.rows import Row, RowWriter, percentiles
 from piper_hpc.microbench.shapes import KIB
 from piper_hpc.microbench.timing import Timing, time_exchange
 
@@ -59,7 +59,7 @@ class ExchangeSuite:
     against which rows are held. `left_out`: cell -> why, afterwards.
     """
 
-    book: Book
+    row_writer: RowWriter
     backend: Backend
     device: torch.device
     cell_s: float
@@ -70,12 +70,12 @@ class ExchangeSuite:
     def run(self, suites: Sequence[str]) -> None:
         """Measure the exchanges of these suites, in the order p2p first, then by group."""
         if "p2p" in suites:
-            for tier, pair in pairs(self.book.ranks).items():
+            for tier, pair in pairs(self.row_writer.ranks).items():
                 self._p2p("p2p", f"p2p/{tier}", GroupFamily(2, tier, (pair,)))
-            for stage_ranks, family in pipeline_families(self.book.ranks).items():
+            for stage_ranks, family in pipeline_families(self.row_writer.ranks).items():
                 self._p2p("p2p_concurrent", f"p2p_concurrent/{family.tier}/{stage_ranks}", family)
         names = [name for name in SUITES if name in suites and name != "p2p"]
-        for family in group_families(self.book.ranks):
+        for family in group_families(self.row_writer.ranks):
             operators = {name: f"{name}/{family.tier}/{family.size}" for name in names}
             if all(self._cell(operator, size) in self.done for operator in operators.values() for size in self._sizes):
                 continue
@@ -91,10 +91,10 @@ class ExchangeSuite:
         return f"{self.backend.name}/{operator}/{size}"
 
     def _p2p(self, name: str, operator: str, family: GroupFamily) -> None:
-        mine = next((group for group in family.groups if self.book.team.rank in group), None)
+        mine = next((group for group in family.groups if self.row_writer.team.rank in group), None)
 
         def build(elements: int) -> Exchange:
-            return bystander() if mine is None else self.backend.round_trip((mine[0], mine[1]), elements)
+            return no_exchange() if mine is None else self.backend.round_trip((mine[0], mine[1]), elements)
 
         self._curve(name, operator, family, build, calls_per_message=0.5)
 
@@ -106,13 +106,13 @@ class ExchangeSuite:
         build: Callable[[int], Exchange],
         calls_per_message: float = 1.0,
     ) -> None:
-        box = Box(self.cell_s)
+        box = TimeBox(self.cell_s)
         for size, elements in self._elements(family):
             cell, bytes_ = self._cell(operator, size), float(elements * self._item)
             if cell in self.done:
                 box.add(bytes_, self.done[cell]["min_s"] / calls_per_message)
                 continue
-            if not box.holds(bytes_):
+            if not box.fits(bytes_):
                 self.left_out[cell] = box.reason(bytes_)
                 continue
             call, wrong = build(elements)
@@ -122,7 +122,7 @@ class ExchangeSuite:
             box.add(bytes_, float(of_group.min()))
             timing = Timing(of_group * calls_per_message, timing.iterations)
             median_s = float(timing.statistics()["median_s"])
-            self.book.write(
+            self.row_writer.write(
                 operator,
                 bytes_,
                 "bytes",
@@ -144,7 +144,7 @@ class ExchangeSuite:
 
     @property
     def _item(self) -> int:
-        return torch.empty((), dtype=self.book.dtype).element_size()
+        return torch.empty((), dtype=self.row_writer.dtype).element_size()
 
     def _elements(self, family: GroupFamily) -> Iterator[tuple[int, int]]:
         """Each size in bytes with the elements nearest above that every rank of a group gets an equal part of."""
@@ -162,17 +162,19 @@ class ExchangeSuite:
             calls += 1
             call()
 
-        team, places = self.book.team, self.book.ranks
+        team, places = self.row_writer.team, self.row_writer.ranks
         before = self._sent()
         timing = time_exchange(counted, team, self.cell_s)
-        least = calls * least_bytes(name, family, bytes_, places)
+        least = calls * minimum_bytes(name, family, bytes_, places)
         if self.counter is None or not least:
             return timing, None
         sent = team.table([self._sent() - before])[:, 0]
         # One rank of each node speaks for its link; all ranks called equally often.
         first_of_node = {node: rank for rank, node in reversed(list(enumerate(places.node_of_rank)))}
-        return timing, refusal(name, self.counter.interface, float(sent[list(first_of_node.values())].sum()), least)
+        return timing, counter_mismatch(
+            name, self.counter.interface, float(sent[list(first_of_node.values())].sum()), least
+        )
 
     def _sent(self) -> float:
-        self.book.team.barrier()
+        self.row_writer.team.barrier()
         return float(self.counter.sent_bytes()) if self.counter is not None else 0.0

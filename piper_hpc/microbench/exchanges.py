@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.microbench.groups import GroupFamily
-from piper_hpc.runtime.group import let_senders_go_first
+from piper_hpc.runtime.group import lower_gloo_receiver_priority
 
 Exchange = tuple[Callable[[], object], int]
 """A call that is timed, and how many wrong values the first one delivered."""
@@ -29,29 +29,30 @@ The bytes of a row are those of the larger of a rank's two buffers: what is gath
 """
 
 
-def label(source: int, target: int) -> int:
+def message_value(source: int, target: int) -> int:
     """A value that names a message and is exact in every floating-point type of 8 bits of precision and more."""
     return 1 + source % 15 * 16 + target % 16
 
 
-def summand(place: int, members: int, elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """What member `place` of a group adds to a reduction, [elements]: `total` at every members-th element, else 0.
+def reduction_input(place: int, members: int, elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """What member `place` of a group adds to a reduction, [elements]: 0 but at every members-th element, which has
+    `reduction_result`'s value.
 
     However many members there are and in whatever order they are added up, each partial sum is 0 or a whole number of
     up to 8 bits, exact in every type; sums of ones are not, bfloat16 ends at 256. A member that is missed or added
     twice shows in its elements, and rows that went to the wrong member show in their values.
     """
-    values = total(elements, device, dtype)
+    values = reduction_result(elements, device, dtype)
     mine = torch.arange(elements, device=device, dtype=torch.int32).remainder_(members).eq_(place)
     return values.mul_(mine)
 
 
-def total(elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """What a group's summands add up to, [elements]: 1 to 251 over and over, a prime that parts are no multiple of."""
+def reduction_result(elements: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of `reduction_input` over a group, [elements]: 1 to 251 over and over, a prime, so that parts differ."""
     return torch.arange(elements, device=device, dtype=torch.int32).remainder_(251).add_(1).to(dtype)
 
 
-def bystander() -> Exchange:
+def no_exchange() -> Exchange:
     """What a rank does in an exchange of others: nothing, and nothing wrong."""
     return (lambda: None), 0
 
@@ -66,7 +67,7 @@ def round_trip(pair: tuple[int, int], elements: int, device: torch.device, dtype
     first, second = pair
     rank = dist.get_rank()
     peer = second if rank == first else first
-    sent = torch.full((elements,), label(rank, peer), device=device, dtype=dtype)
+    sent = torch.full((elements,), message_value(rank, peer), device=device, dtype=dtype)
     received = torch.empty_like(sent)
 
     def call() -> None:
@@ -78,7 +79,7 @@ def round_trip(pair: tuple[int, int], elements: int, device: torch.device, dtype
             dist.send(sent, peer)
 
     call()
-    return call, wrong_values(received, label(peer, rank))
+    return call, wrong_values(received, message_value(peer, rank))
 
 
 def all_to_all(
@@ -86,17 +87,19 @@ def all_to_all(
 ) -> Exchange:
     """Equal parts of `elements` values to every member of the group, this rank included."""
     rank, part = dist.get_rank(), elements // len(members)
-    sent = labels([label(rank, peer) for peer in members], part, device, dtype)
+    sent = message_values([message_value(rank, peer) for peer in members], part, device, dtype)
     received = torch.empty_like(sent)
 
     def call() -> None:
         dist.all_to_all_single(received, sent, group=group)
 
     call()
-    return call, wrong_values(received, labels([label(peer, rank) for peer in members], part, device, dtype))
+    return call, wrong_values(
+        received, message_values([message_value(peer, rank) for peer in members], part, device, dtype)
+    )
 
 
-def labels(values: Sequence[int], part: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def message_values(values: Sequence[int], part: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Each value `part` times, one after the other."""
     return torch.tensor(values, device=device, dtype=dtype).repeat_interleave(part)
 
@@ -105,13 +108,13 @@ def all_reduce(
     group: dist.ProcessGroup | None, members: Sequence[int], elements: int, device: torch.device, dtype: torch.dtype
 ) -> Exchange:
     """The sum of `elements` values over the group, in place."""
-    values = summand(list(members).index(dist.get_rank()), len(members), elements, device, dtype)
+    values = reduction_input(list(members).index(dist.get_rank()), len(members), elements, device, dtype)
 
     def call() -> None:
         dist.all_reduce(values, group=group)
 
     call()
-    wrong = wrong_values(values, total(elements, device, dtype))
+    wrong = wrong_values(values, reduction_result(elements, device, dtype))
     values.zero_()  # sums of zeros stay zero, however often they are taken
     return call, wrong
 
@@ -121,14 +124,14 @@ def reduce_scatter(
 ) -> Exchange:
     """The sum over the group of each rank's part of `elements` values."""
     part, place = elements // len(members), list(members).index(dist.get_rank())
-    sent = summand(place, len(members), part * len(members), device, dtype)
+    sent = reduction_input(place, len(members), part * len(members), device, dtype)
     received = torch.empty(part, device=device, dtype=dtype)
 
     def call() -> None:
         dist.reduce_scatter_tensor(received, sent, group=group)
 
     call()
-    return call, wrong_values(received, total(part * len(members), device, dtype).chunk(len(members))[place])
+    return call, wrong_values(received, reduction_result(part * len(members), device, dtype).chunk(len(members))[place])
 
 
 def all_gather(
@@ -136,14 +139,16 @@ def all_gather(
 ) -> Exchange:
     """Every member's part, `elements` values in all, on every member."""
     part = elements // len(members)
-    sent = torch.full((part,), label(dist.get_rank(), 0), device=device, dtype=dtype)
+    sent = torch.full((part,), message_value(dist.get_rank(), 0), device=device, dtype=dtype)
     received = torch.empty(part * len(members), device=device, dtype=dtype)
 
     def call() -> None:
         dist.all_gather_into_tensor(received, sent, group=group)
 
     call()
-    return call, wrong_values(received, labels([label(peer, 0) for peer in members], part, device, dtype))
+    return call, wrong_values(
+        received, message_values([message_value(peer, 0) for peer in members], part, device, dtype)
+    )
 
 
 COLLECTIVES = {
@@ -168,7 +173,7 @@ def process_group(family: GroupFamily) -> Iterator[dist.ProcessGroup | None]:
         group = dist.new_group(list(members))
         if dist.get_rank() in members:
             own = group
-    let_senders_go_first()
+    lower_gloo_receiver_priority()
     try:
         yield own
         dist.barrier()
@@ -202,7 +207,7 @@ class TorchBackend:
 
             def build(name: str, elements: int) -> Exchange:
                 if members is None:
-                    return bystander()
+                    return no_exchange()
                 return COLLECTIVES[name](group, members, elements, self.device, self.dtype)
 
             yield build

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from piper_hpc.spec import RankMap, Tier
 
-_WIDTH = {"self": 0, Tier.NODE.value: 1, Tier.RACK.value: 2, Tier.SYSTEM.value: 3}
+_TIER_ORDER = {"self": 0, Tier.NODE.value: 1, Tier.RACK.value: 2, Tier.SYSTEM.value: 3}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GroupFamily:
 
 def widest_tier(ranks: RankMap, group: Sequence[int]) -> str:
     """The widest tier of links between any two ranks of a group."""
-    return max((ranks.tier(a, b) for a, b in combinations(group, 2)), key=_WIDTH.__getitem__, default="self")
+    return max((ranks.tier(a, b) for a, b in combinations(group, 2)), key=_TIER_ORDER.__getitem__, default="self")
 
 
 def pairs(ranks: RankMap) -> dict[str, tuple[int, int]]:
@@ -35,7 +35,7 @@ def pairs(ranks: RankMap) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for a, b in combinations(range(len(ranks.places)), 2):
         found.setdefault(ranks.tier(a, b), (a, b))
-    return dict(sorted(found.items(), key=lambda item: _WIDTH[item[0]]))
+    return dict(sorted(found.items(), key=lambda item: _TIER_ORDER[item[0]]))
 
 
 def group_families(ranks: RankMap) -> list[GroupFamily]:
@@ -56,10 +56,10 @@ def group_families(ranks: RankMap) -> list[GroupFamily]:
                 for offset in range(stride)
             ]
             tiers = [widest_tier(ranks, group) for group in groups]
-            tier = max(tiers, key=_WIDTH.__getitem__)
+            tier = max(tiers, key=_TIER_ORDER.__getitem__)
             widest = tuple(group for group, own in zip(groups, tiers, strict=True) if own == tier)
             families.setdefault((size, tier), GroupFamily(size, tier, widest))
-    return sorted(families.values(), key=lambda family: (family.size, _WIDTH[family.tier]))
+    return sorted(families.values(), key=lambda family: (family.size, _TIER_ORDER[family.tier]))
 
 
 def pipeline_families(ranks: RankMap) -> dict[int, GroupFamily]:
@@ -73,6 +73,6 @@ def pipeline_families(ranks: RankMap) -> dict[int, GroupFamily]:
     for size in (n for n in range(1, world // 2 + 1) if world % n == 0 and world > 2):
         senders = [rank for rank in range(world - size) if rank // size % 2 == 0]
         groups = tuple((rank, rank + size) for rank in senders)
-        tier = max((ranks.tier(*group) for group in groups), key=_WIDTH.__getitem__)
+        tier = max((ranks.tier(*group) for group in groups), key=_TIER_ORDER.__getitem__)
         families[size] = GroupFamily(2, tier, groups)
     return families

@@ -18,7 +18,7 @@ LEAST_SHARE = 0.9
 """Counters may be read a moment before the last packet; a way round the link leaves nearly nothing on it."""
 MOST_SHARE = 1.5
 """Headers and packets sent again stay well below this; more is somebody else's traffic."""
-JUDGED_ABOVE_BYTES = 1 << 20
+CHECKED_ABOVE_BYTES = 1 << 20
 """Beside fewer bytes than this, the barriers around an exchange count; too many on the link then mean nothing."""
 
 INFINIBAND = Path("/sys/class/infiniband")
@@ -44,23 +44,23 @@ class LinkCounter:
         raise ValueError(f"no network interface {self.interface} in {DEVICES}")
 
 
-def counter_of(asked: str, device_type: str, environ: Mapping[str, str] = os.environ) -> LinkCounter | None:
+def link_counter(setting: str, device_type: str, environ: Mapping[str, str] = os.environ) -> LinkCounter | None:
     """The counter for `task.link_counters`: `off`, an interface, or `auto`.
 
     `auto` takes the interface that CPU ranks are told to use (GLOO_SOCKET_IFNAME), and InfiniBand's ports for devices.
     Fabrics that keep no such counter (Slingshot) are not watched.
     """
-    if asked == "off":
+    if setting == "off":
         return None
-    if asked != "auto":
-        return LinkCounter(asked)
+    if setting != "auto":
+        return LinkCounter(setting)
     if device_type != "cpu":
         return LinkCounter("ib") if any(INFINIBAND.glob("*/ports/*/counters/port_xmit_data")) else None
     name = environ.get("GLOO_SOCKET_IFNAME", "")
     return LinkCounter(name) if name and name != "lo" else None
 
 
-def least_bytes(name: str, family: GroupFamily, bytes_: float, ranks: RankMap) -> float:
+def minimum_bytes(name: str, family: GroupFamily, bytes_: float, ranks: RankMap) -> float:
     """What one call of an exchange must send between nodes, over all nodes and groups of the family, at the least.
 
     Exact for p2p (there and back) and all_to_all; for the others, what any algorithm needs that adds up inside each
@@ -79,7 +79,7 @@ def _of_group(name: str, group: Sequence[int], bytes_: float, ranks: RankMap) ->
     return (len(set(nodes)) - 1) * bytes_ * (2 if name == "all_reduce" else 1)
 
 
-def too_few(interface: str, sent_bytes: float, least: float) -> str | None:
+def missing_bytes(interface: str, sent_bytes: float, least: float) -> str | None:
     """Why so few bytes on the links speak against what was measured; None where they do not."""
     if sent_bytes >= LEAST_SHARE * least:
         return None
@@ -89,11 +89,11 @@ def too_few(interface: str, sent_bytes: float, least: float) -> str | None:
     )
 
 
-def refusal(name: str, interface: str, sent_bytes: float, least: float) -> str | None:
+def counter_mismatch(name: str, interface: str, sent_bytes: float, least: float) -> str | None:
     """Why the bytes that the links counted do not match those of the calls; None where they do."""
-    if few := too_few(interface, sent_bytes, least):
+    if few := missing_bytes(interface, sent_bytes, least):
         return few
     exact = name == "all_to_all" or name.startswith("p2p")
-    if exact and least > JUDGED_ABOVE_BYTES and sent_bytes > MOST_SHARE * least:
+    if exact and least > CHECKED_ABOVE_BYTES and sent_bytes > MOST_SHARE * least:
         return f"{interface} sent {sent_bytes:,.0f} bytes where {least:,.0f} were exchanged: others used the link"
     return None

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from piper_hpc.microbench.exchanges import Exchange, bystander, label, labels, summand, total, wrong_values
+from piper_hpc.microbench.exchanges import (
+    Exchange,
+    message_value,
+    message_values,
+    no_exchange,
+    reduction_input,
+    reduction_result,
+    wrong_values,
+)
 from piper_hpc.microbench.groups import GroupFamily
 from piper_hpc.runtime import mpi
 
@@ -44,7 +52,7 @@ class MpiBackend:
         """A message from the first rank of `pair` to the second and back: MPI_Send and MPI_Recv."""
         rank = dist.get_rank()
         peer = pair[1] if rank == pair[0] else pair[0]
-        sent = torch.full((elements,), label(rank, peer), device=self.device, dtype=self.dtype)
+        sent = torch.full((elements,), message_value(rank, peer), device=self.device, dtype=self.dtype)
         received = torch.empty_like(sent)
         outgoing, incoming = self._bytes(sent), self._bytes(received)
 
@@ -57,7 +65,7 @@ class MpiBackend:
                 self.world.Send(outgoing, peer)
 
         call()
-        return call, wrong_values(received, label(peer, rank))
+        return call, wrong_values(received, message_value(peer, rank))
 
     @contextmanager
     def collectives(self, family: GroupFamily) -> Iterator[Callable[[str, int], Exchange]]:
@@ -71,7 +79,7 @@ class MpiBackend:
         group = self.world.Split(family.groups.index(members) if members else len(family.groups), rank)
 
         def build(name: str, elements: int) -> Exchange:
-            return bystander() if members is None else _BUILDERS[name](self, group, members, elements)
+            return no_exchange() if members is None else _BUILDERS[name](self, group, members, elements)
 
         yield build
         group.Free()
@@ -79,7 +87,7 @@ class MpiBackend:
     def all_to_all(self, group: Any, members: Sequence[int], elements: int) -> Exchange:
         """MPI_Alltoallv with equal parts, as torch's `all_to_all_single`."""
         rank, part = dist.get_rank(), elements // len(members)
-        sent = labels([label(rank, peer) for peer in members], part, self.device, self.dtype)
+        sent = message_values([message_value(rank, peer) for peer in members], part, self.device, self.dtype)
         received = torch.empty_like(sent)
         counts = [part * sent.element_size()] * len(members)
         outgoing, incoming = [self._bytes(sent), counts], [self._bytes(received), counts]
@@ -88,12 +96,12 @@ class MpiBackend:
             group.Alltoallv(outgoing, incoming)
 
         call()
-        expected = labels([label(peer, rank) for peer in members], part, self.device, self.dtype)
+        expected = message_values([message_value(peer, rank) for peer in members], part, self.device, self.dtype)
         return call, wrong_values(received, expected)
 
     def all_reduce(self, group: Any, members: Sequence[int], elements: int) -> Exchange:
         """MPI_Allreduce, out of place."""
-        sent = summand(list(members).index(dist.get_rank()), len(members), elements, self.device, self.dtype)
+        sent = reduction_input(list(members).index(dist.get_rank()), len(members), elements, self.device, self.dtype)
         received = torch.empty_like(sent)
         outgoing, incoming = self._numbers(sent), self._numbers(received)
 
@@ -101,12 +109,12 @@ class MpiBackend:
             group.Allreduce(outgoing, incoming)
 
         call()
-        return call, wrong_values(received, total(elements, self.device, self.dtype))
+        return call, wrong_values(received, reduction_result(elements, self.device, self.dtype))
 
     def reduce_scatter(self, group: Any, members: Sequence[int], elements: int) -> Exchange:
         """MPI_Reduce_scatter_block."""
         part, place = elements // len(members), list(members).index(dist.get_rank())
-        sent = summand(place, len(members), part * len(members), self.device, self.dtype)
+        sent = reduction_input(place, len(members), part * len(members), self.device, self.dtype)
         received = torch.empty(part, device=self.device, dtype=self.dtype)
         outgoing, incoming = self._numbers(sent), self._numbers(received)
 
@@ -114,13 +122,13 @@ class MpiBackend:
             group.Reduce_scatter_block(outgoing, incoming)
 
         call()
-        expected = total(part * len(members), self.device, self.dtype).chunk(len(members))[place]
+        expected = reduction_result(part * len(members), self.device, self.dtype).chunk(len(members))[place]
         return call, wrong_values(received, expected)
 
     def all_gather(self, group: Any, members: Sequence[int], elements: int) -> Exchange:
         """MPI_Allgather."""
         part = elements // len(members)
-        sent = torch.full((part,), label(dist.get_rank(), 0), device=self.device, dtype=self.dtype)
+        sent = torch.full((part,), message_value(dist.get_rank(), 0), device=self.device, dtype=self.dtype)
         received = torch.empty(part * len(members), device=self.device, dtype=self.dtype)
         outgoing, incoming = self._bytes(sent), self._bytes(received)
 
@@ -128,7 +136,9 @@ class MpiBackend:
             group.Allgather(outgoing, incoming)
 
         call()
-        return call, wrong_values(received, labels([label(peer, 0) for peer in members], part, self.device, self.dtype))
+        return call, wrong_values(
+            received, message_values([message_value(peer, 0) for peer in members], part, self.device, self.dtype)
+        )
 
     def _bytes(self, tensor: torch.Tensor) -> Any:
         """The tensor's memory, to be moved: MPI knows no bfloat16."""

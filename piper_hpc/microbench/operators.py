@@ -43,7 +43,7 @@ def bytes_of(*tensors: torch.Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def close_to(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether two results are equal but for the rounding of `dtype`, relative to the largest value."""
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
     error = (actual.double() - expected.double()).abs().max()
@@ -53,7 +53,7 @@ def agree(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
 def _product_agrees(a: torch.Tensor, b: torch.Tensor, product: torch.Tensor) -> bool:
     """Freivalds' check of product [m, n] = a [m, k] b [k, n]: both sides times one random vector, in float64."""
     vector = torch.randn(b.shape[1], 1, dtype=torch.float64, device=b.device)
-    return agree(product.double() @ vector, a.double() @ (b.double() @ vector), product.dtype)
+    return close_to(product.double() @ vector, a.double() @ (b.double() @ vector), product.dtype)
 
 
 def gemm(device: torch.device, dtype: torch.dtype, *, m: int, n: int, k: int) -> Operator:
@@ -108,7 +108,7 @@ def attention_forward(
 
     # The first position sees itself alone, so its output is its own value, once for each head that shares it.
     own = inputs[2][:, :, 0].repeat_interleave(heads // kv_heads, dim=1)
-    correct = agree(call()[:, :, 0].detach(), own.detach(), dtype)
+    correct = close_to(call()[:, :, 0].detach(), own.detach(), dtype)
     flops = _attention_flops(batch, heads, sequence, head_dim)
     return Operator("flops", flops, call, correct, bytes_of(*inputs, inputs[0]))
 
@@ -127,7 +127,7 @@ def attention_backward(
 
     # Weights of one position sum to 1, so the values' gradients sum to the outputs' gradients of all heads that share.
     shared = gradient.float().sum(dim=2).unflatten(1, (kv_heads, -1)).sum(dim=2)
-    correct = agree(call()[2].float().sum(dim=2), shared, dtype)
+    correct = close_to(call()[2].float().sum(dim=2), shared, dtype)
     flops = _attention_flops(batch, heads, sequence, head_dim)
     return Operator("flops", flops, call, correct, 2 * bytes_of(*inputs, output))
 
@@ -136,7 +136,7 @@ def elementwise(device: torch.device, dtype: torch.dtype, *, elements: int) -> O
     """The sum of two tensors into a new one: three streams of bytes."""
     a = torch.randn(elements, device=device, dtype=dtype)
     b = torch.ones(elements, device=device, dtype=dtype)
-    correct = agree((a + b)[-4096:], a[-4096:].double() + 1, dtype)
+    correct = close_to((a + b)[-4096:], a[-4096:].double() + 1, dtype)
     moved = 3 * bytes_of(a)
     return Operator("bytes", float(moved), lambda: a + b, correct, moved)
 
@@ -145,7 +145,7 @@ def activation(device: torch.device, dtype: torch.dtype, *, elements: int) -> Op
     """SiLU of one tensor into a new one: two streams of bytes, and an exponential for each value."""
     values = torch.randn(elements, device=device, dtype=dtype)
     tail = values[-4096:].double()
-    correct = agree(F.silu(values)[-4096:], tail / (1 + (-tail).exp()), dtype)
+    correct = close_to(F.silu(values)[-4096:], tail / (1 + (-tail).exp()), dtype)
     moved = 2 * bytes_of(values)
     return Operator("bytes", float(moved), lambda: F.silu(values), correct, moved)
 
@@ -161,7 +161,7 @@ def norm(device: torch.device, dtype: torch.dtype, *, tokens: int, hidden: int) 
 
     exact = values.detach().double()
     normalised = exact / exact.square().mean(-1, keepdim=True).sqrt()
-    correct = agree(call()[1], (gradient.double() * normalised).sum(0), dtype)
+    correct = close_to(call()[1], (gradient.double() * normalised).sum(0), dtype)
     return Operator("bytes", 2.0 * bytes_of(values), call, correct, 4 * bytes_of(values))
 
 
@@ -185,8 +185,8 @@ def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int,
     largest = shares.gather(-1, index)
     chosen = torch.zeros_like(shares).scatter_(-1, index, 1.0)
     expected = shares * (chosen - largest.sum(-1, keepdim=True))
-    right = agree(largest, shares.topk(top_k, dim=-1).values, torch.float32)
-    correct = right and agree(call(), expected, torch.float32)
+    right = close_to(largest, shares.topk(top_k, dim=-1).values, torch.float32)
+    correct = right and close_to(call(), expected, torch.float32)
     return Operator("values", float(tokens * experts), call, correct, 4 * bytes_of(logits))
 
 
@@ -205,7 +205,7 @@ def fold(device: torch.device, dtype: torch.dtype, *, tokens: int, top_k: int, h
     copies = torch.randn(tokens, top_k, hidden, device=device, dtype=dtype)
     total = copies.sum(1)
     moved = bytes_of(copies, total)
-    correct = agree(total, copies.double().sum(1), dtype)
+    correct = close_to(total, copies.double().sum(1), dtype)
     return Operator("bytes", float(moved), lambda: copies.sum(1), correct, moved)
 
 
@@ -228,7 +228,7 @@ def adamw(device: torch.device, dtype: torch.dtype, *, parameters: int, tensors:
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
     optimizer.step()
     # The first step of Adam moves a weight by its rate against the gradient's sign, after its decay.
-    correct = agree(weights[-1].detach(), torch.full_like(weights[-1], 1 - rate * decay - rate), dtype)
+    correct = close_to(weights[-1].detach(), torch.full_like(weights[-1], 1 - rate * decay - rate), dtype)
     return Operator("parameters", float(parameters), optimizer.step, correct, 4 * bytes_of(*weights))
 
 
@@ -244,7 +244,7 @@ def host_op(device: torch.device, dtype: torch.dtype, *, operations: int) -> Ope
         (gradient,) = torch.autograd.grad(value, start, factor)
         return gradient
 
-    return Operator("operations", float(operations), call, agree(call(), factor, dtype))
+    return Operator("operations", float(operations), call, close_to(call(), factor, dtype))
 
 
 _BUILDERS: dict[str, Callable[..., Operator]] = {

@@ -17,7 +17,7 @@ OnRow = Callable[[Row], None]
 
 
 @dataclass(frozen=True)
-class Book:
+class RowWriter:
     """Where rows are written. `node_names` and `rack_names` are by index of node and rack (default: the index)."""
 
     team: Team

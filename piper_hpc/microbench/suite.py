@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.microbench.arrival_skew import time_arrival_skew
-from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, bystander, process_group, round_trip
+from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, no_exchange, process_group, round_trip
 from piper_hpc.microbench.groups import GroupFamily, group_families, pairs
 from piper_hpc.microbench.operators import build
-from piper_hpc.microbench.rows import Book, OnRow
+from piper_hpc.microbench.rows import OnRow, RowWriter
 from piper_hpc.microbench.shapes import Grid, grid_for
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
 from piper_hpc.spec import RankMap
@@ -69,18 +69,18 @@ def run(
     )
     points += bool(families) * UNIT_POINTS
     points += len(_nearest(families)) * ARRIVAL_SKEW_POINTS * len(grid.arrival_skew)
-    book = Book(Team(device), ranks, dtype, on_row, node_names, rack_names)
+    row_writer = RowWriter(Team(device), ranks, dtype, on_row, node_names, rack_names)
     rounds = max(1, min(ROUNDS, int(budget_s / ROUND_S)))
     for _ in range(rounds):
-        _Suite(book, device, grid, Budget(budget_s / rounds, points)).run(families)
+        _Suite(row_writer, device, grid, Budget(budget_s / rounds, points)).run(families)
 
 
 class _Suite:
     """One pass over a grid: builds what is measured, times it with the others, and writes the rows on rank 0."""
 
-    def __init__(self, book: Book, device: torch.device, grid: Grid, budget: Budget) -> None:
-        self.book, self.device, self.grid, self.budget = book, device, grid, budget
-        self.ranks, self.dtype, self.team = book.ranks, book.dtype, book.team
+    def __init__(self, row_writer: RowWriter, device: torch.device, grid: Grid, budget: Budget) -> None:
+        self.row_writer, self.device, self.grid, self.budget = row_writer, device, grid, budget
+        self.ranks, self.dtype, self.team = row_writer.ranks, row_writer.dtype, row_writer.team
 
     def run(self, families: Sequence[GroupFamily]) -> None:
         self.measure_compute()
@@ -88,7 +88,7 @@ class _Suite:
             self.measure_p2p(tier, pair)
         if not families:
             return
-        work, work_s = self.unit_of_compute()
+        work, work_s = self.time_smallest_gemm()
         nearest = _nearest(families)
         for family in families:
             with process_group(family) as group:
@@ -106,11 +106,11 @@ class _Suite:
                 timing = time_compute(operator.call, self.team, self.budget.share())
                 self.budget.spend()
                 everyone = range(self.team.world)
-                self.book.write(name, operator.work, operator.unit, shape, timing, not operator.correct, everyone)
+                self.row_writer.write(name, operator.work, operator.unit, shape, timing, not operator.correct, everyone)
 
     def measure_p2p(self, tier: str, pair: tuple[int, int]) -> None:
         def prepare(elements: int) -> Exchange:
-            return round_trip(pair, elements, self.device, self.dtype) if self.team.rank in pair else bystander()
+            return round_trip(pair, elements, self.device, self.dtype) if self.team.rank in pair else no_exchange()
 
         family = GroupFamily(2, tier, (pair,))
         self.measure_sizes("p2p", f"p2p/{tier}", family, prepare, calls_per_message=0.5)
@@ -121,12 +121,12 @@ class _Suite:
 
         def prepare(elements: int) -> Exchange:
             if members is None:
-                return bystander()
+                return no_exchange()
             return COLLECTIVES[name](group, members, elements, self.device, self.dtype)
 
         return self.measure_sizes(name, f"{name}/{family.tier}/{family.size}", family, prepare)
 
-    def unit_of_compute(self) -> tuple[Call, float]:
+    def time_smallest_gemm(self) -> tuple[Call, float]:
         """The smallest GEMM, which makes up the compute before a meeting, and its mean seconds on all ranks at once."""
         call = build("gemm", self.grid.compute["gemm"][0], self.device, self.dtype).call
         timing = time_compute(call, self.team, self.budget.share(UNIT_POINTS))
@@ -144,7 +144,7 @@ class _Suite:
         members = next((group for group in family.groups if self.team.rank in group), None)
         item = torch.empty((), dtype=self.dtype).element_size()
         elements = -(-self.grid.messages["all_to_all"][0] // (item * family.size)) * family.size
-        exchange, wrong = bystander()
+        exchange, wrong = no_exchange()
         if members is not None:
             exchange, wrong = COLLECTIVES["all_to_all"](group, members, elements, self.device, self.dtype)
         for seconds in self.grid.arrival_skew:
@@ -156,7 +156,7 @@ class _Suite:
 
             timing = time_arrival_skew(compute, exchange, together_s, self.team, self.budget.share(ARRIVAL_SKEW_POINTS))
             self.budget.spend(ARRIVAL_SKEW_POINTS)
-            self.book.write(
+            self.row_writer.write(
                 f"skew/{family.tier}/{family.size}",
                 calls * work_s,
                 "seconds",
@@ -196,7 +196,7 @@ class _Suite:
             statistics = timing.statistics()
             medians.append(float(statistics["median_s"]))
             bytes_ = elements * item
-            self.book.write(
+            self.row_writer.write(
                 operator,
                 float(bytes_),
                 "bytes",

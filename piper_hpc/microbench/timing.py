@@ -85,7 +85,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Effort:
+class SamplingPlan:
     """How one point is measured, the same on all ranks: samples of `iterations` calls, or of `sample_s` seconds."""
 
     samples: int
@@ -93,7 +93,7 @@ class Effort:
     sample_s: float
 
     @staticmethod
-    def plan(iteration_s: float, share_s: float, least: int) -> Effort:
+    def plan(iteration_s: float, share_s: float, least: int) -> SamplingPlan:
         """Fill `share_s` seconds with warm-up and at least `least` samples of calls that take `iteration_s` each.
 
         A third of the share is left for what surrounds the samples: building, the pilot, barriers.
@@ -102,7 +102,7 @@ class Effort:
         sample_s = min(SAMPLE_S, filled_s / (WARMUP_SAMPLES + least))
         iterations = max(1, math.ceil(sample_s / iteration_s))
         samples = int(filled_s / max(sample_s, iteration_s)) - WARMUP_SAMPLES
-        return Effort(min(MAX_SAMPLES, max(3, samples)), iterations, sample_s)
+        return SamplingPlan(min(MAX_SAMPLES, max(3, samples)), iterations, sample_s)
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ def time_compute(call: Call, team: Team, share_s: float) -> Timing:
     """
     pilot_s = _seconds(call, 1, team)
     iteration_s, share_s = team.maximum(_seconds(call, max(1, int(1e-3 / pilot_s)), team), share_s)
-    effort = Effort.plan(iteration_s, share_s, COMPUTE_SAMPLES)
+    sampling = SamplingPlan.plan(iteration_s, share_s, COMPUTE_SAMPLES)
     # The clock is read once in a while: often enough to end a sample in time, seldom enough to cost nothing.
-    stride = max(1, int(effort.sample_s / 20 / iteration_s))
+    stride = max(1, int(sampling.sample_s / 20 / iteration_s))
 
     def sample() -> tuple[float, int]:
         start, calls = perf_counter(), 0
@@ -157,13 +157,13 @@ def time_compute(call: Call, team: Team, share_s: float) -> Timing:
             team.wait_for_device()
             calls += stride
             elapsed = perf_counter() - start
-            if elapsed >= effort.sample_s:
+            if elapsed >= sampling.sample_s:
                 return elapsed / calls, calls
 
     team.barrier()
     for _ in range(WARMUP_SAMPLES):
         sample()
-    samples = [sample() for _ in range(effort.samples)]
+    samples = [sample() for _ in range(sampling.samples)]
     return Timing(team.table([seconds for seconds, _ in samples]), samples[0][1])
 
 
@@ -180,20 +180,20 @@ def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
     iteration_s, share_s = team.maximum(_seconds(call, 2, team), share_s)
     if rest_s:
         samples = min(MAX_SAMPLES, max(RESTED_SAMPLES, int(0.67 * share_s / (rest_s + iteration_s))))
-        effort = Effort(samples, 1, iteration_s)
+        sampling = SamplingPlan(samples, 1, iteration_s)
     else:
         again = max(1, min(100, int(share_s / 20 / iteration_s)))  # the first calls open connections
         (iteration_s,) = team.maximum(_seconds(call, again, team))
-        effort = Effort.plan(iteration_s, share_s, EXCHANGE_SAMPLES)
+        sampling = SamplingPlan.plan(iteration_s, share_s, EXCHANGE_SAMPLES)
 
     def sample() -> float:
         sleep(rest_s)
         team.barrier()
         used_s = process_time()
-        seconds = _seconds(call, effort.iterations, team)
-        used_s = (process_time() - used_s) / effort.iterations
+        seconds = _seconds(call, sampling.iterations, team)
+        used_s = (process_time() - used_s) / sampling.iterations
         return seconds + used_s * (1 / team.core_share - 1) if rest_s else seconds
 
     for _ in range(WARMUP_SAMPLES):
         sample()
-    return Timing(team.table([sample() for _ in range(effort.samples)]), effort.iterations)
+    return Timing(team.table([sample() for _ in range(sampling.samples)]), sampling.iterations)

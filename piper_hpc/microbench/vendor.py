@@ -17,7 +17,7 @@ from typing import Any
 
 from piper_hpc.microbench.exchanges import BUS_FACTOR
 from piper_hpc.microbench.groups import GroupFamily
-from piper_hpc.microbench.links import least_bytes
+from piper_hpc.microbench.links import minimum_bytes
 from piper_hpc.spec import BENCHMARK_VERSION, Layout, RankMap
 
 ITERATIONS, WARMUP = 20, 5
@@ -56,19 +56,19 @@ class Program:
         return os.path.basename(self.path)
 
     @property
-    def of_nccl(self) -> bool:
+    def is_nccl_tests(self) -> bool:
         """Whether it is one of nccl-tests or rccl-tests."""
         return self.name.endswith("_perf")
 
     @property
-    def started(self) -> int:
+    def ranks_started(self) -> int:
         """Ranks that it is run on: all of the job's, or the two of a message."""
         return 2 if self.name == "osu_latency" else self.ranks
 
     @property
-    def on(self) -> tuple[str, ...]:
+    def nodes_used(self) -> tuple[str, ...]:
         """The nodes that it is run on, each with as many of its ranks."""
-        return self.nodes[: self.started]
+        return self.nodes[: self.ranks_started]
 
     def command(self, least: int, most: int, environ: Mapping[str, str] = os.environ) -> list[str]:
         """The command line for messages of `least` to `most` bytes.
@@ -77,8 +77,8 @@ class Program:
         job's type of MPI (SLURM_MPI_TYPE) or, without one, the site's; elsewhere one process of nccl-tests drives all
         devices, and mpiexec starts OSU's ranks.
         """
-        ranks = self.started
-        if self.of_nccl:
+        ranks = self.ranks_started
+        if self.is_nccl_tests:
             sizes = ["-b", str(least), "-e", str(most), "-f", "4", "-n", str(ITERATIONS), "-w", str(WARMUP)]
             arguments = [*sizes, "-g", "1"]
         else:
@@ -87,31 +87,33 @@ class Program:
             arguments += [] if self.operation == "p2p" else ["-f"]
         if "SLURM_JOB_ID" in environ:
             mpi = [f"--mpi={environ['SLURM_MPI_TYPE']}"] if environ.get("SLURM_MPI_TYPE") else []
-            places = [f"--nodes={len(self.on)}", f"--nodelist={','.join(self.on)}"]
-            tasks = [f"--ntasks={ranks}", f"--ntasks-per-node={ranks // len(self.on)}"]
+            places = [f"--nodes={len(self.nodes_used)}", f"--nodelist={','.join(self.nodes_used)}"]
+            tasks = [f"--ntasks={ranks}", f"--ntasks-per-node={ranks // len(self.nodes_used)}"]
             return ["srun", "--overlap", *mpi, *places, *tasks, self.path, *arguments]
-        if self.of_nccl:
+        if self.is_nccl_tests:
             return [self.path, *arguments[:-1], str(ranks)]
         return ["mpiexec", "-n", str(ranks), self.path, *arguments]
 
     def rows(self, text: str) -> Iterator[Row]:
         """Rows of what it printed. Raises TableError for a table that is not of all ranks that were started."""
-        return parse_nccl(text, self) if self.of_nccl else parse_osu(text, self)
+        return parse_nccl(text, self) if self.is_nccl_tests else parse_osu(text, self)
 
-    def least_bytes(self, rows: Sequence[Row]) -> float:
+    def minimum_bytes(self, rows: Sequence[Row]) -> float:
         """What its timed iterations must send between nodes, over all nodes and rows, at the least; see links.py."""
-        places = RankMap.block(Layout(dp=self.started), self.started // len(self.on), (0,) * len(self.on))
-        everyone = GroupFamily(self.started, "system", (tuple(range(self.started)),))
+        places = RankMap.block(
+            Layout(dp=self.ranks_started), self.ranks_started // len(self.nodes_used), (0,) * len(self.nodes_used)
+        )
+        everyone = GroupFamily(self.ranks_started, "system", (tuple(range(self.ranks_started)),))
 
         def of_call(size: float) -> float:
             if self.name == "sendrecv_perf":  # a ring: each rank sends to the next
-                return size * len(self.on) if len(self.on) > 1 else 0.0
-            return least_bytes(self.operation, everyone, size, places)
+                return size * len(self.nodes_used) if len(self.nodes_used) > 1 else 0.0
+            return minimum_bytes(self.operation, everyone, size, places)
 
         return sum(row["iterations_per_sample"] * of_call(row["work"]) for row in rows)
 
 
-def found(suites: Sequence[str], ranks: int, nodes: Sequence[str]) -> list[Program]:
+def find_programs(suites: Sequence[str], ranks: int, nodes: Sequence[str]) -> list[Program]:
     """The programs of these suites that are on the PATH."""
     named = [(suite, name) for suite in suites for name in BINARIES.get(suite, ())]
     paths = [(suite, shutil.which(name)) for suite, name in named]
@@ -153,20 +155,22 @@ def parse_nccl(text: str, program: Program) -> Iterator[Row]:
     The ranks are those that its head lists under `Using devices`, and its bus bandwidth is theirs, else TableError.
     """
     listed = Counter(int(rank) for rank in _NCCL_RANK.findall(text))
-    if listed != Counter(range(program.started)):
+    if listed != Counter(range(program.ranks_started)):
         tables = max(listed.values(), default=1)
-        raise _not_of_all(program, f"{tables} tables of {len(listed)} ranks" if tables > 1 else f"{len(listed)} ranks")
+        raise _partial_table_error(
+            program, f"{tables} tables of {len(listed)} ranks" if tables > 1 else f"{len(listed)} ranks"
+        )
     for line in text.splitlines():
         if (match := _NCCL.match(line)) and float(match["size"]) > 0:
             wrong = 0 if match["wrong"] == "N/A" else int(match["wrong"])
             dtype = _NCCL_TYPES.get(match["type"], match["type"])
             seconds = float(match["time"]) * 1e-6
-            factor = BUS_FACTOR[program.operation](program.started)
+            factor = BUS_FACTOR[program.operation](program.ranks_started)
             expected, printed = float(match["algbw"]) * factor, float(match["busbw"])
             if abs(printed - expected) > 2 * _PRINTED_GB_PER_S * (1 + factor):
                 raise TableError(
-                    f"it prints a bus bandwidth of {printed:g} GB/s at {match['size']} bytes, where {program.started} "
-                    f"ranks make {expected:.4g}: its ranks are others"
+                    f"it prints a bus bandwidth of {printed:g} GB/s at {match['size']} bytes, where "
+                    f"{program.ranks_started} ranks make {expected:.4g}: its ranks are others"
                 )
             yield _row(program, "nccl-tests", float(match["size"]), seconds, dtype=dtype, wrong=wrong)
 
@@ -182,7 +186,7 @@ def parse_osu(text: str, program: Program) -> Iterator[Row]:
     lines = [fields for fields in lines if len(fields) > 1 and fields[0].isdigit() and int(fields[0])]
     tables = max(Counter(fields[0] for fields in lines).values(), default=1)
     if tables > 1:
-        raise _not_of_all(program, f"{tables} tables")
+        raise _partial_table_error(program, f"{tables} tables")
     for fields in lines:
         size = float(fields[0]) * (program.ranks if whole else 1)
         times = [float(field) * 1e-6 for field in fields[1:4]]
@@ -194,10 +198,11 @@ def parse_osu(text: str, program: Program) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _not_of_all(program: Program, found: str) -> TableError:
+def _partial_table_error(program: Program, found: str) -> TableError:
     return TableError(
-        f"it tells of {found}, not of {program.started} ranks together: build it with MPI (nccl-tests: make MPI=1), "
-        "and let a launcher that speaks to this MPI start it, for example +cluster.environment.SLURM_MPI_TYPE=pmi2 "
+        f"it tells of {found}, not of {program.ranks_started} ranks together: build it with MPI "
+        "(nccl-tests: make MPI=1), and let a launcher that speaks to this MPI start it, for example "
+        "+cluster.environment.SLURM_MPI_TYPE=pmi2 "
         "(what `srun --mpi=list` shows and the library has)"
     )
 
@@ -216,7 +221,7 @@ def _row(
 ) -> Row:
     """As the exchange suites write it; a mean over iterations is all that is known, or with its ends over ranks."""
     least_s, most_s = least_s or seconds, most_s or seconds
-    ranks = program.started
+    ranks = program.ranks_started
     return {
         "benchmark_version": BENCHMARK_VERSION,
         "operator": f"{program.operation}/{program.name}/{ranks}",
@@ -232,7 +237,7 @@ def _row(
         **{f"{name}_s": most_s for name in ("p95", "max")},
         "statistic": "mean",
         "ranks": list(range(ranks)),
-        "nodes": list(program.on),
+        "nodes": list(program.nodes_used),
         "correct": wrong == 0,
         "wrong": wrong,
         "cell": f"{backend}/{program.name}/{ranks}/{size:.0f}",

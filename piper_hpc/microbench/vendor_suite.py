@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.microbench import vendor
-from piper_hpc.microbench.links import LinkCounter, too_few
+from piper_hpc.microbench.links import LinkCounter, missing_bytes
 from piper_hpc.microbench.rows import OnRow
 from piper_hpc.microbench.vendor import Program, Row
-from piper_hpc.runtime.group import from_first
+from piper_hpc.runtime.group import broadcast_from_rank0
 
 
 @dataclass
@@ -35,10 +35,10 @@ class VendorSuite:
     def run(self, suites: Sequence[str], least: int, most: int) -> None:
         """Run the programs of these suites, each for messages of `least` to `most` bytes."""
         nodes = list(dict.fromkeys(self.node_of_rank))
-        for program in from_first(lambda: vendor.found(suites, len(self.node_of_rank), nodes)):
+        for program in broadcast_from_rank0(lambda: vendor.find_programs(suites, len(self.node_of_rank), nodes)):
             if any(row.get("library") == program.name for row in self.done.values()):
                 continue
-            if program.of_nccl and self.device.type != "cuda":
+            if program.is_nccl_tests and self.device.type != "cuda":
                 self.left_out[program.name] = "it needs CUDA or ROCm devices, and these ranks have none"
                 continue
             self._measure(program, least, most)
@@ -73,7 +73,7 @@ class VendorSuite:
             told = zip(self.node_of_rank, store.multi_get(keys), strict=True)
             by_node = {node: float(sent) for node, sent in told}  # one rank of each node speaks for its link
             for row in rows:
-                self.on_row(row | self._verdict(program.least_bytes(rows), sum(by_node.values())))
+                self.on_row(row | self._verdict(program.minimum_bytes(rows), sum(by_node.values())))
 
     def _sent_bytes(self) -> int:
         return self.counter.sent_bytes() if self.counter is not None else 0
@@ -82,6 +82,6 @@ class VendorSuite:
         """What the counters say; `link_counter` is null where nothing was watched, or nothing leaves a node."""
         if self.counter is None or not least:
             return {"link_counter": None}
-        refused = too_few(self.counter.interface, sent, least)
+        refused = missing_bytes(self.counter.interface, sent, least)
         watched: Row = {"link_counter": self.counter.interface}
         return watched | ({"correct": False, "refused": refused} if refused else {})

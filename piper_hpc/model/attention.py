@@ -55,6 +55,9 @@ def rotary_tables(sequence: int, head_dim: int, theta: float) -> tuple[torch.Ten
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + head_dim / 2) of heads [batch, heads, sequence, head_dim] by their position's angle."""
+    """Rotary position embedding (arXiv 2104.09864), with pairs (i, i + head_dim / 2) as GPT-NeoX has them.
+
+    heads [batch, heads, sequence, head_dim]; cos, sin [sequence, head_dim / 2]. Returns the shape of `heads`.
+    """
     first, second = heads.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

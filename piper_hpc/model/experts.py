@@ -26,7 +26,10 @@ class Experts(nn.Module):
         self.w3 = nn.Parameter(torch.empty(into, device=device, dtype=dtype)) if gated else None
 
     def forward(self, rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """rows [rows, hidden] grouped by expert; offsets int32 [experts_per_rank], the end of each group."""
+        """rows [rows, hidden] grouped by expert; offsets int32 [experts_per_rank], the end of each group.
+
+        Returns [rows, hidden]: w2(silu(w1 x) * (w3 x)) for SwiGLU (arXiv 2002.05202 Eq 6), w2(gelu(w1 x)) else.
+        """
         multiply = looped_mm if rows.dtype == torch.float64 else grouped_mm
         first = multiply(rows, self.w1, offsets)
         inner = F.gelu(first) if self.w3 is None else F.silu(first) * multiply(rows, self.w3, offsets)
@@ -34,12 +37,19 @@ class Experts(nn.Module):
 
 
 def grouped_mm(rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """rows [rows, in] times its group's weights [groups, in, out] in one kernel; offsets[-1] must be `rows`."""
+    """Each row times the matrix of its group, in one kernel (torch's F.grouped_mm).
+
+    rows [rows, in]; weights [groups, in, out]; offsets int32 [groups], the end of each group, the last one being the
+    number of rows. Returns [rows, out].
+    """
     return F.grouped_mm(rows, weights, offs=offsets)
 
 
 def looped_mm(rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """`grouped_mm` as one product a group: for float64, which the kernel refuses. Reads offsets on the host."""
+    """`grouped_mm` as one product a group, for float64, which the kernel refuses; the host waits for `offsets`.
+
+    rows [rows, in]; weights [groups, in, out]; offsets int32 [groups]. Returns [rows, out].
+    """
     ends = offsets.tolist()
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     groups = zip(rows.split(sizes), weights.unbind(), strict=True)

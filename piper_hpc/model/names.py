@@ -22,7 +22,8 @@ def logical_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Each tensor under its logical name; a stack `layers.3.experts.w1` gives `layers.3.experts.5.w1`, ... as views.
 
-    named: tensors by the parameter names of a `Stage`; experts: the rank's logical experts in the order of the stack.
+    named: tensors by the parameter names of a `Stage`, a stack of experts being [experts_per_rank, in, out] and
+    what it gives [in, out] each; experts: the rank's logical experts in the order of the stack.
     """
     for name, tensor in named:
         if not is_expert(name):

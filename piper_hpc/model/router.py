@@ -11,7 +11,7 @@ from piper_hpc.spec.model import ModelSpec
 
 
 class Router(nn.Module):
-    """Softmax gate, top-k experts a token, weights normalised over the chosen ones.
+    """Softmax gate, top-k experts a token, weights normalised over the chosen ones, as Mixtral (arXiv 2401.04088) does.
 
     `aux_scale` is the factor of one sequence's balancing loss in the loss of a step: coefficient over global sequences.
     The balancing loss is attached to the weights, so it needs no path of its own through the pipeline.
@@ -64,7 +64,10 @@ def balancing_loss(probabilities: torch.Tensor, counts: torch.Tensor, top_k: int
 
 
 class AttachLoss(torch.autograd.Function):
-    """Identity on the first argument; the second, a scalar, joins the loss of the step with factor one."""
+    """Identity on the first argument, of any shape; the second, a scalar, joins the loss of the step with factor one.
+
+    The backward passes the gradient of the first on and gives the scalar a gradient of 1.
+    """
 
     @staticmethod
     def forward(ctx: Any, carrier: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:

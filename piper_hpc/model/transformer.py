@@ -53,7 +53,7 @@ class Layer(nn.Module):
         return timed("combine", lambda r: hidden + self.dispatcher.combine(r, handle).view_as(hidden), rows)
 
     def attend(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The attention block with its residual."""
+        """Attention of the normalised input, plus the input: [batch, sequence, hidden] -> the same shape."""
         return hidden + self.attention(self.attention_norm(hidden))
 
     def route(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,1 +1,1 @@
-"""How one rank takes part: process groups, its pipeline stage, and the gradients it shares."""
+"""Parallel execution on one rank: process groups, the token dispatcher, the pipeline schedule, gradient reduction."""

@@ -1,5 +1,4 @@
-"""The dispatcher of one rank: the algorithm that the layout names, over groups made of its expert group's nodes; and
-what its plans send."""
+"""Build the token dispatcher of one rank: the all-to-all algorithm of the layout over the rank's expert group."""
 
 from __future__ import annotations
 
@@ -10,15 +9,17 @@ from piper_hpc.comm import FlatDispatcher
 from piper_hpc.comm.factory import DispatcherFactory, GroupDispatcher
 from piper_hpc.comm.hierarchy import Places
 from piper_hpc.parallel.groups import Groups
-from piper_hpc.parallel.meter import Meter
+from piper_hpc.parallel.meter import ByteCountingDispatcher
 from piper_hpc.spec.all_to_all import AUTO, CHUNKS, FLAT, AllToAllConfig
 from piper_hpc.spec.layout import RankMap
 
-Configs = Mapping[tuple[int, ...], AllToAllConfig]
-"""What `auto` has selected, by the ranks of each expert group; every rank has the same."""
+AllToAllConfigs = Mapping[tuple[int, ...], AllToAllConfig]
+"""Ranks of an expert group -> the algorithm that all_to_all=auto selected for it; equal on every rank."""
 
 
-def make_dispatcher(rank_map: RankMap, groups: Groups, timeout: timedelta, configs: Configs | None = None) -> Meter:
+def make_dispatcher(
+    rank_map: RankMap, groups: Groups, timeout: timedelta, configs: AllToAllConfigs | None = None
+) -> ByteCountingDispatcher:
     """The dispatcher that `layout.all_to_all` names, or `configs` where that is auto, with what counts its bytes.
 
     Collective over the default group, as groups are made. Raises ValueError for an algorithm that is not in
@@ -37,7 +38,7 @@ def make_dispatcher(rank_map: RankMap, groups: Groups, timeout: timedelta, confi
             dispatcher = factory.dispatcher(config.algorithm, chunks=config.chunks or CHUNKS)
         else:
             factory.join(config.algorithm)
-    return Meter(dispatcher, Places.of(rank_map, own), own.index(mine))
+    return ByteCountingDispatcher(dispatcher, Places.of(rank_map, own), own.index(mine))
 
 
 def expert_groups(rank_map: RankMap) -> list[tuple[int, ...]]:
@@ -45,7 +46,7 @@ def expert_groups(rank_map: RankMap) -> list[tuple[int, ...]]:
     return sorted({tuple(rank_map.expert_group(rank)) for rank in range(rank_map.layout.ranks)})
 
 
-def _config(algorithm: str, ranks: tuple[int, ...], configs: Configs | None) -> AllToAllConfig:
+def _config(algorithm: str, ranks: tuple[int, ...], configs: AllToAllConfigs | None) -> AllToAllConfig:
     if algorithm != AUTO or len(ranks) == 1:
         return AllToAllConfig(algorithm)
     if configs is None or ranks not in configs:

@@ -1,4 +1,4 @@
-"""The gradients that ranks share, in flat buffers: summed over replicas, measured and clipped as one vector."""
+"""Gradient buffers of one rank: all-reduced over replicas, and clipped by their global norm."""
 
 from __future__ import annotations
 
@@ -41,11 +41,17 @@ class Gradients:
             dist.all_reduce(self._experts, group=self._groups.replica)
 
     def squared_norm(self) -> torch.Tensor:
-        """This rank's share of the squared global norm, float64 scalar: each parameter counts once over all ranks."""
+        """This rank's share of the squared global norm, a float64 scalar; the shares of all ranks add up to it.
+
+        A parameter with c copies counts 1/c on each rank that holds one, so that it counts once in the sum.
+        """
         return _squares(self._dense) / self._dense_copies + _squares(self._experts) / self._expert_copies
 
     def clip(self, norm: torch.Tensor, max_norm: float) -> None:
-        """Scale all gradients so that the global norm is at most `max_norm`, as `clip_grad_norm_` does."""
+        """Multiply all gradients by min(1, max_norm / (norm + 1e-6)), as torch's `clip_grad_norm_` does.
+
+        norm: a scalar, the global L2 norm before clipping, in the units of the gradients, as is max_norm.
+        """
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).to(self._dense.dtype)
         self._dense.mul_(scale)
         self._experts.mul_(scale)

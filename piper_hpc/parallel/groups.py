@@ -1,4 +1,4 @@
-"""The process groups of a layout, derived from the one map from ranks to places."""
+"""The process groups of a layout: expert, replica, stage and pipeline group of this rank, from the rank map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from piper_hpc.runtime.group import let_senders_go_first
+from piper_hpc.runtime.group import lower_gloo_receiver_priority
 from piper_hpc.spec.layout import RankMap, RankPlace
 
 
@@ -54,5 +54,5 @@ def make_groups(rank_map: RankMap, timeout: timedelta) -> Groups:
         pipeline=mine(rank_map.pipeline_group),
         world=dist.group.WORLD if layout.ranks > 1 else None,
     )
-    let_senders_go_first()
+    lower_gloo_receiver_priority()
     return groups

@@ -1,4 +1,4 @@
-"""Watches the messages between pipeline stages: when a sender posted one, and how long its receiver waited.
+"""Timing of pipeline p2p messages: when a sender posted each one, and how long its receiver waited for it.
 
 torch's schedules post and wait through two module functions; while a step runs they are replaced by ones that mark the
 time around them. Nothing else of the schedule changes.
@@ -17,20 +17,20 @@ from torch.distributed.pipelining import PipelineStage, schedules
 from piper_hpc.profiling.spans import BACKWARD, FORWARD, Message, Recorder
 
 
-class Works(list[dist.Work]):
-    """The works of one batch of operations, and the message it receives, if any."""
+class WorkBatch(list[dist.Work]):
+    """What torch returns for one batch of p2p operations (their Work handles), and the message received, if any."""
 
     received: Message | None = None
 
 
-def tagged(operations: list[dist.P2POp], kind: int, micro_batch: int) -> list[dist.P2POp]:
-    """Note on each operation which message it belongs to."""
+def tag_operations(operations: list[dist.P2POp], kind: int, micro_batch: int) -> list[dist.P2POp]:
+    """Set `message` on each operation; kind: FORWARD or BACKWARD of profiling.spans. Returns the same list."""
     for operation in operations:
         operation.message = Message(kind, micro_batch)  # type: ignore[attr-defined]
     return operations
 
 
-class WatchedStage(PipelineStage):
+class InstrumentedStage(PipelineStage):
     """A pipeline stage whose messages are tagged and whose calls into the module and autograd are regions.
 
     Messages travel in order between two ranks, so a kind and a micro-batch name one at both ends.
@@ -39,16 +39,16 @@ class WatchedStage(PipelineStage):
     recorder: Recorder
 
     def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
-        return tagged(super().get_fwd_recv_ops(fwd_chunk_id), FORWARD, fwd_chunk_id)
+        return tag_operations(super().get_fwd_recv_ops(fwd_chunk_id), FORWARD, fwd_chunk_id)
 
     def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
-        return tagged(super().get_fwd_send_ops(fwd_chunk_id), FORWARD, fwd_chunk_id)
+        return tag_operations(super().get_fwd_send_ops(fwd_chunk_id), FORWARD, fwd_chunk_id)
 
     def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        return tagged(super().get_bwd_recv_ops(bwd_chunk_id), BACKWARD, bwd_chunk_id)
+        return tag_operations(super().get_bwd_recv_ops(bwd_chunk_id), BACKWARD, bwd_chunk_id)
 
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        return tagged(super().get_bwd_send_ops(bwd_chunk_id), BACKWARD, bwd_chunk_id)
+        return tag_operations(super().get_bwd_send_ops(bwd_chunk_id), BACKWARD, bwd_chunk_id)
 
     def forward_maybe_with_nosync(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         with self.recorder.region("other"):
@@ -62,7 +62,7 @@ class WatchedStage(PipelineStage):
 
 
 @contextmanager
-def watched(recorder: Recorder) -> Iterator[None]:
+def instrumented_schedule(recorder: Recorder) -> Iterator[None]:
     """Within, every post and every wait of a torch pipeline schedule in this process is marked on `recorder`.
 
     Raises RuntimeError with a torch whose schedules do not post through these functions.
@@ -75,11 +75,11 @@ def watched(recorder: Recorder) -> Iterator[None]:
         )
     post, wait = (getattr(schedules, name) for name in names)
 
-    def marked_post(operations: list[dist.P2POp], desc: str | None = None) -> Works:
+    def marked_post(operations: list[dist.P2POp], desc: str | None = None) -> WorkBatch:
         for operation in operations:
             if operation.op is dist.isend:
                 recorder.post(operation.message)  # type: ignore[attr-defined]
-        works = Works(post(operations, desc))
+        works = WorkBatch(post(operations, desc))
         received = [operation.message for operation in operations if operation.op is dist.irecv]  # type: ignore[attr-defined]
         works.received = received[0] if received else None
         return works

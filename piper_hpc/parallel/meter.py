@@ -1,4 +1,4 @@
-"""Bytes that the plans of a step send, counted by level from numbers that the host has anyway."""
+"""A dispatcher that counts the bytes it sends by level, from row counts that the host has anyway."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SentBytes:
     metadata_bytes: dict[str, float] = field(default_factory=_none)
 
 
-class Meter:
+class ByteCountingDispatcher:
     """A dispatcher that counts what every dispatch sends. places: of the expert group; rank: its index in the group."""
 
     def __init__(self, dispatcher: GroupDispatcher, places: Places, rank: int) -> None:
@@ -57,8 +57,11 @@ class Meter:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         return self.dispatcher.combine(rows, handle)
 
-    def take(self) -> SentBytes:
-        """What the plans that this rank made since the last call send, each carried out as in a step of training; what
-        combine brings back by a plan counts for the rank that made it."""
+    def pop_sent_bytes(self) -> SentBytes:
+        """Bytes sent by the dispatches of this rank since the last call; the counters start again from zero.
+
+        Each dispatch counts as a training step carries it out: `ALL_TO_ALLS_PER_STEP` exchanges of its rows (dispatch
+        and combine, forward and backward). Rows that combine returns count for the rank that dispatched them.
+        """
         taken, self._sent = self._sent, SentBytes()
         return taken

@@ -8,7 +8,7 @@ from torch.distributed.pipelining import Schedule1F1B
 
 from piper_hpc.model import Stage
 from piper_hpc.parallel.groups import Groups
-from piper_hpc.parallel.messages import WatchedStage, watched
+from piper_hpc.parallel.messages import InstrumentedStage, instrumented_schedule
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec import Workload
 from piper_hpc.spec.layout import Layout
@@ -18,8 +18,9 @@ from piper_hpc.spec.model import ModelSpec
 class TokenLoss:
     """Cross-entropy summed over a micro-batch's tokens, over the tokens of the whole step on all ranks.
 
-    With it gradients are summed, over micro-batches and over ranks, and never averaged. `total` adds up the losses
-    since `reset`: this rank's share of the step's loss.
+    loss = sum over the micro-batch's tokens of -log p(target) / global_tokens, in nats. So gradients are summed over
+    micro-batches and over ranks, and never averaged. `total`, a float64 scalar, adds up the losses since `reset`: this
+    rank's share of the step's loss. global_tokens: targets of the step on all ranks.
     """
 
     def __init__(self, global_tokens: int, recorder: Recorder, device: torch.device) -> None:
@@ -83,7 +84,7 @@ class Pipeline:
         if self._schedule is None:
             self._accumulate(inputs, targets)
             return
-        with watched(self._recorder):
+        with instrumented_schedule(self._recorder):
             self._schedule.step(
                 *((inputs,) if self._is_first else ()),
                 target=targets if self._is_last else None,
@@ -107,13 +108,13 @@ def static_stage(
     stages: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> WatchedStage:
+) -> InstrumentedStage:
     """The torch stage of this rank with its input and output metadata; shape: [batch, sequence] of a micro-batch."""
     (index,) = groups.place.stages
     hidden = torch.empty(*shape, model.hidden, dtype=dtype, device="meta", requires_grad=True)
     logits = torch.empty(*shape, model.vocab, dtype=dtype, device="meta", requires_grad=True)
     tokens = torch.empty(shape, dtype=torch.int64, device="meta")
-    return WatchedStage(
+    return InstrumentedStage(
         stage,
         index,
         stages,

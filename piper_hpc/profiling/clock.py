@@ -100,8 +100,9 @@ def clock_offset_s(
 ) -> float:
     """Seconds to add to this rank's clock to read rank 0's clock. Collective over the default group.
 
-    Ranks on rank 0's host share its clock and need nothing. Every other rank in turn plays ping-pong with rank 0; the
-    round trip with the smallest delay wins, and rank 0's answer is taken to be from its middle (Cristian 1989).
+    Ranks on rank 0's host share its clock and need nothing. Every other rank in turn asks rank 0 for its time, `rounds`
+    times; of the quickest round trip, offset = answer - (sent + received) / 2, since the answer is
+    taken to be from its middle (Cristian's algorithm, 1989). It is off by at most half of that round trip.
     `host` defaults to `host_identity()`.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -112,13 +113,13 @@ def clock_offset_s(
         if hosts[peer] == hosts[0]:
             continue
         if rank == 0:
-            _answer(peer, device, now, rounds)
+            _serve_clock(peer, device, now, rounds)
         elif rank == peer:
-            offset = _ask(device, now, rounds)
+            offset = _request_clock(device, now, rounds)
     return offset
 
 
-def _answer(peer: int, device: torch.device, now: Callable[[], float], rounds: int) -> None:
+def _serve_clock(peer: int, device: torch.device, now: Callable[[], float], rounds: int) -> None:
     message = torch.zeros(1, dtype=torch.float64, device=device)
     for _ in range(rounds):
         dist.recv(message, peer)
@@ -127,7 +128,7 @@ def _answer(peer: int, device: torch.device, now: Callable[[], float], rounds: i
         dist.send(message, peer)
 
 
-def _ask(device: torch.device, now: Callable[[], float], rounds: int) -> float:
+def _request_clock(device: torch.device, now: Callable[[], float], rounds: int) -> float:
     message = torch.zeros(1, dtype=torch.float64, device=device)
     best_delay, best_offset = float("inf"), 0.0
     for _ in range(rounds):

@@ -19,7 +19,7 @@ from piper_hpc.profiling.clock import Clock, Mark
 WAIT = "wait"
 """Name of the regions that wait for another rank; `Message` says for what."""
 
-FORWARD, BACKWARD, EVERYONE = 0, 1, 2
+FORWARD, BACKWARD, ALL_RANKS = 0, 1, 2
 """What a message carries: activations, gradients, or a rank's arrival at a collective of the whole job."""
 
 Result = TypeVar("Result")
@@ -72,14 +72,14 @@ class BackwardRegion:
         self.start: Mark | None = None
         self.end: Mark | None = None
 
-    def opened(self, gradient: torch.Tensor) -> None:
-        """Hook of an output."""
+    def on_output_gradient(self, gradient: torch.Tensor) -> None:
+        """Tensor hook of an output: the region's backward starts with the first gradient that arrives."""
         if self.start is None:
             self.start = self._recorder.clock.now()
             self._recorder.running.append(self)
 
-    def closed(self, gradient: torch.Tensor) -> None:
-        """Hook of an input."""
+    def on_input_gradient(self, gradient: torch.Tensor) -> None:
+        """Tensor hook of an input: the region's backward ends with the last gradient that is produced."""
         self.end = self._recorder.clock.now()
 
 
@@ -121,13 +121,13 @@ class Recorder:
         """
         clock = self.clock
         backward = BackwardRegion(self, name)
-        views = [_hooked_view(tensor, backward.closed) for tensor in inputs]
+        views = [_hooked_view(tensor, backward.on_input_gradient) for tensor in inputs]
         start = clock.now()
         result = function(*views)
         self.raw.append((name, False, start, clock.now(), None))
         for output in result if isinstance(result, tuple) else (result,):
             if isinstance(output, torch.Tensor) and output.requires_grad:
-                output.register_hook(backward.opened)
+                output.register_hook(backward.on_output_gradient)
         return result
 
     def backward_pass(self) -> BackwardPass:
@@ -180,7 +180,10 @@ def _hooked_view(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> 
 
 
 def self_seconds(spans: Iterable[Span]) -> dict[str, float]:
-    """Seconds by name, each span without the spans inside it. Spans nest and come sorted as `finish` returns them."""
+    """Self time (exclusive time) in seconds by name: each span less the spans inside it.
+
+    Spans nest and come sorted as `Recorder.finish` returns them.
+    """
     totals: dict[str, float] = {}
     enclosing: list[Span] = []
     for span in spans:
@@ -194,7 +197,7 @@ def self_seconds(spans: Iterable[Span]) -> dict[str, float]:
     return totals
 
 
-def waited_s(start_s: float, end_s: float, posted_s: float) -> tuple[float, float]:
+def split_wait_s(start_s: float, end_s: float, posted_s: float) -> tuple[float, float]:
     """Split one wait into (before the sender had posted, transfer after it had), both in seconds, adding up to it."""
     before = min(max(posted_s, start_s), end_s) - start_s
     return before, end_s - start_s - before

@@ -39,12 +39,14 @@ class Level:
 
 def levels(rows: Sequence[MetricsRow], prediction: dict[str, Any] | None) -> list[Level]:
     """Each level that rows crossed, medians over the steady steps; none where no row left its rank."""
-    settled = [row["exchange"]["payload_bytes"] for row in steady(rows) if "exchange" in row]
+    steady_rows = [row["exchange"]["payload_bytes"] for row in steady(rows) if "exchange" in row]
     predicted = ((prediction or {}).get("exchange") or {}).get("payload_bytes")
     found = [
-        Level(NAMES[level], None if predicted is None else predicted[level], median(sent[level] for sent in settled))
+        Level(
+            NAMES[level], None if predicted is None else predicted[level], median(sent[level] for sent in steady_rows)
+        )
         for level in LEVELS
-        if settled
+        if steady_rows
     ]
     return [level for level in found if level.counted]
 

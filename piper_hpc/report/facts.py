@@ -13,7 +13,7 @@ from piper_hpc.report.units import count, percent, seconds, size
 from piper_hpc.runs import RunFolder
 
 
-def lede(run: RunFolder, rows: Sequence[MetricsRow]) -> str:
+def summary_sentence(run: RunFolder, rows: Sequence[MetricsRow]) -> str:
     """One sentence: what was trained, where, and how it was laid out."""
     config, prediction = run.config(), run.prediction()
     model, cluster, layout = config["model"], config["cluster"], layout_of(run, rows)
@@ -31,17 +31,17 @@ def lede(run: RunFolder, rows: Sequence[MetricsRow]) -> str:
     )
 
 
-def cards(rows: Sequence[MetricsRow], table: Sequence[Row]) -> list[tuple[str, str]]:
+def key_figures(rows: Sequence[MetricsRow], table: Sequence[Row]) -> list[tuple[str, str]]:
     """The figures to see first: value and name."""
-    settled = steady(rows)
+    steady_rows = steady(rows)
     by_key = {row.key: row for row in table}
     error = by_key["step_time_s"].error_pct
-    mfu = typical(settled, "mfu")
+    mfu = typical(steady_rows, "mfu")
     return [
         (f"{rows[0]['loss']:.2f} → {rows[-1]['loss']:.2f}", "loss, nats per token"),
         (seconds(by_key["step_time_s"].measured), "step time, median"),
         ("none" if error is None else percent(error), "predicted step time off by"),
-        (f"{typical(settled, 'tokens_per_s'):,.0f}", "tokens per second"),
+        (f"{typical(steady_rows, 'tokens_per_s'):,.0f}", "tokens per second"),
         (f"{100 * mfu:.1f} %" if mfu else "unknown", "MFU of measured peak"),
         (size(by_key["peak_memory_bytes"].measured), "peak memory of a rank"),
     ]
@@ -56,12 +56,12 @@ def selected_algorithms(run: RunFolder) -> list[str]:
     return [f"all_to_all=auto took, for groups of {ranks} ranks, {line}" for line, ranks in lines.items()]
 
 
-def rule(rows: Sequence[MetricsRow]) -> str:
+def measurement_note(rows: Sequence[MetricsRow]) -> str:
     """How measured values were taken."""
     return f"Measured: median over {len(steady(rows))} steady of {len(rows)} steps, on the critical stage."
 
 
-def evidence(prediction: dict[str, Any] | None) -> str:
+def calibration_note(prediction: dict[str, Any] | None) -> str:
     """What the prediction rests on."""
     if prediction is None:
         return "There is no prediction: the cluster had neither measurements nor a data sheet."

@@ -109,11 +109,11 @@ def breakdown(rows: Sequence[MetricsRow]) -> go.Figure:
 
 def stages(rows: Sequence[MetricsRow]) -> go.Figure:
     """Where a step goes on each pipeline stage: the median of every term over the steady steps, stacked."""
-    settled = steady(rows)
-    names = [f"stage {stage}" for stage in range(len(settled[0]["stages"]))]
+    steady_rows = steady(rows)
+    names = [f"stage {stage}" for stage in range(len(steady_rows[0]["stages"]))]
     figure = _figure(110 + 44 * len(names), "median time of a step, ms", "")
     for term in STACK:
-        medians = [typical([row["stages"][stage] for row in settled], term) for stage in range(len(names))]
+        medians = [typical([row["stages"][stage] for row in steady_rows], term) for stage in range(len(names))]
         figure.add_bar(
             y=names,
             x=[1e3 * value for value in medians],

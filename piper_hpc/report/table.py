@@ -67,9 +67,9 @@ def predicted_against_measured(run: RunFolder) -> list[Row]:
     return _rows(rows, steady(rows), run.prediction())
 
 
-def _rows(rows: Sequence[Metrics], settled: Sequence[Metrics], prediction: dict[str, Any] | None) -> list[Row]:
-    step_time_s = typical(settled, "step_time_s")
-    terms = [_row(term, typical(settled, term), prediction, step_time_s) for term in TERMS]
+def _rows(rows: Sequence[Metrics], steady_rows: Sequence[Metrics], prediction: dict[str, Any] | None) -> list[Row]:
+    step_time_s = typical(steady_rows, "step_time_s")
+    terms = [_row(term, typical(steady_rows, term), prediction, step_time_s) for term in TERMS]
     peak = max(size for row in rows for size in row["peak_memory_bytes"])
     return [
         *terms,
@@ -113,21 +113,23 @@ def with_measured_routing(run: RunFolder) -> MeasuredRouting | None:
     known = ((prediction or {}).get("routing") or {}).get("by_skew")
     if prediction is None or not known or "rank_load" not in rows[0]:
         return None
-    settled, imbalances = steady(rows), [one["skew"] for one in known]
-    imbalance = fmean(fmean(row["rank_load"]) for row in settled)
+    steady_rows, imbalances = steady(rows), [one["skew"] for one in known]
+    imbalance = fmean(fmean(row["rank_load"]) for row in steady_rows)
     peak = max(size for row in rows for size in row["peak_memory_bytes"])
     memory_imbalance = next(fmean(row["rank_load"]) for row in rows if max(row["peak_memory_bytes"]) == peak)
     at = {
         **prediction,
-        "step_time_s": _between(imbalances, imbalance, [one["step_time_s"] for one in known]),
-        "terms": {term: _between(imbalances, imbalance, [one["terms"][term] for one in known]) for term in TERMS},
-        "peak_memory_bytes": [_between(imbalances, memory_imbalance, [max(one["peak_memory_bytes"]) for one in known])],
+        "step_time_s": _interpolate(imbalances, imbalance, [one["step_time_s"] for one in known]),
+        "terms": {term: _interpolate(imbalances, imbalance, [one["terms"][term] for one in known]) for term in TERMS},
+        "peak_memory_bytes": [
+            _interpolate(imbalances, memory_imbalance, [max(one["peak_memory_bytes"]) for one in known])
+        ],
         "intervals": {},
     }
-    return MeasuredRouting(imbalance, memory_imbalance, _rows(rows, settled, at))
+    return MeasuredRouting(imbalance, memory_imbalance, _rows(rows, steady_rows, at))
 
 
-def _between(imbalances: Sequence[float], at: float, values: Sequence[float]) -> float:
+def _interpolate(imbalances: Sequence[float], at: float, values: Sequence[float]) -> float:
     """A quantity at imbalance `at`, from its values at ascending `imbalances`; beyond them that of the nearest."""
     for (low, below), (high, above) in pairwise(zip(imbalances, values, strict=True)):
         if at <= high:

@@ -1,4 +1,4 @@
-"""What state a run is in, and why it failed: the words that every part of the project uses."""
+"""States of a run and classes of failures: the vocabulary that every part of the project uses."""
 
 from __future__ import annotations
 

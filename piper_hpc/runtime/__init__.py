@@ -1,1 +1,1 @@
-"""What one rank needs from the machine below it: its place, its device, its process groups, its clock."""
+"""One rank and the machine below it: rank environment, device, process groups, MPI, CPU quota, failure classes."""

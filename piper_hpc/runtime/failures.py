@@ -10,7 +10,7 @@ from piper_hpc.runtime.group import RendezvousError
 _LOST_PEER = ("connection closed by peer", "connection reset", "broken pipe", "timed out waiting", "socket timeout")
 
 
-def root_of(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """The first exception of a chain: a pipeline stage wraps what went wrong inside it."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -19,7 +19,7 @@ def root_of(error: BaseException) -> BaseException:
 
 def classify(error: BaseException) -> str:
     """The failure class of an exception that ended a rank."""
-    root = root_of(error)
+    root = root_cause(error)
     text = str(root).lower()
     if isinstance(root, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return "oom"
@@ -30,8 +30,8 @@ def classify(error: BaseException) -> str:
     return "error"
 
 
-def reason_of(error: BaseException) -> str:
+def one_line_reason(error: BaseException) -> str:
     """One line that says what went wrong."""
-    root = root_of(error)
+    root = root_cause(error)
     lines = str(root).strip().splitlines()
     return f"{type(root).__name__}: {lines[0] if lines else ''}"

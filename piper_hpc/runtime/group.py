@@ -1,4 +1,4 @@
-"""The device of a rank, and the process group of a job: found through the run's folder, closed in good order."""
+"""The device of a rank, and the job's default process group: rendezvous through the run's folder, and shutdown."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from piper_hpc.runtime.rank import RankEnvironment
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 """Back end of the process group by type of device; RCCL goes by the name of nccl, as ROCm devices by that of cuda."""
 VENDORS = {"cuda": "CUDA or ROCm", "xpu": "Intel XPU"}
-GLOO_RECEIVER = "gloo_tcp_loop"
+GLOO_RECEIVER_THREAD = "gloo_tcp_loop"
 """The name that gloo gives to the thread which receives, one in each process group."""
-LOWEST_PRIORITY = 19
+LOWEST_NICE = 19
+"""The nice value of the lowest scheduling priority."""
 
 
 Order = Callable[[Sequence[RankEnvironment]], Sequence[int]]
-"""From the places of all tasks, in the scheduler's order, the tasks in the order of their ranks."""
+"""From the environments of all tasks, in the scheduler's order, the tasks in the order of their ranks."""
 
 
 T = TypeVar("T")
@@ -65,51 +66,51 @@ def device_of(kind: str, local_rank: int, *, scheduled: bool) -> torch.device:
 
 @contextmanager
 def process_group(
-    place: RankEnvironment, meeting: Path, device: torch.device, timeout_s: float, order: Order | None = None
+    rank_env: RankEnvironment, store_folder: Path, device: torch.device, timeout_s: float, order: Order | None = None
 ) -> Iterator[RankEnvironment]:
-    """The default group of the job, for the length of a `with`; gives this rank's place in it.
+    """The default group of the job, for the length of a `with`; yields this rank's environment.
 
     order: numbers the ranks anew, by where all of them are; without it they keep the scheduler's numbers.
 
-    Rank 0 takes any free port and leaves its address in the folder `meeting`, which all nodes share: two jobs can
-    never meet in one store, as they do on a fixed port. Keys carry the attempt, so that a requeued job does not read
-    the addresses of dead peers. Raises RendezvousError after `timeout_s`.
+    Rank 0 starts the TCPStore on any free port and writes its address into `store_folder`, which all nodes share: two
+    jobs can never share one store, as they do on a fixed port. Keys carry the attempt, so that a requeued job does not
+    read the addresses of dead peers. Raises RendezvousError after `timeout_s`.
     """
     timeout = timedelta(seconds=timeout_s)
-    store = dist.PrefixStore(f"attempt{place.attempt}", _store(place, meeting, timeout))
+    store = dist.PrefixStore(f"attempt{rank_env.attempt}", _store(rank_env, store_folder, timeout))
     try:
         if order is not None:
-            place = _ordered(place, store, order)
+            rank_env = _renumbered(rank_env, store, order)
         dist.init_process_group(
             BACKENDS[device.type],
             store=store,
-            rank=place.rank,
-            world_size=place.ranks,
+            rank=rank_env.rank,
+            world_size=rank_env.ranks,
             timeout=timeout,
             device_id=device if device.type != "cpu" else None,
         )
     except dist.DistStoreError as error:
-        raise RendezvousError(f"{place.ranks} ranks did not meet within {timeout_s:.0f} s: {error}") from error
-    let_senders_go_first()
-    yield place
+        raise RendezvousError(f"{rank_env.ranks} ranks did not meet within {timeout_s:.0f} s: {error}") from error
+    lower_gloo_receiver_priority()
+    yield rank_env
     # Without the barrier a rank that leaves early can abort the others' clean exit.
     dist.barrier()
     dist.destroy_process_group()
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, told to every rank of the default group. Collective; only rank 0 calls `make`.
+def broadcast_from_rank0(make: Callable[[], T]) -> T:
+    """Call `make` on rank 0 alone and return its result on every rank of the default group. Collective.
 
-    Where it fails, every rank raises what rank 0 raised: were it to fail alone, the others would wait for its answer
-    until their time is up, and say so in place of the reason. An exception that cannot be told, or an answer, becomes
-    a RuntimeError with its words.
+    Where `make` fails, every rank raises what rank 0 raised: were rank 0 to fail alone, the others would wait until
+    their time-out and report that in place of the reason. A result or an exception that cannot be pickled becomes a
+    RuntimeError with its message.
     """
     told: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
             told = [pickle.dumps((make(), None))]
         except Exception as error:
-            told = [pickle.dumps((None, _told(error)))]
+            told = [pickle.dumps((None, _picklable(error)))]
             dist.broadcast_object_list(told, src=0)
             raise
     dist.broadcast_object_list(told, src=0)
@@ -120,8 +121,8 @@ def from_first(make: Callable[[], T]) -> T:
     return found
 
 
-def _told(error: Exception) -> Exception:
-    """The exception as other ranks can read it."""
+def _picklable(error: Exception) -> Exception:
+    """The exception itself where it survives pickling, else a RuntimeError with its class and message."""
     try:
         again = pickle.loads(pickle.dumps(error))
         if type(again) is type(error) and str(again) == str(error):
@@ -131,17 +132,17 @@ def _told(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
 
 
-def _ordered(place: RankEnvironment, store: dist.Store, order: Order) -> RankEnvironment:
-    """Tell all tasks where this one is, learn where they are, and take the rank that `order` gives it."""
-    keys = [f"place{task}" for task in range(place.ranks)]
-    store.set(keys[place.task], json.dumps(asdict(place)))
+def _renumbered(rank_env: RankEnvironment, store: dist.Store, order: Order) -> RankEnvironment:
+    """Exchange the environments of all tasks through the store; this one's, with the rank that `order` gives it."""
+    keys = [f"place{task}" for task in range(rank_env.ranks)]
+    store.set(keys[rank_env.task], json.dumps(asdict(rank_env)))
     store.wait(keys)
     told = [json.loads(text) for text in store.multi_get(keys)]
     tasks = order([RankEnvironment(**facts | {"switches": tuple(facts["switches"])}) for facts in told])
-    return replace(place, rank=list(tasks).index(place.task))
+    return replace(rank_env, rank=list(tasks).index(rank_env.task))
 
 
-def let_senders_go_first() -> None:
+def lower_gloo_receiver_priority() -> None:
     """Keep gloo's receiving threads from interrupting senders, where a rank has one core; call it after making a group.
 
     Such a thread does not wait for the lock of a connection: it asks again and again while another thread sends. Woken
@@ -154,17 +155,17 @@ def let_senders_go_first() -> None:
     for thread in Path("/proc/self/task").glob("*"):
         # A thread may end in between, and a sandbox may refuse the call: exchanges are slower then.
         with suppress(OSError):
-            if (thread / "comm").read_text().strip() == GLOO_RECEIVER:
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), LOWEST_PRIORITY)
+            if (thread / "comm").read_text().strip() == GLOO_RECEIVER_THREAD:
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), LOWEST_NICE)
 
 
-def _store(place: RankEnvironment, meeting: Path, timeout: timedelta) -> dist.TCPStore:
-    meeting.mkdir(parents=True, exist_ok=True)
-    note = meeting / f"{place.meeting}.json"
-    if place.task == 0:
-        store = dist.TCPStore("0.0.0.0", 0, place.ranks, is_master=True, wait_for_workers=False, timeout=timeout)
+def _store(rank_env: RankEnvironment, store_folder: Path, timeout: timedelta) -> dist.TCPStore:
+    store_folder.mkdir(parents=True, exist_ok=True)
+    note = store_folder / f"{rank_env.rendezvous_id}.json"
+    if rank_env.task == 0:
+        store = dist.TCPStore("0.0.0.0", 0, rank_env.ranks, is_master=True, wait_for_workers=False, timeout=timeout)
         draft = note.with_suffix(".draft")
-        draft.write_text(json.dumps({"host": place.master_address, "port": store.port}))
+        draft.write_text(json.dumps({"host": rank_env.master_address, "port": store.port}))
         os.replace(draft, note)
         return store
     deadline = time.monotonic() + timeout.total_seconds()
@@ -174,8 +175,8 @@ def _store(place: RankEnvironment, meeting: Path, timeout: timedelta) -> dist.TC
         time.sleep(0.02)
     address = json.loads(note.read_text())
     try:
-        return dist.TCPStore(address["host"], address["port"], place.ranks, is_master=False, timeout=timeout)
+        return dist.TCPStore(address["host"], address["port"], rank_env.ranks, is_master=False, timeout=timeout)
     except dist.DistError as error:
         raise RendezvousError(
-            f"rank {place.rank} could not reach {address['host']}:{address['port']}: {error}"
+            f"rank {rank_env.rank} could not reach {address['host']}:{address['port']}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""How long a message takes between every two nodes: what tells their domains where no scheduler does."""
+"""Message times between all pairs of nodes, from which switch domains are derived where no scheduler knows them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPEATS = 5
 
 
 def rounds(nodes: int) -> list[list[tuple[int, int]]]:
-    """Every pair of nodes once, in rounds in which each node has at most one partner (the circle method).
+    """Every pair of nodes once, in rounds in which each node has at most one partner (round robin, circle method).
 
     Pairs of a round send at once, so that those which share a switch's uplink are slower than those which do not.
     """

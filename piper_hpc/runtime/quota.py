@@ -53,12 +53,12 @@ class Quota:
             _prune(folder.parent)
 
 
-def pinnable(ranks: int, cpu_share: float) -> bool:
+def fits_one_core_each(ranks: int, cpu_share: float) -> bool:
     """Whether ranks of `cpu_share` cores each fit where each keeps to one core: three of 0.6 on two cores do not."""
     return -(-ranks // len(os.sched_getaffinity(0))) * cpu_share <= 1.0
 
 
-def pin(turn: int, pid: int | None = None) -> int:
+def pin_to_core(turn: int, pid: int | None = None) -> int:
     """Keep a process (default: this one), its threads and its later children on one core; returns which.
 
     `turn` counts ranks: neighbours get different cores. The kernel hands quota out by core, in slices of 5 ms that are
@@ -179,17 +179,17 @@ def _make_folder(home: Controller, controller: str, path: PurePosixPath) -> Path
             for part in reversed([folder, *folder.relative_to(home.root).parents]):  # from the root down
                 group = home.root / part
                 if home.version == 2 and group != folder:
-                    _delegate(group, controller)
+                    _enable_controller(group, controller)
                 if controller == "cpu" and group != home.root:
-                    _prefer(group, home.version)
+                    _maximise_cpu_weight(group, home.version)
             return folder
         except FileNotFoundError:  # another process pruned the empty parent in between
             continue
     raise OSError(errno.EBUSY, f"another process keeps removing the control group {folder}")
 
 
-def _prefer(group: Path, version: int) -> None:
-    """The largest weight: as a whole, groups weigh no more than one ordinary process, and would starve beside a few.
+def _maximise_cpu_weight(group: Path, version: int) -> None:
+    """Give the group the largest CPU weight: by default it weighs as one process, and would starve beside a few.
 
     What the quotas leave of the cores is for everybody else, whatever the weight.
     """
@@ -197,8 +197,8 @@ def _prefer(group: Path, version: int) -> None:
     (group / name).write_text(weight)
 
 
-def _delegate(parent: Path, controller: str) -> None:
-    """v2 hands a controller down one level at a time, only where asked."""
+def _enable_controller(parent: Path, controller: str) -> None:
+    """Enable the controller for the children of a v2 group (cgroup.subtree_control): v2 does it level by level."""
     switch = parent / "cgroup.subtree_control"
     if controller not in switch.read_text().split():
         switch.write_text(f"+{controller}")

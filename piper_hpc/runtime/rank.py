@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """This process's place in the job.
+    """One process of a job as the scheduler started it: rank, node, switches, job and step.
 
     rank: as torch counts; it is the scheduler's number of the task, `task`, unless ranks are placed by the topology.
     switches: those above the node, from far to near, as far as the scheduler tells. attempt: counts requeues.
@@ -32,8 +32,8 @@ class RankEnvironment:
         return self.switches[-1] if self.switches else ""
 
     @property
-    def meeting(self) -> str:
-        """A name that only the ranks of this start share: job, step and attempt."""
+    def rendezvous_id(self) -> str:
+        """A name that only the ranks of this attempt share, `job.step.attempt`; torchrun calls it the rdzv id."""
         return f"{self.job_id}.{self.step_id}.{self.attempt}"
 
     @staticmethod

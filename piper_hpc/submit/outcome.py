@@ -1,4 +1,4 @@
-"""What became of a run: the record's own word, the ranks' last words, and the scheduler's, held against one another."""
+"""The status of a run, from its record, its ranks' failure files, and the scheduler (squeue, sacct, or processes)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ LAST_WORD_S = 1.0
 """How long the record of a job that is gone may take to reach whoever asks."""
 
 
-def cause(run: RunFolder, status: Status, codes: dict[int, int] | None = None) -> Status:
-    """The status of a run whose processes have all ended, without a status of their own making.
+def failure_status(run: RunFolder, status: Status, codes: dict[int, int] | None = None) -> Status:
+    """The `failed` status, with class and reason, of a run whose processes all ended without writing one themselves.
 
     `codes` are exit codes by rank, where a parent saw them (negative: the signal that killed the rank).
     """
@@ -91,7 +91,7 @@ def _local(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
         return status
     with contextlib.suppress(OSError):  # the supervisor died before it could; a rank may still be on its way out
         quota.remove_tree(run.run_id)
-    return cause(run, status)
+    return failure_status(run, status)
 
 
 def _slurm(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
@@ -105,11 +105,11 @@ def _slurm(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
         return Status("cancelled", status.attempt, None, "cancelled in Slurm", status.step)
     if word in _SLURM_FAILURES:
         return Status("failed", status.attempt, _SLURM_FAILURES[word], f"Slurm says {word}", status.step)
-    return cause(run, status)
+    return failure_status(run, status)
 
 
 def slurm_state(job_id: str, environment: dict[str, str]) -> str | None:
-    """Slurm's word for a job, from the queue, else from accounting, else from the controller; None if unknown."""
+    """Slurm's state of a job (for example RUNNING), by squeue, else by sacct, else by scontrol; None if unknown."""
     for command in (
         ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"],
         ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job_id, "--format", "State"],

@@ -15,24 +15,24 @@ from piper_hpc.runs import Failure, RunFolder
 from piper_hpc.runtime.rank import RankEnvironment
 
 
-def as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], None]) -> None:
+def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], None]) -> None:
     """Call `task` as the rank that the environment names.
 
     An exception leaves a classified reason in the run's logs, then ends the rank with exit code 1.
     """
-    place = RankEnvironment.read()
+    rank_env = RankEnvironment.read()
     # Sites and submitit warn of a time limit or a preemption with it; its default would end the rank as a failure.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    _log_to(run.log(place.attempt, place.rank))
+    _log_to(run.log(rank_env.attempt, rank_env.rank))
     try:
-        task(run, place)
+        task(run, rank_env)
     except Exception as error:
-        from piper_hpc.runtime.failures import classify, reason_of
+        from piper_hpc.runtime.failures import classify, one_line_reason
 
         trace = traceback.format_exc()
         failure_class = "config" if isinstance(error, ConfigError) else classify(error)
-        failure = Failure(place.rank, failure_class, reason_of(error), trace, time.time())
-        run.write_failure(failure, place.attempt)
+        failure = Failure(rank_env.rank, failure_class, one_line_reason(error), trace, time.time())
+        run.write_failure(failure, rank_env.attempt)
         print(trace, file=sys.stderr, flush=True)
         # Threads of a broken process group may never join.
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Processes that end with the one they serve (Linux)."""
+"""Process lifetimes on Linux: die with the parent, and recognise a process by id and command line."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from types import FrameType
 
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime import quota
-from piper_hpc.submit.outcome import cause
+from piper_hpc.submit.outcome import failure_status
 from piper_hpc.submit.process import die_with_parent, local_job
 
 GRACE_S = 3.0
@@ -106,7 +106,7 @@ def supervise(run: RunFolder, ranks: int, command: list[str]) -> int:
             )
             run.write_status(lost if stopped == "SIGTERM" else Status("cancelled", 0, None, "cancelled", status.step))
         else:
-            run.write_status(cause(run, status, codes))
+            run.write_status(failure_status(run, status, codes))
     return 0 if run.status().state == "completed" else 1
 
 

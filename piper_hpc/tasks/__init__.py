@@ -1,4 +1,4 @@
-"""What a rank can do: each task wires the rooms below for one rank. `TASKS` names them as `task=` does."""
+"""The tasks that the ranks of a job run: training, micro-benchmarks, profiling. `TASKS` names them as `task=` does."""
 
 from __future__ import annotations
 

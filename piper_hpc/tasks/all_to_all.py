@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from piper_hpc.comm.hierarchy import Places
-from piper_hpc.parallel.dispatcher import Configs, expert_groups
+from piper_hpc.parallel.dispatcher import AllToAllConfigs, expert_groups
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.resource_model.eager.all_to_all import Selection
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.dispatch import select
-from piper_hpc.runtime.group import from_first
+from piper_hpc.runtime.group import broadcast_from_rank0
 from piper_hpc.spec import AUTO, FLAT, AllToAllCell, AllToAllConfig, Calibration, Layout
 from piper_hpc.tasks.context import Context
 
 
-def selected_configs(context: Context, calibration: Calibration | None, layout: Layout) -> Configs | None:
+def selected_configs(context: Context, calibration: Calibration | None, layout: Layout) -> AllToAllConfigs | None:
     """The config of every expert group of the run, the same on all ranks; None unless the layout says auto. Collective.
 
     Where nothing at all is known of the cluster, flat is taken, and the record says so.
@@ -22,7 +22,7 @@ def selected_configs(context: Context, calibration: Calibration | None, layout: 
         return None
     rank_map = context.rank_map(layout)
 
-    def on_first_rank() -> Configs:
+    def on_first_rank() -> AllToAllConfigs:
         selections = {
             ranks: _selection(context, calibration, layout, Places.of(rank_map, ranks))
             for ranks in expert_groups(rank_map)
@@ -33,7 +33,7 @@ def selected_configs(context: Context, calibration: Calibration | None, layout: 
         context.run.write_manifest(manifest | {"job": manifest["job"] | record})
         return {ranks: each.config for ranks, each in selections.items()}
 
-    return from_first(on_first_rank)
+    return broadcast_from_rank0(on_first_rank)
 
 
 def _selection(context: Context, calibration: Calibration | None, layout: Layout, places: Places) -> Selection:

@@ -1,4 +1,4 @@
-"""What a task is given: the configuration, the run, this rank's place and device, and where every rank stands."""
+"""The context of a task: configuration, run folder, this rank's environment and device, placement of all ranks."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from piper_hpc.spec import DATA_SHEET, Calibration, Layout, RankMap
 
 @dataclass(frozen=True)
 class Context:
-    """One rank's view of the job. places: of all ranks, in rank order."""
+    """One rank's view of the job. rank_envs: of all ranks, in rank order."""
 
     experiment: Experiment
     run: RunFolder
-    place: RankEnvironment
+    rank_env: RankEnvironment
     device: torch.device
-    places: tuple[RankEnvironment, ...]
+    rank_envs: tuple[RankEnvironment, ...]
 
     @staticmethod
-    def gather(experiment: Experiment, run: RunFolder, place: RankEnvironment, device: torch.device) -> Context:
-        """Learn from all ranks where they are; every rank of the job calls this once."""
+    def gather(experiment: Experiment, run: RunFolder, rank_env: RankEnvironment, device: torch.device) -> Context:
+        """All-gather the environments of all ranks; every rank of the job calls this once."""
         if device.type == "cpu":
             torch.set_num_threads(experiment.cluster.cpus_per_task)
-        found: list[Any] = [None] * place.ranks
-        dist.all_gather_object(found, place)
-        return Context(experiment, run, place, device, tuple(found))
+        found: list[Any] = [None] * rank_env.ranks
+        dist.all_gather_object(found, rank_env)
+        return Context(experiment, run, rank_env, device, tuple(found))
 
     @property
     def is_first(self) -> bool:
         """True on the one rank that writes the record."""
-        return self.place.rank == 0
+        return self.rank_env.rank == 0
 
     @cached_property
     def machine(self) -> Machine:
@@ -51,18 +51,18 @@ class Context:
     @cached_property
     def nodes(self) -> tuple[str, ...]:
         """The node of every rank, by name."""
-        return tuple(place.node for place in self.places)
+        return tuple(rank_env.node for rank_env in self.rank_envs)
 
     @cached_property
     def granted(self) -> Machine:
-        """The cluster with the nodes that this job was given: what its predictions rest on."""
+        """The cluster with the leaf switches of the nodes that Slurm allocated; predictions of the run use it."""
         paths = list(self.paths[0].values())
         leaves = list(dict.fromkeys(paths))
         return replace(self.machine, granted=tuple(leaves.index(path) for path in paths))
 
     @property
-    def granted_as_assumed(self) -> bool:
-        """Whether groups stand on the granted nodes as on those that were assumed before the job."""
+    def topology_as_assumed(self) -> bool:
+        """Whether the allocated nodes have the topology (racks, switches) that was assumed before the job started."""
         calibration, cluster = Calibration(DATA_SHEET, "", 1.0), self.experiment.cluster
         assumed, granted = (machine.spec(cluster, calibration) for machine in (self.machine, self.granted))
         if granted.topology is not None:
@@ -83,20 +83,20 @@ class Context:
     @cached_property
     def paths(self) -> tuple[dict[str, tuple[str, ...]], str]:
         """Node -> names of the switches above it, far to near, nodes in rank order; and where they are known from."""
-        nodes = nodes_of(sorted(self.places, key=lambda place: place.task))
-        told = [place.switches for place in nodes.values()]
-        known, source = paths_of(self.experiment.cluster, list(nodes), told)
+        nodes = nodes_of(sorted(self.rank_envs, key=lambda rank_env: rank_env.task))
+        switches = [rank_env.switches for rank_env in nodes.values()]
+        known, source = paths_of(self.experiment.cluster, list(nodes), switches)
         by_node = dict(zip(nodes, known, strict=True))
         return {node: by_node[node] for node in dict.fromkeys(self.nodes)}, source
 
     def facts(self) -> dict[str, Any]:
         """What only the job itself knows of where it runs, for the manifest."""
         return {
-            "attempt": self.place.attempt,
-            "id": self.place.job_id,
+            "attempt": self.rank_env.attempt,
+            "id": self.rank_env.job_id,
             "nodes": list(dict.fromkeys(self.nodes)),
             "node_of_rank": list(self.nodes),
-            "task_of_rank": [place.task for place in self.places],  # logs are named after tasks
+            "task_of_rank": [rank_env.task for rank_env in self.rank_envs],  # logs are named after tasks
             "granted": self._granted_facts(),
             "device": self._device_name,
             "torch_threads": torch.get_num_threads(),

@@ -19,10 +19,10 @@ from piper_hpc.microbench.dispatch.suite import DispatchSuite
 from piper_hpc.microbench.exchange_suite import Backend, ExchangeSuite
 from piper_hpc.microbench.exchanges import TorchBackend
 from piper_hpc.microbench.mpi_exchanges import MpiBackend
-from piper_hpc.microbench.rows import Book, Row
+from piper_hpc.microbench.rows import Row, RowWriter
 from piper_hpc.microbench.timing import Team
 from piper_hpc.microbench.vendor_suite import VendorSuite
-from piper_hpc.runtime.group import from_first
+from piper_hpc.runtime.group import broadcast_from_rank0
 from piper_hpc.spec import Calibration, Layout, RankMap
 from piper_hpc.tasks.context import Context
 
@@ -34,20 +34,20 @@ def run(context: Context) -> None:
         measure(context)
         return
     # One rank reads and tells: what an earlier attempt, or the run that is resumed, has measured.
-    earlier: list[Row] = from_first(context.run.measurements)
+    earlier: list[Row] = broadcast_from_rank0(context.run.measurements)
     rows = list(finished(earlier).values())
 
     def on_row(row: Row) -> None:
         rows.append(row)
-        context.run.append_measurement(row, context.place.attempt)
+        context.run.append_measurement(row, context.rank_env.attempt)
 
     if "calibration" in suites:
         _calibration_suite(context, on_row)
     facts = _wide_suites(context, suites, finished(earlier), on_row)
-    from_first(lambda: _concluded(context, rows, facts))
+    broadcast_from_rank0(lambda: _update_calibration(context, rows, facts))
 
 
-def _concluded(context: Context, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+def _update_calibration(context: Context, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
     """Add the rows to the calibration, and say so in the manifest and the log."""
     added, words = _add(context, rows)
     mine = {(row.get("backend", "torch"), row["operator"]) for row in rows}
@@ -63,15 +63,15 @@ def measure(context: Context) -> Calibration:
 
     def on_row(row: Row) -> None:
         rows.append(row)
-        context.run.append_measurement(row, context.place.attempt)
+        context.run.append_measurement(row, context.rank_env.attempt)
 
     _calibration_suite(context, on_row)
-    return from_first(lambda: _kept(context, rows, None))
+    return broadcast_from_rank0(lambda: _fit_and_save(context, rows, None))
 
 
 def _calibration_suite(context: Context, on_row: Callable[[Row], None]) -> None:
     suite.run(
-        ranks=_places(context),
+        ranks=_rank_map(context),
         device=context.device,
         dtype=_dtype(context),
         budget_s=context.experiment.task.budget_s,
@@ -85,25 +85,25 @@ def _wide_suites(
     context: Context, suites: Sequence[str], done: Mapping[str, Row], on_row: Callable[[Row], None]
 ) -> dict[str, Any]:
     """Run the suites that are named beside the calibration's. Returns what the manifest says of them."""
-    asked, device, dtype = context.experiment.task, context.device, _dtype(context)
-    book = Book(Team(device), _places(context), dtype, on_row, _nodes(context), _racks(context))
-    compute = ComputeSuite(book, device, asked.cell_s, context.machine.memory_bytes, done)
+    task, device, dtype = context.experiment.task, context.device, _dtype(context)
+    row_writer = RowWriter(Team(device), _rank_map(context), dtype, on_row, _nodes(context), _racks(context))
+    compute = ComputeSuite(row_writer, device, task.cell_s, context.machine.memory_bytes, done)
     compute.run([name for name in suites if name in compute_suite.SUITES], context.experiment.model)
     left_out = compute.left_out
     facts: dict[str, Any] = {}
     exchanges = [name for name in suites if name in exchange_suite.SUITES]
     if exchanges:
         backend: Backend = TorchBackend(device, dtype)
-        if asked.backend == "mpi":
+        if task.backend == "mpi":
             backend = MpiBackend.start(device, dtype)
-        counters: list[Any] = [None] * context.place.ranks
-        dist.all_gather_object(counters, links.counter_of(asked.link_counters, device.type))
-        counter = counters[context.place.rank] if all(counters) else None
+        counters: list[Any] = [None] * context.rank_env.ranks
+        dist.all_gather_object(counters, links.link_counter(task.link_counters, device.type))
+        counter = counters[context.rank_env.rank] if all(counters) else None
         facts = {"library": backend.library, "link_counter": counter.interface if counter else None}
-        timed = ExchangeSuite(book, backend, device, asked.cell_s, done, counter)
+        timed = ExchangeSuite(row_writer, backend, device, task.cell_s, done, counter)
         timed.run(exchanges)
         left_out = left_out | timed.left_out
-        if asked.vendor:
+        if task.vendor:
             sizes, patience_s = exchange_suite.sizes_of(device), context.experiment.cluster.comm_timeout_s / 2
             programs = VendorSuite(device, context.nodes, patience_s, on_row, done, counter)
             programs.run(exchanges, sizes[0], sizes[-1])
@@ -111,7 +111,7 @@ def _wide_suites(
     if "dispatch" in suites:
         timeout = timedelta(seconds=context.experiment.cluster.comm_timeout_s)
         extra = {"nodes": list(_nodes(context))}
-        family = DispatchSuite(_places(context), device, asked.cell_s, on_row, done, timeout, extra)
+        family = DispatchSuite(_rank_map(context), device, task.cell_s, on_row, done, timeout, extra)
         family.run(context.experiment.model, context.experiment.train.dtype)
         left_out = left_out | family.left_out
     return facts | {"left_out": left_out}
@@ -125,10 +125,10 @@ def _add(context: Context, rows: Sequence[Row]) -> tuple[Calibration | None, lis
     if previous is None and not any(calibrations.makes_peak(row) for row in rows):
         return None, [f"no calibration to add to at {path}: run task.suites=[calibration,...] first"]
     right = [row for row in rows if row["correct"] or row.get("refused")]
-    return _kept(context, right, previous), [f"calibration {'added to' if previous else 'written to'} {path}"]
+    return _fit_and_save(context, right, previous), [f"calibration {'added to' if previous else 'written to'} {path}"]
 
 
-def _kept(context: Context, rows: Sequence[Row], previous: Calibration | None) -> Calibration:
+def _fit_and_save(context: Context, rows: Sequence[Row], previous: Calibration | None) -> Calibration:
     """Fit and write the calibration file."""
     experiment, machine = context.experiment, context.machine
     dtype = experiment.train.dtype
@@ -145,9 +145,9 @@ def _kept(context: Context, rows: Sequence[Row], previous: Calibration | None) -
     return fit
 
 
-def _places(context: Context) -> RankMap:
+def _rank_map(context: Context) -> RankMap:
     """The suites ask only where ranks stand, so any layout of that many ranks will do."""
-    return context.rank_map(Layout(dp=context.place.ranks))
+    return context.rank_map(Layout(dp=context.rank_env.ranks))
 
 
 def _dtype(context: Context) -> torch.dtype:

@@ -21,7 +21,7 @@ def run(context: Context) -> None:
     kept: list[tuple[int, Sequence[Span]]] = []
     train.execute(context, calibration, steps, kept)
     mine = [span for step, spans in kept if step >= WARMUP_STEPS for span in spans]
-    everyone: list[Any] | None = [None] * context.place.ranks if context.is_first else None
+    everyone: list[Any] | None = [None] * context.rank_env.ranks if context.is_first else None
     dist.gather_object(mine, everyone)
     if everyone is not None:
         places = context.rank_map(train.layout_of(context)).places

@@ -44,7 +44,7 @@ def prepare(context: Context) -> Calibration | None:
         calibration = measure(context)
     if context.is_first:
         # What was predicted before the job stands where the nodes were granted as they were assumed.
-        assumed = context.run.prediction() is not None and context.granted_as_assumed
+        assumed = context.run.prediction() is not None and context.topology_as_assumed
         names = sorted(set(context.nodes))
         assumed &= calibration is None or calibration.provenance.get("nodes") in (None, ", ".join(names))
         if calibration is not None and not assumed:
@@ -105,7 +105,7 @@ def dataset(context: Context) -> ByteDataset:
         sequence=workload.sequence,
         global_batch=workload.global_batch,
         dense_dp=layout.dense_dp,
-        place=context.rank_map(layout).places[context.place.rank],
+        place=context.rank_map(layout).places[context.rank_env.rank],
         ep=layout.ep,
         seed=context.experiment.train.seed,
     )
@@ -114,7 +114,7 @@ def dataset(context: Context) -> ByteDataset:
 def _resume_from(context: Context) -> Path | None:
     """A requeued job goes on from its own newest checkpoint, a new one from `train.resume_from`."""
     own = context.run.checkpoints
-    if context.place.attempt > 0 and latest(own) is not None:
+    if context.rank_env.attempt > 0 and latest(own) is not None:
         return own
     given = context.experiment.train.resume_from
     return Path(given).expanduser() if given is not None else None
@@ -133,8 +133,8 @@ def execute(
         tracker.start(context.run.config(), context.run.path)
 
     def on_step(row: dict[str, Any]) -> None:
-        context.run.append_metrics(row, context.place.attempt)
-        context.run.write_status(Status("running", context.place.attempt, step=row["step"]))
+        context.run.append_metrics(row, context.rank_env.attempt)
+        context.run.write_status(Status("running", context.rank_env.attempt, step=row["step"]))
         tracker.log(row)
 
     keep = experiment.train.checkpoint_last or experiment.train.checkpoint_every

@@ -32,7 +32,7 @@ def owner() -> Path | None:
     return None
 
 
-def taken(names: Mapping[str, str]) -> str | None:
+def first_conflict(names: Mapping[str, str]) -> str | None:
     """The first of these names that somebody else's line defines."""
     for line in _outside():
         for word in line.partition("#")[0].split()[1:]:

@@ -62,14 +62,14 @@ def up(options: Options) -> tuple[Testbed, bool]:
     with _lock():
         present = state.read()
         if present and not health(present).problems:
-            if options.same(present.options):
+            if options.matches(present.options):
                 return present, True
             differing = [key for key, value in options.document().items() if present.options.get(key) != value]
             rule = f"a testbed is up with other options ({', '.join(map(flag, differing))})"
             raise Fault("up", state.folder(), rule, DOWN)
         _check_owner()
         _remove_all()  # what a crash may have left
-        check_free(options)
+        check_no_conflicts(options)
         try:
             if wanted is None:
                 return _build(options), False
@@ -119,7 +119,7 @@ def packages_missing() -> list[str]:
 def _build(options: Options) -> Testbed:
     folder, addresses, begin = state.folder(), Addresses(options), time.monotonic()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(f"[{time.monotonic() - begin:5.1f} s] {text}", file=sys.stderr, flush=True)
 
     folder.mkdir(parents=folder == Path(state.DEFAULT_FOLDER), exist_ok=True)
@@ -133,23 +133,23 @@ def _build(options: Options) -> Testbed:
     )
     hosts.add(folder, {node.name: node.address for node in nodes})
     network.build(options)
-    say(f"network: {options.nodes} nodes in {options.racks} racks, every link shaped in both directions")
+    log(f"network: {options.nodes} nodes in {options.racks} racks, every link shaped in both directions")
     pool, cancelled = ThreadPoolExecutor(max_workers=1), threading.Event()
     try:  # links are measured while the database creates its tables
         measured = pool.submit(links.measure, options, cancelled)
         slurm.write(options, folder)
         slurm.start_munge(folder)
         database.start(folder)
-        say("munge and MariaDB run")
+        log("munge and MariaDB run")
         slurm.start_controller(options, folder)
         slurm.start_nodes(options, folder)
-        say("slurmdbd and slurmctld run, all nodes are idle")
+        log("slurmdbd and slurmctld run, all nodes are idle")
         found = measured.result()
     finally:
         cancelled.set()
         pool.shutdown(wait=False)  # taking the network back ends what is still under way
     network.drop_probes(options)
-    say("links carry what they were shaped to")
+    log("links carry what they were shaped to")
     testbed = Testbed(
         schema_version=state.SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -179,16 +179,18 @@ def _remove_all() -> bool:
     if not (ours or spaces or devices or hosts.owner() or quota.processes(task.GROUP)):
         quota.remove_tree(task.GROUP)
         return False
-    with _undisturbed():
+    with _ignore_interrupt():
         (folder / "testbed.json").unlink(missing_ok=True)
         process.stop_all(folder)
-        left = process.kill_all(lambda: {*network.inhabitants(), *process.marked(folder), *quota.processes(task.GROUP)})
+        left = process.kill_all(
+            lambda: {*network.processes_in_namespaces(), *process.marked(folder), *quota.processes(task.GROUP)}
+        )
         if left:
             rule = "processes of the testbed do not end after SIGKILL"
             raise Fault("processes", " ".join(map(str, left)), rule, "a restart of the machine", FAILED)
         segments.remove()
         quota.remove_tree(task.GROUP)
-        network.demolish(also_folder=(folder / NO_NAMESPACES).exists())
+        network.remove_all(also_folder=(folder / NO_NAMESPACES).exists())
         hosts.remove()
         if ours:
             _remove_folder(folder)
@@ -241,10 +243,10 @@ def _check_owner() -> None:
         raise Fault("PIPER_TESTBED_DIR", folder, rule, f"PIPER_TESTBED_DIR={state.DEFAULT_FOLDER}")
 
 
-def check_free(options: Options) -> None:
+def check_no_conflicts(options: Options) -> None:
     """Names, addresses and ports that somebody else has are refused, never taken."""
     names = {f"n{node}": "" for node in Addresses(options).nodes}
-    name = hosts.taken(names)
+    name = hosts.first_conflict(names)
     if name:
         rule = f"{hosts.HOSTS} gives this name to another host already"
         raise Fault("node name", name, rule, f"{hosts.HOSTS} without that line")
@@ -282,7 +284,7 @@ def _lock() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _ignore_interrupt() -> Iterator[None]:
     """Let removal finish when the user presses Ctrl-C a second time."""
     before = {
         number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -149,7 +149,7 @@ def existing() -> tuple[list[str], list[str]]:
     return spaces, sorted(path.name for path in Path("/sys/class/net").glob(f"{PREFIX}*"))
 
 
-def inhabitants() -> list[int]:
+def processes_in_namespaces() -> list[int]:
     """Processes in our namespaces: Slurm's daemons, its steps, and whatever they started."""
     spaces = [status for name in existing()[0] if (status := _stat(NAMESPACES / name))]
     outside = [status for place in ("self", "1") if (status := _stat(Path(f"/proc/{place}/ns/net")))]
@@ -169,7 +169,7 @@ def inside() -> bool:
     return own is not None and any(space is not None and os.path.samestat(own, space) for space in spaces)
 
 
-def demolish(also_folder: bool) -> None:
+def remove_all(also_folder: bool) -> None:
     """Remove every namespace, cable and bridge, in an order that the kernel completes at once.
 
     `also_folder`: and the mount that `ip netns` made for the first namespace on this machine, if it is empty.

@@ -47,7 +47,7 @@ class Options:
         """Rack (from 0) of a node (from 0): contiguous blocks, sizes as even as they can be."""
         return node * self.racks // self.nodes
 
-    def same(self, present: Mapping[str, object]) -> bool:
+    def matches(self, present: Mapping[str, object]) -> bool:
         """Whether a testbed that came up with `present` is what these ask for, whatever its scaling decided."""
         decided = DECIDED if self.profile else ()
         return all(present.get(key) == value for key, value in self.document().items() if key not in decided)
@@ -97,7 +97,7 @@ def parse(given: Mapping[str, str | None], cores: int | None = None, memory_mib:
     period_us = _whole(given, "period_us", base.period_us, 1_000, 1_000_000)
     ranks = nodes * ranks_per_node
     # A tenth of the cores stays with the daemons, so that no rank waits for them.
-    share = _down_to(0.9 * cores / ranks, 3)
+    share = _round_down(0.9 * cores / ranks, 3)
     cpu_share = _share(given, min(base.cpu_share, share), share, period_us, cores, ranks)
     fair_mib = int(0.75 * memory_mib / ranks)
     _profile(given)
@@ -196,7 +196,7 @@ def _share(
     return value
 
 
-def _down_to(value: float, digits: int) -> float:
+def _round_down(value: float, digits: int) -> float:
     return int(value * 10**digits) / 10**digits
 
 

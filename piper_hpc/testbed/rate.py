@@ -58,8 +58,8 @@ def measure(layer: Layer, options: Options) -> float:
                 f"{GROUP}/rank{number}", options.cpu_share, options.memory_mib * MIB, options.period_us
             )
             group.enter(rank.pid)
-            if quota.pinnable(options.ranks, options.cpu_share):
-                quota.pin(number, rank.pid)
+            if quota.fits_one_core_each(options.ranks, options.cpu_share):
+                quota.pin_to_core(number, rank.pid)
         for rank in ranks:
             assert rank.stdin is not None
             rank.stdin.write("go\n")

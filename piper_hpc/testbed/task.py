@@ -25,7 +25,7 @@ def task_group() -> str:
     return f"{job_group()}/step{os.environ['SLURM_STEP_ID']}_task{os.environ['SLURM_PROCID']}"
 
 
-def turn() -> int:
+def core_index() -> int:
     """Counts ranks so that those of one node, and the first ones of neighbouring nodes, differ: they share cores."""
     return int(os.environ["SLURMD_NODENAME"].removeprefix("n")) + int(os.environ["SLURM_LOCALID"])
 
@@ -49,8 +49,8 @@ def main() -> int:
         group = quota.create(task_group(), float(cpu_share), int(memory_bytes), int(period_us))
         pid = int(os.environ["SLURM_TASK_PID"])
         group.enter(pid)
-        if quota.pinnable(int(ranks), float(cpu_share)):
-            quota.pin(turn(), pid)
+        if quota.fits_one_core_each(int(ranks), float(cpu_share)):
+            quota.pin_to_core(core_index(), pid)
         print("export GLOO_SOCKET_IFNAME=eth0")
     elif when == "task_epilog":
         # A child that outlives its task stays in its group until the job ends.

@@ -1,4 +1,4 @@
-"""Views of the record beside it. The run's folder is the truth; a tracker only shows it elsewhere."""
+"""Experiment trackers (wandb): optional copies of a run's metrics. The run's folder stays the only source."""
 
 from piper_hpc.tracking.base import TRACKERS, NoTracker, Tracker, make
 from piper_hpc.tracking.rows import flatten

@@ -1,4 +1,4 @@
-"""What a tracker is, and which there are."""
+"""The interface of an experiment tracker, and the factory that makes one by name."""
 
 from __future__ import annotations
 

@@ -32,7 +32,11 @@ class Progress:
 
 
 def state_tensors(stage: nn.Module, optimizer: torch.optim.AdamW, experts: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Parameters as `model.<name>` and moments as `optimizer.<name>.exp_avg`, `.exp_avg_sq`: views of the live ones."""
+    """Parameters as `model.<name>`, Adam's moments as `optimizer.<name>.exp_avg` and `.exp_avg_sq`.
+
+    Views of the live tensors, each with the shape of its parameter; a stack of experts [experts_per_rank, in, out]
+    gives one [in, out] an expert. experts: the rank's logical experts in the order of the stack.
+    """
     parameters = dict(stage.named_parameters())
     tensors = {f"model.{name}": part.detach() for name, part in logical_tensors(parameters.items(), experts)}
     for moment in MOMENTS:

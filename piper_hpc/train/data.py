@@ -18,7 +18,7 @@ import torch
 
 from piper_hpc.spec.layout import RankPlace
 
-NOT_TEXT_OF_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
+EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 
 
 class Dataset(Protocol):
@@ -41,7 +41,7 @@ def standard_library_files() -> list[Path]:
     """Python's own source files on this machine, without its tests."""
     root = Path(sysconfig.get_paths()["stdlib"])
     return sorted(
-        path for path in root.rglob("*.py") if not NOT_TEXT_OF_THE_LIBRARY.intersection(path.relative_to(root).parts)
+        path for path in root.rglob("*.py") if not EXCLUDED_FOLDERS.intersection(path.relative_to(root).parts)
     )
 
 
@@ -106,7 +106,7 @@ class ByteDataset:
         )
 
     def batch(self, first_sample: int) -> torch.Tensor:
-        """See `Dataset.batch`."""
+        """int64 [global_batch / dense_dp, sequence + 1]; see `Dataset.batch`."""
         first = first_sample + self._offset
         windows = [self._window(sample) for sample in range(first, first + self._share)]
         return torch.from_numpy(np.stack(windows).astype(np.int64))

@@ -1,4 +1,4 @@
-"""Train: one object that does a step on this rank, and the loop around it."""
+"""The training loop: `Trainer` does one optimizer step on this rank, `train` repeats it and writes checkpoints."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch.distributed as dist
 
 from piper_hpc.model import Stage
 from piper_hpc.model.names import initialise
-from piper_hpc.parallel.dispatcher import Configs, make_dispatcher
+from piper_hpc.parallel.dispatcher import AllToAllConfigs, make_dispatcher
 from piper_hpc.parallel.gradients import Gradients
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for, clock_offset_s
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
-from piper_hpc.profiling.spans import EVERYONE, Message, Recorder, Span
+from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
 from piper_hpc.spec import Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.layout import Layout, RankMap
@@ -29,7 +29,7 @@ from piper_hpc.train.data import Dataset
 from piper_hpc.train.optimizer import learning_rate, make_optimizer, set_learning_rate
 from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
 
-CLIPPING = Message(EVERYONE, 0)
+GRAD_NORM_REDUCE = Message(ALL_RANKS, 0)
 CLOCK_DRIFT_STEPS = 200
 """Clocks of different nodes are compared again after this many steps."""
 
@@ -46,7 +46,7 @@ class Trainer:
         *,
         rank_map: RankMap,
         device: torch.device,
-        configs: Configs | None = None,
+        configs: AllToAllConfigs | None = None,
     ) -> None:
         dtype = getattr(torch, settings.dtype)
         timeout = timedelta(seconds=settings.collective_timeout_s)
@@ -79,7 +79,7 @@ class Trainer:
             device=device,
             dtype=dtype,
         )
-        self._shape = metrics.Shape(layout.micro_batches(workload.global_batch), model.layers, model.experts)
+        self._shape = metrics.RecordShape(layout.micro_batches(workload.global_batch), model.layers, model.experts)
         self._settings = settings
         self._groups = groups
         self._device = device
@@ -123,8 +123,8 @@ class Trainer:
             with recorder.region("optimizer"):
                 squared_norm = gradients.squared_norm()
             if self._groups.world is not None:
-                recorder.post(CLIPPING)
-                with recorder.waiting(CLIPPING):
+                recorder.post(GRAD_NORM_REDUCE)
+                with recorder.waiting(GRAD_NORM_REDUCE):
                     dist.all_reduce(squared_norm)
             with recorder.region("optimizer"):
                 self._norm = squared_norm.sqrt()
@@ -154,7 +154,7 @@ class Trainer:
             peak_memory_bytes=self._peak_memory_bytes,
             rss_bytes=rss_bytes(),
             expert_tokens=expert_tokens,
-            sent=self.dispatcher.take(),
+            sent=self.dispatcher.pop_sent_bytes(),
         )
         return metrics.gather(mine, self._shape, self._device)
 
@@ -168,7 +168,7 @@ def train(
     rank_map: RankMap,
     device: torch.device,
     data: Dataset,
-    configs: Configs | None = None,
+    configs: AllToAllConfigs | None = None,
     checkpoint_dir: Path | None = None,
     resume_from: Path | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,

@@ -1,4 +1,4 @@
-"""What every rank knows of a step, brought to rank 0 in one message and made into one row of metrics."""
+"""Metrics of a training step: each rank's record, gathered on rank 0 in one message and reduced to one row."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.parallel.meter import SentBytes
-from piper_hpc.profiling.spans import EVERYONE, FORWARD, WAIT, Message, Span, self_seconds, waited_s
+from piper_hpc.profiling.spans import ALL_RANKS, FORWARD, WAIT, Message, Span, self_seconds, split_wait_s
 from piper_hpc.spec.all_to_all import LEVELS
 from piper_hpc.spec.layout import RankMap
 from piper_hpc.spec.prediction import TERMS
 
-MEASURED = tuple(term.removesuffix("_s") for term in TERMS if term not in ("p2p_s", "bubble_s", "other_s"))
-"""Regions that a rank times by itself. Waits are judged once it is known when the others posted."""
+TIMED_REGIONS = tuple(term.removesuffix("_s") for term in TERMS if term not in ("p2p_s", "bubble_s", "other_s"))
+"""Regions that a rank times by itself. Waits are split into terms once the senders' post times are known."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class RecordShape:
     """What fixes the length of a rank's message: micro-batches of a step, layers and experts of the model."""
 
     micro_batches: int
@@ -69,15 +69,15 @@ def rank_record(spans: Sequence[Span], posts: dict[Message, float], offset_s: fl
     return RankRecord(
         start_s=spans[0].start_s + offset_s,
         end_s=spans[0].end_s + offset_s,
-        seconds={name: seconds.get(name, 0.0) for name in MEASURED},
+        seconds={name: seconds.get(name, 0.0) for name in TIMED_REGIONS},
         posts={message: posted + offset_s for message, posted in posts.items()},
         waits=[(s.start_s + offset_s, s.end_s + offset_s, s.message) for s in spans if s.name == WAIT],
         **facts,
     )
 
 
-def encode(record: RankRecord, shape: Shape) -> list[float]:
-    """As numbers, equally many on every rank: NaN where there is nothing."""
+def encode(record: RankRecord, shape: RecordShape) -> list[float]:
+    """A record as a flat list of floats, equally long on every rank, for one gather; NaN where there is nothing."""
     posts = [math.nan] * shape.posts
     for message, posted in record.posts.items():
         posts[message.kind * shape.micro_batches + message.micro_batch] = posted
@@ -88,7 +88,7 @@ def encode(record: RankRecord, shape: Shape) -> list[float]:
     return [
         record.start_s,
         record.end_s,
-        *(record.seconds[name] for name in MEASURED),
+        *(record.seconds[name] for name in TIMED_REGIONS),
         record.loss,
         record.aux_loss,
         record.grad_norm,
@@ -102,7 +102,7 @@ def encode(record: RankRecord, shape: Shape) -> list[float]:
     ]
 
 
-def decode(numbers: Sequence[float], shape: Shape) -> RankRecord:
+def decode(numbers: Sequence[float], shape: RecordShape) -> RankRecord:
     """The inverse of `encode`."""
     rest = iter(numbers)
 
@@ -110,7 +110,7 @@ def decode(numbers: Sequence[float], shape: Shape) -> RankRecord:
         return [next(rest) for _ in range(count)]
 
     start_s, end_s = take(2)
-    seconds = dict(zip(MEASURED, take(len(MEASURED)), strict=True))
+    seconds = dict(zip(TIMED_REGIONS, take(len(TIMED_REGIONS)), strict=True))
     loss, aux_loss, grad_norm, peak, rss = take(5)
     sent = SentBytes(*(dict(zip(LEVELS, take(len(LEVELS)), strict=True)) for _ in range(2)))
     posts = {
@@ -129,7 +129,7 @@ def decode(numbers: Sequence[float], shape: Shape) -> RankRecord:
     return RankRecord(start_s, end_s, seconds, posts, waits, *ranks_own, expert_tokens, sent)
 
 
-def gather(record: RankRecord, shape: Shape, device: torch.device) -> list[RankRecord] | None:
+def gather(record: RankRecord, shape: RecordShape, device: torch.device) -> list[RankRecord] | None:
     """The records of all ranks in rank order, on rank 0; None on the others. One message a rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [record]
@@ -155,13 +155,13 @@ def terms_of(rank: int, records: Sequence[RankRecord], rank_map: RankMap) -> dic
     for start, end, message in record.waits:
         if message is None:
             terms["p2p_s"] += end - start
-        elif message.kind == EVERYONE:
-            before, after = waited_s(start, end, max(each.posts[message] for each in records))
+        elif message.kind == ALL_RANKS:
+            before, after = split_wait_s(start, end, max(each.posts[message] for each in records))
             terms["bubble_s"] += before
             terms["grad_reduce_s"] += after
         else:
             sender = neighbours[stage - 1 if message.kind == FORWARD else stage + 1]
-            before, after = waited_s(start, end, records[sender].posts[message])
+            before, after = split_wait_s(start, end, records[sender].posts[message])
             terms["bubble_s"] += before
             terms["p2p_s"] += after
     terms["other_s"] = record.end_s - record.start_s - sum(terms.values())
@@ -216,14 +216,15 @@ def _mean_terms(by_rank: Sequence[dict[str, float]], ranks: Sequence[int]) -> di
 
 
 def _expert_load(records: Sequence[RankRecord]) -> list[float]:
-    """The busiest expert's tokens over the mean expert's, by layer."""
+    """Load imbalance of experts, [layers]: tokens of the busiest expert over the mean expert's; at least 1."""
     layers = zip(*(each.expert_tokens for each in records), strict=True)
     totals = [[sum(tokens) for tokens in zip(*layer, strict=True)] for layer in layers]
     return [max(tokens) * len(tokens) / sum(tokens) for tokens in totals]
 
 
 def _rank_load(records: Sequence[RankRecord], rank_map: RankMap) -> list[float]:
-    """Rows that the busiest rank of an expert group received over the group's mean, by layer; the mean over groups.
+    """Load imbalance of ranks, [layers]: rows received by the busiest rank of an expert group over the group's mean
+    (at least 1), averaged over groups.
 
     A rank holds adjacent experts. What it received is that of the whole step.
     """

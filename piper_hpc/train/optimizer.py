@@ -11,7 +11,11 @@ from piper_hpc.train.settings import TrainSettings
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The rate of step `step`, counted from 0: linear warm-up, then constant or half a cosine."""
+    """Learning rate of step `step`, counted from 0: linear warm-up, then constant or half a cosine.
+
+    With s the share of the steps after the warm-up that are done, the cosine is min + (max - min)(1 + cos(pi s)) / 2:
+    one period of SGDR (arXiv 1608.03983 Eq 5), without restarts.
+    """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -22,7 +26,7 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
 
 def make_optimizer(stage: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Fused AdamW over all parameters, weight decay on matrices alone; moments exist from the start.
+    """Fused AdamW (arXiv 1711.05101) over all parameters, weight decay on matrices alone; moments exist from the start.
 
     With the state in place, memory is the same from the first step on and a checkpoint can be loaded into it.
     """

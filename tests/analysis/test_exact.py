@@ -43,4 +43,4 @@ def test_one_wrong_case_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_the_command_that_it_names_for_other_counts_exists() -> None:
-    assert (Path(__file__).parents[2] / command.BESIDE.partition("ARGS=")[2]).exists()
+    assert (Path(__file__).parents[2] / command.TRANSFORMERS_COUNTS_COMMAND.partition("ARGS=")[2]).exists()

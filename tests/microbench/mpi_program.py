@@ -19,7 +19,7 @@ from piper_hpc.comm.channel import GroupChannel  # noqa: E402
 from piper_hpc.microbench.dispatch.mpi import MpiChannel  # noqa: E402
 from piper_hpc.microbench.exchange_suite import SUITES, ExchangeSuite  # noqa: E402
 from piper_hpc.microbench.mpi_exchanges import MpiBackend  # noqa: E402
-from piper_hpc.microbench.rows import Book  # noqa: E402
+from piper_hpc.microbench.rows import RowWriter  # noqa: E402
 from piper_hpc.microbench.timing import Team  # noqa: E402
 from piper_hpc.spec import Layout, RankMap  # noqa: E402
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def suite() -> list[dict[str, Any]]:
     """Rows of every exchange by MPI, on two nodes of two ranks as the names go."""
     rows: list[dict[str, Any]] = []
-    book = Book(Team(CPU), RankMap.block(Layout(dp=4), 2, (0, 0)), torch.float32, rows.append, ("n0", "n1"))
+    book = RowWriter(Team(CPU), RankMap.block(Layout(dp=4), 2, (0, 0)), torch.float32, rows.append, ("n0", "n1"))
     ExchangeSuite(book, MpiBackend.start(CPU, torch.float32), CPU, 0.05).run(SUITES)
     return rows
 

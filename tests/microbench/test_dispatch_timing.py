@@ -16,7 +16,7 @@ from piper_hpc.microbench.dispatch import suite, timing
 from piper_hpc.microbench.dispatch.cells import Cell, Variant
 from piper_hpc.microbench.dispatch.runner import VariantRunner
 from piper_hpc.microbench.dispatch.suite import TOKENS, DispatchSuite
-from piper_hpc.microbench.dispatch.timing import LEAST, Bench, time_cells
+from piper_hpc.microbench.dispatch.timing import MIN_ITERATIONS, Bench, time_cells
 from piper_hpc.microbench.dispatch.workloads import global_draw
 from piper_hpc.spec import Layout, ModelSpec, RankMap
 from piper_hpc.studies.all_to_all import measure as bench
@@ -57,7 +57,9 @@ def test_rows_of_every_variant_in_every_cell() -> None:
     ]
     for row in first:
         assert row["correct"] and row["machine"] == "2x2" and row["group"] == {"ranks": 4, "nodes": 2, "racks": 1}
-        assert row["n"] == len(row["samples_s"]) == LEAST and 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert (
+            row["n"] == len(row["samples_s"]) == MIN_ITERATIONS and 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+        )
         assert row["calibration_s"] == sorted(row["samples_s"][::2])[1]
     flat, _, halo, dedup = first[:4]
     assert flat["logical_bytes_per_rank"] == 64 * 4 * 8 * 4
@@ -81,7 +83,7 @@ def suite_rows(cell_s: float, done: dict[str, Any]) -> tuple[list[dict[str, Any]
     world = dist.get_world_size()
     ranks = RankMap.block(Layout(dp=world), 2, tuple(range(world // 2)))
     dispatch = DispatchSuite(ranks, CPU, cell_s, rows.append, done, timedelta(seconds=20))
-    with mock.patch.object(suite, "ITERATIONS", LEAST), mock.patch.object(timing, "REST_S", 0.0):
+    with mock.patch.object(suite, "ITERATIONS", MIN_ITERATIONS), mock.patch.object(timing, "REST_S", 0.0):
         dispatch.run(TINY, "float32")
     return rows, dispatch.left_out
 

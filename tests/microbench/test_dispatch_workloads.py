@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.microbench.dispatch.cells import Cell
-from piper_hpc.microbench.dispatch.workloads import WORKLOADS, draw, entered, global_draw, heat, imbalance
+from piper_hpc.microbench.dispatch.workloads import (
+    WORKLOADS,
+    draw,
+    global_draw,
+    hot_experts,
+    imbalance,
+    reach_probability_by_domain,
+)
 from piper_hpc.resource_model.all_to_all import AllToAllRouting, dedup_ratio
 
 SIZE = {"experts": 64, "top_k": 8}
@@ -78,7 +85,7 @@ def test_hot_experts_get_their_share(workload: str, step: int, hot: range, share
 
 def test_w1_heats_few_experts_that_the_draw_picks() -> None:
     """Two of 64 can have a quarter of all assignments at most: every token chooses both."""
-    picked = {heat("W1", seed=seed, **SIZE).experts for seed in range(8)}  # type: ignore[union-attr]
+    picked = {hot_experts("W1", seed=seed, **SIZE).experts for seed in range(8)}  # type: ignore[union-attr]
     assert len(picked) > 1 and all(len(hot) == 2 for hot in picked)
     loads = np.bincount(global_draw("W1", tokens=512, **SIZE).ravel(), minlength=64)
     assert sorted(loads)[-2:] == [512, 512]
@@ -99,7 +106,7 @@ def test_imbalance_of_a_hot_rank_and_of_a_burst() -> None:
 @pytest.mark.parametrize("domains", [2, 4, 8])
 @pytest.mark.parametrize("top_k", [1, 2, 8])
 def test_balanced_share_of_rows_is_the_cost_models(domains: int, top_k: int) -> None:
-    found = sum(entered("W0", experts=64, top_k=top_k, domains=domains)) / top_k
+    found = sum(reach_probability_by_domain("W0", experts=64, top_k=top_k, domains=domains)) / top_k
     assert found == pytest.approx(float(dedup_ratio(domains, AllToAllRouting(64, top_k))))
 
 
@@ -107,7 +114,7 @@ def test_balanced_share_of_rows_is_the_cost_models(domains: int, top_k: int) -> 
 def test_closed_form_of_domains_entered_is_what_is_drawn(workload: str) -> None:
     ids = global_draw(workload, tokens=8192, **SIZE)
     counted = [float(((ids // 16) == domain).any(1).mean()) for domain in range(4)]
-    assert entered(workload, domains=4, **SIZE) == pytest.approx(counted, abs=0.015)
+    assert reach_probability_by_domain(workload, domains=4, **SIZE) == pytest.approx(counted, abs=0.015)
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:

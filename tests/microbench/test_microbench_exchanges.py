@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from piper_hpc.microbench.exchanges import COLLECTIVES, process_group, summand, total, wrong_values
+from piper_hpc.microbench.exchanges import COLLECTIVES, process_group, reduction_input, reduction_result, wrong_values
 from piper_hpc.microbench.groups import GroupFamily
 from tests.processes import run_ranks
 
@@ -14,15 +14,15 @@ CPU = torch.device("cpu")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
-def summands(members: int, elements: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    return [summand(place, members, elements, CPU, dtype) for place in range(members)]
+def reduction_inputs(members: int, elements: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    return [reduction_input(place, members, elements, CPU, dtype) for place in range(members)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("members", [2, 5, 64, 600])
 def test_sums_are_exact_in_whatever_order_they_are_added(members: int, dtype: torch.dtype) -> None:
     elements = 4 * members
-    parts, expected = summands(members, elements, dtype), total(elements, CPU, dtype)
+    parts, expected = reduction_inputs(members, elements, dtype), reduction_result(elements, CPU, dtype)
     one_by_one = torch.zeros(elements, dtype=dtype)
     for part in parts:
         one_by_one += part
@@ -43,7 +43,10 @@ def test_sums_of_ones_would_not_be_exact() -> None:
 @pytest.mark.parametrize("members", [4, 64])
 def test_a_member_that_is_missed_or_counted_twice_shows_and_so_does_a_wrong_part(members: int) -> None:
     elements = 16 * members
-    parts, expected = summands(members, elements, torch.bfloat16), total(elements, CPU, torch.bfloat16)
+    parts, expected = (
+        reduction_inputs(members, elements, torch.bfloat16),
+        reduction_result(elements, CPU, torch.bfloat16),
+    )
     for place in range(members):
         assert wrong_values(expected - parts[place], expected) == 16
         assert wrong_values(expected + parts[place], expected) == 16

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from piper_hpc.microbench.operators import build
 from piper_hpc.microbench.shapes import CPU, KIB, MIB
-from piper_hpc.microbench.timing import Effort
+from piper_hpc.microbench.timing import SamplingPlan
 
 DEVICE = torch.device("cpu")
 
@@ -124,12 +124,12 @@ def test_a_gate_that_chooses_the_smallest_is_noticed(monkeypatch: pytest.MonkeyP
 
 
 def test_effort_fills_its_share_and_keeps_enough_samples() -> None:
-    quick = Effort.plan(iteration_s=1e-5, share_s=1.0, least=3)
+    quick = SamplingPlan.plan(iteration_s=1e-5, share_s=1.0, least=3)
     assert quick.sample_s == pytest.approx(0.03) and quick.iterations * 1e-5 >= 0.03
     assert 3 <= quick.samples * quick.sample_s / 0.03 <= 1.0 / 0.03
-    slow = Effort.plan(iteration_s=0.5, share_s=0.1, least=3)
+    slow = SamplingPlan.plan(iteration_s=0.5, share_s=0.1, least=3)
     assert (slow.samples, slow.iterations) == (3, 1)
-    small = Effort.plan(iteration_s=1e-4, share_s=0.04, least=3)
+    small = SamplingPlan.plan(iteration_s=1e-4, share_s=0.04, least=3)
     assert small.samples >= 3 and small.sample_s * (1 + small.samples) <= 0.04
 
 

@@ -117,7 +117,7 @@ def test_a_bus_bandwidth_of_other_ranks_is_refused() -> None:
 def test_what_rows_must_move_between_nodes() -> None:
     def moved(operation: str, name: str, text: str, ranks: int = 8, nodes: int = 2) -> float:
         of = Program(operation, name, ranks, tuple(f"n{node}" for node in range(nodes)))
-        return of.least_bytes(list(of.rows(text)))
+        return of.minimum_bytes(list(of.rows(text)))
 
     # 20 iterations; each of 8 ranks sends half of its buffer to the other node.
     assert moved("all_to_all", "alltoall_perf", head(8) + ALL_TO_ALL) == 20 * 8 * (1048576 + 4194304) / 2
@@ -138,7 +138,7 @@ def test_a_program_on_the_path_is_found_and_run(tmp_path: Path, monkeypatch: pyt
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    (only,) = vendor.found(["all_to_all", "gemm"], 4, ["n1"])
+    (only,) = vendor.find_programs(["all_to_all", "gemm"], 4, ["n1"])
     assert [row["work"] for row in vendor.run(only, 4096, 1 << 20, timeout_s=60.0)] == [4 * 1024, 4 * 262144]
     (tmp_path / "osu_alltoallv").write_text("#!/bin/sh\necho no such device >&2; exit 3\n")
     with pytest.raises(RuntimeError, match="exit code 3: no such device"):

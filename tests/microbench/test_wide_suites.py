@@ -11,14 +11,14 @@ import torch.distributed as dist
 
 from piper_hpc.cluster.resume import finished
 from piper_hpc.microbench.attention_block import attention_block_backward, attention_block_forward
-from piper_hpc.microbench.box import Box
+from piper_hpc.microbench.box import TimeBox
 from piper_hpc.microbench.compute_suite import ComputeSuite, cells_of
 from piper_hpc.microbench.exchange_suite import MESSAGES, ExchangeSuite
 from piper_hpc.microbench.exchanges import TorchBackend
 from piper_hpc.microbench.groups import GroupFamily, pipeline_families
-from piper_hpc.microbench.links import LinkCounter, counter_of, least_bytes, refusal
+from piper_hpc.microbench.links import LinkCounter, counter_mismatch, link_counter, minimum_bytes
 from piper_hpc.microbench.model_shapes import SEQUENCES, TOKENS, block_shape, matrices
-from piper_hpc.microbench.rows import Book
+from piper_hpc.microbench.rows import RowWriter
 from piper_hpc.microbench.timing import Team
 from piper_hpc.spec import Layout, ModelSpec, RankMap
 from tests.processes import run_ranks
@@ -76,13 +76,13 @@ def test_attention_with_its_projections_is_right(model: ModelSpec, build: Any) -
 
 
 def test_a_box_leaves_out_what_would_not_fit_and_says_so() -> None:
-    box = Box(cell_s=1.0)
-    assert box.holds(1e12), "nothing is known of a first cell"
+    box = TimeBox(cell_s=1.0)
+    assert box.fits(1e12), "nothing is known of a first cell"
     box.add(1e6, 0.01)
     box.add(2e6, 0.02)
-    assert box.holds(1e7) and not box.holds(2e7)
+    assert box.fits(1e7) and not box.fits(2e7)
     assert "one call would take 0.2 s" in box.reason(2e7) and "task.cell_s=1" in box.reason(2e7)
-    assert not Box(cell_s=1.0, rate=1e9).holds(1e9)
+    assert not TimeBox(cell_s=1.0, rate=1e9).fits(1e9)
 
 
 RANKS = RankMap.block(Layout(dp=4), 2, (0, 0))
@@ -98,29 +98,29 @@ def test_neighbouring_stages_send_at_once() -> None:
 
 def test_what_must_cross_between_nodes() -> None:
     whole, pairs = GroupFamily(4, "rack", ((0, 1, 2, 3),)), GroupFamily(2, "rack", ((0, 2), (1, 3)))
-    assert least_bytes("all_to_all", whole, 4000, RANKS) == 4 * 2 * 1000, "each rank sends two parts of four away"
-    assert least_bytes("all_gather", whole, 4000, RANKS) == 4000
-    assert least_bytes("all_reduce", whole, 4000, RANKS) == 8000
-    assert least_bytes("p2p_concurrent", pairs, 1000, RANKS) == 4000, "two pairs, there and back"
-    assert least_bytes("p2p", GroupFamily(2, "node", ((0, 1),)), 1000, RANKS) == 0
+    assert minimum_bytes("all_to_all", whole, 4000, RANKS) == 4 * 2 * 1000, "each rank sends two parts of four away"
+    assert minimum_bytes("all_gather", whole, 4000, RANKS) == 4000
+    assert minimum_bytes("all_reduce", whole, 4000, RANKS) == 8000
+    assert minimum_bytes("p2p_concurrent", pairs, 1000, RANKS) == 4000, "two pairs, there and back"
+    assert minimum_bytes("p2p", GroupFamily(2, "node", ((0, 1),)), 1000, RANKS) == 0
 
 
 def test_a_row_whose_bytes_took_another_way_is_refused() -> None:
     # MPICH on the testbed without UCX_TLS=tcp,self: 0 bytes on eth0 where 25 MB were exchanged.
-    assert "eth0 sent 0 bytes" in str(refusal("all_to_all", "eth0", 0, 25e6))
-    assert refusal("all_to_all", "eth0", 26.5e6, 25e6) is None
-    assert "others used the link" in str(refusal("all_to_all", "eth0", 80e6, 25e6))
-    assert refusal("all_reduce", "eth0", 80e6, 25e6) is None, "only a lower bound is known of an all-reduce"
-    assert refusal("all_to_all", "eth0", 80e3, 25e3) is None, "barriers are more than so few bytes"
+    assert "eth0 sent 0 bytes" in str(counter_mismatch("all_to_all", "eth0", 0, 25e6))
+    assert counter_mismatch("all_to_all", "eth0", 26.5e6, 25e6) is None
+    assert "others used the link" in str(counter_mismatch("all_to_all", "eth0", 80e6, 25e6))
+    assert counter_mismatch("all_reduce", "eth0", 80e6, 25e6) is None, "only a lower bound is known of an all-reduce"
+    assert counter_mismatch("all_to_all", "eth0", 80e3, 25e3) is None, "barriers are more than so few bytes"
     assert LinkCounter("lo").sent_bytes() >= 0
-    assert counter_of("off", "cpu") is None and counter_of("hsn0", "cuda") == LinkCounter("hsn0")
-    assert counter_of("auto", "cpu", {"GLOO_SOCKET_IFNAME": "eth0"}) == LinkCounter("eth0")
-    assert counter_of("auto", "cpu", {}) is None and counter_of("auto", "cpu", {"GLOO_SOCKET_IFNAME": "lo"}) is None
+    assert link_counter("off", "cpu") is None and link_counter("hsn0", "cuda") == LinkCounter("hsn0")
+    assert link_counter("auto", "cpu", {"GLOO_SOCKET_IFNAME": "eth0"}) == LinkCounter("eth0")
+    assert link_counter("auto", "cpu", {}) is None and link_counter("auto", "cpu", {"GLOO_SOCKET_IFNAME": "lo"}) is None
 
 
 def _suite(rows: list[dict[str, Any]], **options: Any) -> ExchangeSuite:
     ranks = RankMap.block(Layout(dp=dist.get_world_size()), 2, (0,) * (dist.get_world_size() // 2))
-    book = Book(Team(CPU), ranks, torch.float32, rows.append, ("n0", "n1"))
+    book = RowWriter(Team(CPU), ranks, torch.float32, rows.append, ("n0", "n1"))
     return ExchangeSuite(book, TorchBackend(CPU, torch.float32), CPU, 0.1, **options)
 
 
@@ -186,7 +186,7 @@ def test_rows_that_the_link_did_not_see_are_marked(measured: Any) -> None:
 
 def _computed() -> tuple[list[dict[str, Any]], dict[str, str]]:
     rows: list[dict[str, Any]] = []
-    book = Book(Team(CPU), RankMap.block(Layout(dp=1), 1, (0,)), torch.float32, rows.append)
+    book = RowWriter(Team(CPU), RankMap.block(Layout(dp=1), 1, (0,)), torch.float32, rows.append)
     suite = ComputeSuite(book, CPU, cell_s=0.02, memory_bytes=64 * 2**20)
     suite.run(["grouped_gemm"], TINY)
     return rows, suite.left_out

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from piper_hpc.comm.hierarchy import Hierarchy
-from piper_hpc.parallel.meter import Meter, SentBytes
+from piper_hpc.parallel.meter import ByteCountingDispatcher, SentBytes
 from piper_hpc.spec import ALGORITHMS, LEVELS
 from tests.comm.lockstep import Message, Switchboard, dispatcher
 from tests.comm.test_algorithms import problem
@@ -31,11 +31,11 @@ def test_bytes_of_a_step_are_those_sent(algorithm: str, dtype: torch.dtype) -> N
     board, hierarchy = Switchboard(places.ranks), Hierarchy(algorithm, places)
 
     def step(rank: int) -> tuple[SentBytes, SentBytes]:
-        meter = Meter(dispatcher(board, algorithm, places, rank, hierarchy, chunks=2), places, rank)
+        meter = ByteCountingDispatcher(dispatcher(board, algorithm, places, rank, hierarchy, chunks=2), places, rank)
         tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
         rows, handle = meter.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
         meter.combine(rows, handle).sum().backward()
-        return meter.take(), meter.take()
+        return meter.pop_sent_bytes(), meter.pop_sent_bytes()
 
     taken = board.run(step)
     sent: Counter[tuple[str, str]] = Counter()

@@ -12,7 +12,7 @@ from torch.distributed.pipelining import schedules
 
 from piper_hpc.model import Stage
 from piper_hpc.parallel.groups import make_groups
-from piper_hpc.parallel.messages import watched
+from piper_hpc.parallel.messages import instrumented_schedule
 from piper_hpc.profiling.clock import CpuClock
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec import Layout, ModelSpec, RankMap, Workload
@@ -86,6 +86,6 @@ def test_torch_without_the_watched_functions_is_named() -> None:
         del schedules._wait_batch_p2p
         with (
             pytest.raises(RuntimeError, match="messages between stages cannot be timed"),
-            watched(Recorder(CpuClock())),
+            instrumented_schedule(Recorder(CpuClock())),
         ):
             pass

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from piper_hpc.profiling.clock import CpuClock, clock_offset_s
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
-from piper_hpc.profiling.spans import FORWARD, Message, Recorder, Span, self_seconds, waited_s
+from piper_hpc.profiling.spans import FORWARD, Message, Recorder, Span, self_seconds, split_wait_s
 from piper_hpc.profiling.trace import write_trace
 from piper_hpc.spec import Layout, RankMap
 from tests.processes import run_ranks
@@ -90,7 +90,7 @@ def test_region_without_differentiable_input_ends_with_the_backward_pass() -> No
 def test_wait_is_split_where_the_sender_posted(
     start: float, end: float, posted: float, bubble: float, transfer: float
 ) -> None:
-    assert waited_s(start, end, posted) == (bubble, transfer)
+    assert split_wait_s(start, end, posted) == (bubble, transfer)
 
 
 def offset_with_wrong_clock(error_s: float, same_host: bool) -> float:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.runs import FAILURE_CLASSES
-from piper_hpc.runtime.failures import classify, reason_of
+from piper_hpc.runtime.failures import classify, one_line_reason
 from piper_hpc.runtime.group import RendezvousError
 
 
@@ -35,4 +35,4 @@ def test_the_root_cause_decides(error, failure_class):
             raise RuntimeError("[Stage 0] failed to run forward:") from inner
     except RuntimeError as wrapped:
         assert classify(wrapped) == failure_class
-        assert reason_of(wrapped) == reason_of(error)
+        assert one_line_reason(wrapped) == one_line_reason(error)

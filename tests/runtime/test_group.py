@@ -14,11 +14,11 @@ import torch.distributed as dist
 from piper_hpc.cluster.calibration import CalibrationError
 from piper_hpc.runtime.group import (
     BACKENDS,
-    GLOO_RECEIVER,
-    LOWEST_PRIORITY,
+    GLOO_RECEIVER_THREAD,
+    LOWEST_NICE,
+    broadcast_from_rank0,
     device_of,
-    from_first,
-    let_senders_go_first,
+    lower_gloo_receiver_priority,
 )
 from tests.processes import COLLECTIVE_TIMEOUT_S, run_ranks
 
@@ -35,12 +35,12 @@ def _priorities(cores: int) -> tuple[set[int], set[int], float]:
     group = dist.new_group([0, 1])
     try:
         os.sched_setaffinity(0, sorted(all_cores)[:cores])
-        let_senders_go_first()
+        lower_gloo_receiver_priority()
     finally:
         os.sched_setaffinity(0, all_cores)  # the process goes on with other tests
     receiving, others = set(), set()
     for thread in Path("/proc/self/task").glob("*"):
-        receives = (thread / "comm").read_text().strip() == GLOO_RECEIVER
+        receives = (thread / "comm").read_text().strip() == GLOO_RECEIVER_THREAD
         if receives and thread.name in earlier:
             continue
         (receiving if receives else others).add(os.getpriority(os.PRIO_PROCESS, int(thread.name)) - usual)
@@ -51,7 +51,7 @@ def _priorities(cores: int) -> tuple[set[int], set[int], float]:
 
 def test_threads_that_receive_come_after_those_that_send_on_one_core() -> None:
     for receiving, others, total in run_ranks(2, _priorities, 1):
-        assert receiving == {LOWEST_PRIORITY} and others == {0}
+        assert receiving == {LOWEST_NICE} and others == {0}
         assert total == 2.0
 
 
@@ -87,26 +87,26 @@ def _of_no_pickle() -> Any:
 _MAKES = {make.__name__: make for make in (_answer, _refused, _untold, _of_no_pickle)}
 
 
-def _told(name: str) -> tuple[Any, str]:
+def _picklable(name: str) -> tuple[Any, str]:
     """What a rank is given, and the exception that it sees in its place."""
     try:
-        return from_first(_MAKES[name]), ""
+        return broadcast_from_rank0(_MAKES[name]), ""
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
 
 
 def test_one_rank_works_and_all_are_told() -> None:
-    assert run_ranks(2, _told, "_answer") == [({"rank": 0}, "")] * 2
+    assert run_ranks(2, _picklable, "_answer") == [({"rank": 0}, "")] * 2
 
 
 def test_where_the_first_rank_fails_no_other_waits_for_it() -> None:
     begin = time.monotonic()
-    assert run_ranks(2, _told, "_refused") == [(None, "CalibrationError: no gemm")] * 2
-    assert run_ranks(2, _told, "_untold") == [
+    assert run_ranks(2, _picklable, "_refused") == [(None, "CalibrationError: no gemm")] * 2
+    assert run_ranks(2, _picklable, "_untold") == [
         (None, "Untold: so much"),
         (None, "RuntimeError: Untold on rank 0: so much"),
     ]
-    first, second = run_ranks(2, _told, "_of_no_pickle")
+    first, second = run_ranks(2, _picklable, "_of_no_pickle")
     assert "_of_no_pickle" in first[1] and "_of_no_pickle" in second[1]
     assert time.monotonic() - begin < COLLECTIVE_TIMEOUT_S
 

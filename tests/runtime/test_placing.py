@@ -24,7 +24,7 @@ pytestmark = pytest.mark.processes
 CPU = torch.device("cpu")
 
 
-def _place(task: int, tasks: int) -> RankEnvironment:
+def _rank_env(task: int, tasks: int) -> RankEnvironment:
     switches = ("spine", f"rack{task % 2}")
     return RankEnvironment(task, tasks, 0, f"n{task}", switches, "7", "0", 0, "127.0.0.1", task)
 
@@ -34,10 +34,10 @@ def _numbered(folder: str) -> tuple[int, int, list[int], tuple[str, ...]]:
     task, tasks = dist.get_rank(), dist.get_world_size()
     dist.barrier()
     dist.destroy_process_group()
-    place = _place(task, tasks)
-    measured = _with_measured_switches(place, Path(folder) / "measuring", CPU, 30.0)
+    rank_env = _rank_env(task, tasks)
+    measured = _with_measured_switches(rank_env, Path(folder) / "measuring", CPU, 30.0)
     order = partial(rank_order, layout=Layout(ep=2, dp=2), cluster=ClusterConfig(name="site"))
-    with process_group(place, Path(folder) / "rendezvous", CPU, 30.0, order) as placed:
+    with process_group(rank_env, Path(folder) / "rendezvous", CPU, 30.0, order) as placed:
         assert dist.get_rank() == placed.rank and placed.task == task
         told: list[int] = [0] * tasks
         dist.all_gather_object(told, task)

@@ -191,8 +191,8 @@ def test_removal_waits_for_processes_and_leaves_nothing(prefix: str) -> None:
 
 def test_ranks_are_pinned_only_where_their_shares_fit_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    assert quota.pinnable(4, 0.45) and quota.pinnable(1, 1.0) and quota.pinnable(8, 0.2)
-    assert not quota.pinnable(3, 0.6), "two of them would share a core"
+    assert quota.fits_one_core_each(4, 0.45) and quota.fits_one_core_each(1, 1.0) and quota.fits_one_core_each(8, 0.2)
+    assert not quota.fits_one_core_each(3, 0.6), "two of them would share a core"
 
 
 def test_a_pinned_process_keeps_its_threads_on_one_core_and_neighbours_differ() -> None:
@@ -203,7 +203,7 @@ def test_a_pinned_process_keeps_its_threads_on_one_core_and_neighbours_differ() 
         assert process.stdout is not None and process.stdout.readline()
         for turn in (1, 0):
             os.sched_setaffinity(process.pid, cores)
-            assert quota.pin(turn, process.pid) == cores[turn % len(cores)]
+            assert quota.pin_to_core(turn, process.pid) == cores[turn % len(cores)]
         threads = os.listdir(f"/proc/{process.pid}/task")
         assert len(threads) == 2
         assert [os.sched_getaffinity(int(thread)) for thread in threads] == [{cores[0]}] * 2

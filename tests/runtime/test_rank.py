@@ -23,7 +23,7 @@ def test_a_slurm_step():
     place = RankEnvironment.read(STEP)
     assert place == RankEnvironment(5, 8, 1, "n3", ("spine", "rack2"), "42", "1", 2, "n1", task=5)
     assert place.rack == "rack2"
-    assert place.meeting == "42.1.2"
+    assert place.rendezvous_id == "42.1.2"
 
 
 def test_without_topology_or_requeue():

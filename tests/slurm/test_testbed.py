@@ -123,8 +123,8 @@ def test_traffic_between_racks_is_bounded_by_the_link_and_counted_on_both_ends(
     sent = after[sender.name]["tx_bytes"] - before[sender.name]["tx_bytes"]
     received = after[receiver.name]["rx_bytes"] - before[receiver.name]["rx_bytes"]
     assert size < sent < 1.1 * size and size < received < 1.1 * size
-    bystander = testbed.nodes[1].name
-    assert after[bystander]["tx_bytes"] - before[bystander]["tx_bytes"] < 0.01 * size
+    no_exchange = testbed.nodes[1].name
+    assert after[no_exchange]["tx_bytes"] - before[no_exchange]["tx_bytes"] < 0.01 * size
 
 
 def test_acknowledgements_go_first_and_short_messages_do_not(testbed: Testbed, slurm: Command) -> None:
@@ -176,14 +176,14 @@ def test_what_others_have_is_refused(testbed: Testbed, tmp_path: Path, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(Fault, match=f"port {port} is taken by somebody else"):
-            lifecycle.check_free(options.parse({"port": str(port)}))
+            lifecycle.check_no_conflicts(options.parse({"port": str(port)}))
     with pytest.raises(Fault, match="has a route into it already"):
-        lifecycle.check_free(options.parse({"subnet": "127.0.0.0/24"}))
+        lifecycle.check_no_conflicts(options.parse({"subnet": "127.0.0.0/24"}))
     text = tmp_path / "hosts"
     text.write_text("192.0.2.7 build n3  # somebody's\n")
     monkeypatch.setattr(hosts, "HOSTS", text)
     with pytest.raises(Fault, match=r"node name=n3: .* gives this name to another host"):
-        lifecycle.check_free(options.parse({}))
+        lifecycle.check_no_conflicts(options.parse({}))
 
 
 def test_a_second_testbed_is_refused_and_somebodys_folder_stays(testbed: Testbed, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from piper_hpc.runs import RunFolder
 from piper_hpc.studies.all_to_all.__main__ import main
-from piper_hpc.studies.all_to_all.rows import Measured, cells
-from piper_hpc.studies.all_to_all.show import counted
+from piper_hpc.studies.all_to_all.rows import MeasuredCell, cells
+from piper_hpc.studies.all_to_all.show import verdict_counts
 from piper_hpc.studies.all_to_all.verdicts import Verdict, auto_choices, refused, verdicts
 
 NODES, RANKS = 4, 8
@@ -96,7 +96,7 @@ def test_payload_off_the_formula_is_missed() -> None:
     assert judged(made("flat", 0.4), row)["payload between nodes against r(N)"].met is False
 
 
-def cell(held_out: dict[str, float], calibration: dict[str, float], noise: float) -> Measured:
+def cell(held_out: dict[str, float], calibration: dict[str, float], noise: float) -> MeasuredCell:
     rows = [
         made(name, calibration[name], noise=noise, held_out_s=held_out[name], chunks=int(name == "halo_dedup"))
         for name in held_out
@@ -117,7 +117,9 @@ def test_orders_of_the_phases_are_shown_and_stay_out_of_choice_and_bars() -> Non
     quicker = made("halo_dedup", 0.1, chunks=8, share=0.457, overlap="none")
     found = judged(*rows, quicker)
     assert found["halo_dedup/8: V2 over V0"].value.startswith("0.50x")
-    assert found["halo_dedup/8: V2 over V0"].met is None and counted(list(found.values())).endswith("1 not judged")
+    assert found["halo_dedup/8: V2 over V0"].met is None and verdict_counts(list(found.values())).endswith(
+        "1 not judged"
+    )
     assert found["deduplicated HALO over flat"].value == judged(*rows)["deduplicated HALO over flat"].value
     (choice,) = auto_choices(cells([*rows, quicker]))
     assert choice.chosen == "halo_dedup/8" and choice.best == "halo_dedup/8"

@@ -65,7 +65,7 @@ def test_a_crossover_parts_winners(on: Machine) -> None:
 
 def test_the_papers_eight_is_out_of_reach_of_fewer_messages(on: Machine) -> None:
     """Eight ranks a node bound the gain of two levels by eight; at the largest size no latency gives the ratio."""
-    beside = {each.nodes: each for each in study.beside_paper(on)}
+    beside = {each.nodes: each for each in study.compare_with_paper(on)}
     assert all(each.most < 5 for each in beside.values())
     low, middle, high = beside[32].needed_s
     assert low is not None and low > 1e-3 and middle is not None and middle > low and high is None

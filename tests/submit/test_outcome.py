@@ -10,7 +10,7 @@ import pytest
 
 from piper_hpc.config import ConfigError
 from piper_hpc.runs import Failure, RunFolder, Status
-from piper_hpc.submit.outcome import cancel, cause, observe, slurm_state
+from piper_hpc.submit.outcome import cancel, failure_status, observe, slurm_state
 from piper_hpc.submit.process import alive
 
 
@@ -27,14 +27,14 @@ def test_the_first_failure_that_is_no_echo_is_the_cause(run):
     fail(run, 0, "comm", at=1.0)
     fail(run, 2, "oom", at=2.0)
     fail(run, 1, "error", at=3.0)
-    status = cause(run, Status("running", step=7))
+    status = failure_status(run, Status("running", step=7))
     assert (status.state, status.failure_class, status.step) == ("failed", "oom", 7)
     assert "rank 2" in (status.reason or "")
 
 
 def test_a_killed_rank_is_the_cause_whatever_its_peers_say(run):
     fail(run, 0, "comm", at=1.0)
-    status = cause(run, Status("running"), codes={0: 1, 1: -9, 2: 1})
+    status = failure_status(run, Status("running"), codes={0: 1, 1: -9, 2: 1})
     assert (status.failure_class, status.reason) == ("killed", "rank 1 was killed by SIGKILL")
 
 
@@ -43,7 +43,7 @@ def test_only_echoes_mean_that_somebody_was_killed(run):
         run.log(0, rank).touch()
     for rank in (3, 0, 1):
         fail(run, rank, "comm", at=float(4 - rank))
-    status = cause(run, Status("running"))
+    status = failure_status(run, Status("running"))
     assert status.failure_class == "killed"
     assert "without a word: rank 2;" in (status.reason or "") and "rank 3: why" in (status.reason or "")
 
@@ -51,7 +51,7 @@ def test_only_echoes_mean_that_somebody_was_killed(run):
 def test_a_requeued_attempt_that_never_ran_is_told_by_its_own_failures(run):
     fail(run, 0, "oom", at=1.0)
     run.write_failure(Failure(2, "rendezvous", "nobody came", "", 9.0), attempt=1)
-    status = cause(run, Status("pending"))
+    status = failure_status(run, Status("pending"))
     assert (status.failure_class, status.attempt) == ("rendezvous", 1)
 
 
@@ -71,7 +71,7 @@ def test_without_slurms_commands_the_record_stands(run, monkeypatch):
 
 
 def test_silence_is_lost_and_says_where_to_look(run):
-    status = cause(run, Status("running"))
+    status = failure_status(run, Status("running"))
     assert status.failure_class == "lost"
     assert str(run.logs) in (status.reason or "")
 

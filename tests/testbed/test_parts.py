@@ -161,11 +161,11 @@ def connect(port: int) -> socket.socket:
 
 
 def test_ranks_that_are_neighbours_take_different_turns_at_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    def turn(node: str, local: int) -> int:
+    def core_index(node: str, local: int) -> int:
         monkeypatch.setenv("SLURMD_NODENAME", node)
         monkeypatch.setenv("SLURM_LOCALID", str(local))
-        return task.turn()
+        return task.core_index()
 
     for ranks_per_node in (1, 2):
-        turns = [turn(f"n{node}", local) % 2 for node in range(1, 5) for local in range(ranks_per_node)]
+        turns = [core_index(f"n{node}", local) % 2 for node in range(1, 5) for local in range(ranks_per_node)]
         assert sum(turns) == len(turns) / 2, "half of all ranks on each of two cores"

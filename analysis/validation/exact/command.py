@@ -16,7 +16,7 @@ from analysis.validation.exact.cases import Case, cases
 
 SCHEMA_VERSION = 1
 
-BESIDE = "make test ARGS=tests/spec/test_transformers_counts.py"
+TRANSFORMERS_COUNTS_COMMAND = "make test ARGS=tests/spec/test_transformers_counts.py"
 """Counts against `transformers` build its models with torch, which this package does not import: they are a test."""
 
 
@@ -45,7 +45,7 @@ def document(answers: Sequence[Case]) -> dict[str, Any]:
         "cases": [asdict(case) | {"holds": case.holds} for case in answers],
         "summary": {"cases": len(answers), "failed": failed},
         "passed": failed == 0,
-        "counts_against_transformers": BESIDE,
+        "counts_against_transformers": TRANSFORMERS_COUNTS_COMMAND,
     }
 
 
@@ -63,7 +63,7 @@ def show(answers: Sequence[Case], console: Console) -> None:
             line(f"{verdict} {case.what:<40} {_figure(case.expected):>17} {_figure(case.given):>17}")
     held = sum(case.holds for case in answers)
     line(f"{held} of {len(answers)} cases hold")
-    line(f"counts of whole models against `transformers`, exact: {BESIDE}")
+    line(f"counts of whole models against `transformers`, exact: {TRANSFORMERS_COUNTS_COMMAND}")
 
 
 def _figure(value: float) -> str:

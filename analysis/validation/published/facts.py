@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from analysis.validation.published.names import family, framework, plain
+from analysis.validation.published.names import family, framework, without_parentheses
 from analysis.validation.published.request import Refused
 from analysis.validation.published.rows import PublishedRun
 from piper_hpc.paths import data_folder
@@ -89,7 +89,7 @@ def _family_key(name: str) -> str:
 
 def preset(run: PublishedRun) -> tuple[ModelSpec | None, str]:
     """(preset, whose it is): the model's own, the nearest of its family, or None."""
-    name, hidden = plain(run.cells["model"]), run.degree("hidden")
+    name, hidden = without_parentheses(run.cells["model"]), run.degree("hidden")
     known = presets()
     sizes = [float(number) * (1e12 if unit == "t" else 1e9) for number, unit in re.findall(_PRINTED_SIZE, name.lower())
              if number]  # fmt: skip
@@ -171,7 +171,7 @@ def _overridden(run: PublishedRun, base: ModelSpec, facts: dict[str, Any], assum
         assumed["mtp_layers"] = f"{facts['mtp_layers']}: as its authors train"
     if base.positions and (sequence := run.degree("seq")):
         facts["positions"] = max(base.positions, sequence)
-    return _checked(run, lambda: replace(base, **(facts | {"name": plain(run.cells["model"])})))
+    return _checked(run, lambda: replace(base, **(facts | {"name": without_parentheses(run.cells["model"])})))
 
 
 def _from_columns(run: PublishedRun, facts: dict[str, Any], assumed: dict[str, str]) -> ModelSpec:
@@ -203,14 +203,18 @@ def _from_columns(run: PublishedRun, facts: dict[str, Any], assumed: dict[str, s
         facts |= {"norm": "layer", "tied_embeddings": True, "positions": run.degree("seq") or 2048}
         facts |= dict.fromkeys(("attention_bias", "output_bias", "ffn_bias"), True)
     dense = {"experts": 0, "top_k": 0, "expert_ffn": 0}
-    given = (dense if not run.moe else {}) | facts | {"name": plain(run.cells["model"]), "dense_matrices": matrices}
+    given = (
+        (dense if not run.moe else {})
+        | facts
+        | {"name": without_parentheses(run.cells["model"]), "dense_matrices": matrices}
+    )
     return _checked(run, lambda: ModelSpec(head_dim=hidden // given["heads"], **given))
 
 
 def _matrices(run: PublishedRun, facts: dict[str, Any], usual: int) -> int:
     """The count of matrices per expert whose parameters are nearest to the size that the model's name prints."""
-    printed = re.search(r"(\d+(?:\.\d+)?) ?([BT])\b", plain(run.cells["model"]))
-    if not printed or re.search(r"\dx\d", plain(run.cells["model"])):
+    printed = re.search(r"(\d+(?:\.\d+)?) ?([BT])\b", without_parentheses(run.cells["model"]))
+    if not printed or re.search(r"\dx\d", without_parentheses(run.cells["model"])):
         return usual
     size = float(printed.group(1)) * (1e9 if printed.group(2) == "B" else 1e12)
     experts = facts["layers"] * facts["experts"] * facts["hidden"] * facts["expert_ffn"]

@@ -3,8 +3,8 @@
 Its first form was committed before any error had been computed. It was amended since, after errors had been seen: which
 runs lend one another what they state, and which names stand for which model and device.
 
-A field takes the first of: what the row states (columns, then words of its notes); what its twins agree on, the runs
-of the same document with the same model, layers, tp, pp, framework and method or system (vpp, micro_batch, zero_stage);
+A field takes the first of: what the row states (columns, then words of its notes); what similar runs agree on, those of
+the same document with the same model, layers, tp, pp, framework and method or system (vpp, micro_batch, zero_stage);
 arithmetic; and then:
 
     field               where nothing states it
@@ -59,23 +59,25 @@ SEQUENCE, MICRO_BATCHES_PER_STAGE = 4096, 4
 
 
 def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request]:
-    """Every complete Request that the rule allows for a run; `others` are the file's runs, for its document and twins.
+    """Every complete Request that the rule allows for a run.
+
+    others: the file's runs, among which those of its document and the similar ones are looked up.
 
     Raises Refused with the key, its value and the rule where something is not known and not to be assumed.
     """
     document = [other for other in others if other.document == run.document]
     same = ("model", "layers", "tp", "pp")
     alike = [other for other in document if all(other.cells[key] == run.cells[key] for key in same)]
-    twins = [other for other in alike if same_method(run, other)]
+    similar_runs = [other for other in alike if same_method(run, other)]
     name, method = framework(run)
     accelerator, cluster, taken = _device(run)
     model, assumed = model_facts(run, _vocab(run, document))
     if taken:
         assumed["accelerator"] = f"{accelerator}: {taken}"
-    old = frameworks.plain_era(run, model, accelerator)
+    before_flash = frameworks.before_flash_attention(run, model, accelerator)
     routing = frameworks.routing(run, document, method, assumed) if model.experts else Routing("forced")
     recipe = frameworks.recipe(run, name, assumed)
-    zero = frameworks.zero_stage(run, twins, old, assumed)
+    zero = frameworks.zero_stage(run, similar_runs, before_flash, assumed)
     algorithm = frameworks.all_to_all(run, name, method, assumed) if model.experts else "flat"
     recomputes = [frameworks.recompute(run)] if frameworks.recompute(run) else list(RECOMPUTE)
     sequence = run.degree("seq") or SEQUENCE
@@ -87,18 +89,20 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
         tp, pp, ep, etp, cp = degrees
         gpus = _gpus(run, tp, pp, cp)
         dense_dp = gpus // (pp * tp * cp)
-        for micro_batch in _micro_batches(run, twins):
+        for micro_batch in _micro_batches(run, similar_runs):
             batch = _global_batch(run, model, micro_batch, dense_dp, pp, assumed)
             if batch % (micro_batch * dense_dp):
                 continue
-            for kind, vpp in _schedules(run, twins, document, model, name, pp, batch // (micro_batch * dense_dp)):
+            for kind, vpp in _schedules(
+                run, similar_runs, document, model, name, pp, batch // (micro_batch * dense_dp)
+            ):
                 layout = Layout(
                     pp=pp, vpp=vpp, ep=ep, etp=etp, tp=tp, cp=cp, dp=gpus // (pp * ep * etp), zero=zero, schedule=kind,
                     micro_batch=micro_batch, recompute=recomputed, all_to_all=algorithm,
                 )  # fmt: skip
                 own = dict(assumed)
-                execution = frameworks.execution(run, name, method, old, tp, own)
-                _explain(run, twins, layout, own)
+                execution = frameworks.execution(run, name, method, before_flash, tp, own)
+                _explain(run, similar_runs, layout, own)
                 request = Request(
                     model, layout, batch, sequence, gpus, accelerator, cluster, recipe, routing, execution
                 )
@@ -109,7 +113,8 @@ def fill(run: PublishedRun, others: Sequence[PublishedRun] = ()) -> list[Request
     if not found:
         raise Refused(
             f"global_batch={run.cells['global_batch']}: must be a multiple of micro_batch x dense replicas for some "
-            f"micro_batch of {', '.join(map(str, _micro_batches(run, twins)))} on num_gpus={run.cells['num_gpus']}"
+            f"micro_batch of {', '.join(map(str, _micro_batches(run, similar_runs)))} on "
+            f"num_gpus={run.cells['num_gpus']}"
         )
     return found
 
@@ -174,12 +179,12 @@ def _degrees(
             some = True
             yield tp, pp, ep, etp, cp
     if not some:
-        told = " ".join(f"{key}={run.cells[key] or '?'}" for key in ("num_gpus", "tp", "pp", "ep", "cp", "etp"))
-        raise Refused(f"{told}: GPUs must divide by pp tp cp and by pp ep etp, experts by ep, heads by tp")
+        stated = " ".join(f"{key}={run.cells[key] or '?'}" for key in ("num_gpus", "tp", "pp", "ep", "cp", "etp"))
+        raise Refused(f"{stated}: GPUs must divide by pp tp cp and by pp ep etp, experts by ep, heads by tp")
 
 
-def _micro_batches(run: PublishedRun, twins: Sequence[PublishedRun]) -> Sequence[int]:
-    stated = frameworks.stated(run, twins, "micro_batch")
+def _micro_batches(run: PublishedRun, similar_runs: Sequence[PublishedRun]) -> Sequence[int]:
+    stated = frameworks.stated(run, similar_runs, "micro_batch")
     return (stated,) if stated else MICRO_BATCHES
 
 
@@ -194,8 +199,8 @@ def _global_batch(
 
 
 def _schedules(
-    run: PublishedRun, twins: Sequence[PublishedRun], document: Sequence[PublishedRun], model: ModelSpec, name: str,
-    pp: int, micro_batches: int,
+    run: PublishedRun, similar_runs: Sequence[PublishedRun], document: Sequence[PublishedRun], model: ModelSpec,
+    name: str, pp: int, micro_batches: int,
 ) -> list[tuple[str, int]]:  # fmt: skip
     """(schedule, vpp) that are stated, or searched."""
     kind, _ = schedule(run)
@@ -203,7 +208,7 @@ def _schedules(
         return [(kind, 2)]
     if kind in ("1f1b", "gpipe", "zb_h1") or pp == 1:
         return [(kind if kind and kind != "interleaved" else "1f1b", 1)]
-    stated = frameworks.stated(run, twins, "vpp")
+    stated = frameworks.stated(run, similar_runs, "vpp")
     if stated:
         return [("interleaved", stated) if stated > 1 else ("1f1b", 1)]
     deeper = [
@@ -218,7 +223,7 @@ def _schedules(
     return [("1f1b", 1), *deeper]
 
 
-def _explain(run: PublishedRun, twins: Sequence[PublishedRun], layout: Layout, assumed: dict[str, str]) -> None:
+def _explain(run: PublishedRun, similar_runs: Sequence[PublishedRun], layout: Layout, assumed: dict[str, str]) -> None:
     """Name the degrees and choices that this candidate did not take from the row itself."""
     _, remark = schedule(run)
     if remark:
@@ -226,8 +231,8 @@ def _explain(run: PublishedRun, twins: Sequence[PublishedRun], layout: Layout, a
     moe, staged = bool(run.number("experts")), layout.pp > 1
     for key, open_ in (("tp", True), ("pp", True), ("ep", moe), ("etp", moe), ("vpp", staged), ("micro_batch", True)):
         if open_ and run.degree(key) is None:
-            twin = frameworks.stated(run, twins, key) if key in ("vpp", "micro_batch") else None
-            assumed[key] = f"{getattr(layout, key)}: {'as its twins in the document' if twin else 'not stated'}"
+            agreed = frameworks.stated(run, similar_runs, key) if key in ("vpp", "micro_batch") else None
+            assumed[key] = f"{getattr(layout, key)}: {'as its twins in the document' if agreed else 'not stated'}"
     if not frameworks.recompute(run):
         assumed["recompute"] = f"{layout.recompute}: not stated"
     printed = run.degree("dp")

@@ -8,7 +8,7 @@ from functools import cache
 
 import yaml
 
-from analysis.validation.published.frameworks import LAST_PLAIN_YEAR
+from analysis.validation.published.frameworks import LAST_YEAR_BEFORE_FLASH
 from analysis.validation.published.metrics import FLOPS_GPU, FLOPS_TOTAL, MFU, STEP_TIME, TOKENS, TOKENS_GPU
 from analysis.validation.published.request import Refused, Request
 from analysis.validation.published.rows import PublishedRow, PublishedRun
@@ -17,7 +17,7 @@ from piper_hpc.resource_model.flops import CONVENTIONS, TRAINING_OVER_FORWARD, M
 from piper_hpc.spec import ModelSpec
 
 CAUSAL, NONCAUSAL, HARDWARE = "causal_without_mtp", "noncausal_without_mtp", "hardware"
-NEAR = 0.06
+CONVENTION_TOLERANCE = 0.06
 """A run's FLOPs per token decide its convention where one is nearer than this."""
 
 
@@ -60,11 +60,11 @@ def convention(run: PublishedRun, row: PublishedRow, request: Request) -> str:
     if re.search(r"hardware flop|counts recompute", notes):
         return HARDWARE
     if implied := _implied(run, request):
-        recent = (run.year or LAST_PLAIN_YEAR + 1) > LAST_PLAIN_YEAR
+        recent = (run.year or LAST_YEAR_BEFORE_FLASH + 1) > LAST_YEAR_BEFORE_FLASH
         ways = (CAUSAL, NONCAUSAL, "causal", "noncausal", "causal_unwindowed") if recent else (NONCAUSAL, HARDWARE)
         off = {way: abs(math.log(flops_per_token(request, way) / implied)) for way in ways}
         best = min(off, key=lambda way: off[way])
-        if off[best] < NEAR:
+        if off[best] < CONVENTION_TOLERANCE:
             return best
     if re.search(r"non-?causal", notes):
         return NONCAUSAL

@@ -11,34 +11,36 @@ from analysis.validation.published.rows import PublishedRun
 from piper_hpc.spec import EXECUTIONS, Execution, ModelSpec, Routing
 
 Assumed = dict[str, str]
-LAST_PLAIN_YEAR = 2022
+LAST_YEAR_BEFORE_FLASH = 2022
 """Publications up to this year ran attention that stores its scores, and no distributed optimizer; before it weight
 gradients were added up by a kernel of their own (Apex's fused accumulation is of the end of 2021)."""
 
 
-def plain_era(run: PublishedRun, model: ModelSpec, accelerator: str) -> bool:
+def before_flash_attention(run: PublishedRun, model: ModelSpec, accelerator: str) -> bool:
     """Whether a run is of the time before flash attention: by its arXiv year, else dense on an A100."""
     if run.year is not None:
-        return run.year <= LAST_PLAIN_YEAR
+        return run.year <= LAST_YEAR_BEFORE_FLASH
     return model.experts == 0 and accelerator.startswith("a100")
 
 
-def zero_stage(run: PublishedRun, twins: Sequence[PublishedRun], old: bool, assumed: Assumed) -> int:
-    """ZeRO stage: stated, a twin's, else 0 before distributed optimizers were common and 1 since."""
-    stage = stated(run, twins, "zero_stage")
+def zero_stage(run: PublishedRun, similar_runs: Sequence[PublishedRun], before_flash: bool, assumed: Assumed) -> int:
+    """ZeRO stage: stated, that of similar runs, else 0 before distributed optimizers were common and 1 since."""
+    stage = stated(run, similar_runs, "zero_stage")
     if stage is None:
-        stage = 0 if old else 1
-        assumed["zero_stage"] = f"{stage}: {'a publication up to 2022' if old else 'a distributed optimizer is usual'}"
+        stage = 0 if before_flash else 1
+        assumed["zero_stage"] = (
+            f"{stage}: {'a publication up to 2022' if before_flash else 'a distributed optimizer is usual'}"
+        )
     if not 0 <= stage <= 3:
         raise Refused(f"zero_stage={run.cells['zero_stage']}: must be 0, 1, 2 or 3")
     return stage
 
 
-def stated(run: PublishedRun, twins: Sequence[PublishedRun], column: str) -> int | None:
-    """A number that the run states, else the one that all twins stating it agree on."""
+def stated(run: PublishedRun, similar_runs: Sequence[PublishedRun], column: str) -> int | None:
+    """A number that the run states, else the one that all similar runs stating it agree on; None without either."""
     if (own := run.number(column)) is not None:
         return own
-    values = {value for twin in twins if (value := twin.number(column)) is not None}
+    values = {value for other in similar_runs if (value := other.number(column)) is not None}
     return values.pop() if len(values) == 1 else None
 
 
@@ -102,13 +104,15 @@ def recompute(run: PublishedRun) -> str:
     return "+".join(named) or ("selective" if "selective" in text else "")
 
 
-def execution(run: PublishedRun, framework: str, method: str, old: bool, tp: int, assumed: Assumed) -> Execution:
+def execution(
+    run: PublishedRun, framework: str, method: str, before_flash: bool, tp: int, assumed: Assumed
+) -> Execution:
     """The framework's way of a step; sequence parallelism as stated, else with tp > 1 since 2023 and never before."""
-    before_fusion = old and run.year is not None and run.year < LAST_PLAIN_YEAR
-    era = "megatron_2021" if before_fusion else "megatron_2022" if old else "megatron"
+    before_fusion = before_flash and run.year is not None and run.year < LAST_YEAR_BEFORE_FLASH
+    era = "megatron_2021" if before_fusion else "megatron_2022" if before_flash else "megatron"
     base = EXECUTIONS["piper" if framework == "piper" else era]
     said = re.search(r"\+ ?(sp|sequence parallel)\b", f"{run.text('recompute')} {run.cells['notes']}", re.I)
-    split = bool(said) or (not old and tp > 1 and framework in ("megatron", "fsdp"))
+    split = bool(said) or (not before_flash and tp > 1 and framework in ("megatron", "fsdp"))
     if tp > 1 and not said:
         assumed["sequence_parallel"] = f"{'on' if split else 'off'}: not stated"
     overlaps = framework == "deepseek" or method == "MegaScale-MoE"

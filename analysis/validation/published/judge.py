@@ -145,12 +145,12 @@ def judge(
     """Every row of every run, in the order of the runs; `others` are the file's runs where `runs` are a part of it."""
     answers = [answer(run, others or runs, predict) for run in runs]
     ids = {row_id for each in answers if each.outcome for row_id in each.outcome.fitted_on}
-    twice = repeats(others or runs)
+    repeat_of = repeats(others or runs)
     judged = []
     for each in answers:
-        seen = {row.quantity.kind for row in each.run.rows if {row.row_id, twice.get(row.row_id)} & ids}
+        seen = {row.quantity.kind for row in each.run.rows if {row.row_id, repeat_of.get(row.row_id)} & ids}
         for row in each.run.rows:
-            judged.append(_judged(row, each, row.quantity.kind in seen, twice.get(row.row_id, "")))
+            judged.append(_judged(row, each, row.quantity.kind in seen, repeat_of.get(row.row_id, "")))
     return judged
 
 

@@ -81,8 +81,8 @@ def quantity(metric: str, unit: str) -> Quantity:
     if kind == STATUS:
         return Quantity(kind, key)
     if kind == UNKNOWN:
-        told = f"metric={metric}: is relative, a part or unknown; use a step time, a rate, a share or a size"
-        return Quantity(kind, key, problem=told)
+        problem = f"metric={metric}: is relative, a part or unknown; use a step time, a rate, a share or a size"
+        return Quantity(kind, key, problem=problem)
     unit = unit.strip() or _implied(name)
     if unit and re.search(r"(^|_)(per|/)_s|throughput|tgs|tps|_sec(ond)?(_|$)", name):
         unit = re.sub(r"^((?:\w )?(?:k|m)?(?:tokens?|toks?|samples?|sequences?))$", r"\1/s", unit, flags=re.I)
@@ -91,8 +91,8 @@ def quantity(metric: str, unit: str) -> Quantity:
     except UnknownUnit as error:
         return Quantity(UNKNOWN, key, problem=str(error), unit=unit)
     if read.dimension not in dimensions.split():
-        told = f"unit={unit or '(empty)'}: must be a {_SAYS[dimensions.split()[0]]} for metric={metric}"
-        return Quantity(UNKNOWN, key, problem=told, unit=unit)
+        problem = f"unit={unit or '(empty)'}: must be a {_EXPECTED_UNIT[dimensions.split()[0]]} for metric={metric}"
+        return Quantity(UNKNOWN, key, problem=problem, unit=unit)
     return Quantity(kind, key or _rate(name, read), _convention(name), unit=unit)
 
 
@@ -137,8 +137,10 @@ _COUNTED: Mapping[str, str] = {
     _STEP: r"its?|iters?|iterations?|steps?|batch(es)?",
 }  # fmt: skip
 _DEVICE = r"gpus?|gcds?|devices?|chips?|ranks?|accelerators?|cards?"
-_SAYS = {_S: "time (s, ms)", _BYTE: "size (GiB, GB)", _TOK: "rate of tokens (tok/s)", _SEQ: "rate of sequences (seq/s)",
-         _FLOP: "rate of FLOPs (TFLOP/s)", _STEP: "rate of steps (it/s)", _RATIO: "share (%)"}  # fmt: skip
+_EXPECTED_UNIT = {
+    _S: "time (s, ms)", _BYTE: "size (GiB, GB)", _TOK: "rate of tokens (tok/s)", _SEQ: "rate of sequences (seq/s)",
+    _FLOP: "rate of FLOPs (TFLOP/s)", _STEP: "rate of steps (it/s)", _RATIO: "share (%)",
+}  # fmt: skip
 
 
 class UnknownUnit(ValueError):

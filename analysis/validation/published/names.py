@@ -70,17 +70,17 @@ _ALIASES = {
 }
 
 
-def plain(model: str) -> str:
+def without_parentheses(model: str) -> str:
     """The model's name without what stands in parentheses: `Mixtral-8x22B (1 layer)` is `Mixtral-8x22B`."""
     return re.sub(r"\s*\(.*?\)", "", model).strip()
 
 
 def family(model: str) -> str:
     """The name without sizes: `Qwen2-57B-A14B` is `Qwen2`, `GPT 22B single layer` and `MT-NLG 530B` are `GPT`."""
-    words = [word for word in re.split(r"(?<=[^\s_-])(?=[\s_-])", plain(model)) if word]
+    words = [word for word in re.split(r"(?<=[^\s_-])(?=[\s_-])", without_parentheses(model)) if word]
     kept = "".join(word for word in words if not _SIZE.fullmatch(word.strip(" _-"))).strip(" _-")
     kept = re.sub(r"^(Llama-?[234])(\.\d)?", r"\1", kept, flags=re.I)
-    return _ALIASES.get(kept, kept or plain(model))
+    return _ALIASES.get(kept, kept or without_parentheses(model))
 
 
 def framework(run: PublishedRun) -> tuple[str, str]:

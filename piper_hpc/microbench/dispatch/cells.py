@@ -61,7 +61,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """What one call of a variant sends, and whether its result is right. All bytes are of the cell's first step.
 
     payload_bytes, metadata_bytes: of all ranks in one dispatch, by the widest link that they cross;
@@ -77,7 +77,12 @@ class Checked:
 
 
 def row(
-    cell: Cell, variant: Variant, group: Mapping[str, int], samples_s: Sequence[float], checked: Checked, **extra: Any
+    cell: Cell,
+    variant: Variant,
+    group: Mapping[str, int],
+    samples_s: Sequence[float],
+    checked: CheckResult,
+    **extra: Any,
 ) -> Row:
     """One row of `measurements.jsonl`.
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from piper_hpc.comm.factory import DispatcherFactory
 from piper_hpc.comm.hierarchy import Places
-from piper_hpc.microbench.box import Box
+from piper_hpc.microbench.box import TimeBox
 from piper_hpc.microbench.dispatch.cells import Cell, Row, Variant, name_of
 from piper_hpc.microbench.dispatch.timing import Bench
 from piper_hpc.microbench.dispatch.workloads import WORKLOADS
@@ -34,11 +34,11 @@ ITERATIONS = 20
 def series_of(model: ModelSpec, dtype: str) -> list[list[Cell]]:
     """What is measured on every kind of group: cells that differ in size alone, small ones first."""
     middle = TOKENS[1:2]
-    asked = [(load, model.top_k, TOKENS if load in SWEPT else middle) for load in WORKLOADS]
-    asked += [(SWEPT[0], top_k, middle) for top_k in TOP_KS if top_k < model.top_k]
+    wanted = [(load, model.top_k, TOKENS if load in SWEPT else middle) for load in WORKLOADS]
+    wanted += [(SWEPT[0], top_k, middle) for top_k in TOP_KS if top_k < model.top_k]
     return [
         [Cell(load, model.experts, top_k, tokens, model.hidden, dtype) for tokens in sizes]
-        for load, top_k, sizes in asked
+        for load, top_k, sizes in wanted
     ]
 
 
@@ -94,19 +94,19 @@ class DispatchSuite:
         rate = 0.0
         for series in all_series:
             # What the first series shows of the machine tells whether a single cell of another fits.
-            box = Box(self.cell_s, rate)
+            box = TimeBox(self.cell_s, rate)
             for cell in series:
                 self._cell(bench, cell, box)
-            rate = rate or box.seen_rate
+            rate = rate or box.last_rate
         dist.barrier()
         for factory in factories:
             factory.close()
 
-    def _cell(self, bench: Bench, cell: Cell, box: Box) -> None:
+    def _cell(self, bench: Bench, cell: Cell, box: TimeBox) -> None:
         names, work = [name_of(cell, variant, bench.group) for variant in bench.variants], float(cell.logical_bytes)
         found = [self.done[name] for name in names if name in self.done]
         if len(found) < len(names):
-            if not box.holds(work):
+            if not box.fits(work):
                 self.left_out[names[0].replace(bench.variants[0].algorithm, "*", 1)] = box.reason(work)
                 return
             found = bench.measure(cell, ITERATIONS, self.cell_s * len(names))

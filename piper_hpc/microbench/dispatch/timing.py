@@ -16,13 +16,13 @@ from piper_hpc.comm.channel import Channel
 from piper_hpc.comm.factory import DispatcherFactory
 from piper_hpc.comm.hierarchy import Places
 from piper_hpc.comm.volume import Sent, volume
-from piper_hpc.microbench.dispatch.cells import Cell, Checked, Row, Variant, row
+from piper_hpc.microbench.dispatch.cells import Cell, CheckResult, Row, Variant, row
 from piper_hpc.microbench.dispatch.runner import VariantRunner
-from piper_hpc.microbench.dispatch.workloads import draw, entered, source_tokens
+from piper_hpc.microbench.dispatch.workloads import draw, reach_probability_by_domain, source_tokens
 from piper_hpc.microbench.timing import REST_S, Budget, Team
 from piper_hpc.spec import FLAT, LEVELS, ExpertPlacement
 
-LEAST = 6
+MIN_ITERATIONS = 6
 """Iterations that a cell gets whatever its share of the time: three in each half."""
 TOLERANCE = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}
 """Of the result against flat's, relative to its norm: sums are taken in another order."""
@@ -91,13 +91,13 @@ class Bench:
         iterations: LEAST or more; fewer than asked where `share_s` seconds are over before. Raises ValueError where the
         experts do not divide over the ranks of a group.
         """
-        load = None if self._own is None else _Load(cell, self._own, self.team)
+        load = None if self._own is None else _CellInputs(cell, self._own, self.team)
         checked = self._check(load)
         started = perf_counter()
         self._round(load, 0, range(len(self.variants)))
         round_s, share_s = self.team.maximum(perf_counter() - started, share_s)
         # The check and the round before have had their part of the share.
-        count = max(LEAST, min(iterations, int(share_s / round_s) - 2) // 2 * 2)
+        count = max(MIN_ITERATIONS, min(iterations, int(share_s / round_s) - 2) // 2 * 2)
         samples = np.empty((count, len(self.variants)))
         for iteration in range(count):
             # Another order each time, the same on all ranks: no variant always follows the same one.
@@ -117,7 +117,7 @@ class Bench:
         places = self.factories[0].places
         return {"ranks": places.ranks, "nodes": len(set(_nodes(places))), "racks": len(set(places.rack_of_rank))}
 
-    def _round(self, load: _Load | None, iteration: int, order: Iterable[int]) -> Array:
+    def _round(self, load: _CellInputs | None, iteration: int, order: Iterable[int]) -> Array:
         """Seconds of one call of each variant, [variants]."""
         seconds = np.zeros(len(self.variants))
         routing = load.routing(iteration) if load else None
@@ -133,7 +133,7 @@ class Bench:
                 seconds[index] = perf_counter() - started
         return seconds
 
-    def _check(self, load: _Load | None) -> list[Checked]:
+    def _check(self, load: _CellInputs | None) -> list[CheckResult]:
         """By variant: what one dispatch of the first group sends, and whether the results of all groups are right."""
         found = []
         expected = load.result(self._reference)[0] if load else None
@@ -152,14 +152,14 @@ class Bench:
             found.append(self._checked(np.concatenate([to_node, by_level, metadata, [link, wrong]]), nodes))
         return found
 
-    def _checked(self, mine: Array, nodes: int) -> Checked:
+    def _checked(self, mine: Array, nodes: int) -> CheckResult:
         """From every rank's own: bytes to each node, by level, metadata by level, on its link; wrong or not."""
         table, first = self.team.table(mine.tolist()), self.factories[0]
         of_group = table[list(first.ranks)]
         to_node, by_level, metadata, link = np.split(of_group, np.cumsum([nodes, len(LEVELS), len(LEVELS)]), axis=1)
         node_of_rank = _nodes(first.places)
         ranks_of = [[r for r, node in enumerate(node_of_rank) if node == each] for each in dict.fromkeys(node_of_rank)]
-        return Checked(
+        return CheckResult(
             payload_bytes=dict(zip(LEVELS, by_level.sum(0).tolist(), strict=True)),
             metadata_bytes=dict(zip(LEVELS, metadata.sum(0).tolist(), strict=True)),
             between_nodes_bytes=[to_node[ranks].sum(0)[: len(ranks_of)].tolist() for ranks in ranks_of],
@@ -168,7 +168,7 @@ class Bench:
         )
 
 
-class _Load:
+class _CellInputs:
     """One cell as a rank of its group has it: tokens, their routing step by step, and where experts are."""
 
     def __init__(self, cell: Cell, factory: DispatcherFactory, team: Team) -> None:
@@ -233,7 +233,7 @@ def _formula_bytes(cell: Cell, variant: Variant, places: Places) -> float | None
     if variant.algorithm != "halo_dedup" or len(per_node) > 1:
         return None
     in_order = list(dict.fromkeys(nodes))
-    inside = entered(
+    inside = reach_probability_by_domain(
         cell.workload, experts=cell.experts, top_k=cell.top_k, domains=len(in_order), step=cell.step(0)
     )  # fmt: skip
     held = source_tokens(cell.workload, ranks=places.ranks, tokens=cell.tokens)

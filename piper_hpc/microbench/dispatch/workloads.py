@@ -36,7 +36,7 @@ BURST_STEPS = 16
 
 
 @dataclass(frozen=True)
-class Heat:
+class HotExperts:
     """Which experts are hot, and how many of each token's choices are theirs on average."""
 
     experts: tuple[int, ...]
@@ -48,7 +48,7 @@ def is_burst(step: int) -> bool:
     return step % BURST_STEPS == BURST_STEPS - 1
 
 
-def heat(workload: str, *, experts: int, top_k: int, step: int = 0, seed: int = 0) -> Heat | None:
+def hot_experts(workload: str, *, experts: int, top_k: int, step: int = 0, seed: int = 0) -> HotExperts | None:
     """The hot experts of one step; None where no expert is hot. Raises ValueError as `draw` does."""
     _check(workload, experts, top_k)
     part = max(1, experts // PARTS)
@@ -66,7 +66,7 @@ def heat(workload: str, *, experts: int, top_k: int, step: int = 0, seed: int = 
         return None
     # A hot expert takes one choice of a token at most, and the others must hold what is left of its choices.
     choices = min(HOT_SHARE * top_k, len(hot))
-    return Heat(tuple(sorted(hot)), float(max(choices, top_k - (experts - len(hot)))))
+    return HotExperts(tuple(sorted(hot)), float(max(choices, top_k - (experts - len(hot)))))
 
 
 def source_tokens(workload: str, *, ranks: int, tokens: int) -> list[int]:
@@ -102,10 +102,10 @@ def draw(
 def global_draw(workload: str, *, experts: int, top_k: int, tokens: int, step: int = 0, seed: int = 0) -> Ids:
     """Experts of all tokens of all sources, int64 [tokens, top_k], not to be written to. Raises ValueError as `draw`
     does."""
-    hot = heat(workload, experts=experts, top_k=top_k, step=step, seed=seed)
+    hot = hot_experts(workload, experts=experts, top_k=top_k, step=step, seed=seed)
     generator = _generator(seed, step, "routing")
     if hot is not None:
-        return _heated(hot, experts, top_k, tokens, generator)
+        return _skewed(hot, experts, top_k, tokens, generator)
     working = experts - max(1, experts // PARTS) if workload == "W5" and experts > 1 else experts
     return _balanced(max(working, top_k), top_k, tokens, generator)
 
@@ -124,16 +124,18 @@ def imbalance(
     return float(busiest / received.mean()) if received.sum() else 1.0
 
 
-def entered(workload: str, *, experts: int, top_k: int, domains: int, step: int = 0, seed: int = 0) -> list[float]:
+def reach_probability_by_domain(
+    workload: str, *, experts: int, top_k: int, domains: int, step: int = 0, seed: int = 0
+) -> list[float]:
     """By domain (experts in contiguous, equal blocks), the probability that a token has a choice there.
 
     Their sum over top_k is the share r(N) of rows left by deduplication: for balanced routing
     N (1 - C(E - E/N, k) / C(E, k)) / k. Of W5, whose working experts are fewer, likewise.
     """
-    hot = heat(workload, experts=experts, top_k=top_k, step=step, seed=seed)
+    hot = hot_experts(workload, experts=experts, top_k=top_k, step=step, seed=seed)
     idle = max(1, experts // PARTS) if workload == "W5" and experts > 1 else 0
     if hot is None:
-        hot = Heat((), 0.0)
+        hot = HotExperts((), 0.0)
     working = max(experts - idle, top_k)
     size = experts // domains
     whole = int(hot.choices)
@@ -146,7 +148,7 @@ def entered(workload: str, *, experts: int, top_k: int, domains: int, step: int 
         missed = 0.0
         for choices, share in ((whole, 1 - (hot.choices - whole)), (whole + 1, hot.choices - whole)):
             if share:
-                avoid = _avoid(len(hot.experts), of_hot, choices) * _avoid(rest, of_rest, top_k - choices)
+                avoid = _p_miss(len(hot.experts), of_hot, choices) * _p_miss(rest, of_rest, top_k - choices)
                 missed += share * avoid
         found.append(1 - missed)
     return found
@@ -186,7 +188,7 @@ def _balanced(experts: int, top_k: int, tokens: int, generator: np.random.Genera
     return order.reshape(-1)[: tokens * top_k].reshape(tokens, top_k).astype(np.int64)
 
 
-def _heated(hot: Heat, experts: int, top_k: int, tokens: int, generator: np.random.Generator) -> Ids:
+def _skewed(hot: HotExperts, experts: int, top_k: int, tokens: int, generator: np.random.Generator) -> Ids:
     """Of each token's choices `hot.choices` on average among the hot experts, the others among the rest, both
     uniform."""
     hottest = np.array(hot.experts)
@@ -207,6 +209,6 @@ def _heated(hot: Heat, experts: int, top_k: int, tokens: int, generator: np.rand
     return np.where(is_hot, chosen_hot, chosen_rest).astype(np.int64)
 
 
-def _avoid(among: int, marked: int, drawn: int) -> float:
+def _p_miss(among: int, marked: int, drawn: int) -> float:
     """Probability that `drawn` distinct ones of `among` hold none of `marked`."""
     return math.comb(among - marked, drawn) / math.comb(among, drawn)

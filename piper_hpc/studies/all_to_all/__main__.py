@@ -24,7 +24,7 @@ from piper_hpc.runs import RunFolder
 from piper_hpc.studies.all_to_all import report
 from piper_hpc.studies.all_to_all.measure import BenchError, measure
 from piper_hpc.studies.all_to_all.rows import cells, machines
-from piper_hpc.studies.all_to_all.show import counted, machine_tables, verdict_table
+from piper_hpc.studies.all_to_all.show import machine_tables, verdict_counts, verdict_table
 from piper_hpc.studies.all_to_all.stages import smoke, stages
 from piper_hpc.studies.all_to_all.verdicts import verdicts
 
@@ -94,7 +94,7 @@ def show(run: RunFolder, *, as_json: bool) -> int:
             for table in machine_tables(machine, [cell for cell in measured if cell.machine == machine]):
                 console.print(table, "")
         console.print(verdict_table(found), "")
-        console.print(f"bars      {counted(found)}", highlight=False)
+        console.print(f"bars      {verdict_counts(found)}", highlight=False)
         console.print(f"report    {written[0]}", highlight=False)
     return MISSED if any(verdict.met is False for verdict in found) else MET
 

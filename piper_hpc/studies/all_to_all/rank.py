@@ -15,7 +15,7 @@ from typing import Any
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime import mpi
 from piper_hpc.runtime.rank import RankEnvironment
-from piper_hpc.submit.payload import as_rank
+from piper_hpc.submit.payload import run_as_rank
 
 TASK = "task.json"
 TIMEOUT_S = 60.0
@@ -53,10 +53,10 @@ class Task:
 
 def work(stage_path: str) -> None:
     """Measure the stage whose job's folder is `stage_path`."""
-    as_rank(RunFolder(stage_path), _measure)
+    run_as_rank(RunFolder(stage_path), _measure)
 
 
-def _measure(stage: RunFolder, place: RankEnvironment) -> None:
+def _measure(stage: RunFolder, rank_env: RankEnvironment) -> None:
     """Rank 0 adds the rows to the study's run, and says in the stage's folder how far it came."""
     task = Task.read(stage.path)
     if task.mpi:
@@ -72,28 +72,28 @@ def _measure(stage: RunFolder, place: RankEnvironment) -> None:
     from piper_hpc.microbench.dispatch.cells import Cell, Variant
     from piper_hpc.microbench.dispatch.mpi import MpiChannel
     from piper_hpc.microbench.dispatch.timing import Bench, time_cells
-    from piper_hpc.microbench.links import counter_of
+    from piper_hpc.microbench.links import link_counter
     from piper_hpc.runtime.group import process_group
 
     run, device = RunFolder(task.run), torch.device("cpu")
     torch.set_num_threads(1)
-    with process_group(place, stage.path / "rendezvous", device, TIMEOUT_S):
-        if place.rank == 0:
-            stage.write_status(Status("running", place.attempt))
-        found: list[Any] = [None] * place.ranks
-        dist.all_gather_object(found, (place.node, place.rack))
+    with process_group(rank_env, stage.path / "rendezvous", device, TIMEOUT_S):
+        if rank_env.rank == 0:
+            stage.write_status(Status("running", rank_env.attempt))
+        found: list[Any] = [None] * rank_env.ranks
+        dist.all_gather_object(found, (rank_env.node, rank_env.rack))
         places = Places(tuple(node for node, _ in found), tuple(rack for _, rack in found))
-        factory = DispatcherFactory(places, range(place.ranks), timedelta(seconds=TIMEOUT_S))
+        factory = DispatcherFactory(places, range(rank_env.ranks), timedelta(seconds=TIMEOUT_S))
         others: dict[str, Channel] = {}
-        extra = task.extra | {"nodes": list(dict.fromkeys(places.node_of_rank)), "ranks": list(range(place.ranks))}
+        extra = task.extra | {"nodes": list(dict.fromkeys(places.node_of_rank)), "ranks": list(range(rank_env.ranks))}
         if task.mpi:
-            others["mpi"], extra["mpi"] = MpiChannel(place.rank, place.ranks), mpi.library()
-        counter = counter_of("auto", device.type)
+            others["mpi"], extra["mpi"] = MpiChannel(rank_env.rank, rank_env.ranks), mpi.library()
+        counter = link_counter("auto", device.type)
         for part in task.parts:
             variants, cells = [Variant(**each) for each in part.variants], [Cell(**each) for each in part.cells]
             counted = counter.sent_bytes if counter else None
             bench = Bench(variants, [factory], device, others=others, link_bytes=counted, extra=extra)
             time_cells(bench, cells, iterations=part.iterations, budget_s=part.budget_s, on_row=run.append_measurement)
     # Only now nothing of this rank can fail any more.
-    if place.rank == 0:
-        stage.write_status(Status("completed", place.attempt))
+    if rank_env.rank == 0:
+        stage.write_status(Status("completed", rank_env.attempt))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from piper_hpc.report.units import count
 from piper_hpc.runs import RunFolder
-from piper_hpc.studies.all_to_all.rows import Measured, cells, machines
+from piper_hpc.studies.all_to_all.rows import MeasuredCell, cells, machines
 from piper_hpc.studies.all_to_all.show import VERDICT_COLUMNS, TextTable, cell_tables, verdict_cells
 from piper_hpc.studies.all_to_all.verdicts import verdicts
 
@@ -40,7 +40,7 @@ def sections(run: RunFolder) -> list[Section]:
     return found
 
 
-def _machine(cell: Measured) -> str:
+def _machine(cell: MeasuredCell) -> str:
     row = cell.variants[0].row
     group, links = row["group"], row["link_bytes_per_s"]
     rates = ", ".join(f"{kind} {count(8 * rate, 'bit/s')}" for kind, rate in links.items())

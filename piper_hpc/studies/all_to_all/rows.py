@@ -17,7 +17,7 @@ HELD_OUT = slice(1, None, 2)
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedVariant:
     """One variant in one cell, from its row."""
 
     row: dict[str, Any]
@@ -40,10 +40,10 @@ class Timed:
     @property
     def name(self) -> str:
         """For tables."""
-        return str(self.config) if self.usual else f"{self.config} {OVERLAPS[self.row['overlap']]}"
+        return str(self.config) if self.default_overlap else f"{self.config} {OVERLAPS[self.row['overlap']]}"
 
     @property
-    def usual(self) -> bool:
+    def default_overlap(self) -> bool:
         """Whether its phases are in the order that runs take."""
         return str(self.row["overlap"]) == OVERLAP
 
@@ -97,7 +97,7 @@ class Timed:
         link, matrix = self.row["link_bytes_by_node"], self.between_nodes
         return float(sum(link) / (2 * matrix.sum())) if link and matrix.sum() else None
 
-    def faster_than(self, other: Timed, held_out: bool = True) -> tuple[float, float, float]:
+    def faster_than(self, other: TimedVariant, held_out: bool = True) -> tuple[float, float, float]:
         """(median, p5, p95) of the other's seconds over this one's, iteration by iteration."""
         part = HELD_OUT if held_out else slice(None)
         ratios = np.array(other.row["samples_s"])[part] / np.array(self.row["samples_s"])[part]
@@ -111,7 +111,7 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCell:
     """One cell on one machine: its variants in the order they were measured."""
 
     machine: str
@@ -119,41 +119,41 @@ class Measured:
     top_k: int
     logical_bytes: int
     row_bytes: int
-    variants: tuple[Timed, ...]
+    variants: tuple[TimedVariant, ...]
 
     @property
     def label(self) -> str:
         """For tables, without the machine."""
         return f"{self.workload} k={self.top_k}"
 
-    def of(self, algorithm: str) -> Timed | None:
+    def of(self, algorithm: str) -> TimedVariant | None:
         """The variant of an algorithm that is quickest in the calibration half; None where it was not measured."""
-        found = [timed for timed in self.variants if timed.algorithm == algorithm and timed.usual]
+        found = [timed for timed in self.variants if timed.algorithm == algorithm and timed.default_overlap]
         return min(found, key=lambda timed: timed.row["calibration_s"], default=None)
 
     @property
-    def family(self) -> list[Timed]:
+    def family(self) -> list[TimedVariant]:
         """The variants that `auto` may select."""
-        return [timed for timed in self.variants if timed.algorithm != "mpi" and timed.usual]
+        return [timed for timed in self.variants if timed.algorithm != "mpi" and timed.default_overlap]
 
-    def named(self, name: str) -> Timed | None:
+    def named(self, name: str) -> TimedVariant | None:
         """The variant of this name."""
         return next((timed for timed in self.variants if timed.name == name), None)
 
 
-def cells(rows: Iterable[dict[str, Any]]) -> list[Measured]:
+def cells(rows: Iterable[dict[str, Any]]) -> list[MeasuredCell]:
     """All cells of a run, in the order they were measured; other operators' rows are left out."""
-    grouped: dict[tuple[Any, ...], list[Timed]] = defaultdict(list)
+    grouped: dict[tuple[Any, ...], list[TimedVariant]] = defaultdict(list)
     for row in rows:
         if row["operator"] == DISPATCH_COMBINE and row.get("machine"):
             key = (row["machine"], row["workload"], row["top_k"], row["logical_bytes_per_rank"], row["row_bytes"])
-            grouped[key].append(Timed(row))
+            grouped[key].append(TimedVariant(row))
     return [
-        Measured(machine, workload, top_k, logical, row, tuple(variants))
+        MeasuredCell(machine, workload, top_k, logical, row, tuple(variants))
         for (machine, workload, top_k, logical, row), variants in grouped.items()
     ]
 
 
-def machines(measured: Sequence[Measured]) -> list[str]:
+def machines(measured: Sequence[MeasuredCell]) -> list[str]:
     """Their names, in order."""
     return list(dict.fromkeys(cell.machine for cell in measured))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from piper_hpc.report.units import seconds, size
-from piper_hpc.studies.all_to_all.rows import Measured
+from piper_hpc.studies.all_to_all.rows import MeasuredCell
 from piper_hpc.studies.all_to_all.verdicts import SHOWN, AutoChoice, Verdict, auto_choices, flat_share
 
 VERDICT_COLUMNS = ("bar", "machine, load", "found", "must be", "", "note")
@@ -23,7 +23,7 @@ def verdict_cells(verdict: Verdict) -> tuple[str, ...]:
     return (verdict.what, verdict.where, verdict.value, verdict.bar, word, verdict.note)
 
 
-def counted(found: Sequence[Verdict]) -> str:
+def verdict_counts(found: Sequence[Verdict]) -> str:
     """How many bars were met, missed and not judged."""
     of_bars = [verdict.met for verdict in found if verdict.bar != SHOWN]
     return ", ".join(f"{of_bars.count(met)} {word.lower()}" for met, word in WORDS.items())
@@ -42,10 +42,10 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
     return table
 
 
-def cell_tables(measured: Sequence[Measured]) -> list[TextTable]:
+def cell_tables(measured: Sequence[MeasuredCell]) -> list[TextTable]:
     """Columns and lines of one machine's cells: one table for all that have the same variants."""
     choices = {id(choice.cell): choice for choice in auto_choices(measured)}
-    alike: dict[tuple[str, ...], list[Measured]] = {}
+    alike: dict[tuple[str, ...], list[MeasuredCell]] = {}
     for cell in measured:
         alike.setdefault(tuple(timed.name for timed in cell.variants), []).append(cell)
     return [
@@ -57,7 +57,7 @@ def cell_tables(measured: Sequence[Measured]) -> list[TextTable]:
     ]
 
 
-def _line(cell: Measured, choice: AutoChoice | None) -> tuple[str, ...]:
+def _line(cell: MeasuredCell, choice: AutoChoice | None) -> tuple[str, ...]:
     """A cell: median and half the 5-95 % range of each variant, the logical bytes of a rank over the time of the
     family's quickest, and what `auto` takes."""
     first, share = cell.variants[0].row, flat_share(cell)
@@ -73,7 +73,7 @@ def _line(cell: Measured, choice: AutoChoice | None) -> tuple[str, ...]:
     )
 
 
-def machine_tables(machine: str, measured: Sequence[Measured]) -> list[Table]:
+def machine_tables(machine: str, measured: Sequence[MeasuredCell]) -> list[Table]:
     """The cells of one machine for a terminal."""
     rates = measured[0].variants[0].row["link_bytes_per_s"]
     links = ", ".join(f"{kind} {rate * 8e-6:.0f} Mbit/s" for kind, rate in rates.items())

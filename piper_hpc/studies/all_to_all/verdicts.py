@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from piper_hpc.resource_model.eager.all_to_all import LEAST_ROWS, fit_all_to_all_model, judge, select_measured
-from piper_hpc.studies.all_to_all.rows import Measured, Timed, machines
+from piper_hpc.studies.all_to_all.rows import MeasuredCell, TimedVariant, machines
 
 WIRE_SHARE = 0.80
 """A cell counts only where flat reaches so much of what the links allow: else their shaping flatters the others."""
@@ -40,7 +40,7 @@ class Verdict:
     note: str = ""
 
 
-def verdicts(measured: Sequence[Measured]) -> list[Verdict]:
+def verdicts(measured: Sequence[MeasuredCell]) -> list[Verdict]:
     """Every bar that the cells of a run can be held to."""
     large = [cell for cell in measured if cell.logical_bytes >= 2**20 and len(cell.variants) > 1]
     largest = {cell.machine: max(c.logical_bytes for c in measured if c.machine == cell.machine) for cell in measured}
@@ -67,13 +67,13 @@ def verdicts(measured: Sequence[Measured]) -> list[Verdict]:
     return found
 
 
-def flat_share(cell: Measured) -> float | None:
+def flat_share(cell: MeasuredCell) -> float | None:
     """What flat reaches of the wire's limit."""
     flat = cell.of("flat")
     return None if flat is None else flat.wire_s / flat.median_s
 
 
-def refused(timed: Timed) -> str | None:
+def refused(timed: TimedVariant) -> str | None:
     """Why a row of MPI cannot be taken: its bytes did not go over the links."""
     overhead = timed.link_overhead
     low, high = LINK_MATCHES
@@ -82,11 +82,11 @@ def refused(timed: Timed) -> str | None:
     return f"links carried {overhead:.2f} of its bytes"
 
 
-def _racks(cell: Measured) -> bool:
+def _racks(cell: MeasuredCell) -> bool:
     return bool(cell.variants[0].row["group"]["racks"] > 1)
 
 
-def _where(cell: Measured) -> str:
+def _where(cell: MeasuredCell) -> str:
     return f"{cell.machine} {cell.label}"
 
 
@@ -95,12 +95,12 @@ def _ratio(ratio: tuple[float, float, float]) -> str:
     return f"{median:.2f}x [{p5:.2f}, {p95:.2f}]"
 
 
-def _counts(cell: Measured) -> tuple[bool, str]:
+def _reaches_wire_share(cell: MeasuredCell) -> tuple[bool, str]:
     share = flat_share(cell) or 0.0
     return share >= WIRE_SHARE, f"flat at {100 * share:.0f} % of the wire"
 
 
-def _against_flat(cell: Measured) -> Iterable[Verdict]:
+def _against_flat(cell: MeasuredCell) -> Iterable[Verdict]:
     """Against flat over gloo; and where that leaves links idle that MPI's own flat exchange fills, against MPI's by the
     same bar: then it is not the shaping that holds flat back, and MPI's is the harder one to beat."""
     flat, dedup, mpi = cell.of("flat"), cell.of("halo_dedup"), cell.of("mpi")
@@ -109,7 +109,7 @@ def _against_flat(cell: Measured) -> Iterable[Verdict]:
     if flat is None or dedup is None or bar is None:
         return
     ratio = dedup.faster_than(flat)
-    counts, note = _counts(cell)
+    counts, note = _reaches_wire_share(cell)
     yield Verdict("deduplicated HALO over flat", _where(cell), _ratio(ratio), f">= {bar:.1f}x",
                   ratio[0] >= bar if counts else None, f"{dedup.name}; {note}")  # fmt: skip
     share = mpi.wire_s / mpi.median_s if mpi is not None and refused(mpi) is None else 0.0
@@ -119,7 +119,7 @@ def _against_flat(cell: Measured) -> Iterable[Verdict]:
                       ratio[0] >= bar, f"{dedup.name}; MPI at {100 * share:.0f} % of the wire")  # fmt: skip
 
 
-def _against_mpi(cell: Measured) -> Iterable[Verdict]:
+def _against_mpi(cell: MeasuredCell) -> Iterable[Verdict]:
     mpi, dedup = cell.of("mpi"), cell.of("halo_dedup")
     if dedup is None:
         return
@@ -133,20 +133,20 @@ def _against_mpi(cell: Measured) -> Iterable[Verdict]:
                   None if reason else ratio[0] >= FASTER_THAN_MPI, note)  # fmt: skip
 
 
-def _against_bytes(cell: Measured) -> Iterable[Verdict]:
+def _against_bytes(cell: MeasuredCell) -> Iterable[Verdict]:
     """The gain against the bytes between nodes that are left, 1/r; beside it what the busiest link would allow."""
     flat, dedup = cell.of("flat"), cell.of("halo_dedup")
     if flat is None or dedup is None or not dedup.payload_bytes:
         return
     most, busiest = flat.payload_bytes / dedup.payload_bytes, flat.wire_s / dedup.wire_s
     ratio = dedup.faster_than(flat)
-    counts, note = _counts(cell)
+    counts, note = _reaches_wire_share(cell)
     yield Verdict("share of 1/r reached", _where(cell), f"{ratio[0] / most:.2f} (1/r {most:.2f})",
                   f">= {SHARE_OF_BYTES_SAVED}", ratio[0] >= SHARE_OF_BYTES_SAVED * most if counts else None,
                   f"{dedup.name} {_ratio(ratio)}; busiest link {busiest:.2f}; {note}")  # fmt: skip
 
 
-def _payload(cell: Measured) -> Iterable[Verdict]:
+def _payload(cell: MeasuredCell) -> Iterable[Verdict]:
     dedup = cell.of("halo_dedup")
     if dedup is None or dedup.row["formula_bytes"] is None or cell.logical_bytes < 2**21:
         return
@@ -160,7 +160,7 @@ def _payload(cell: Measured) -> Iterable[Verdict]:
     )  # fmt: skip
 
 
-def _third_level(cell: Measured) -> Iterable[Verdict]:
+def _third_level(cell: MeasuredCell) -> Iterable[Verdict]:
     share = flat_share(cell) or 0.0
     for three, two in (("halo3_dedup", "halo_dedup"), ("halo3", "halo")):
         third, second = cell.of(three), cell.of(two)
@@ -179,13 +179,13 @@ def _third_level(cell: Measured) -> Iterable[Verdict]:
                       ratio[0] > 1 if judged else None, note)  # fmt: skip
 
 
-def _phases(cell: Measured) -> Iterable[Verdict]:
+def _phases(cell: MeasuredCell) -> Iterable[Verdict]:
     """What the order of the phases does, of the variant that was timed in each."""
-    for other in (timed for timed in cell.variants if not timed.usual):
+    for other in (timed for timed in cell.variants if not timed.default_overlap):
         name, _, order = other.name.rpartition(" ")
-        usual = cell.named(name)
-        if usual is not None:
-            ratio, note = usual.faster_than(other), "orders of the phases of Algorithm 1"
+        default_overlap = cell.named(name)
+        if default_overlap is not None:
+            ratio, note = default_overlap.faster_than(other), "orders of the phases of Algorithm 1"
             yield Verdict(f"{name}: V2 over {order}", _where(cell), _ratio(ratio), SHOWN, None, note)
 
 
@@ -194,7 +194,7 @@ class AutoChoice:
     """What `auto` takes in one cell by its calibration half. of_best: the held-out seconds of the best over its own;
     spread: the larger of the two; met: whether it is good enough."""
 
-    cell: Measured
+    cell: MeasuredCell
     chosen: str
     best: str
     of_best: float
@@ -206,7 +206,7 @@ class AutoChoice:
         return self.of_best >= (AUTO_OF_BEST if self.spread < SMALL_SPREAD else 1 - self.spread)
 
 
-def auto_choices(cells: Sequence[Measured]) -> list[AutoChoice]:
+def auto_choices(cells: Sequence[MeasuredCell]) -> list[AutoChoice]:
     """The choice in every cell of one machine that has at least two algorithms of the family."""
     table = [timed.all_to_all(held_out=False) for cell in cells for timed in cell.family]
     found = []
@@ -223,7 +223,7 @@ def auto_choices(cells: Sequence[Measured]) -> list[AutoChoice]:
     return found
 
 
-def _auto(machine: str, cells: Sequence[Measured]) -> Iterable[Verdict]:
+def _auto(machine: str, cells: Sequence[MeasuredCell]) -> Iterable[Verdict]:
     choices = auto_choices(cells)
     if not choices:
         return
@@ -238,7 +238,7 @@ def _auto(machine: str, cells: Sequence[Measured]) -> Iterable[Verdict]:
                   missed or f"worst {worst.of_best:.2f} of the best")  # fmt: skip
 
 
-def _cost_model(machine: str, cells: Sequence[Measured]) -> Iterable[Verdict]:
+def _cost_model(machine: str, cells: Sequence[MeasuredCell]) -> Iterable[Verdict]:
     """Cross-validation over (algorithm, size): each is predicted by a fit that saw neither workload of it."""
     names = list(dict.fromkeys(timed.algorithm for cell in cells for timed in cell.family))
     sizes = sorted({cell.logical_bytes for cell in cells})

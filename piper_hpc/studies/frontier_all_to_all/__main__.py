@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: --markdown = {chosen.markdown}: {rule}", file=sys.stderr)
         return USAGE_ERROR
     on = study.machine()
-    answers = (on, study.points(on), study.beside_paper(on), study.sensitivity(on))
+    answers = (on, study.points(on), study.compare_with_paper(on), study.sensitivity(on))
     if chosen.markdown is not None:
         chosen.markdown.write_text(show.markdown(show.sections(*answers)))
     if chosen.json:

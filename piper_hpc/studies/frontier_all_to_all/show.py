@@ -12,9 +12,9 @@ from piper_hpc.studies.frontier_all_to_all.study import (
     FIG_8,
     LATENCIES_S,
     VARIANTS,
-    Beside,
     Constant,
     Machine,
+    PaperComparison,
     Point,
     Sensitivity,
 )
@@ -44,7 +44,7 @@ READING = (
 )
 
 
-def disagreements(beside: Sequence[Beside], found: Sequence[Sensitivity]) -> list[str]:
+def disagreements(beside: Sequence[PaperComparison], found: Sequence[Sensitivity]) -> list[str]:
     """Where the paper's ratios and the model's part, and what is not known."""
     highest = max(beside, key=lambda each: min(each.annotated))
     lowest = min(beside, key=lambda each: max(each.annotated))
@@ -102,7 +102,7 @@ def size_rows(points: Sequence[Point]) -> tuple[Row, list[Row]]:
     return head, rows
 
 
-def beside_rows(beside: Sequence[Beside]) -> tuple[Row, list[Row]]:
+def beside_rows(beside: Sequence[PaperComparison]) -> tuple[Row, list[Row]]:
     """The paper's ratios and the model's."""
     head = ["nodes", "paper, annotated", "model, largest", "model, least"]
     head += [f"a_i needed at the {place} size" for place in ("least", "middle", "most")] + [
@@ -140,7 +140,7 @@ def constant_rows(constants: Sequence[Constant]) -> tuple[Row, list[Row]]:
 
 
 def sections(
-    on: Machine, points: Sequence[Point], beside: Sequence[Beside], found: Sequence[Sensitivity]
+    on: Machine, points: Sequence[Point], beside: Sequence[PaperComparison], found: Sequence[Sensitivity]
 ) -> list[tuple[str, Row, list[Row], Sequence[str]]]:
     """Headings, each with its table and the text below it."""
     return [
@@ -169,7 +169,7 @@ def markdown(parts: Sequence[tuple[str, Row, list[Row], Sequence[str]]]) -> str:
 
 
 def document(
-    on: Machine, points: Sequence[Point], beside: Sequence[Beside], found: Sequence[Sensitivity]
+    on: Machine, points: Sequence[Point], beside: Sequence[PaperComparison], found: Sequence[Sensitivity]
 ) -> dict[str, Any]:
     """The answer to `--json`. What does not exist is null; a crossover beyond all sizes is the word always."""
     return {

@@ -257,7 +257,7 @@ def sensitivity(on: Machine, latencies: Sequence[float] = LATENCIES_S) -> list[S
 
 
 @dataclass(frozen=True)
-class Beside:
+class PaperComparison:
     """The paper's ratios of a panel beside the model's, and what would make the model give them.
 
     needed_s: latency between nodes at the least, middle and most size, for the smallest of the annotated ratios; None:
@@ -273,7 +273,7 @@ class Beside:
     flat_share: float
 
 
-def beside_paper(on: Machine) -> list[Beside]:
+def compare_with_paper(on: Machine) -> list[PaperComparison]:
     """Every panel."""
     found = []
     for panel in FIG_8:
@@ -282,5 +282,7 @@ def beside_paper(on: Machine) -> list[Beside]:
         wanted = min(panel.annotated)
         low, middle, high = (latency_for(on, panel.nodes, axis[at], wanted) for at in (0, len(axis) // 2, -1))
         share = ratios[-1] / wanted
-        found.append(Beside(panel.nodes, panel.annotated, max(ratios), min(ratios), (low, middle, high), share))
+        found.append(
+            PaperComparison(panel.nodes, panel.annotated, max(ratios), min(ratios), (low, middle, high), share)
+        )
     return found
