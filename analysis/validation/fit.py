@@ -246,7 +246,7 @@ def derived(name: str) -> dict[str, Any]:
 
 
 def best_share(device: accelerator.DeviceFacts) -> float:
-    """The best measured bfloat16 product over the peak (MAMF)."""
+    """The best measured bfloat16 GEMM over the data sheet's peak, 0 to 1 (MAMF: maximum achievable matmul FLOPS)."""
     return device.mamf_flops["bfloat16"] / device.peak_flops["bfloat16"]
 
 

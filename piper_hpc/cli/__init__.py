@@ -1,1 +1,1 @@
-"""What a person at a terminal sees: progress, tables, errors. Records and JSON stay free of it."""
+"""Terminal output: progress, tables and error messages. Records and JSON documents do not pass through here."""

@@ -1,4 +1,4 @@
-"""Bad input ends here: a message on stderr, exit code 2, no traceback unless HYDRA_FULL_ERROR=1 asks for one."""
+"""Turn bad input into a message on stderr and exit code 2; with HYDRA_FULL_ERROR=1 the traceback is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention with its projections in one call: what a layer runs, beside its parts measured apart."""
+"""The attention operators of a layer, projections included, as one timed call: grouped-query and latent attention."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from piper_hpc.microbench.operators import Operator, bytes_of, close_to
 class _Block:
     """Random weights of one layer's attention, and its input [1, sequence, hidden].
 
-    Grouped-query attention where kv_lora_rank = 0: one projection to queries, keys and values. Multi-head latent
-    attention otherwise: low-rank pairs for queries (q_lora_rank = 0: one full matrix) and for keys and values, whose
-    qk_rope_dim columns all heads share. Norms and rotary embeddings are left out: they stream, and have curves.
+    Grouped-query attention (arXiv 2305.13245) where kv_lora_rank = 0: one projection to queries, keys and values.
+    Multi-head latent attention (arXiv 2405.04434 section 2.1) otherwise: low-rank pairs for queries (q_lora_rank = 0:
+    one full matrix) and for keys and values, whose qk_rope_dim columns all heads share. Norms and rotary embeddings are
+    left out: they stream, and have curves.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, shape: dict[str, int]) -> None:
@@ -42,7 +43,7 @@ class _Block:
 
     @property
     def flops(self) -> float:
-        """Of the forward: two a weight and token, and causal attention's two products."""
+        """FLOPs of the forward: 2 s (parameters), and s^2 (q_dim + v_dim) for the two products of causal attention."""
         sequence = self.shape["sequence"]
         weights = sum(weight.numel() for weight in self.weights)
         return 2.0 * sequence * weights + float(sequence**2) * (self.q_dim + self.v_dim)

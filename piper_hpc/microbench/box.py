@@ -1,4 +1,4 @@
-"""The time box of a cell: what would not fit is left out before it is begun, and said so."""
+"""Time limit of a benchmark cell: a cell that would exceed it is skipped before it starts, with the reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ CALLS = 8
 
 @dataclass
 class TimeBox:
-    """What a series of growing cells has taken so far. Ranks that feed it the same times decide the same.
+    """Measured times of a series of growing cells, from which the next one's is extrapolated.
+
+    Ranks that add the same times decide the same.
 
     cell_s: seconds that a cell may take; rate: work per second to expect before anything of the series was measured,
     0 where nobody knows: the first cell is then always measured.
@@ -40,12 +42,12 @@ class TimeBox:
 
     @property
     def last_rate(self) -> float:
-        """Work per second of the largest cell that was measured; what was expected of it where none was."""
+        """Work per second of the last, largest cell that was measured; the expected rate where none was."""
         work, seconds = self._points[-1] if self._points else (self.rate, 1.0)
         return work / seconds
 
     def fits(self, work: float) -> bool:
-        """Whether a cell of `work` can be measured in its time."""
+        """Whether a cell of `work` can be measured within cell_s: CALLS times the expected seconds of one call."""
         return CALLS * self.expected_s(work) <= self.cell_s
 
     def reason(self, work: float) -> str:

@@ -72,7 +72,7 @@ class ComputeSuite:
                     self._measure(cell, box)
 
     def _pilot_rate(self) -> float:
-        """FLOP/s of a small product on all ranks at once: what a first cell is judged by."""
+        """FLOP/s of a small product on all ranks at once, from which a first cell's time is estimated."""
         operator = build("gemm", _PILOT, self.device, self.row_writer.dtype)
         timing = time_compute(operator.call, self.row_writer.team, self.cell_s / 4)
         return operator.work / float(timing.samples.max())

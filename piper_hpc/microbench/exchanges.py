@@ -23,7 +23,7 @@ BUS_FACTOR: dict[str, Callable[[int], float]] = {
     "reduce_scatter": lambda n: (n - 1) / n,
     "all_gather": lambda n: (n - 1) / n,
 }
-"""Bus bandwidth over algorithm bandwidth for n ranks, as nccl-tests defines it.
+"""Bus bandwidth over algorithm bandwidth for n ranks (nccl-tests, doc/PERFORMANCE.md).
 
 The bytes of a row are those of the larger of a rank's two buffers: what is gathered, or what is reduced and scattered.
 """
@@ -53,12 +53,12 @@ def reduction_result(elements: int, device: torch.device, dtype: torch.dtype) ->
 
 
 def no_exchange() -> Exchange:
-    """What a rank does in an exchange of others: nothing, and nothing wrong."""
+    """The exchange of a rank that takes no part: a call that does nothing, and no wrong values."""
     return (lambda: None), 0
 
 
 def wrong_values(received: torch.Tensor, expected: torch.Tensor | float) -> int:
-    """How many values differ from those expected."""
+    """How many values of `received` differ from `expected`: a tensor of the same shape, or one value for all."""
     return int((received != expected).sum())
 
 
@@ -100,7 +100,7 @@ def all_to_all(
 
 
 def message_values(values: Sequence[int], part: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Each value `part` times, one after the other."""
+    """Each value `part` times, one after the other: [len(values) * part]."""
     return torch.tensor(values, device=device, dtype=dtype).repeat_interleave(part)
 
 

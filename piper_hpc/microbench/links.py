@@ -1,4 +1,4 @@
-"""What a node's link really carried: a figure whose bytes took another way, shared memory for one, is refused.
+"""Network counters of a node against what an exchange must send: rows whose bytes bypassed the link are refused.
 
 MPI may take all nodes of a machine for one host (the MPICH wheel on the testbed, unless UCX_TLS=tcp,self and
 UCX_NET_DEVICES=eth0 are set) and then measures memory where the name of the row says link.
@@ -61,7 +61,9 @@ def link_counter(setting: str, device_type: str, environ: Mapping[str, str] = os
 
 
 def minimum_bytes(name: str, family: GroupFamily, bytes_: float, ranks: RankMap) -> float:
-    """What one call of an exchange must send between nodes, over all nodes and groups of the family, at the least.
+    """Lower bound of the bytes that one call of an exchange sends between nodes, over all nodes and groups.
+
+    bytes_: of the larger of a rank's two buffers, as a row's `work`.
 
     Exact for p2p (there and back) and all_to_all; for the others, what any algorithm needs that adds up inside each
     node first: S (N-1) for gathering or scattering S bytes over N nodes, twice that for an all-reduce.

@@ -44,14 +44,14 @@ def bytes_of(*tensors: torch.Tensor) -> int:
 
 
 def close_to(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two results are equal but for the rounding of `dtype`, relative to the largest value."""
+    """Whether two tensors of one shape are equal up to rounding in `dtype`, relative to the largest value."""
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
     error = (actual.double() - expected.double()).abs().max()
     return bool(error <= tolerance * expected.double().abs().max())
 
 
 def _product_agrees(a: torch.Tensor, b: torch.Tensor, product: torch.Tensor) -> bool:
-    """Freivalds' check of product [m, n] = a [m, k] b [k, n]: both sides times one random vector, in float64."""
+    """Freivalds' check (1977) of product [m, n] = a [m, k] b [k, n]: both sides times one random vector, in float64."""
     vector = torch.randn(b.shape[1], 1, dtype=torch.float64, device=b.device)
     return close_to(product.double() @ vector, a.double() @ (b.double() @ vector), product.dtype)
 
@@ -92,7 +92,10 @@ def _attention_inputs(
 
 
 def _attention_flops(batch: int, heads: int, sequence: int, head_dim: int) -> float:
-    """Scores and values of causal attention: 2 products of 2 b s^2 q_dim, half of it by causality."""
+    """FLOPs of causal attention forward: 2 products of 2 b s^2 (heads head_dim) each, half of it by causality.
+
+    Counted as FlashAttention's benchmarks do (arXiv 2307.08691 section 4.1): 4 s^2 head_dim heads, halved.
+    """
     return 2.0 * batch * sequence**2 * heads * head_dim
 
 
@@ -151,7 +154,10 @@ def activation(device: torch.device, dtype: torch.dtype, *, elements: int) -> Op
 
 
 def norm(device: torch.device, dtype: torch.dtype, *, tokens: int, hidden: int) -> Operator:
-    """RMSNorm of [tokens, hidden] and its backward, to input and weight; its work is the bytes of the forward alone."""
+    """RMSNorm (arXiv 1910.07467) of [tokens, hidden] and its backward, to input and weight.
+
+    Its work is the bytes of the forward alone: input read, output written.
+    """
     values = torch.randn(tokens, hidden, device=device, dtype=dtype, requires_grad=True)
     weight = torch.ones(hidden, device=device, dtype=dtype, requires_grad=True)
     gradient = torch.randn(tokens, hidden, device=device, dtype=dtype)
@@ -219,7 +225,7 @@ def sort(device: torch.device, dtype: torch.dtype, *, values: int) -> Operator:
 
 
 def adamw(device: torch.device, dtype: torch.dtype, *, parameters: int, tensors: int) -> Operator:
-    """One step of torch's fused AdamW on `tensors` equal tensors that hold `parameters` in all."""
+    """One step of torch's fused AdamW (arXiv 1711.05101) on `tensors` equal tensors that hold `parameters` in all."""
     rate, decay = 0.1, 0.1
     size = parameters // tensors
     weights = [torch.nn.Parameter(torch.ones(size, device=device, dtype=dtype)) for _ in range(tensors)]

@@ -18,7 +18,10 @@ OnRow = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class RowWriter:
-    """Where rows are written. `node_names` and `rack_names` are by index of node and rack (default: the index)."""
+    """Writes the rows of a suite, on rank 0.
+
+    node_names, rack_names: by index of node and rack; by default names are the indices.
+    """
 
     team: Team
     ranks: RankMap

@@ -127,7 +127,7 @@ class _Suite:
         return self.measure_sizes(name, f"{name}/{family.tier}/{family.size}", family, prepare)
 
     def time_smallest_gemm(self) -> tuple[Call, float]:
-        """The smallest GEMM, which makes up the compute before a meeting, and its mean seconds on all ranks at once."""
+        """The smallest GEMM, which compute before a collective repeats, and its mean seconds on all ranks at once."""
         call = build("gemm", self.grid.compute["gemm"][0], self.device, self.dtype).call
         timing = time_compute(call, self.team, self.budget.share(UNIT_POINTS))
         self.budget.spend(UNIT_POINTS)

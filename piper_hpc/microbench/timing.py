@@ -27,7 +27,7 @@ Call = Callable[[], object]
 
 
 class Team:
-    """The ranks of the default process group: what they agree on, and what they tell each other."""
+    """The ranks of the default process group, with the small reductions and gathers that timing needs."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -86,7 +86,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How one point is measured, the same on all ranks: samples of `iterations` calls, or of `sample_s` seconds."""
+    """How one point is sampled, the same on all ranks: samples of `iterations` calls each, or of `sample_s` seconds."""
 
     samples: int
     iterations: int
@@ -168,7 +168,7 @@ def time_compute(call: Call, team: Team, share_s: float) -> Timing:
 
 
 def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
-    """Time a call in which ranks meet: the same number of calls on every rank, after a barrier.
+    """Time a collective call: the same number of calls on every rank, after a barrier.
 
     On CPU ranks each sample is one call after a rest. Called back to back, small exchanges use a rank's quota up, and
     what is timed is its waiting for the next period, 20 to 100 times what they take in a step. In its place a sample

@@ -1,4 +1,4 @@
-"""What a reader of a report wants to know first, and where a run came from, as text."""
+"""Texts of a report: summary sentence, key figures, what the prediction rests on, and provenance."""
 
 from __future__ import annotations
 

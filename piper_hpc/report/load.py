@@ -1,4 +1,4 @@
-"""Run folders as analysis needs them: found by path or id, checked, and reduced to their steady steps."""
+"""Load run folders for reports and validation: by path or id, with their metrics and steady steps."""
 
 from __future__ import annotations
 

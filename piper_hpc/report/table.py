@@ -130,7 +130,7 @@ def with_measured_routing(run: RunFolder) -> MeasuredRouting | None:
 
 
 def _interpolate(imbalances: Sequence[float], at: float, values: Sequence[float]) -> float:
-    """A quantity at imbalance `at`, from its values at ascending `imbalances`; beyond them that of the nearest."""
+    """Linear interpolation at imbalance `at` of `values`, given at ascending `imbalances`; constant beyond the ends."""
     for (low, below), (high, above) in pairwise(zip(imbalances, values, strict=True)):
         if at <= high:
             return below + max(0.0, (at - low) / (high - low)) * (above - below)

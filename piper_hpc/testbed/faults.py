@@ -1,4 +1,4 @@
-"""The one error of this room: what was asked for, the rule it breaks, and what would work."""
+"""The error of the testbed's commands: key, value, the rule that it breaks, and a value that works."""
 
 from __future__ import annotations
 

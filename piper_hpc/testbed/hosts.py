@@ -1,4 +1,4 @@
-"""Our block in /etc/hosts: the nodes' names, and the mark by which a testbed is known to be somebody's."""
+"""The testbed's block in /etc/hosts: names of the nodes, and which testbed folder owns them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`up`, `down` and what `status` tells. Each may be repeated, also after a crash in the middle of any of them."""
+"""Bring the testbed up and down, and check its health; each may be repeated, also after a crash half way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether every link carries what it was shaped to: timed transfers, in batches that do not disturb each other."""
+"""Check the rate of every shaped link by timed TCP transfers, in batches that do not disturb each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `up` can be asked for, its defaults and its rules."""
+"""Options of `python -m piper_hpc.testbed up`: defaults, ranges and rules."""
 
 from __future__ import annotations
 

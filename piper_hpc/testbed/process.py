@@ -1,4 +1,4 @@
-"""Daemons with a pid file each, and the proof that a process is ours before it is ended."""
+"""Start and stop daemons by pid files, after checking that a process belongs to this testbed."""
 
 from __future__ import annotations
 

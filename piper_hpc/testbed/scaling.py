@@ -60,17 +60,17 @@ class Layer:
 
     @property
     def flops_per_byte(self) -> float:
-        """Of one dispatched byte, one way: q above."""
+        """FLOPs per dispatched byte, one way: q above."""
         return 2 * self.matrices * self.expert_ffn / self.bytes_per_value
 
     @property
     def flops_per_row(self) -> float:
-        """Forward, of one token at one expert."""
+        """FLOPs of the forward of one token at one expert: 2 matrices hidden expert_ffn."""
         return 2.0 * self.matrices * self.hidden * self.expert_ffn
 
     @property
     def expert_parameters(self) -> float:
-        """Of all layers."""
+        """Parameters of the experts of all layers."""
         return float(self.layers * self.experts * self.matrices * self.hidden * self.expert_ffn)
 
 
@@ -86,12 +86,12 @@ class Row:
 
 
 def balance(flops_per_s: float, bytes_per_s: float, flops_per_byte: float) -> float:
-    """Communication time over compute time of a row that crosses a link one way: c above."""
+    """Communication time over compute time of a row that crosses a link one way, a ratio: c = (F / B) / q above."""
     return flops_per_s / bytes_per_s / flops_per_byte
 
 
 def link_bytes_per_s(flops_per_s: float, flops_per_byte: float, wanted: float) -> float:
-    """What one rank of `flops_per_s` must get of a link, so that its balance is `wanted`."""
+    """Bytes/s that one rank of `flops_per_s` must get of a link, so that its balance is `wanted`: B' = F' / (c q')."""
     return flops_per_s / (wanted * flops_per_byte)
 
 

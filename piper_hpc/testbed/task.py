@@ -26,7 +26,7 @@ def task_group() -> str:
 
 
 def core_index() -> int:
-    """Counts ranks so that those of one node, and the first ones of neighbouring nodes, differ: they share cores."""
+    """Index of this rank's core, modulo cores: ranks of one node, and first ranks of neighbouring nodes, differ."""
     return int(os.environ["SLURMD_NODENAME"].removeprefix("n")) + int(os.environ["SLURM_LOCALID"])
 
 

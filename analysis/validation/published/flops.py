@@ -18,7 +18,7 @@ from piper_hpc.spec import ModelSpec
 
 CAUSAL, NONCAUSAL, HARDWARE = "causal_without_mtp", "noncausal_without_mtp", "hardware"
 CONVENTION_TOLERANCE = 0.06
-"""A run's FLOPs per token decide its convention where one is nearer than this."""
+"""A convention is accepted whose FLOPs per token are this near, as |ln(ratio)|, to those that the run implies."""
 
 
 def flops_per_token(request: Request, convention: str) -> float:

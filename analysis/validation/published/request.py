@@ -1,4 +1,4 @@
-"""The question that validation puts to the resource model, and what it hears back."""
+"""Request and Outcome: the input of a prediction for a published run, and its result."""
 
 from __future__ import annotations
 

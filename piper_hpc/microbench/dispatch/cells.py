@@ -1,4 +1,4 @@
-"""What is measured together: one load of one size on one group, for all algorithms; and the row that each leaves."""
+"""Cells of the dispatch benchmark: one workload of one size, measured with every algorithm; and its result rows."""
 
 from __future__ import annotations
 

@@ -195,12 +195,12 @@ class _CellInputs:
         return torch.from_numpy(ids).to(device), torch.from_numpy(weights).to(device=device, dtype=self.tokens.dtype)
 
     def result(self, runner: VariantRunner | None) -> tuple[torch.Tensor, Sequence[Sent]]:
-        """Combined tokens of the first iteration by a variant, and what this rank sent in its dispatch."""
+        """Combined tokens [tokens, hidden] of the first iteration by a variant, and what this rank sent in dispatch."""
         assert runner is not None
         return runner.check(self.tokens, *self.routing(0), self.placement, self._rank)
 
     def differs(self, result: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Whether a result is another than in another order of additions; also where it is not a number."""
+        """Whether a result [tokens, hidden] is off by more than TOLERANCE, or NaN: sums may be in another order."""
         wide = expected.double()
         error = float((result.double() - wide).norm())
         return not error <= TOLERANCE[self._cell.dtype] * float(wide.norm())
@@ -227,7 +227,7 @@ def _nodes(places: Places) -> list[tuple[int, int]]:
 
 
 def _formula_bytes(cell: Cell, variant: Variant, places: Places) -> float | None:
-    """Payload of a mean rank between nodes, in closed form, of halo_dedup; None for others and for uneven nodes."""
+    """Payload of a mean rank between nodes by r(N), for halo_dedup; None for other algorithms and for uneven nodes."""
     nodes = _nodes(places)
     per_node = set(Counter(nodes).values())
     if variant.algorithm != "halo_dedup" or len(per_node) > 1:

@@ -113,7 +113,9 @@ def global_draw(workload: str, *, experts: int, top_k: int, tokens: int, step: i
 def imbalance(
     workload: str, *, experts: int, top_k: int, ranks: int, tokens: int, step: int = 0, seed: int = 0
 ) -> float:
-    """Rows that the busiest rank receives or sends in a dispatch over the mean rank's, experts in contiguous blocks.
+    """Load imbalance: rows that the busiest rank receives or sends in a dispatch over the mean rank's, at least 1.
+
+    Experts are in contiguous blocks.
 
     What it sends, it receives in the combine. 1 where there is no row.
     """
@@ -127,7 +129,7 @@ def imbalance(
 def reach_probability_by_domain(
     workload: str, *, experts: int, top_k: int, domains: int, step: int = 0, seed: int = 0
 ) -> list[float]:
-    """By domain (experts in contiguous, equal blocks), the probability that a token has a choice there.
+    """Probability that a token has at least one expert in a domain, [domains]; experts in contiguous, equal blocks.
 
     Their sum over top_k is the share r(N) of rows left by deduplication: for balanced routing
     N (1 - C(E - E/N, k) / C(E, k)) / k. Of W5, whose working experts are fewer, likewise.
@@ -210,5 +212,5 @@ def _skewed(hot: HotExperts, experts: int, top_k: int, tokens: int, generator: n
 
 
 def _p_miss(among: int, marked: int, drawn: int) -> float:
-    """Probability that `drawn` distinct ones of `among` hold none of `marked`."""
+    """Probability that `drawn` of `among` without replacement hit none of `marked`: C(a - m, d) / C(a, d)."""
     return math.comb(among - marked, drawn) / math.comb(among, drawn)

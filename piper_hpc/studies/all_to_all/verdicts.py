@@ -1,4 +1,4 @@
-"""The bars that the benchmark is held to, each with what was found."""
+"""Acceptance criteria of the all-to-all benchmark, each with the value that was measured."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FOLDS = 4
 
 
 SHOWN = "shown"
-"""What must be of a verdict that is no bar."""
+"""`Verdict.bar` of a figure that is reported without a criterion."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One bar. met: None where the cell does not count, which `note` explains."""
+    """One criterion (`bar`) and the measured value. met: None where the cell does not count, which `note` explains."""
 
     what: str
     where: str
@@ -68,7 +68,7 @@ def verdicts(measured: Sequence[MeasuredCell]) -> list[Verdict]:
 
 
 def flat_share(cell: MeasuredCell) -> float | None:
-    """What flat reaches of the wire's limit."""
+    """Least time of flat by its links over its measured time (0 to 1); None where flat was not measured."""
     flat = cell.of("flat")
     return None if flat is None else flat.wire_s / flat.median_s
 
@@ -239,7 +239,7 @@ def _auto(machine: str, cells: Sequence[MeasuredCell]) -> Iterable[Verdict]:
 
 
 def _cost_model(machine: str, cells: Sequence[MeasuredCell]) -> Iterable[Verdict]:
-    """Cross-validation over (algorithm, size): each is predicted by a fit that saw neither workload of it."""
+    """4-fold cross-validation over (algorithm, size): each is predicted by a fit that saw no workload of it."""
     names = list(dict.fromkeys(timed.algorithm for cell in cells for timed in cell.family))
     sizes = sorted({cell.logical_bytes for cell in cells})
     rows = [(timed, (names.index(timed.algorithm) + sizes.index(cell.logical_bytes)) % FOLDS)

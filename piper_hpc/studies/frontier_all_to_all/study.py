@@ -1,4 +1,4 @@
-"""The study's arithmetic: formulas of resource_model.all_to_all on the links of conf/cluster/frontier.yaml. Pure.
+"""Simulated all-to-all on Frontier: resource_model.all_to_all on the links of conf/cluster/frontier.yaml. Pure.
 
 Nothing here was measured on Frontier. Every constant is named with its source; the one that decides, the latency of a
 message between nodes (a_i), is varied.
@@ -139,7 +139,7 @@ def machine() -> Machine:
 
 
 def seconds(variant: Variant, on: Machine, ranks: int, buffer_bytes: float) -> float:
-    """Of one all-to-all in which every rank sends `buffer_bytes`, equally to all.
+    """Seconds of one all-to-all in which every rank sends `buffer_bytes`, equally to all.
 
     Deduplicated variants carry the routed rows of as many bytes: what a dispatch of that size would take.
     """
@@ -177,6 +177,7 @@ class Point:
 
 
 def ranks_of(on: Machine, nodes: int) -> int:
+    """Ranks (GCDs) on so many nodes."""
     return nodes * on.topology.node
 
 
@@ -258,7 +259,7 @@ def sensitivity(on: Machine, latencies: Sequence[float] = LATENCIES_S) -> list[S
 
 @dataclass(frozen=True)
 class PaperComparison:
-    """The paper's ratios of a panel beside the model's, and what would make the model give them.
+    """Speed-ups over flat of one panel of the paper, and the model's, and what would make the model give them.
 
     needed_s: latency between nodes at the least, middle and most size, for the smallest of the annotated ratios; None:
     none is enough. flat_share: the share of the link's rate that flat would reach at the most size, were that ratio
