@@ -32,8 +32,8 @@ def test_the_hosts_block_comes_and_goes_and_leaves_the_rest_alone(
     assert file.read_text().startswith(text)
     assert file.read_text().count("n1") == 1 and "10.0.0.3 n1" in file.read_text()
     assert hosts.owner() == Path("/run/b")
-    assert hosts.taken({"n1": "", "gw": ""}) == "gw"
-    assert hosts.taken({"n1": ""}) is None  # our own
+    assert hosts.first_conflict({"n1": "", "gw": ""}) == "gw"
+    assert hosts.first_conflict({"n1": ""}) is None  # our own
     hosts.remove()
     hosts.remove()
     assert file.read_text() == text and file.stat().st_mode & 0o777 == 0o640
