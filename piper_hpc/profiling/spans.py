@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one rank posts and another waits for: `kind` is FORWARD, BACKWARD or EVERYONE."""
+    """What one rank posts and another waits for: `kind` is FORWARD, BACKWARD or ALL_RANKS."""
 
     kind: int
     micro_batch: int
