@@ -22,13 +22,13 @@ from piper_hpc.config.schema import ModelConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.planner.axes import Axes
 from piper_hpc.planner.engines import Megatron
-from piper_hpc.planner.question import Question
 from piper_hpc.planner.search import plan
+from piper_hpc.planner.search_spec import SearchSpec
 from piper_hpc.spec import RECIPES, ClusterSpec, ModelSpec, Workload
 
 
 @dataclass(frozen=True)
-class Measured:
+class SearchTiming:
     """Combinations of the axes, layouts evaluated in full, those of them that fit; seconds of the search.
 
     core_s: of them, those that the core spent on it: less where others share the core.
@@ -46,17 +46,17 @@ class Measured:
         return self.evaluated / self.core_s
 
 
-def measure(model: ModelSpec, cluster: ClusterSpec, workload: Workload, repeats: int = 1) -> Measured:
+def measure(model: ModelSpec, cluster: ClusterSpec, workload: Workload, repeats: int = 1) -> SearchTiming:
     """The search of all shipped axes in closed form, the best of `repeats`."""
     axes = Axes.shipped().of_model(model)
-    question = Question(model, cluster, workload, axes, (cluster.ranks,))
+    spec = SearchSpec(model, cluster, workload, axes, (cluster.ranks,))
     search_s, core_s = [], []
     for _ in range(repeats):
         started, spent = time.perf_counter(), time.process_time()
-        found = Megatron().search(question)
+        result = Megatron().search(spec)
         search_s.append(time.perf_counter() - started)
         core_s.append(time.process_time() - spent)
-    return Measured(axes.size, found.searched, found.feasible, min(search_s), min(core_s))
+    return SearchTiming(axes.size, result.searched, result.feasible, min(search_s), min(core_s))
 
 
 def _preset(name: str) -> ModelSpec:
@@ -75,24 +75,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", default="mixed_18", choices=sorted(RECIPES))
     parser.add_argument("--repeats", type=int, default=1, help="the best of so many is printed")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(arguments)
-    device = accelerator.known(preset.config(asked.cluster).accelerator)
+    options = parser.parse_args(arguments)
+    device = accelerator.known(preset.config(options.cluster).accelerator)
     if device is None:
-        print(f"error: --cluster {asked.cluster}: its device's efficiency is not known; use dgx_h100", file=sys.stderr)
+        print(
+            f"error: --cluster {options.cluster}: its device's efficiency is not known; use dgx_h100", file=sys.stderr
+        )
         return 2
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    cluster = preset.cluster(asked.cluster, asked.ranks, device)
-    workload = Workload(asked.global_batch, asked.sequence, RECIPES[asked.recipe])
-    model = _preset(asked.model)
-    measured = measure(model, cluster, workload, asked.repeats)
+    cluster = preset.cluster(options.cluster, options.ranks, device)
+    workload = Workload(options.global_batch, options.sequence, RECIPES[options.recipe])
+    model = _preset(options.model)
+    measured = measure(model, cluster, workload, options.repeats)
     plan_s = plan(model, cluster, workload, executor="megatron").seconds
-    if asked.json:
+    if options.json:
         rate = {"predictions_per_s": measured.predictions_per_s, "plan_s": plan_s, "cores": 1}
         print(json.dumps(vars(measured) | rate))
         return 0
     print(
-        f"{asked.model} on {asked.ranks} ranks of {asked.cluster}, one core: {measured.combinations:,} combinations, "
+        f"{options.model} on {options.ranks} ranks of {options.cluster}, one core: "
+        f"{measured.combinations:,} combinations, "
         f"{measured.evaluated:,} layouts evaluated in full in {measured.search_s:.2f} s, "
         f"{measured.core_s:.2f} s of them on the core: "
         f"{measured.predictions_per_s / 1e6:.2f} million predictions per core second; {measured.feasible:,} fit; "

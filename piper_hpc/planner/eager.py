@@ -1,4 +1,4 @@
-"""The search for this project's own executor, priced by measured curves: its axes are pp, ep, dp and micro_batch."""
+"""The search for executor=piper, on measured curves: branch and bound over pp, ep, dp and micro_batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from piper_hpc.planner.question import ROOMIER, Found, Question, Ranked, domain_tier, pareto
+from piper_hpc.planner.search_spec import MEMORY_RELAXATION, RankedLayout, SearchResult, SearchSpec, domain_tier, pareto
 from piper_hpc.resource_model.eager.groups import TIERS, layout_groups
 from piper_hpc.resource_model.eager.memory import peak_bytes
 from piper_hpc.resource_model.eager.predict import finish, shortest_step_s
@@ -31,55 +31,55 @@ def degrees(ranks: int) -> Iterator[Layout]:
 
 
 @dataclass(frozen=True)
-class Costed:
-    """A layout whose step was costed and not yet put on a timeline; `bound_s`: no shorter than this."""
+class BoundedLayout:
+    """A layout whose step has costs and is not simulated yet; bound_s: lower bound of its step, in seconds."""
 
     layout: Layout
     cost: StepCost
     bound_s: float
     peak_bytes: int
     fits: bool
-    inside: bool
+    in_domain: bool
 
 
-def search(question: Question) -> Found:
+def search(spec: SearchSpec) -> SearchResult:
     """Every layout that the executor has, those excluded that a bound proves to be of no interest.
 
     A layout's step takes at least its busiest stage's work. One whose bound is beaten is not put on a timeline: it can
     be none of the best, nor on the front, nor the best inside Eq 10's domain, nor the best with more memory.
     """
-    found = Found()
-    entries = sorted(_costed(question, found.rejected), key=lambda one: _bound(question, one).key)
-    inside: list[Ranked] = []
-    roomier: list[Ranked] = []
-    for one in entries:
-        bound = _bound(question, one)
+    result = SearchResult()
+    by_bound = sorted(_candidates(spec, result.rejected), key=lambda candidate: _bound(spec, candidate).key)
+    in_domain: list[RankedLayout] = []
+    with_more_memory: list[RankedLayout] = []
+    for candidate in by_bound:
+        bound = _bound(spec, candidate)
 
-        def beaten(known: list[Ranked], limit: Ranked = bound) -> bool:
+        def beaten(known: list[RankedLayout], limit: RankedLayout = bound) -> bool:
             return bool(known) and known[-1].score < limit.score
 
-        best_beats = len(found.best) >= question.keep and beaten(found.best)
-        on_front = one.fits and not any(_dominates(two, bound) for two in found.front)
-        if best_beats and not on_front and (not one.inside or beaten(inside)) and beaten(roomier):
-            found.pruned += one.fits
+        best_beats = len(result.best) >= spec.keep and beaten(result.best)
+        on_front = candidate.fits and not any(_dominates(two, bound) for two in result.front)
+        if best_beats and not on_front and (not candidate.in_domain or beaten(in_domain)) and beaten(with_more_memory):
+            result.pruned += candidate.fits
             continue
-        if not one.fits and beaten(roomier):
+        if not candidate.fits and beaten(with_more_memory):
             continue
-        prediction = finish(one.cost, question.model, question.cluster, one.layout, question.workload)
-        ranked = _ranked(question, one, prediction.step_time_s)
-        found.searched += 1
-        roomier = sorted([*roomier, ranked], key=lambda entry: entry.key)[:1]
-        if one.fits:
-            found.fitting += 1
-            found.best = sorted([*found.best, ranked], key=lambda entry: entry.key)[: question.keep]
-            found.front = pareto([*found.front, ranked])
-            if one.inside:
-                inside = sorted([*inside, ranked], key=lambda entry: entry.key)[:1]
-    found.inside, found.roomier = next(iter(inside), None), next(iter(roomier), None)
-    return found
+        prediction = finish(candidate.cost, spec.model, spec.cluster, candidate.layout, spec.workload)
+        ranked = _ranked(spec, candidate, prediction.step_time_s)
+        result.searched += 1
+        with_more_memory = sorted([*with_more_memory, ranked], key=lambda entry: entry.key)[:1]
+        if candidate.fits:
+            result.fitting += 1
+            result.best = sorted([*result.best, ranked], key=lambda entry: entry.key)[: spec.keep]
+            result.front = pareto([*result.front, ranked])
+            if candidate.in_domain:
+                in_domain = sorted([*in_domain, ranked], key=lambda entry: entry.key)[:1]
+    result.in_domain, result.with_more_memory = next(iter(in_domain), None), next(iter(with_more_memory), None)
+    return result
 
 
-def _dominates(known: Ranked, bound: Ranked) -> bool:
+def _dominates(known: RankedLayout, bound: RankedLayout) -> bool:
     return (
         known.step_time_s <= bound.step_time_s
         and known.peak_bytes <= bound.peak_bytes
@@ -87,32 +87,32 @@ def _dominates(known: Ranked, bound: Ranked) -> bool:
     )
 
 
-def _ranked(question: Question, one: Costed, step_time_s: float) -> Ranked:
-    score = float(question.score(one.layout.ranks, step_time_s, one.peak_bytes))
-    return Ranked(score, step_time_s, one.peak_bytes, one.layout)
+def _ranked(spec: SearchSpec, candidate: BoundedLayout, step_time_s: float) -> RankedLayout:
+    score = float(spec.score(candidate.layout.ranks, step_time_s, candidate.peak_bytes))
+    return RankedLayout(score, step_time_s, candidate.peak_bytes, candidate.layout)
 
 
-def _bound(question: Question, one: Costed) -> Ranked:
-    return _ranked(question, one, one.bound_s)
+def _bound(spec: SearchSpec, candidate: BoundedLayout) -> RankedLayout:
+    return _ranked(spec, candidate, candidate.bound_s)
 
 
-def _costed(question: Question, rejected: Counter[str]) -> Iterator[Costed]:
+def _candidates(spec: SearchSpec, rejected: Counter[str]) -> Iterator[BoundedLayout]:
     """Layouts that break no rule, or memory's by so little that more memory is asked about; others are counted."""
-    model, cluster, workload, axes = question.model, question.cluster, question.workload, question.axes
+    model, cluster, workload, axes = spec.model, spec.cluster, spec.workload, spec.axes
     eq10 = domain_tier(cluster, "switch")
-    for ranks in question.ranks:
+    for ranks in spec.ranks:
         for degree in degrees(ranks):
             if degree.pp not in axes.pp or degree.ep not in axes.ep:
                 continue
-            rule = _broken_by_degrees(degree, model, cluster, workload, question.ep_domain)
+            rule = _broken_by_degrees(degree, model, cluster, workload, spec.ep_domain)
             if rule is not None:
                 rejected[rule] += 1
                 continue
-            inside = widest_tier(degree, cluster) <= eq10
+            in_domain = widest_tier(degree, cluster) <= eq10
             for micro_batch in divisors(workload.global_batch // degree.dense_dp):
                 if micro_batch not in axes.micro_batch:
                     continue
-                layout = replace(degree, micro_batch=micro_batch, all_to_all=question.all_to_all)
+                layout = replace(degree, micro_batch=micro_batch, all_to_all=spec.all_to_all)
                 if next(executor.missing_of_step(layout, workload), None) is not None:
                     rejected["schedule 1f1b: at least pp micro-batches a step"] += 1
                     continue
@@ -120,9 +120,9 @@ def _costed(question: Question, rejected: Counter[str]) -> Iterator[Costed]:
                 fits = peak <= cluster.memory_bytes
                 if not fits:
                     rejected[NO_FIT] += 1
-                if fits or peak <= ROOMIER * cluster.memory_bytes:
+                if fits or peak <= MEMORY_RELAXATION * cluster.memory_bytes:
                     cost = step_cost(model, cluster, layout, workload)
-                    yield Costed(layout, cost, shortest_step_s(cost, cluster), peak, fits, inside)
+                    yield BoundedLayout(layout, cost, shortest_step_s(cost, cluster), peak, fits, in_domain)
 
 
 def _broken_by_degrees(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from piper_hpc.planner import analytical
 from piper_hpc.planner import eager as measured
 from piper_hpc.planner.axes import Axes
-from piper_hpc.planner.question import Engine, Found, Question, Ranked
+from piper_hpc.planner.search_spec import Engine, RankedLayout, SearchResult, SearchSpec
 from piper_hpc.resource_model import analytical as analytical_model
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.predict import predict
@@ -21,68 +21,66 @@ class Piper:
     """This project's eager executor: every prediction is on the schedule's timeline already."""
 
     name = "piper"
-    rescored = 0
+    rescore_count = 0
 
-    def search(self, question: Question) -> Found:
+    def search(self, spec: SearchSpec) -> SearchResult:
         """See measured.search."""
-        return measured.search(question)
+        return measured.search(spec)
 
-    def predict(self, question: Question, layout: Layout) -> Prediction:
+    def predict(self, spec: SearchSpec, layout: Layout) -> Prediction:
         """See resource_model.predict."""
-        return predict(question.model, question.cluster, layout, question.workload)
+        return predict(spec.model, spec.cluster, layout, spec.workload)
 
-    def step_time_s(self, question: Question, layout: Layout) -> float:
+    def step_time_s(self, spec: SearchSpec, layout: Layout) -> float:
         """Seconds of the step, as `search` ranks by."""
-        return self.predict(question, layout).step_time_s
+        return self.predict(spec, layout).step_time_s
 
-    def expert_tier(self, question: Question, layout: Layout) -> int:
+    def expert_tier(self, spec: SearchSpec, layout: Layout) -> int:
         """Of all stages' expert groups."""
-        return measured.widest_tier(layout, question.cluster)
+        return measured.widest_tier(layout, spec.cluster)
 
-    def simulated(self, question: Question, one: Ranked) -> Ranked:
+    def rescored(self, spec: SearchSpec, candidate: RankedLayout) -> RankedLayout:
         """The same: it was simulated."""
-        return one
+        return candidate
 
 
 class Megatron:
     """Fused kernels and every axis: closed forms for all, the schedule's simulation for the best."""
 
     name = "megatron"
-    rescored = 100
+    rescore_count = 100
     execution = EXECUTIONS["megatron"]
 
-    def search(self, question: Question) -> Found:
+    def search(self, spec: SearchSpec) -> SearchResult:
         """See analytical.search."""
-        return analytical.search(question, self.execution)
+        return analytical.search(spec, self.execution)
 
-    def predict(self, question: Question, layout: Layout) -> Prediction:
+    def predict(self, spec: SearchSpec, layout: Layout) -> Prediction:
         """See resource_model.predict."""
-        return predict(question.model, question.cluster, layout, question.workload, self.execution)
+        return predict(spec.model, spec.cluster, layout, spec.workload, self.execution)
 
-    def step_time_s(self, question: Question, layout: Layout) -> float:
+    def step_time_s(self, spec: SearchSpec, layout: Layout) -> float:
         """Seconds of the step in closed form, as `search` ranks by."""
-        return float(self._step(question, layout).step_time_s)
+        return float(self._step(spec, layout).step_time_s)
 
-    def expert_tier(self, question: Question, layout: Layout) -> int:
+    def expert_tier(self, spec: SearchSpec, layout: Layout) -> int:
         """Of the all-to-all group."""
-        group = axis_groups(layout, topology_of(question.cluster)).experts
+        group = axis_groups(layout, topology_of(spec.cluster)).experts
         return next(tier for tier in range(len(TIERS)) if group.within(tier) >= group.size)
 
-    def simulated(self, question: Question, one: Ranked) -> Ranked:
+    def rescored(self, spec: SearchSpec, candidate: RankedLayout) -> RankedLayout:
         """With the bubble and the waits of the timeline; as it is where that has too many actions to be played."""
-        step = self._step(question, one.layout)
-        timeline = analytical_model.simulate(step, one.layout, self.execution)
-        if timeline is None or one.layout.pp == 1:
-            return one
+        step = self._step(spec, candidate.layout)
+        timeline = analytical_model.simulate(step, candidate.layout, self.execution)
+        if timeline is None or candidate.layout.pp == 1:
+            return candidate
         rest = sum(float(seconds) for name, seconds in step.terms.items() if name not in ("bubble_s", "p2p_s"))
         seconds = rest + timeline.step_s - max(timeline.busy_s)
-        score = float(question.score(one.layout.ranks, seconds, one.peak_bytes))
-        return replace(one, score=score, step_time_s=seconds)
+        score = float(spec.score(candidate.layout.ranks, seconds, candidate.peak_bytes))
+        return replace(candidate, score=score, step_time_s=seconds)
 
-    def _step(self, question: Question, layout: Layout) -> analytical_model.Step:
-        return analytical_model.stepper(
-            question.model, question.cluster, layout, question.workload, self.execution
-        ).evaluate()
+    def _step(self, spec: SearchSpec, layout: Layout) -> analytical_model.Step:
+        return analytical_model.stepper(spec.model, spec.cluster, layout, spec.workload, self.execution).evaluate()
 
 
 def engine_of(executor: str, cluster: ClusterSpec, axes: Axes) -> Engine:

@@ -1,4 +1,4 @@
-"""Every layout of one pipeline degree at once: which combinations are layouts, and what the others break.
+"""Grids of all layouts of one pipeline degree as arrays: which combinations are valid, and which rules others break.
 
 A grid has three dimensions, [zero, recompute, degrees]: the last one lists all combinations of micro-batch, tp, cp, ep
 and etp that are layouts, since most of what could be combined is none. What does not depend on a dimension is never
@@ -20,7 +20,7 @@ from piper_hpc.spec import ALGORITHMS, FLAT, TIERS, Algorithm, Layout, ModelSpec
 from piper_hpc.spec.rules import DEGREES, RULES, Case, Ints, Mask
 from piper_hpc.spec.schedules import schedule_problem
 
-ANOTHER_NAME = "another name for a layout that is counted already"
+DUPLICATE = "another name for a layout that is counted already"
 
 
 @dataclass(frozen=True)

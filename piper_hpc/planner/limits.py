@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from piper_hpc.planner.question import ROOMIER, Engine, Found, Question, Ranked, domain_tier
+from piper_hpc.planner.search_spec import MEMORY_RELAXATION, Engine, RankedLayout, SearchResult, SearchSpec, domain_tier
 from piper_hpc.spec import TIERS, Accelerator, Calibration, Curve, Layout, Link, Prediction, Tier
 
 NODE = TIERS.index(Tier.NODE.value)
@@ -19,19 +19,20 @@ LARGEST = 4
 
 def limits(
     engine: Engine,
-    question: Question,
-    found: Found,
-    simulated: Sequence[Ranked],
+    spec: SearchSpec,
+    result: SearchResult,
+    rescored: Sequence[RankedLayout],
     best: Prediction,
     memory_bytes: int,
 ) -> dict[str, Any]:
     """Largest terms, memory of the worst rank, the price of Eq 10, and by how much each relaxation speeds the step up.
 
     gain_pct: more tokens a second, in per cent. All but memory's and the batch's are of the same layout, so that a new
-    search could only gain more; they compare closed forms. simulated: what is ranked, the best first.
+    search could only gain more; they compare closed forms. rescored: layouts with
+    simulated step times, the best first.
     memory_bytes: of a rank, of which the question's cluster has what a plan's head-room leaves.
     """
-    lifts = sorted(_lifts(engine, question, found, simulated[0].layout), key=lambda lift: -float(lift["gain_pct"]))
+    lifts = sorted(_lifts(engine, spec, result, rescored[0].layout), key=lambda lift: -float(lift["gain_pct"]))
     return {
         "largest_terms": [
             {"term": name, "time_s": seconds, "share": seconds / best.step_time_s}
@@ -40,7 +41,7 @@ def limits(
         "memory": _memory(best, memory_bytes),
         "lifts": lifts,
         "binding": lifts[0]["constraint"] if lifts and lifts[0]["gain_pct"] > 0 else None,
-        "eq_10": _eq_10(engine, question, simulated, best),
+        "eq_10": _eq_10(engine, spec, rescored, best),
     }
 
 
@@ -60,43 +61,47 @@ def _memory(best: Prediction, memory_bytes: int) -> dict[str, Any]:
     }
 
 
-def _eq_10(engine: Engine, question: Question, simulated: Sequence[Ranked], best: Prediction) -> dict[str, Any]:
+def _eq_10(engine: Engine, spec: SearchSpec, rescored: Sequence[RankedLayout], best: Prediction) -> dict[str, Any]:
     """The preference with its price: what crossing costs, and what staying inside would."""
-    domain = domain_tier(question.cluster, "switch")
-    inside = next((one for one in simulated if engine.expert_tier(question, one.layout) <= domain), None)
-    crosses = inside is not simulated[0]
+    domain = domain_tier(spec.cluster, "switch")
+    in_domain = next(
+        (candidate for candidate in rescored if engine.expert_tier(spec, candidate.layout) <= domain), None
+    )
+    crosses = in_domain is not rescored[0]
     all_to_all_s = best.terms["dispatch_s"] + best.terms["combine_s"]
-    stays = inside if crosses else None
+    stays = in_domain if crosses else None
     return {
         "domain": TIERS[domain],
         "crosses": crosses,
         "all_to_all_s": all_to_all_s,
         "all_to_all_share": all_to_all_s / best.step_time_s,
         "inside": asdict(stays.layout) if stays else None,
-        "inside_costs_pct": 100 * (stays.step_time_s / simulated[0].step_time_s - 1) if stays else None,
+        "inside_costs_pct": 100 * (stays.step_time_s / rescored[0].step_time_s - 1) if stays else None,
     }
 
 
-def _lifts(engine: Engine, question: Question, found: Found, layout: Layout) -> Iterator[dict[str, Any]]:
-    tokens = question.workload.tokens
+def _lifts(engine: Engine, spec: SearchSpec, result: SearchResult, layout: Layout) -> Iterator[dict[str, Any]]:
+    tokens = spec.workload.tokens
 
     def gain(constraint: str, change: str, ratio: float, other: Layout | None = None) -> dict[str, Any]:
         named = None if other is None else asdict(other)
         return {"constraint": constraint, "change": change, "gain_pct": 100 * (ratio - 1), "other_layout": named}
 
-    first, roomier = found.best[0], found.roomier
-    if roomier is not None and question.rank_by != "memory":
-        more = roomier.score < first.score
-        ratio = first.step_time_s / roomier.step_time_s if more else 1.0
-        yield gain("memory", f"{100 * (ROOMIER - 1):.0f} % more", ratio, roomier.layout if more else None)
-    rate = tokens / engine.step_time_s(question, layout)
-    for constraint, change, relaxed in _relaxed(question):
+    first, with_more_memory = result.best[0], result.with_more_memory
+    if with_more_memory is not None and spec.rank_by != "memory":
+        more = with_more_memory.score < first.score
+        ratio = first.step_time_s / with_more_memory.step_time_s if more else 1.0
+        yield gain(
+            "memory", f"{100 * (MEMORY_RELAXATION - 1):.0f} % more", ratio, with_more_memory.layout if more else None
+        )
+    rate = tokens / engine.step_time_s(spec, layout)
+    for constraint, change, relaxed in _relaxed(spec):
         seconds = engine.step_time_s(relaxed, layout)
         yield gain(constraint, change, relaxed.workload.tokens / seconds / rate)
 
 
-def _relaxed(question: Question) -> Iterator[tuple[str, str, Question]]:
-    cluster, workload = question.cluster, question.workload
+def _relaxed(spec: SearchSpec) -> Iterator[tuple[str, str, SearchSpec]]:
+    cluster, workload = spec.cluster, spec.workload
 
     def links(near: bool) -> dict[str, Link]:
         return {
@@ -129,9 +134,9 @@ def _relaxed(question: Question) -> Iterator[tuple[str, str, Question]]:
         "host": replace(cluster, accelerator=device and _faster(device, host=2), calibration=measured("host_op")),
     }
     for constraint, other in eased.items():
-        yield constraint, "twice as fast", replace(question, cluster=other)
+        yield constraint, "twice as fast", replace(spec, cluster=other)
     twice = replace(workload, global_batch=2 * workload.global_batch)
-    yield "global batch", "twice as many sequences a step", replace(question, workload=twice)
+    yield "global batch", "twice as many sequences a step", replace(spec, workload=twice)
 
 
 def _faster(device: Accelerator, *, compute: float = 1, memory: float = 1, host: float = 1) -> Accelerator:

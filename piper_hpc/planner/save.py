@@ -34,29 +34,29 @@ def check_name(name: str, working_directory: Path) -> Path:
     return path
 
 
-def best_of_executor(name: str, found: Plan, own: Plan) -> Prediction:
-    """The best of `own`, a plan for this project's executor. SpecError where it has none, with what it would need.
+def best_of_executor(name: str, plan: Plan, trainable_plan: Plan) -> Prediction:
+    """The best of `trainable_plan`, which is for this project's executor. SpecError where it has none, with the reason.
 
-    found: the plan that was asked for, perhaps of another executor.
+    plan: the plan of the command, perhaps for another executor.
     """
-    if own.candidates:
-        return own.candidates[0]
-    if found.candidates:
-        missing = executor.missing_of_layout(found.candidates[0].layout)
+    if trainable_plan.candidates:
+        return trainable_plan.candidates[0]
+    if plan.candidates:
+        missing = executor.missing_of_layout(plan.candidates[0].layout)
         axes = ", ".join(f"{each.key.removeprefix('parallelism.')}={each.value}" for each in missing)
         rule = f"the executor has no layout that fits; the best plan needs what it lacks: {axes}"
     else:
-        rule = "no layout fits: " + "; ".join(f"{reason}: {count}" for reason, count in own.rejected.items())
+        rule = "no layout fits: " + "; ".join(f"{reason}: {count}" for reason, count in trainable_plan.rejected.items())
     raise SpecError(Problem(KEY, name, rule, "more cluster.nodes, or a smaller model"))
 
 
-def save(found: Plan, best: Prediction, path: Path) -> None:
+def save(plan: Plan, best: Prediction, path: Path) -> None:
     """Write the option: what differs from the defaults, and where it comes from. dp follows from the ranks."""
     default = asdict(Layout())
     degrees = {key: value for key, value in asdict(best.layout).items() if key != "dp" and value != default[key]}
     origin = (
-        f"# Planned for {found.model['name']} on {best.layout.ranks} ranks of {found.cluster}, "
-        f"{found.workload.global_batch} sequences of {found.workload.sequence} tokens:\n"
+        f"# Planned for {plan.model['name']} on {best.layout.ranks} ranks of {plan.cluster}, "
+        f"{plan.workload.global_batch} sequences of {plan.workload.sequence} tokens:\n"
         f"# {best.step_time_s:.4g} s a step, {best.tokens_per_s:,.0f} tokens/s predicted.\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)

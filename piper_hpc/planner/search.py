@@ -12,7 +12,7 @@ from piper_hpc.planner.axes import Axes
 from piper_hpc.planner.eager import divisors
 from piper_hpc.planner.engines import engine_of
 from piper_hpc.planner.limits import limits
-from piper_hpc.planner.question import EP_DOMAINS, RANK_BY, Question, Ranked
+from piper_hpc.planner.search_spec import EP_DOMAINS, RANK_BY, RankedLayout, SearchSpec
 from piper_hpc.resource_model.prediction import describe
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Prediction, Workload
 
@@ -24,7 +24,7 @@ class Plan:
     """Layouts ranked by prediction, best first, and what became of the others.
 
     Every combination of the axes is rejected (counted by the rule it breaks), fitting or pruned; see
-    question.Found. pareto: the layouts of which none is both faster and smaller (nor on fewer ranks).
+    search_spec.SearchResult. pareto: the layouts of which none is both faster and smaller (nor on fewer ranks).
     shapes: the best of each (pp, ep, tp, cp) among the layouts that were simulated, best first.
     memory_headroom: the share of memory_bytes, a rank's memory, that every layout leaves free.
     """
@@ -44,7 +44,7 @@ class Plan:
     candidates: list[Prediction]
     shapes: list[Prediction]
     rejected: dict[str, int]
-    pareto: list[Ranked] = field(default_factory=list)
+    pareto: list[RankedLayout] = field(default_factory=list)
     limits: dict[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def plan(
         if engine.name == "piper":
             of_ranks = tuple(sorted({divisor for count in counts for divisor in divisors(count)}))
             axes = replace(axes, pp=of_ranks, ep=of_ranks, micro_batch=tuple(divisors(workload.global_batch)))
-    question = Question(
+    spec = SearchSpec(
         model,
         replace(cluster, memory_bytes=int((1 - memory_headroom) * cluster.memory_bytes)),
         workload,
@@ -128,38 +128,38 @@ def plan(
         counts,
         rank_by,
         ep_domain,
-        max(candidates, engine.rescored),
+        max(candidates, engine.rescore_count),
         all_to_all,
     )
-    found = engine.search(question)
+    result = engine.search(spec)
     # The best inside Eq 10's domain is simulated too: what staying inside costs compares like with like.
-    contenders = dict.fromkeys([*found.best, *([found.inside] if found.inside else [])])
-    simulated = sorted((engine.simulated(question, one) for one in contenders), key=lambda one: one.key)
-    best = [engine.predict(question, one.layout) for one in simulated[:candidates]]
+    contenders = dict.fromkeys([*result.best, *([result.in_domain] if result.in_domain else [])])
+    rescored = sorted((engine.rescored(spec, one) for one in contenders), key=lambda one: one.key)
+    best = [engine.predict(spec, one.layout) for one in rescored[:candidates]]
     known = {one.layout: one for one in best}
-    shapes = [known.get(layout) or engine.predict(question, layout) for layout in _shapes(simulated)[:candidates]]
+    shapes = [known.get(layout) or engine.predict(spec, layout) for layout in _shapes(rescored)[:candidates]]
     return Plan(
         model=describe(model, workload.sequence),
         cluster=cluster.name,
         executor=engine.name,
         workload=workload,
         rank_by=rank_by,
-        searched=found.searched,
-        fitting=found.fitting,
-        pruned=found.pruned,
-        feasible=found.feasible,
+        searched=result.searched,
+        fitting=result.fitting,
+        pruned=result.pruned,
+        feasible=result.feasible,
         seconds=time.perf_counter() - started,
         memory_bytes=cluster.memory_bytes,
         memory_headroom=memory_headroom,
         candidates=best,
         shapes=shapes,
-        rejected=_reasons(found.rejected, memory_headroom),
-        pareto=found.front,
-        limits=limits(engine, question, found, simulated, best[0], cluster.memory_bytes) if best else None,
+        rejected=_reasons(result.rejected, memory_headroom),
+        pareto=result.front,
+        limits=limits(engine, spec, result, rescored, best[0], cluster.memory_bytes) if best else None,
     )
 
 
-def _shapes(ranked: Sequence[Ranked]) -> list[Layout]:
+def _shapes(ranked: Sequence[RankedLayout]) -> list[Layout]:
     """The first layout of each (pp, ep, tp, cp), in order; the others are the same degrees with other details."""
     first: dict[tuple[int, ...], Layout] = {}
     for one in ranked:

@@ -27,15 +27,15 @@ def check_path(name: str, working_directory: Path) -> Path:
     return path
 
 
-def write(found: Plan, model: ModelSpec, cluster: ClusterSpec, path: Path) -> None:
+def write(plan: Plan, model: ModelSpec, cluster: ClusterSpec, path: Path) -> None:
     """Write the pipeline of the best layout's step, one process per pipeline rank. SpecError where there is none."""
-    if not found.candidates:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in found.rejected.items())
+    if not plan.candidates:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in plan.rejected.items())
         rule = f"no layout fits, so there is no timeline ({reasons})"
         raise SpecError(Problem(KEY, str(path), rule, "more cluster.nodes, or a smaller model"))
-    layout = found.candidates[0].layout
+    layout = plan.candidates[0].layout
     try:
-        write_chrome_trace(timeline(model, cluster, layout, found.workload, EXECUTIONS[found.executor]), path)
+        write_chrome_trace(timeline(model, cluster, layout, plan.workload, EXECUTIONS[plan.executor]), path)
     except ResourceModelError as error:
         raise SpecError(Problem(KEY, str(path), str(error), f"{KEY}=null")) from error
     except OSError as error:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from piper_hpc.planner import Axes, benchmark, plan
 from piper_hpc.planner.eager import divisors
 from piper_hpc.planner.engines import Megatron
-from piper_hpc.planner.grid import ANOTHER_NAME
-from piper_hpc.planner.question import Question, Ranked
+from piper_hpc.planner.grid import DUPLICATE
+from piper_hpc.planner.search_spec import RankedLayout, SearchSpec
 from piper_hpc.resource_model import analytical
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.spec import EXECUTIONS, Layout, ModelSpec, Prediction
@@ -26,13 +26,15 @@ from tests.planner.machines import DENSE, MOE, SMALL, WORKLOAD, cluster
 MEGATRON = EXECUTIONS["megatron"]
 
 
-def question(axes: Axes = SMALL, model: ModelSpec = MOE, *, memory_bytes: int = 2**30, **options: object) -> Question:
+def search_spec(
+    axes: Axes = SMALL, model: ModelSpec = MOE, *, memory_bytes: int = 2**30, **options: object
+) -> SearchSpec:
     where = cluster(memory_bytes=memory_bytes)
     given_options = {"ranks": (32,), "keep": 100} | options
-    return Question(model, where, WORKLOAD, axes.of_model(model), **given_options)  # type: ignore[arg-type]
+    return SearchSpec(model, where, WORKLOAD, axes.of_model(model), **given_options)  # type: ignore[arg-type]
 
 
-def every_name(asked: Question) -> Iterator[Layout]:
+def every_name(asked: SearchSpec) -> Iterator[Layout]:
     """Every combination that is a layout, by the rules as they are written down, one by one."""
     axes, model, batch = asked.axes, asked.model, asked.workload.global_batch
     for ranks in asked.ranks:
@@ -50,10 +52,10 @@ def every_name(asked: Question) -> Iterator[Layout]:
                 yield layout
 
 
-def priced(asked: Question, layout: Layout) -> Ranked:
+def priced(asked: SearchSpec, layout: Layout) -> RankedLayout:
     step = analytical.stepper(asked.model, asked.cluster, layout, asked.workload, MEGATRON).evaluate()
     seconds, peak = float(step.step_time_s), float(step.peak_bytes)
-    return Ranked(float(asked.score(layout.ranks, seconds, peak)), seconds, peak, layout)
+    return RankedLayout(float(asked.score(layout.ranks, seconds, peak)), seconds, peak, layout)
 
 
 def distinct(values: list[float]) -> list[float]:
@@ -80,16 +82,16 @@ def test_the_search_equals_brute_force(model: ModelSpec, rank_by: str, memory_by
 
     axes = Axes(**{axis: some(axis) for axis in asdict(SMALL)})
     ranks = data.draw(st.sampled_from([(32,), (16, 32)]))
-    assert_equal_to_brute_force(question(axes, model, memory_bytes=memory_bytes, rank_by=rank_by, ranks=ranks))
+    assert_equal_to_brute_force(search_spec(axes, model, memory_bytes=memory_bytes, rank_by=rank_by, ranks=ranks))
 
 
 @full
 def test_a_larger_space_equals_brute_force() -> None:
     axes = replace(SMALL, cp=(1,), micro_batch=(1, 4), recompute=("none", "norm+moe"), zero=(0, 3), pp=(2, 4))
-    assert_equal_to_brute_force(question(axes, memory_bytes=2**25))
+    assert_equal_to_brute_force(search_spec(axes, memory_bytes=2**25))
 
 
-def assert_equal_to_brute_force(asked: Question) -> None:
+def assert_equal_to_brute_force(asked: SearchSpec) -> None:
     axes, memory_bytes = asked.axes, asked.cluster.memory_bytes
     found = Megatron().search(asked)
     assert found.fitting + found.pruned + sum(found.rejected.values()) == axes.size * len(asked.ranks)
@@ -124,7 +126,7 @@ def assert_equal_to_brute_force(asked: Question) -> None:
                 for two in found.best
             ), one.layout
 
-    def beats(two: Ranked, one: Ranked) -> bool:
+    def beats(two: RankedLayout, one: RankedLayout) -> bool:
         """Clearly: by more than rounding."""
         pairs = [
             (two.step_time_s, one.step_time_s),
@@ -137,7 +139,7 @@ def assert_equal_to_brute_force(asked: Question) -> None:
     for one in feasible:
         assert any(beats(two, one) or two.key[1:2] == pytest.approx(one.key[1:2], rel=1e-9) for two in found.front)
     roomy = [one for one in everything if one.peak_bytes <= 1.25 * memory_bytes]
-    assert (found.roomier.score if found.roomier else None) == (
+    assert (found.with_more_memory.score if found.with_more_memory else None) == (
         pytest.approx(min(one.score for one in roomy), rel=1e-9) if roomy else None
     )
 
@@ -150,19 +152,19 @@ def test_what_fits_no_rank_is_rejected_by_name_and_is_no_error() -> None:
 
 
 def test_reasons_say_which_rule_is_broken() -> None:
-    found = Megatron().search(question())
-    assert found.rejected[ANOTHER_NAME] > 0
+    found = Megatron().search(search_spec())
+    assert found.rejected[DUPLICATE] > 0
     assert found.rejected["schedule: needs another number of chunks a rank (vpp), or more than one stage"] > 0
     assert found.rejected["Eq 9: pp * vpp must not exceed the layers"] > 0  # 4 x 2 of 6
     assert found.rejected["schedule: needs more micro-batches a step, or a multiple of pp"] > 0
     assert "Eq 7: pp must divide the ranks" not in found.rejected
-    odd = Megatron().search(question(replace(SMALL, pp=(3,))))
+    odd = Megatron().search(search_spec(replace(SMALL, pp=(3,))))
     assert odd.rejected == {"Eq 7: pp must divide the ranks": replace(SMALL, pp=(3,)).size}
 
 
 def test_expert_groups_stay_in_the_domain_asked_for_and_its_price_is_told() -> None:
-    anywhere = Megatron().search(question(keep=10_000))
-    in_node = Megatron().search(question(keep=10_000, ep_domain="node"))
+    anywhere = Megatron().search(search_spec(keep=10_000))
+    in_node = Megatron().search(search_spec(keep=10_000, ep_domain="node"))
     rule = "Eq 10: expert groups must stay within ep_domain=node"
     assert max(one.layout.ep * one.layout.etp for one in anywhere.best) > 4
     assert {one.layout.ep * one.layout.etp > 4 for one in in_node.best} == {False}

@@ -1,7 +1,7 @@
-"""What the pieces of a model cost one rank, however a pipeline cuts it: layers by kind, both ends, and their bytes.
+"""Seconds and bytes of one layer of each kind, of the embedding and of the head, on one rank and for one micro-batch.
 
 A grid of layouts computes these once. They depend on tp, cp, ep, etp, the micro-batch and recompute alone; how expert
-rows travel (`Parts`) also on the algorithm and on where ranks stand.
+rows travel (`PlacedBlocks`) also on the algorithm and on where ranks stand.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Blocks:
         """Of a layer of each kind, of the first end (embedding) and of the last (head, loss, what joins MTP layers)."""
         shapes, device, execution = self.shapes, self.device, self.execution
         head = compute.head(device, shapes, execution)
-        head += communication.tensor(shapes, self.network, execution, head)
+        head += communication.tensor_parallel(shapes, self.network, execution, head)
         mtp = shapes.model.mtp_layers
         last = {"head_s": head * (1 + mtp)}
         if mtp:
@@ -77,44 +77,44 @@ class Blocks:
     def _layer(self, kind: Kind) -> Modules:
         shapes, device, execution = self.shapes, self.device, self.execution
         recompute = shapes.layout.recomputed
-        core = compute.scores(device, shapes, execution, kind.window)
+        core = compute.core_attention(device, shapes, execution, kind.window)
         attention = compute.attention(device, shapes, execution, kind.window)
-        attention += communication.tensor(shapes, self.network, execution, attention)
-        attention += communication.context(shapes, self.network, core)
+        attention += communication.tensor_parallel(shapes, self.network, execution, attention)
+        attention += communication.context_parallel(shapes, self.network, core)
         modules = {"attention_s": attention}
         if kind.moe:
             shared = compute.shared(device, shapes)
             if shapes.model.dense_width:
-                shared += communication.tensor(shapes, self.network, execution, shared)
+                shared += communication.tensor_parallel(shapes, self.network, execution, shared)
             moe = {
                 "router_s": compute.router(device, shapes),
-                "dispatch_s": compute.dispatched(device, shapes),
+                "dispatch_s": compute.permute(device, shapes),
                 "expert_s": compute.experts(device, shapes) + shared,
-                "combine_s": compute.combined(device, shapes)
-                + communication.whole_tokens(shapes, self.network, execution)
+                "combine_s": compute.unpermute(device, shapes)
+                + communication.gather_tokens(shapes, self.network, execution)
                 + compute.residual(device, shapes, execution),
             }
-            modules |= {term: times.recomputed(recompute.moe * (1 - recompute.full)) for term, times in moe.items()}
+            modules |= {term: times.with_recompute(recompute.moe * (1 - recompute.full)) for term, times in moe.items()}
         else:
             dense = compute.dense(device, shapes, execution)
-            modules["expert_s"] = dense + communication.tensor(shapes, self.network, execution, dense)
+            modules["expert_s"] = dense + communication.tensor_parallel(shapes, self.network, execution, dense)
         modules["host_s"] = launches(shapes, execution, moe=kind.moe) * device.accelerator.efficiency.launch_s
-        return {term: times.recomputed(recompute.full) for term, times in modules.items()}
+        return {term: times.with_recompute(recompute.full) for term, times in modules.items()}
 
     # Bytes.
 
     @cached_property
-    def kept(self) -> dict[bool, Number]:
+    def activation_bytes(self) -> dict[bool, Number]:
         """Activations that a layer with experts, and one without, keeps of one micro-batch."""
         return {moe: memory.layer_bytes(self.shapes, self.execution, moe=moe) for moe in self._with_experts}
 
     @cached_property
-    def backward(self) -> dict[bool, Number]:
+    def backward_bytes(self) -> dict[bool, Number]:
         """Bytes alive inside the backward of such a layer."""
         return {moe: memory.backward_bytes(self.shapes, self.execution, moe=moe) for moe in self._with_experts}
 
     @cached_property
-    def loss(self) -> Number:
+    def loss_bytes(self) -> Number:
         """Bytes alive at the loss."""
         shapes = self.shapes
         table = shapes.model.embedding_parameters / shapes.layout.tp * shapes.value_bytes
@@ -146,7 +146,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PlacedBlocks:
     """Blocks with dispatch and combine, by one algorithm in one placement."""
 
     blocks: Blocks
@@ -157,8 +157,10 @@ class Parts:
     def whole(self) -> Times:
         """Seconds of a dispatch, or of a combine, in a layer with experts; recomputed with it."""
         shapes, recompute = self.blocks.shapes, self.blocks.shapes.layout.recomputed
-        seconds = communication.experts(self.blocks.device, shapes, self.network, self.algorithm)
-        return Times(seconds, seconds).recomputed(recompute.moe * (1 - recompute.full)).recomputed(recompute.full)
+        seconds = communication.expert_all_to_all_s(self.blocks.device, shapes, self.network, self.algorithm)
+        return (
+            Times(seconds, seconds).with_recompute(recompute.moe * (1 - recompute.full)).with_recompute(recompute.full)
+        )
 
     @cached_property
     def exposed(self) -> tuple[Times, ...]:
@@ -170,8 +172,8 @@ class Parts:
             elif not self.blocks.execution.overlap_experts:
                 exposed.append(self.whole)
             else:
-                forward = communication.beside(2 * self.whole.forward, times.forward) / 2
-                exposed.append(Times(forward, communication.beside(2 * self.whole.backward, times.backward) / 2))
+                forward = communication.exposed_s(2 * self.whole.forward, times.forward) / 2
+                exposed.append(Times(forward, communication.exposed_s(2 * self.whole.backward, times.backward) / 2))
         return tuple(exposed)
 
     @cached_property
@@ -224,5 +226,8 @@ def weighted(counts: Counts, values: Sequence[Number]) -> Number:
 def weighted_times(counts: Counts, values: Sequence[Times]) -> Times:
     """The same for seconds of forward and backward."""
     return Times(
-        *(weighted(counts, [getattr(times, name) for times in values]) for name in ("forward", "input", "weight"))
+        *(
+            weighted(counts, [getattr(times, name) for times in values])
+            for name in ("forward", "input_grad", "weight_grad")
+        )
     )

@@ -1,4 +1,4 @@
-"""Seconds that kernels take in every module, for one micro-batch on one rank; exchanges are in communication.py.
+"""Seconds that kernels take in every module, for one micro-batch on one rank; messages are in communication.py.
 
 Counted for fused kernels: a norm, a rotation, an activation reads and writes its rows once. `Times` has forward and
 both halves of the backward; what a recompute choice adds is in the backward.
@@ -35,7 +35,7 @@ PERMUTE_PASSES, UNPERMUTE_PASSES, SORT_PASSES = (2, 3), (5, 8), (2, 2)
 scattered sum; their backwards with the weights' gradients; and the sort of chunks by expert."""
 
 FLASH_BACKWARD_FLOPS = 2.5
-"""FLOPs of flash attention's backward over its forward's: five products against two."""
+"""FLOPs of flash attention's backward over its forward's: five products against two (arXiv 2307.08691)."""
 
 
 def norm(device: Device, shapes: Shapes) -> Times:
@@ -50,8 +50,12 @@ def residual(device: Device, shapes: Shapes, execution: Execution) -> Times:
     return device.streamed(values, *RESIDUAL_PASSES) + masked
 
 
-def scores(device: Device, shapes: Shapes, execution: Execution, window: int) -> Times:
-    """Scores, softmax and their product with the values; recomputed where `recompute` says so."""
+def core_attention(device: Device, shapes: Shapes, execution: Execution, window: int) -> Times:
+    """Scores, softmax and their product with the values: FLOPs 2 tokens keys_seen (q_dim + v_dim) / tp in the forward.
+
+    With flash attention at its own share of the peak. Without, products of [sequence, sequence, head_dim] by head, and
+    SCORE_PASSES over the [tokens, sequence] scores of each head. window: tokens a query sees, 0 for all.
+    """
     model, layout = shapes.model, shapes.layout
     efficiency = device.accelerator.efficiency
     width = (model.q_dim + model.v_dim) / layout.tp
@@ -64,7 +68,7 @@ def scores(device: Device, shapes: Shapes, execution: Execution, window: int) ->
             flops / (efficiency.attention_forward * rate),
             FLASH_BACKWARD_FLOPS * flops / (efficiency.attention_backward * rate),
         )
-        return core.recomputed(layout.recomputed.attention)
+        return core.with_recompute(layout.recomputed.attention)
     # Stored scores are computed whole: the mask comes after the product.
     square = shapes.tokens * shapes.workload.sequence
     heads, sequence = shapes.tokens / shapes.workload.sequence * model.heads / layout.tp, shapes.workload.sequence
@@ -73,12 +77,12 @@ def scores(device: Device, shapes: Shapes, execution: Execution, window: int) ->
         for width in (model.head_dim, model.v_head_dim or model.head_dim)
     ]
     stored = device.streamed(square * model.heads / layout.tp, *SCORE_PASSES)
-    core = Times(sum(products) + stored.forward, 2 * sum(products) + stored.input)
-    return core.recomputed(layout.recomputed.attention)
+    core = Times(sum(products) + stored.forward, 2 * sum(products) + stored.input_grad)
+    return core.with_recompute(layout.recomputed.attention)
 
 
 def projections(device: Device, shapes: Shapes) -> Times:
-    """Query, key, value and output projections; latent ones are not split by tensor parallelism."""
+    """Query, key, value and output projections; MLA's down-projections (arXiv 2405.04434) are not split over tp."""
     model, tp, tokens = shapes.model, shapes.layout.tp, shapes.tokens
     out = device.linear(tokens, model.v_dim / tp, model.hidden)
     if model.attention == "gqa":
@@ -90,7 +94,7 @@ def projections(device: Device, shapes: Shapes) -> Times:
     query = device.linear(tokens, model.q_lora_rank or model.hidden, model.q_dim / tp)
     up = query + device.linear(tokens, model.kv_lora_rank, keys_and_values)
     inner = device.streamed(shapes.local_tokens * (model.q_lora_rank + latent), *NORM_PASSES)
-    return down + inner + up.recomputed(shapes.layout.recomputed.mla_up) + out
+    return down + inner + up.with_recompute(shapes.layout.recomputed.mla_up) + out
 
 
 def attention(device: Device, shapes: Shapes, execution: Execution, window: int) -> Times:
@@ -100,10 +104,10 @@ def attention(device: Device, shapes: Shapes, execution: Execution, window: int)
     rotated = shapes.tokens * (model.q_dim / shapes.layout.tp + kv_width)
     rotary = device.streamed(rotated if not model.positions else 0.0, *ROTARY_PASSES)
     return (
-        norm(device, shapes).recomputed(recompute.norm)
+        norm(device, shapes).with_recompute(recompute.norm)
         + projections(device, shapes)
         + rotary
-        + scores(device, shapes, execution, window)
+        + core_attention(device, shapes, execution, window)
         + residual(device, shapes, execution)
     )
 
@@ -111,13 +115,13 @@ def attention(device: Device, shapes: Shapes, execution: Execution, window: int)
 def feed_forward(
     device: Device, shapes: Shapes, *, rows: Number, width: Number, matrices: int, groups: Number = 1.0
 ) -> Times:
-    """Two or three products with the activation between them; `width` is that of one rank."""
+    """[rows, hidden] through an MLP of `width` on this rank: 2 products, or 3 with a gate (SwiGLU, arXiv 2002.05202)."""
     gated = matrices == 3
     hidden = shapes.model.hidden
     first = device.linear(rows, hidden, (2 if gated else 1) * width, groups)
     inner = device.streamed(rows * width, *(GATED_PASSES if gated else PLAIN_PASSES))
     second = device.linear(rows, width, hidden, groups)
-    return first + inner.recomputed(shapes.layout.recomputed.activation) + second
+    return first + inner.with_recompute(shapes.layout.recomputed.activation) + second
 
 
 def dense(device: Device, shapes: Shapes, execution: Execution) -> Times:
@@ -131,30 +135,30 @@ def dense(device: Device, shapes: Shapes, execution: Execution) -> Times:
         matrices=model.dense_matrices,
     )
     recompute = shapes.layout.recomputed.norm
-    return norm(device, shapes).recomputed(recompute) + inner + residual(device, shapes, execution)
+    return norm(device, shapes).with_recompute(recompute) + inner + residual(device, shapes, execution)
 
 
 def router(device: Device, shapes: Shapes) -> Times:
-    """Norm, gate, choice of experts."""
+    """Norm, gate product [routed_tokens, hidden] x [hidden, experts], softmax and top-k over the routing logits."""
     model = shapes.model
     gate = device.linear(shapes.routed_tokens, model.hidden, model.experts)
     chosen = device.streamed(shapes.routed_tokens * model.experts, *ROUTER_PASSES)
     recompute = shapes.layout.recomputed.norm
-    return norm(device, shapes).recomputed(recompute) + gate + chosen
+    return norm(device, shapes).with_recompute(recompute) + gate + chosen
 
 
-def dispatched(device: Device, shapes: Shapes) -> Times:
-    """Rows gathered from tokens before they leave, and sorted by expert where they arrive."""
+def permute(device: Device, shapes: Shapes) -> Times:
+    """Megatron's permute: [sent_rows, hidden] gathered from tokens before dispatch, and sorted by expert on arrival."""
     return device.streamed(shapes.sent_rows * shapes.model.hidden, *PERMUTE_PASSES) + _sorted(device, shapes)
 
 
-def combined(device: Device, shapes: Shapes) -> Times:
-    """Rows put back into the order they came in, weighted, and added up by token."""
+def unpermute(device: Device, shapes: Shapes) -> Times:
+    """Megatron's unpermute: [sent_rows, hidden] put back into their order after combine, weighted, summed by token."""
     return device.streamed(shapes.sent_rows * shapes.model.hidden, *UNPERMUTE_PASSES) + _sorted(device, shapes)
 
 
 def _sorted(device: Device, shapes: Shapes) -> Times:
-    rows = np.where(shapes.experts_per_rank > 1, shapes.hot_rows, 0.0)
+    rows = np.where(shapes.experts_per_rank > 1, shapes.busiest_rows, 0.0)
     return device.streamed(rows * shapes.model.hidden, *SORT_PASSES)
 
 
@@ -164,7 +168,7 @@ def experts(device: Device, shapes: Shapes) -> Times:
     return feed_forward(
         device,
         shapes,
-        rows=shapes.hot_rows,
+        rows=shapes.busiest_rows,
         width=model.expert_ffn / shapes.layout.etp,
         matrices=model.matrices_per_expert,
         groups=np.maximum(shapes.experts_per_rank, 1.0),
@@ -186,15 +190,15 @@ def shared(device: Device, shapes: Shapes) -> Times:
 
 
 def embedding(device: Device, shapes: Shapes) -> Times:
-    """Rows of the table; the backward adds them to a gradient that is written whole."""
+    """Embedding lookup of [tokens, hidden]; the backward adds rows to a gradient of the table that is written whole."""
     values = shapes.tokens * shapes.model.hidden
     table = shapes.model.embedding_parameters / shapes.layout.tp
     looked_up = device.streamed(values, 2, 2)
-    return looked_up + Times(weight=device.stream_s(2 * table * device.recipe.gradient_bytes))
+    return looked_up + Times(weight_grad=device.stream_s(2 * table * device.recipe.gradient_bytes))
 
 
 def head(device: Device, shapes: Shapes, execution: Execution) -> Times:
-    """Final norm, output projection, loss."""
+    """Final norm, output projection [tokens, hidden] x [hidden, vocab / tp], cross entropy over the logits."""
     vocab = shapes.model.vocab / shapes.layout.tp
     passes = FUSED_LOSS_PASSES if execution.fused_loss else LOSS_PASSES
     return (

@@ -1,4 +1,8 @@
-"""Seconds of kernels on one accelerator: a roofline whose two roofs are the shares that were measured or fitted."""
+"""Seconds of kernels on one accelerator, by a roofline (Williams, Waterman and Patterson, CACM 52(4), 2009).
+
+Its two roofs are the peak rate and the memory bandwidth, each times the share of it that was measured or fitted (see
+spec.Efficiency). Sizes are numbers, or arrays that broadcast: one layout, or a grid of them.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +25,25 @@ class Times:
     """Seconds of one module for one micro-batch: forward, gradients of inputs, gradients of weights."""
 
     forward: Number = 0.0
-    input: Number = 0.0
-    weight: Number = 0.0
+    input_grad: Number = 0.0
+    weight_grad: Number = 0.0
 
     @property
     def backward(self) -> Number:
         """Both halves of the backward."""
-        return self.input + self.weight
+        return self.input_grad + self.weight_grad
 
     def __add__(self, other: Times) -> Times:
-        return Times(self.forward + other.forward, self.input + other.input, self.weight + other.weight)
+        return Times(
+            self.forward + other.forward, self.input_grad + other.input_grad, self.weight_grad + other.weight_grad
+        )
 
     def __mul__(self, factor: Number) -> Times:
-        return Times(self.forward * factor, self.input * factor, self.weight * factor)
+        return Times(self.forward * factor, self.input_grad * factor, self.weight_grad * factor)
 
-    def recomputed(self, flag: Number) -> Times:
-        """With the forward once more before the backward, where `flag` is 1."""
-        return Times(self.forward, self.input + flag * self.forward, self.weight)
+    def with_recompute(self, flag: Number) -> Times:
+        """With the forward once more before the backward, where `flag` is 1 (0: unchanged)."""
+        return Times(self.forward, self.input_grad + flag * self.forward, self.weight_grad)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Device:
         return self.accelerator.peak_flops[self.recipe.gemm_dtype]
 
     def stream_s(self, moved_bytes: Number) -> Number:
-        """A kernel that only reads and writes `moved_bytes`."""
+        """Seconds of a kernel that only reads and writes `moved_bytes`: bytes / (bandwidth * share)."""
         return moved_bytes / (self.accelerator.memory_bytes_per_s * self.accelerator.efficiency.memory)
 
     def gemm_s(
@@ -65,21 +71,26 @@ class Device:
         moved_bytes: Number,
         share: Number,
         groups: Number = 1.0,
-        beside: Number | None = None,
+        concurrent: Number | None = None,
     ) -> Number:
-        """`groups` products [rows, depth] x [depth, columns], `beside` of them at once; or the speed of what they move.
+        """Seconds of `groups` products [rows, depth] x [depth, columns], `concurrent` of them at once (default: all).
 
-        All run in one kernel where `beside` is not given. Output tiles go to the compute units in whole waves, and a
-        tile's first step along the depth is not overlapped.
+        max(FLOPs / (share * peak) * waves * (1 + gemm_edge / depth), moved_bytes / bandwidth). waves: output tiles go
+        to the compute units in whole waves; gemm_edge, fitted: a tile's first step along the depth is not overlapped.
+        share: of the peak rate, 0 ... 1.
         """
         flops = 2.0 * groups * rows * columns * depth
-        slower = self.waves(rows, columns, groups if beside is None else beside) * (
+        slower = self.waves(rows, columns, groups if concurrent is None else concurrent) * (
             1 + self.accelerator.efficiency.gemm_edge / depth
         )
         return np.maximum(flops * slower / (share * self.peak_flops), self.stream_s(moved_bytes))
 
     def waves(self, rows: Number, columns: Number, groups: Number = 1.0) -> Number:
-        """Slots that the compute units offer over tiles of work, at least 1, for the better way to lay the tile."""
+        """Tile and wave quantization as a factor of at least 1: tiles that fill all waves over the tiles of work.
+
+        groups products of [rows, columns] outputs in tiles of TILE, laid the better of two ways; 1 without
+        compute_units. See NVIDIA's Matrix Multiplication Background guide.
+        """
         units = self.accelerator.compute_units
         if not units:
             return 1.0
@@ -91,10 +102,11 @@ class Device:
         return np.minimum(*ways)
 
     def linear(self, rows: Number, inputs: Number, outputs: Number, groups: Number = 1.0) -> Times:
-        """A projection of `rows` in all through `groups` weights of [inputs, outputs]; gradients add up in their dtype.
+        """Seconds of [rows, inputs] x [inputs, outputs]; with `groups` weights, [rows / groups, inputs] through each.
 
-        Its backward has two products. That of the weights reads and writes the gradient's sum where accumulation is
-        fused; else it writes a gradient of its own, which another kernel then adds.
+        The backward has two products of the same FLOPs. That of the weights reads and writes the gradient's sum where
+        accumulation is fused; else it writes a gradient of its own, which another kernel then adds. Gradients add up in
+        recipe.gradient_bytes.
         """
         efficiency = self.accelerator.efficiency
         share = np.where(np.asarray(groups) > 1, efficiency.grouped_gemm, efficiency.gemm)
@@ -104,12 +116,12 @@ class Device:
         moved = (rows * (inputs + outputs) + weights) * value
         updated = moved if not self.fused_accumulation else moved - weights * value + sums
         added_s = 0.0 if self.fused_accumulation else self.stream_s(weights * value + sums)
-        each, beside = rows / groups, np.minimum(groups, STREAMS)
+        each, concurrent = rows / groups, np.minimum(groups, STREAMS)
         cast_s, cast_back_s = self._cast_s(rows * inputs), self._cast_s(rows * outputs)
         return Times(
-            forward=cast_s + self.gemm_s(each, outputs, inputs, moved, share, groups, beside),
-            input=cast_back_s + self.gemm_s(each, inputs, outputs, moved, share, groups, beside),
-            weight=self.gemm_s(inputs, outputs, each, updated, share, groups, beside) + added_s,
+            forward=cast_s + self.gemm_s(each, outputs, inputs, moved, share, groups, concurrent),
+            input_grad=cast_back_s + self.gemm_s(each, inputs, outputs, moved, share, groups, concurrent),
+            weight_grad=self.gemm_s(inputs, outputs, each, updated, share, groups, concurrent) + added_s,
         )
 
     def _cast_s(self, values: Number) -> Number:

@@ -1,4 +1,4 @@
-"""Kernels that a layer launches: what it costs beyond the work inside them is counted, and priced by one constant.
+"""How many kernels a layer launches; each costs `launch_s` of the device beyond its work.
 
 Counted from the module lists of Megatron-LM with Transformer Engine, forward and backward. Grouped products are one
 launch an expert there, STREAMS of them side by side. The price, `launch_s` of a device, is the gap that a kernel
@@ -35,7 +35,7 @@ TENSOR_KERNELS = (2, 3)
 
 
 def launches(shapes: Shapes, execution: Execution, *, moe: bool) -> Times:
-    """Kernels of one layer, forward and backward, as if each took a second."""
+    """Number of kernels that one layer launches, in forward and in backward: times `launch_s` they are seconds."""
     model = shapes.model
     attention = np.array(GQA_KERNELS if model.attention == "gqa" else MLA_KERNELS, dtype=float)
     if not execution.flash:

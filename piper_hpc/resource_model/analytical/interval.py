@@ -1,4 +1,4 @@
-"""How far a step may be off: every constant moved by half its interval, and what then moves."""
+"""90 % intervals of a step's terms, by propagating the interval of every constant, one constant at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def half_widths(
 ) -> dict[str, float]:
     """Half of the 90 % interval of every term and of `step_time_s`, in seconds.
 
-    Constants are off independently of one another, so what they move combines as the root of the sum of squares; the
+    First-order propagation of errors, by one re-evaluation a constant: constants are off independently, so that their
+    effects combine as the root of the sum of squares (Cost of the eager engine does the same with curves); the
     spread of the fit, `model`, moves every term and the step as one.
     """
     assert cluster.accelerator is not None, "stepper refuses a cluster without one"
@@ -24,11 +25,11 @@ def half_widths(
     for constant, spread in efficiency.spread.items():
         if constant == "model" or constant in efficiency.tied or not spread:
             continue
-        moved = _moved(efficiency, constant, spread)
+        perturbed = _perturbed(efficiency, constant, spread)
         for other_constant, same_as in efficiency.tied.items():
             if same_as == constant:
-                moved = _moved(moved, other_constant, spread)
-        accelerator = replace(cluster.accelerator, efficiency=moved)
+                perturbed = _perturbed(perturbed, other_constant, spread)
+        accelerator = replace(cluster.accelerator, efficiency=perturbed)
         other = stepper(model, replace(cluster, accelerator=accelerator), layout, workload, execution).evaluate()
         for key, seconds in _seconds(other).items():
             squares[key] += (seconds - base[key]) ** 2
@@ -39,7 +40,7 @@ def _seconds(step: Step) -> dict[str, float]:
     return {name: float(seconds) for name, seconds in step.terms.items()} | {"step_time_s": float(step.step_time_s)}
 
 
-def _moved(efficiency: Efficiency, constant: str, spread: float) -> Efficiency:
+def _perturbed(efficiency: Efficiency, constant: str, spread: float) -> Efficiency:
     """With one constant lower by its spread: a share so that time grows, a time so that it shrinks."""
     if constant.startswith("link."):
         tier = constant.removeprefix("link.")

@@ -59,7 +59,7 @@ def end_parameters(shapes: Shapes, *, first: bool, last: bool) -> Parameters:
 
 
 def state_bytes(shapes: Shapes, parameters: Parameters) -> dict[str, Number]:
-    """Weights, gradients and optimizer states; ZeRO 1, 2 and 3 shard the last, the last two, all of them.
+    """Bytes of weights, gradients and optimizer states; ZeRO (arXiv 1910.02054) 1, 2, 3 shards the last, last two, all.
 
     What is dense is sharded over every rank that has the same (dense data parallel and context parallel ranks),
     experts over their own replicas.
@@ -80,7 +80,12 @@ def state_bytes(shapes: Shapes, parameters: Parameters) -> dict[str, Number]:
 
 
 def attention_bytes(shapes: Shapes, execution: Execution) -> Number:
-    """What a backward needs of one layer's attention for one micro-batch."""
+    """Bytes that autograd keeps of one layer's attention for one micro-batch, after section 4.1 of arXiv 2205.05198.
+
+    Of each of [tokens / tp, hidden]: the norm's input and output; of [tokens, heads]: query, keys, values and output;
+    with flash attention one fp32 log-sum by token and head, else the stored [tokens, sequence] scores of every head:
+    softmax and dropout output, and one byte of mask.
+    """
     model, layout, value = shapes.model, shapes.layout, shapes.value_bytes
     recompute = layout.recomputed
     hidden = shapes.local_tokens * model.hidden
@@ -102,13 +107,13 @@ def attention_bytes(shapes: Shapes, execution: Execution) -> Number:
 
 
 def feed_forward_bytes(shapes: Shapes, rows: Number, width: Number, matrices: int) -> Number:
-    """Outputs of the first product(s) and of the activation, `width` wide on one rank."""
+    """Bytes kept of an MLP: [rows, width] outputs of the first product(s) and of the activation, on one rank."""
     products = 2 if matrices == 3 else 1
     return rows * width * (products + 1 - shapes.layout.recomputed.activation) * shapes.value_bytes
 
 
 def dense_bytes(shapes: Shapes, execution: Execution) -> Number:
-    """What a backward needs of a dense feed-forward: its norm's input and output, and its inner rows."""
+    """Bytes that autograd keeps of a dense feed-forward: its norm's input and output, and its inner rows."""
     model, value = shapes.model, shapes.value_bytes
     hidden = shapes.local_tokens * model.hidden * (2 - shapes.layout.recomputed.norm + execution.dropout / value)
     inner = feed_forward_bytes(shapes, shapes.tokens, model.dense_ffn / shapes.layout.tp, model.dense_matrices)
@@ -116,21 +121,21 @@ def dense_bytes(shapes: Shapes, execution: Execution) -> Number:
 
 
 def moe_bytes(shapes: Shapes, execution: Execution) -> Number:
-    """What a backward needs of router, experts and shared experts, on the most loaded rank."""
+    """Bytes that autograd keeps of router, experts and shared experts, on the most loaded rank."""
     model, layout, value = shapes.model, shapes.layout, shapes.value_bytes
     recompute = layout.recomputed
     hidden = shapes.local_tokens * model.hidden * value
     router = shapes.routed_tokens * (model.experts * (FP32_BYTES + 1) + 2 * model.top_k * FP32_BYTES)
     width = model.expert_ffn / layout.etp
-    routed = shapes.hot_rows * model.hidden * value + feed_forward_bytes(
-        shapes, shapes.hot_rows, width, model.matrices_per_expert
+    routed = shapes.busiest_rows * model.hidden * value + feed_forward_bytes(
+        shapes, shapes.busiest_rows, width, model.matrices_per_expert
     )
     always = feed_forward_bytes(shapes, shapes.tokens, model.dense_width / layout.tp, model.matrices_per_expert)
     return hidden * (2 - recompute.norm) + (router + routed + always) * (1 - recompute.moe)
 
 
 def layer_bytes(shapes: Shapes, execution: Execution, *, moe: bool) -> Number:
-    """What one layer keeps of one micro-batch: all of it, or its input alone where it is computed again."""
+    """Bytes that one layer keeps of one micro-batch; only its input, [local_tokens, hidden], with full recompute."""
     inner = moe_bytes(shapes, execution) if moe else dense_bytes(shapes, execution)
     full = shapes.layout.recomputed.full
     kept = attention_bytes(shapes, execution) + inner
@@ -138,14 +143,14 @@ def layer_bytes(shapes: Shapes, execution: Execution, *, moe: bool) -> Number:
 
 
 def head_bytes(shapes: Shapes, execution: Execution) -> Number:
-    """What the last stage holds at the loss: the final norm's rows, the logits and their gradient."""
+    """Bytes of the last stage at the loss: the final norm's rows, [tokens, vocab / tp] logits and their gradient."""
     model, value = shapes.model, shapes.value_bytes
     logits = shapes.tokens * model.vocab / shapes.layout.tp
     return 2 * shapes.local_tokens * model.hidden * value + logits * (value + LOSS_BYTES[execution.fused_loss])
 
 
 def weight_gradient_bytes(shapes: Shapes, execution: Execution, *, dense: bool, moe: bool) -> Number:
-    """A gradient buffer for every shape of weight, which Transformer Engine keeps once it has made one."""
+    """Bytes of the weight-gradient buffers that Transformer Engine keeps, one for every shape of weight."""
     if not execution.transformer_engine:
         return 0.0
     model, tp, h = shapes.model, shapes.layout.tp, shapes.model.hidden
@@ -161,8 +166,8 @@ def weight_gradient_bytes(shapes: Shapes, execution: Execution, *, dense: bool, 
     return (attention + wide + narrow) * shapes.value_bytes
 
 
-class _Keeping:
-    """A layout that computes nothing again, else as the one it wraps."""
+class _WithoutRecompute:
+    """A layout without recompute, otherwise the one it wraps."""
 
     recomputed = Recompute()
 
@@ -178,16 +183,18 @@ def backward_bytes(shapes: Shapes, execution: Execution, *, moe: bool) -> Number
     model, layout, value = shapes.model, shapes.layout, shapes.value_bytes
     if moe:
         products = 2 if model.matrices_per_expert == 3 else 1
-        inner = shapes.hot_rows * (products + 1) * model.expert_ffn / layout.etp + shapes.hot_rows * model.hidden
+        inner = (
+            shapes.busiest_rows * (products + 1) * model.expert_ffn / layout.etp + shapes.busiest_rows * model.hidden
+        )
     else:
         products = 2 if model.dense_matrices == 3 else 1
         inner = shapes.tokens * (products + 1) * model.dense_ffn / layout.tp
-    whole = layer_bytes(replace(shapes, layout=cast(Degrees, _Keeping(layout))), execution, moe=moe)
+    whole = layer_bytes(replace(shapes, layout=cast(Degrees, _WithoutRecompute(layout))), execution, moe=moe)
     return inner * value + whole - layer_bytes(shapes, execution, moe=moe)
 
 
 def gathered_bytes(shapes: Shapes, layer: Parameters) -> Number:
-    """ZeRO 3: weights of the layer that runs and of the one that is fetched next, and one layer's gradients."""
+    """Bytes that ZeRO 3 holds whole: weights of the running and of the prefetched layer, and one layer's gradients."""
     recipe = shapes.workload.recipe
     whole = (layer.dense + layer.experts) * (2 * recipe.weight_bytes + recipe.gradient_bytes)
     return np.where(np.asarray(shapes.layout.zero) >= 3, whole, 0.0)

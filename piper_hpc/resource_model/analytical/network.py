@@ -29,7 +29,7 @@ class Network:
     boundary_tier: Number
 
     def send_s(self, tier: Number, sent_bytes: Number) -> Number:
-        """One message over a link of tier number `tier`, or of an array of them."""
+        """Seconds of one message, latency + bytes / rate (alpha-beta); tier: a tier's number or an array of them."""
         tiers = np.asarray(tier, dtype=np.int64)
         return self.links.latency_s[tiers] + sent_bytes * self.links.s_per_byte[tiers]
 

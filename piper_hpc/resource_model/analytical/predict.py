@@ -1,4 +1,4 @@
-"""A whole prediction under fused kernels: the closed form, put on the schedule's timeline, with its 90 % intervals."""
+"""The prediction of the analytical engine: the closed form, put on the schedule's timeline, with its 90 % intervals."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def simulate(step: Step, layout: Degrees, execution: Execution) -> schedule.Time
         micro_batches,
         [float(of_stage[stage].forward) for stage in range(stages)],
         [float(of_stage[stage].backward) for stage in range(stages)],
-        weight_s=[float(of_stage[stage].weight) for stage in range(stages)],
+        weight_s=[float(of_stage[stage].weight_grad) for stage in range(stages)],
         send_forward_s=message,
         send_backward_s=message,
         blocking=not execution.overlap_p2p,

@@ -1,4 +1,4 @@
-"""What one rank holds and computes of one micro-batch: every formula of this room starts from these sizes."""
+"""Tokens, rows, experts and heads of one rank and micro-batch: the sizes that all formulas here start from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Shapes:
 
     tokens: inside tensor-parallel regions, micro_batch * sequence / cp; local_tokens: outside them, a tp-th of it
     with sequence parallelism; rows: copies of tokens that the rank's experts compute, all etp shards of a group
-    compute the same rows with 1/etp of the width. `hot_rows` is the same on the most loaded rank.
+    compute the same rows with 1/etp of the width. `busiest_rows` is the same on the most loaded rank.
     """
 
     model: ModelSpec
@@ -56,7 +56,7 @@ class Shapes:
         return self.sent_rows * self.layout.etp
 
     @property
-    def hot_rows(self) -> Number:
+    def busiest_rows(self) -> Number:
         """Rows that the most loaded rank's experts compute."""
         return self.rows * self.workload.routing.load(self.layout.ep)
 

@@ -1,4 +1,4 @@
-"""Which layers stand on which rank of the pipeline, by kind: the only things that stages differ in."""
+"""Which layers each pipeline rank holds, counted by kind (with experts or dense, attention window)."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from piper_hpc.resource_model import collectives, schedule
 from piper_hpc.resource_model.analytical import communication, memory
-from piper_hpc.resource_model.analytical.blocks import Blocks, Counts, Parts, weighted, weighted_times
-from piper_hpc.resource_model.analytical.communication import beside
+from piper_hpc.resource_model.analytical.blocks import Blocks, Counts, PlacedBlocks, weighted, weighted_times
+from piper_hpc.resource_model.analytical.communication import exposed_s
 from piper_hpc.resource_model.analytical.device import Device, Times
 from piper_hpc.resource_model.analytical.network import Network, network_of
 from piper_hpc.resource_model.analytical.shapes import Shapes
@@ -26,7 +26,7 @@ Memory = dict[str, list[Number]]
 
 @dataclass(frozen=True)
 class Step:
-    """What `evaluate` finds. Every entry has a shape that broadcasts to that of the layout's fields.
+    """Terms and memory of one step. Every entry has a shape that broadcasts to that of the layout's fields.
 
     terms: exposed seconds of the busiest rank's step, they add up to step_time_s; memory: kind -> bytes by pipeline
     rank. What few ask for (hidden, ranks) is computed when it is asked for.
@@ -60,18 +60,18 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Once:
-    """What a step does and holds whatever the all-to-all algorithm: grids of several share it.
+class AlgorithmIndependent:
+    """Costs of a step that no all-to-all algorithm changes, so that grids of several algorithms share them.
 
-    gathered_s, scattered_s: seconds of making weights and gradients equal, before what runs beside compute;
-    gathers, scatters: how often in a step.
+    weight_gather_s, gradient_reduce_s: seconds of one all-gather of weights and of one reduction of gradients over data
+    parallel ranks, before overlap is deducted; weight_gathers, gradient_reduces: how many of each in a step.
     """
 
     memory: Memory
-    gathered_s: Number
-    scattered_s: Number
-    gathers: Number
-    scatters: Number
+    weight_gather_s: Number
+    gradient_reduce_s: Number
+    weight_gathers: Number
+    gradient_reduces: Number
     optimizer_s: Number
     p2p_s: Number
 
@@ -103,39 +103,39 @@ def stepper(
     shapes = Shapes(model, layout, workload, execution.sequence_parallel)
     network = network_of(cluster, layout)
     blocks = Blocks(shapes, Device(accelerator, workload.recipe, execution.fused_accumulation), network, execution)
-    return Stepper(Parts(blocks, network, layout.all_to_all), layout)
+    return Stepper(PlacedBlocks(blocks, network, layout.all_to_all), layout)
 
 
 @dataclass(frozen=True)
 class Stepper:
     """The step of one layout, or of a grid of layouts that share pp, vpp, schedule, algorithm and placement.
 
-    Grids of other pipelines may share `parts`, which do not depend on how a pipeline cuts the model.
+    Grids of other pipelines may share `placed_blocks`, which do not depend on how a pipeline cuts the model.
     """
 
-    parts: Parts
+    placed_blocks: PlacedBlocks
     layout: Degrees
 
     @cached_property
     def shapes(self) -> Shapes:
         """Sizes of one rank."""
-        shared = self.parts.blocks.shapes
+        shared = self.placed_blocks.blocks.shapes
         return Shapes(shared.model, self.layout, shared.workload, shared.sequence_parallel)
 
     @property
     def device(self) -> Device:
         """What prices kernels."""
-        return self.parts.blocks.device
+        return self.placed_blocks.blocks.device
 
     @property
     def network(self) -> Network:
         """What prices communication."""
-        return self.parts.network
+        return self.placed_blocks.network
 
     @property
     def execution(self) -> Execution:
         """How the framework carries out a step."""
-        return self.parts.blocks.execution
+        return self.placed_blocks.blocks.execution
 
     @cached_property
     def micro_batches(self) -> Number:
@@ -143,59 +143,67 @@ class Stepper:
         layout = self.layout
         return self.shapes.workload.global_batch / (layout.micro_batch * layout.dense_dp)
 
-    def evaluate(self, once: Once | None = None) -> Step:
-        """Every term and every stage's memory; `once` where another algorithm's stepper has it already."""
-        layout, parts, micro_batches = self.layout, self.parts, self.micro_batches
+    def evaluate(self, algorithm_independent: AlgorithmIndependent | None = None) -> Step:
+        """Every term, in seconds a step, and every stage's memory, in bytes.
+
+        step_time_s = micro_batches * (forward + backward of the busiest rank) + bubble + exposed messages + exposed
+        gradient reduction + optimizer + host; see schedule.closed_forms for the bubble. algorithm_independent: where
+        another algorithm's stepper has it already.
+        """
+        layout, placed_blocks, micro_batches = self.layout, self.placed_blocks, self.micro_batches
         pp, vpp = layout.pp, layout.vpp
-        once = once or self.once()
+        algorithm_independent = algorithm_independent or self.algorithm_independent()
         counts, critical = self._busiest, self._critical
         every = [sum(of_part) for of_part in zip(*self._counts, strict=True)]
-        rest = weighted_times([of_all - own for of_all, own in zip(every, counts, strict=True)], parts.totals)
+        rest = weighted_times([of_all - own for of_all, own in zip(every, counts, strict=True)], placed_blocks.totals)
         terms = {
-            name: micro_batches * weighted(counts, [of_part.get(name, 0.0) for of_part in parts.seconds])
-            for name in dict.fromkeys(term for of_part in parts.seconds for term in of_part)
+            name: micro_batches * weighted(counts, [of_part.get(name, 0.0) for of_part in placed_blocks.seconds])
+            for name in dict.fromkeys(term for of_part in placed_blocks.seconds for term in of_part)
         }
         idle: Number = 0.0
         if pp > 1:
             idle = schedule.bubble_s(layout.schedule, pp, vpp, _work(critical), _work(rest), micro_batches)
         terms["bubble_s"] = idle
-        terms["p2p_s"] = once.p2p_s
-        terms["grad_reduce_s"] = self._exposed_sync(once)
-        terms["optimizer_s"] = once.optimizer_s
+        terms["p2p_s"] = algorithm_independent.p2p_s
+        terms["grad_reduce_s"] = self._exposed_data_parallel_s(algorithm_independent)
+        terms["optimizer_s"] = algorithm_independent.optimizer_s
         terms["other_s"] = self.device.accelerator.efficiency.step_host_s
         return Step(
             terms={name: _plain(seconds) for name, seconds in terms.items()},
-            memory=once.memory,
+            memory=algorithm_independent.memory,
             message_s=self._message_s,
             micro_batches=micro_batches,
             stepper=self,
         )
 
-    def once(self, memory: Memory | None = None) -> Once:
-        """What no all-to-all algorithm changes; `memory` where it is known: no placement changes that."""
+    def algorithm_independent(self, memory: Memory | None = None) -> AlgorithmIndependent:
+        """The costs that no all-to-all algorithm changes; memory: where it is known already."""
         layout = self.layout
         waits = schedule.exposed_messages(
             layout.schedule, layout.pp, layout.vpp, self.micro_batches, blocking=not self.execution.overlap_p2p
         )
-        gathered, scattered = self._syncs()
-        return Once(
+        gathered, scattered = self._data_parallel_s()
+        return AlgorithmIndependent(
             memory=self.memory_by_rank() if memory is None else memory,
-            gathered_s=gathered,
-            scattered_s=scattered,
+            weight_gather_s=gathered,
+            gradient_reduce_s=scattered,
             # Sharded gradients have no place to add up in: every micro-batch reduces its own.
-            gathers=np.where(np.asarray(layout.zero) >= 3, self.micro_batches, 1.0),
-            scatters=np.where(np.asarray(layout.zero) >= 2, self.micro_batches, 1.0),
+            weight_gathers=np.where(np.asarray(layout.zero) >= 3, self.micro_batches, 1.0),
+            gradient_reduces=np.where(np.asarray(layout.zero) >= 2, self.micro_batches, 1.0),
             optimizer_s=self._optimizer(),
             p2p_s=waits * self._message_s,
         )
 
     def hidden(self, terms: dict[str, Number]) -> dict[str, Number]:
         """Seconds that run beside compute, by term: of gradients and weights, of expert rows where they overlap."""
-        once = self.once(memory={})
-        whole = once.gathered_s * once.gathers + once.scattered_s * once.scatters
+        algorithm_independent = self.algorithm_independent(memory={})
+        whole = (
+            algorithm_independent.weight_gather_s * algorithm_independent.weight_gathers
+            + algorithm_independent.gradient_reduce_s * algorithm_independent.gradient_reduces
+        )
         hidden: dict[str, Number] = {"grad_reduce_s": whole - terms["grad_reduce_s"]}
         if self.execution.overlap_experts:
-            hidden_s = self.micro_batches * weighted(self._busiest, self.parts.hidden_s)
+            hidden_s = self.micro_batches * weighted(self._busiest, self.placed_blocks.hidden_s)
             hidden |= {"dispatch_s": hidden_s, "combine_s": hidden_s}
         return {name: _plain(seconds) for name, seconds in hidden.items()}
 
@@ -210,12 +218,12 @@ class Stepper:
     @property
     def layer_s(self) -> tuple[Number, Number]:
         """Forward and backward seconds of the model's last kind of layer, which is the one with experts."""
-        layer = self.parts.totals[len(self.parts.blocks.kinds) - 1]
+        layer = self.placed_blocks.totals[len(self.placed_blocks.blocks.kinds) - 1]
         return layer.forward, layer.backward
 
     def chunk_times(self) -> tuple[tuple[Times, ...], ...]:
         """Seconds of one micro-batch by pipeline rank and chunk."""
-        blocks, totals = self.parts.blocks, self.parts.totals
+        blocks, totals = self.placed_blocks.blocks, self.placed_blocks.totals
         return tuple(
             tuple(weighted_times(blocks.counts(chunk), totals) for chunk in of_rank) for of_rank in self.chunks
         )
@@ -223,7 +231,7 @@ class Stepper:
     @cached_property
     def _counts(self) -> list[tuple[float, ...]]:
         """What every rank has of each part."""
-        of_chunks = [[self.parts.blocks.counts(chunk) for chunk in of_rank] for of_rank in self.chunks]
+        of_chunks = [[self.placed_blocks.blocks.counts(chunk) for chunk in of_rank] for of_rank in self.chunks]
         return [tuple(map(sum, zip(*of_rank, strict=True))) for of_rank in of_chunks]
 
     @cached_property
@@ -236,7 +244,7 @@ class Stepper:
             for one in distinct
             if not any(other != one and all(map(float.__le__, one, other)) for other in distinct)
         ]
-        seconds = [times.forward + times.backward for times in self.parts.totals]
+        seconds = [times.forward + times.backward for times in self.placed_blocks.totals]
         chosen: list[Number] = list(rivals[0])
         longest = weighted(rivals[0], seconds)
         for rival in rivals[1:]:
@@ -256,13 +264,13 @@ class Stepper:
     @cached_property
     def _critical(self) -> Times:
         """One micro-batch on the busiest rank."""
-        return weighted_times(self._busiest, self.parts.totals)
+        return weighted_times(self._busiest, self.placed_blocks.totals)
 
-    def _syncs(self) -> tuple[Number, Number]:
-        """Seconds of gathering weights and of reducing gradients, each time.
+    def _data_parallel_s(self) -> tuple[Number, Number]:
+        """Seconds of one all-gather of weights and of one reduction of gradients (ZeRO, arXiv 1910.02054).
 
-        All-reduce without ZeRO; with it gradients are scattered and weights gathered; ZeRO 3 gathers for the backward
-        too.
+        Without ZeRO an all-reduce of gradients; with it a reduce-scatter of gradients and an all-gather of weights;
+        ZeRO 3 gathers for the backward too. Whole buffers, of the rank with the most parameters.
         """
         groups, links = self.network.groups, self.network.links
         zero = np.asarray(self.layout.zero)
@@ -283,17 +291,27 @@ class Stepper:
         scattered = scattered + np.where(zero >= 3, 1.0, 0.0) * gathered
         return gathered, scattered
 
-    def _exposed_sync(self, once: Once) -> Number:
-        """What of it is exposed: where the framework overlaps, it runs beside the first forward and last backward.
+    def _exposed_data_parallel_s(self, algorithm_independent: AlgorithmIndependent) -> Number:
+        """Exposed seconds of both: where the framework overlaps, they run beside the first forward and last backward.
 
         Sharded gradients beside the backward of every micro-batch, with ZeRO 3 weights beside both.
         """
         execution = self.execution
-        whole = once.gathered_s * once.gathers + once.scattered_s * once.scatters
+        whole = (
+            algorithm_independent.weight_gather_s * algorithm_independent.weight_gathers
+            + algorithm_independent.gradient_reduce_s * algorithm_independent.gradient_reduces
+        )
         if not (execution.overlap_grads or execution.overlap_shards):
             return whole
-        exposed = beside(once.gathered_s, self._critical.forward) * once.gathers
-        exposed = exposed + beside(once.scattered_s, self._critical.backward) * once.scatters
+        exposed = (
+            exposed_s(algorithm_independent.weight_gather_s, self._critical.forward)
+            * algorithm_independent.weight_gathers
+        )
+        exposed = (
+            exposed
+            + exposed_s(algorithm_independent.gradient_reduce_s, self._critical.backward)
+            * algorithm_independent.gradient_reduces
+        )
         overlaps = np.where(np.asarray(self.layout.zero) >= 3, execution.overlap_shards, execution.overlap_grads)
         return np.where(overlaps, exposed, whole)
 
@@ -311,7 +329,7 @@ class Stepper:
 
     @cached_property
     def _parameters(self) -> list[memory.Parameters]:
-        return [self.parts.blocks.parameters(of_rank) for of_rank in self.chunks]
+        return [self.placed_blocks.blocks.parameters(of_rank) for of_rank in self.chunks]
 
     @cached_property
     def _largest_parameters(self) -> memory.Parameters:
@@ -323,14 +341,14 @@ class Stepper:
     @cached_property
     def _gathered(self) -> Number:
         """Bytes of whole layers that ZeRO 3 holds for a while, of the largest kind."""
-        layers = self.parts.blocks.layer_parameters.values()
+        layers = self.placed_blocks.blocks.layer_parameters.values()
         return reduce(np.maximum, [memory.gathered_bytes(self.shapes, layer) for layer in layers])
 
     def memory_by_rank(self) -> Memory:
         """Bytes by kind and pipeline rank; they depend on neither the all-to-all nor the placement."""
-        shapes, execution, layout, blocks = self.shapes, self.execution, self.layout, self.parts.blocks
+        shapes, execution, layout, blocks = self.shapes, self.execution, self.layout, self.placed_blocks.blocks
         messages = 2.0 * communication.message_bytes(shapes) * (layout.pp > 1)
-        with_loss = {moe: np.maximum(bytes_, blocks.loss) for moe, bytes_ in blocks.backward.items()}
+        with_loss = {moe: np.maximum(bytes_, blocks.loss_bytes) for moe, bytes_ in blocks.backward_bytes.items()}
         by_rank = []
         for rank, of_rank in enumerate(self.chunks):
             alive = schedule.in_flight_by_chunk(layout.schedule, rank, layout.pp, layout.vpp, self.micro_batches)
@@ -340,11 +358,11 @@ class Stepper:
                 for kind, number in chunk.layers:
                     held[kind.moe] = held.get(kind.moe, 0.0) + count * number
             present = {kind.moe for chunk in of_rank for kind, _ in chunk.layers}
-            workspace = with_loss if any(chunk.last for chunk in of_rank) else blocks.backward
+            workspace = with_loss if any(chunk.last for chunk in of_rank) else blocks.backward_bytes
             by_rank.append(
                 memory.state_bytes(shapes, self._parameters[rank])
                 | {
-                    "activations": sum(count * blocks.kept[moe] for moe, count in held.items()),
+                    "activations": sum(count * blocks.activation_bytes[moe] for moe, count in held.items()),
                     "workspace": workspace[of_rank[-1].layers[-1][0].moe],
                     "weight_gradients": memory.weight_gradient_bytes(
                         shapes, execution, dense=False in present, moe=True in present
@@ -369,7 +387,7 @@ def _sum(values: Iterable[Number]) -> Number:
 
 
 def _work(times: Times) -> schedule.Work:
-    return schedule.Work(times.forward, times.input, times.weight)
+    return schedule.Work(times.forward, times.input_grad, times.weight_grad)
 
 
 def _plain(value: Number) -> Number:

@@ -1,4 +1,4 @@
-"""What is asked of a search, and what it finds: the same for both executors."""
+"""Input and result of a search over layouts, the interface of its engines, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from piper_hpc.spec import TIERS, ClusterSpec, Layout, ModelSpec, Prediction, Ti
 RANK_BY = ("mfu", "tokens_per_s", "memory")
 EP_DOMAINS = ("none", "switch", "node")
 
-ROOMIER = 1.25
-"""Memory that is asked about beside what there is: would a quarter more have made a better plan?"""
+MEMORY_RELAXATION = 1.25
+"""The search also keeps the best layout for this many times the memory: what a plan's limits report on memory."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """ranks: how many a layout may use, each a search of its own; keep: how many of the best to return; all_to_all: of
-    every layout for this project's executor, which may be auto (others have it as an axis)."""
+class SearchSpec:
+    """What to search for: model, cluster, workload, axes, and the order.
+
+    ranks: how many a layout may use, each a search of its own; keep: how many of the best to return; all_to_all: of
+    every layout for this project's executor, which may be auto (others have it as an axis).
+    """
 
     model: ModelSpec
     cluster: ClusterSpec
@@ -39,8 +42,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A layout with what it was ranked by, in closed form."""
+class RankedLayout:
+    """A layout with its score, step time (s) and peak memory of its fullest rank (bytes)."""
 
     score: float
     step_time_s: float
@@ -50,29 +53,33 @@ class Ranked:
     @property
     def key(self) -> tuple[Any, ...]:
         """Order of a list: equal scores by step time, then by the layout, so that there is one order."""
-        one = self.layout
-        degrees = (one.ranks, one.pp, one.vpp, one.ep, one.etp, one.tp, one.cp, one.dp, one.zero, one.micro_batch)
-        return self.score, self.step_time_s, degrees, one.schedule, one.recompute, one.all_to_all, one.placement
+        layout = self.layout
+        degrees = (
+            *(layout.ranks, layout.pp, layout.vpp, layout.ep, layout.etp, layout.tp, layout.cp, layout.dp),
+            *(layout.zero, layout.micro_batch),
+        )
+        names = (layout.schedule, layout.recompute, layout.all_to_all, layout.placement)
+        return self.score, self.step_time_s, degrees, *names
 
 
 @dataclass
-class Found:
+class SearchResult:
     """Every combination of the axes is rejected (counted by the rule it breaks), fitting or pruned.
 
     searched: layouts with every term and every stage's memory evaluated; fitting: those of them that fit; pruned: fits,
     and a bound shows it is none of the best. best: best first;
-    front: those of which none is both faster and smaller (nor on fewer ranks); inside: the best whose experts stay in
-    the domain of Eq 10; roomier: the best with ROOMIER times the memory.
+    front: those of which none is both faster and smaller (nor on fewer ranks); in_domain: the best whose experts
+    stay in the domain of Eq 10 (arXiv 2605.05049); with_more_memory: the best with MEMORY_RELAXATION times the memory.
     """
 
     searched: int = 0
     fitting: int = 0
     pruned: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    best: list[Ranked] = field(default_factory=list)
-    front: list[Ranked] = field(default_factory=list)
-    inside: Ranked | None = None
-    roomier: Ranked | None = None
+    best: list[RankedLayout] = field(default_factory=list)
+    front: list[RankedLayout] = field(default_factory=list)
+    in_domain: RankedLayout | None = None
+    with_more_memory: RankedLayout | None = None
 
     @property
     def feasible(self) -> int:
@@ -81,28 +88,28 @@ class Found:
 
 
 class Engine(Protocol):
-    """One executor's search and its price of one layout. `rescored`: how many of the best deserve the simulation."""
+    """One executor's search, and its prediction of one layout. rescore_count: how many of the best are simulated."""
 
     name: str
-    rescored: int
+    rescore_count: int
 
-    def search(self, question: Question) -> Found:
+    def search(self, spec: SearchSpec) -> SearchResult:
         """Every layout of the axes that the executor has."""
         ...
 
-    def predict(self, question: Question, layout: Layout) -> Prediction:
-        """All there is to say of one of them."""
+    def predict(self, spec: SearchSpec, layout: Layout) -> Prediction:
+        """The full prediction of one layout."""
         ...
 
-    def step_time_s(self, question: Question, layout: Layout) -> float:
+    def step_time_s(self, spec: SearchSpec, layout: Layout) -> float:
         """Seconds of the step, as `search` ranks by."""
         ...
 
-    def expert_tier(self, question: Question, layout: Layout) -> int:
+    def expert_tier(self, spec: SearchSpec, layout: Layout) -> int:
         """Number of the widest tier that an expert group of the layout crosses."""
         ...
 
-    def simulated(self, question: Question, one: Ranked) -> Ranked:
+    def rescored(self, spec: SearchSpec, candidate: RankedLayout) -> RankedLayout:
         """The same layout with the step time of the schedule's simulation."""
         ...
 
@@ -123,16 +130,16 @@ def domain_tier(cluster: ClusterSpec, ep_domain: str) -> int:
     return TIERS.index(Tier.SWITCH.value if known.switch else Tier.NODE.value)
 
 
-def pareto(points: list[Ranked]) -> list[Ranked]:
+def pareto(points: list[RankedLayout]) -> list[RankedLayout]:
     """Points of which no other is as fast, as small and on as few ranks, and better in one; fastest first."""
-    kept: list[Ranked] = []
+    kept: list[RankedLayout] = []
     for one in sorted(points, key=lambda point: (point.step_time_s, point.peak_bytes, point.layout.ranks, point.key)):
         if not any(two.peak_bytes <= one.peak_bytes and two.layout.ranks <= one.layout.ranks for two in kept):
             kept.append(one)
     return kept
 
 
-def front_indices(step_time_s: Any, peak_bytes: Any, known: list[Ranked]) -> Any:
+def front_indices(step_time_s: Any, peak_bytes: Any, known: list[RankedLayout]) -> Any:
     """Indices of points on the front of two equally long arrays, without most of those that `known` beats."""
     left = np.arange(len(step_time_s))
     for point in known[:: max(1, len(known) // 16)]:
