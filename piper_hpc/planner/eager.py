@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from piper_hpc.planner.search_spec import MEMORY_RELAXATION, RankedLayout, SearchResult, SearchSpec, domain_tier, pareto
 from piper_hpc.resource_model.eager.groups import TIERS, layout_groups
 from piper_hpc.resource_model.eager.memory import peak_bytes
-from piper_hpc.resource_model.eager.predict import finish, shortest_step_s
+from piper_hpc.resource_model.eager.predict import predict_from_cost, step_lower_bound_s
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload, executor
 from piper_hpc.spec.rules import LAYERS, RULES, Case
@@ -65,7 +65,7 @@ def search(spec: SearchSpec) -> SearchResult:
             continue
         if not candidate.fits and beaten(with_more_memory):
             continue
-        prediction = finish(candidate.cost, spec.model, spec.cluster, candidate.layout, spec.workload)
+        prediction = predict_from_cost(candidate.cost, spec.model, spec.cluster, candidate.layout, spec.workload)
         ranked = _ranked(spec, candidate, prediction.step_time_s)
         result.searched += 1
         with_more_memory = sorted([*with_more_memory, ranked], key=lambda entry: entry.key)[:1]
@@ -122,7 +122,7 @@ def _candidates(spec: SearchSpec, rejected: Counter[str]) -> Iterator[BoundedLay
                     rejected[NO_FIT] += 1
                 if fits or peak <= MEMORY_RELAXATION * cluster.memory_bytes:
                     cost = step_cost(model, cluster, layout, workload)
-                    yield BoundedLayout(layout, cost, shortest_step_s(cost, cluster), peak, fits, in_domain)
+                    yield BoundedLayout(layout, cost, step_lower_bound_s(cost, cluster), peak, fits, in_domain)
 
 
 def _broken_by_degrees(

@@ -13,7 +13,7 @@ from piper_hpc.planner.eager import divisors
 from piper_hpc.planner.engines import engine_of
 from piper_hpc.planner.limits import limits
 from piper_hpc.planner.search_spec import EP_DOMAINS, RANK_BY, RankedLayout, SearchSpec
-from piper_hpc.resource_model.prediction import describe
+from piper_hpc.resource_model.prediction import model_summary
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Prediction, Workload
 
 SCHEMA_VERSION = 2
@@ -139,7 +139,7 @@ def plan(
     known = {one.layout: one for one in best}
     shapes = [known.get(layout) or engine.predict(spec, layout) for layout in _shapes(rescored)[:candidates]]
     return Plan(
-        model=describe(model, workload.sequence),
+        model=model_summary(model, workload.sequence),
         cluster=cluster.name,
         executor=engine.name,
         workload=workload,

@@ -1,4 +1,4 @@
-"""Numbers that the formulas take and give: one layout's, or a grid's with one dimension for each axis."""
+"""The type of the formulas' arguments and results: a float of one layout, or an array of a grid of layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both engines make of a costed step: one `Prediction`, and 90 % intervals that are symmetric as a ratio."""
+"""Assembles a `Prediction` from the terms of a step, for both engines; 90 % intervals symmetric as a ratio."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def assemble(
         hidden=hidden or {},
         intervals=intervals,
         memory=memory,
-        model=describe(model, workload.sequence),
+        model=model_summary(model, workload.sequence),
         calibration=calibration,
         notes=list(notes),
         exchange=exchange or {},
@@ -57,7 +57,7 @@ def peak_by_rank(memory: Mapping[str, Sequence[int]], layout: Layout) -> list[in
     return [size for size in by_stage for _ in range(alike)]
 
 
-def describe(model: ModelSpec, sequence: int) -> dict[str, Any]:
+def model_summary(model: ModelSpec, sequence: int) -> dict[str, Any]:
     """`Prediction.model`: the model's size as its paper counts it, and FLOPs a token in sequences of `sequence`."""
     return {
         "name": model.name,
@@ -68,7 +68,7 @@ def describe(model: ModelSpec, sequence: int) -> dict[str, Any]:
     }
 
 
-def around(seconds: float, half_width: float) -> Interval:
-    """The interval of that half width, symmetric as a ratio: times vary by factors and are never negative."""
+def ratio_interval(seconds: float, half_width: float) -> Interval:
+    """(seconds / r, seconds * r) with r = 1 + half_width / seconds: times vary by factors and are never negative."""
     ratio = 1 + half_width / seconds if seconds else 1.0
     return seconds / ratio, seconds * ratio

@@ -1,4 +1,4 @@
-"""What both engines refuse: a layout that is none, or that the cluster has too few ranks for."""
+"""Checks that both engines make of a layout: the rules of spec.rules, and the ranks of the cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of ranks on a tiered machine by arithmetic on domain sizes: for one layout or a whole grid of them at once.
+"""Groups of ranks of a layout, and the tiers that they cross, by arithmetic on domain sizes: one layout or a grid.
 
 Ranks stand in blocks: for what is not an expert tp is fastest, then cp, data parallel, pp; for experts etp, then ep,
 replicas, pp. All degrees may be integers or integer arrays that broadcast against one another.

@@ -39,7 +39,7 @@ def ranks_of(path: Path) -> dict[int, float]:
 def test_the_executors_own_timeline_has_the_waits_of_its_prediction() -> None:
     where = cluster(nodes=2, ranks_per_node=2)
     played, predicted = timeline(TINY, where, PIPELINE, WORKLOAD), predict(TINY, where, PIPELINE, WORKLOAD)
-    assert len(played.slots) == PIPELINE.pp
+    assert len(played.timed_actions) == PIPELINE.pp
     assert any(predicted.terms["p2p_s"] == pytest.approx(waited) for waited in played.p2p_s)
     # The step ends after it: gradients are reduced and applied once all backwards are done.
     assert played.step_s < predicted.step_time_s
@@ -50,7 +50,7 @@ def test_the_timeline_of_fused_kernels_is_that_of_the_schedule(h100: ClusterSpec
     megatron, workload = EXECUTIONS["megatron"], Workload(64, 4096)
     played = timeline(preset("mixtral_8x7b"), h100, layout, workload, megatron)
     predicted = predict(preset("mixtral_8x7b"), h100, layout, workload, megatron)
-    assert sum(len(slots) for slots in played.slots) == 2 * 4 * 2 * layout.micro_batches(64)
+    assert sum(len(timed_actions) for timed_actions in played.timed_actions) == 2 * 4 * 2 * layout.micro_batches(64)
     waits = played.step_s - max(played.busy_s)
     assert predicted.terms["bubble_s"] + predicted.terms["p2p_s"] == pytest.approx(waits)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.resource_model import FLOP_CONVENTION, ResourceModelError, flops_per_token, predict
-from piper_hpc.resource_model.eager.predict import shortest_step_s
+from piper_hpc.resource_model.eager.predict import step_lower_bound_s
 from piper_hpc.resource_model.eager.step import step_cost
 from piper_hpc.spec import (
     DATA_SHEET,
@@ -53,7 +53,7 @@ def test_terms_add_up_and_no_layout_beats_its_busiest_stage(layout: Layout, mode
     assert all(seconds >= 0 for seconds in prediction.terms.values())
     assert sum(prediction.terms.values()) == pytest.approx(prediction.step_time_s, rel=1e-12)
     assert prediction.terms["other_s"] > 0  # autograd between modules
-    bound = shortest_step_s(step_cost(model, where, layout, WORKLOAD), where)
+    bound = step_lower_bound_s(step_cost(model, where, layout, WORKLOAD), where)
     assert prediction.step_time_s >= bound * (1 - 1e-9)
 
 

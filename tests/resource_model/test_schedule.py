@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.schedule import Action, Timeline, peak_held, rank_order, simulate
-from piper_hpc.resource_model.schedule.play import Costs, play
+from piper_hpc.resource_model.schedule.simulation import StageTimes, simulate_orders
 from piper_hpc.spec.schedules import SCHEDULES, stage_of
 
 SECONDS = st.floats(1e-3, 10.0)
@@ -85,12 +85,12 @@ def test_a_rank_works_waits_and_does_nothing_else(drawn: Drawn) -> None:
         assert timeline.end_s[rank] == pytest.approx(end)
         stages = [stage_of(drawn.schedule, rank, chunk, drawn.pp) for chunk in range(drawn.vpp)]
         work = drawn.micro_batches * sum(drawn.forward_s[s] + drawn.input_s[s] + drawn.weight_s[s] for s in stages)
-        slots = timeline.slots[rank]
-        saved = sum(slot.kind == "FB" for slot in slots) * drawn.overlap_s[rank]
+        timed_actions = timeline.timed_actions[rank]
+        saved = sum(slot.kind == "FB" for slot in timed_actions) * drawn.overlap_s[rank]
         assert timeline.busy_s[rank] == pytest.approx(work - saved)
         order = rank_order(drawn.schedule, rank, drawn.pp, drawn.vpp, drawn.micro_batches)
-        assert [slot.action for slot in slots] == order
-        for slot, following in pairwise(slots):
+        assert [slot.action for slot in timed_actions] == order
+        for slot, following in pairwise(timed_actions):
             assert following.start_s - following.p2p_s >= slot.end_s - 1e-9
 
 
@@ -99,8 +99,8 @@ def test_a_rank_works_waits_and_does_nothing_else(drawn: Drawn) -> None:
 def test_nothing_starts_before_what_it_needs(drawn: Drawn) -> None:
     timeline = drawn.play()
     start, end = {}, {}
-    for rank, slots in enumerate(timeline.slots):
-        for slot in slots:
+    for rank, timed_actions in enumerate(timeline.timed_actions):
+        for slot in timed_actions:
             for part in slot.action.parts:
                 key = (part.kind, stage_of(drawn.schedule, rank, part.chunk, drawn.pp), part.micro_batch)
                 assert key not in start
@@ -159,7 +159,7 @@ def test_two_stages_by_hand() -> None:
     #   stage 0: F0 0-1, F1 1-2, waits for the gradient of 0 until 5.0, B0 5-7, gradient of 1 at 8.5, B1 8.5-10.5
     #   stage 1: F0 1.5-2.5, B0 2.5-4.5, F1 5-6, B1 6-8
     timeline = simulate("1f1b", 2, 2, [1.0, 1.0], [2.0, 2.0], send_forward_s=[0.5], send_backward_s=[0.5])
-    starts = [[(s.kind, s.micro_batch, s.start_s) for s in stage] for stage in timeline.slots]
+    starts = [[(s.kind, s.micro_batch, s.start_s) for s in stage] for stage in timeline.timed_actions]
     assert starts[0] == [("F", 0, 0.0), ("F", 1, 1.0), ("B", 0, 5.0), ("B", 1, 8.5)]
     assert starts[1] == [("F", 0, 1.5), ("B", 0, 2.5), ("F", 1, 5.0), ("B", 1, 6.0)]
     assert timeline.p2p_s == (1.0, 1.0)
@@ -174,7 +174,7 @@ def test_the_same_with_receives_posted_early() -> None:
     timeline = simulate(
         "1f1b", 2, 2, [1.0, 1.0], [2.0, 2.0], send_forward_s=[0.5], send_backward_s=[0.5], blocking=False
     )
-    assert [slot.start_s for slot in timeline.slots[1]] == [1.5, 2.5, 4.5, 5.5]
+    assert [slot.start_s for slot in timeline.timed_actions[1]] == [1.5, 2.5, 4.5, 5.5]
     assert timeline.p2p_s == (1.0, 0.5)
     assert timeline.bubble_s == (2.5 + 0.5, 1.0)
     assert timeline.step_s == 10.0
@@ -188,9 +188,9 @@ def test_the_slowest_stage_sets_the_pace() -> None:
 
 def test_zbv_has_no_bubble_between_first_and_last_action_where_its_three_parts_are_equal() -> None:
     timeline = simulate("zbv", 4, 16, [1.0] * 8, [2.0] * 8, weight_s=[1.0] * 8)
-    for rank, slots in enumerate(timeline.slots):
-        assert slots[0].start_s == rank
-        assert slots[-1].end_s - slots[0].start_s == timeline.busy_s[rank] == 96.0
+    for rank, timed_actions in enumerate(timeline.timed_actions):
+        assert timed_actions[0].start_s == rank
+        assert timed_actions[-1].end_s - timed_actions[0].start_s == timeline.busy_s[rank] == 96.0
 
 
 def test_memory_comes_with_the_timeline_in_the_units_given() -> None:
@@ -226,9 +226,11 @@ def test_a_rule_is_named_with_a_value_that_works(
 def test_an_order_that_cannot_proceed_says_where() -> None:
     # Rank 0 wants the gradient before it has sent what the gradient is of.
     orders = [[Action("B", 0), Action("F", 0)], [Action("F", 0), Action("B", 0)]]
-    costs = Costs({"F": [1.0, 1.0], "B": [1.0, 1.0]}, down=[0.0], up=[0.0], saved=[0.0, 0.0])
+    costs = StageTimes(
+        {"F": [1.0, 1.0], "B": [1.0, 1.0]}, send_forward_s=[0.0], send_backward_s=[0.0], overlap_s=[0.0, 0.0]
+    )
     with pytest.raises(ResourceModelError, match="rank 0 waits for ever before B of micro-batch 0"):
-        play(orders, [[0], [1]], 1, costs, blocking=True)
+        simulate_orders(orders, [[0], [1]], 1, costs, blocking=True)
 
 
 def test_a_large_pipeline_is_simulated_in_seconds() -> None:
@@ -237,4 +239,4 @@ def test_a_large_pipeline_is_simulated_in_seconds() -> None:
     started = time.process_time()
     timeline = simulate("interleaved", pp, 512, [1.0] * stages, [2.0] * stages)
     assert time.process_time() - started < 5.0  # about 1 s alone on a core of 2024
-    assert sum(map(len, timeline.slots)) == 2 * stages * 512
+    assert sum(map(len, timeline.timed_actions)) == 2 * stages * 512

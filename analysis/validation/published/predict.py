@@ -73,6 +73,6 @@ def _by_kind(stepper: analytical.Stepper, step: analytical.Step) -> dict[str, fl
         return {}
     names = {"F": "forward_s", "B": "backward_s", "I": "backward_s", "W": "weight_s", "FB": "overlapped_s"}
     seconds = dict.fromkeys(names.values(), 0.0)
-    for slot in timeline.slots[0]:
+    for slot in timeline.timed_actions[0]:
         seconds[names[slot.kind]] += slot.end_s - slot.start_s
     return seconds | {"bubble_s": timeline.bubble_s[0]}

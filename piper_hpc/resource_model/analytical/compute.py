@@ -82,7 +82,7 @@ def core_attention(device: Device, shapes: Shapes, execution: Execution, window:
 
 
 def projections(device: Device, shapes: Shapes) -> Times:
-    """Query, key, value and output projections; MLA's down-projections (arXiv 2405.04434) are not split over tp."""
+    """Query, key, value and output projections; MLA down-projections (arXiv 2405.04434) are not split over tp."""
     model, tp, tokens = shapes.model, shapes.layout.tp, shapes.tokens
     out = device.linear(tokens, model.v_dim / tp, model.hidden)
     if model.attention == "gqa":
@@ -115,7 +115,7 @@ def attention(device: Device, shapes: Shapes, execution: Execution, window: int)
 def feed_forward(
     device: Device, shapes: Shapes, *, rows: Number, width: Number, matrices: int, groups: Number = 1.0
 ) -> Times:
-    """[rows, hidden] through an MLP of `width` on this rank: 2 products, or 3 with a gate (SwiGLU, arXiv 2002.05202)."""
+    """An MLP on [rows, hidden], `width` wide on this rank: 2 products, or 3 with a gate (SwiGLU, arXiv 2002.05202)."""
     gated = matrices == 3
     hidden = shapes.model.hidden
     first = device.linear(rows, hidden, (2 if gated else 1) * width, groups)

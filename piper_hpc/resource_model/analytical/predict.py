@@ -14,7 +14,7 @@ from piper_hpc.resource_model.analytical.shapes import Shapes
 from piper_hpc.resource_model.analytical.step import Step, stepper
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.flops import flops_per_token
-from piper_hpc.resource_model.prediction import around, assemble
+from piper_hpc.resource_model.prediction import assemble, ratio_interval
 from piper_hpc.resource_model.rules import check_layout
 from piper_hpc.spec import (
     TERMS,
@@ -58,8 +58,8 @@ def predict(
         terms |= {"p2p_s": waits, "bubble_s": max(0.0, timeline.step_s - busy - waits)}
     step_time_s = sum(terms.values())
     half = half_widths(step, model, cluster, layout, workload, execution)
-    intervals = {name: around(seconds, half.get(name, 0.0)) for name, seconds in terms.items()}
-    low, high = intervals["step_time_s"] = around(step_time_s, half["step_time_s"])
+    intervals = {name: ratio_interval(seconds, half.get(name, 0.0)) for name, seconds in terms.items()}
+    low, high = intervals["step_time_s"] = ratio_interval(step_time_s, half["step_time_s"])
     flops = flops_per_token(model, workload.sequence) * workload.tokens
     share = flops / (stepping.device.peak_flops * layout.ranks)
     memory = {kind: [int(size) for size in sizes] for kind, sizes in step.memory.items()}

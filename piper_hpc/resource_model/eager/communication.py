@@ -60,10 +60,9 @@ def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
 def arrival_skew(curves: Curves, group: Group, compute: Cost) -> Cost:
     """Mean seconds that a rank waits for late ranks of `group` in a collective, after `compute` busy seconds.
 
-    From the calibration's curves `skew/tier/size`, measured by `piper_hpc.microbench.arrival_skew`.
-
-    The time is as uncertain as the curve, and as the compute that it is read at. Groups of another size or tier stand
-    in unscaled. Ranks that share cores are charged nothing: one that waits lends its core to those it waits for.
+    From the calibration's curves `skew/tier/size`, measured by `piper_hpc.microbench.arrival_skew`. Its half widths are
+    the curve's own, and what those of `compute` change in it. Groups of another size or tier stand in unscaled. Ranks
+    that share cores are charged nothing: one that waits lends its core to those it waits for.
     """
     if group.size == 1 or compute.seconds <= 0:
         return Cost()
@@ -109,7 +108,8 @@ def _nearest_size(sizes: list[int], group: Group) -> int:
 def _collective(curves: Curves, operator: str, group: Group, buffer_bytes: float) -> Cost | None:
     """Seconds from the curve of this group, or of the group of nearest size on the same tier; None without one.
 
-    Another size is scaled at equal bytes per pair: (n-1)/(n'-1) times as many messages of B/n bytes.
+    Another size n' is scaled at equal bytes per pair: (n-1)/(n'-1) times as many messages of B/n bytes, as in a
+    pairwise exchange or a ring.
     """
     if group.size == 1 or buffer_bytes <= 0:
         return Cost()

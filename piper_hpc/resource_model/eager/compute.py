@@ -32,10 +32,10 @@ HOST_OPERATIONS = {
 }
 """Small operations and views of each module's forward; those of `dispatch_all_to_all` come with a group above one."""
 
-GLUE_OPERATIONS = 65
+AUTOGRAD_OPERATIONS = 65
 """Autograd between the modules of a layer, in eager operations: views, hooks and Python functions of a backward.
 
-0.27 ms where one operation takes 4 us, read once, on one CPU rank that meets nobody.
+0.27 ms where one operation takes 4 us, measured once, on one CPU rank without communication.
 """
 
 
@@ -89,24 +89,24 @@ class MicroBatch:
         )
 
     def gather(self) -> Cost:
-        """Every row copied in another order."""
+        """One permutation of [rows, hidden]: each row read and written."""
         return self.curves.operation("gather", 2 * self.rows * self.model.hidden * self.bytes_per_value)
 
     def fold(self) -> Cost:
-        """The rows of each token summed."""
+        """[rows, hidden] summed by token into [tokens, hidden]."""
         values = self.rows * self.model.hidden + self.hidden
         return self.curves.operation("fold", values * self.bytes_per_value)
 
     def sort(self) -> Cost:
-        """The order of all rows by a small integer."""
+        """Argsort of all rows by expert or rank."""
         return self.curves.operation("sort", self.rows)
 
-    def transcend(self, values: float) -> Cost:
+    def exponential(self, values: float) -> Cost:
         """One operation with an exponential for each result; `values` numbers are read and written."""
         return self.curves.operation("activation", values * self.bytes_per_value)
 
     def linear(self, inputs: int, outputs: int) -> ModuleCost:
-        """A projection of every token; its backward has two products and adds the weight's gradient up."""
+        """[tokens, inputs] x [inputs, outputs], and its backward: two products, and the sum of the weight gradient."""
         product = self.curves.operation("gemm", 2 * self.tokens * inputs * outputs)
         return ModuleCost(product, product * 2 + self.accumulate(inputs * outputs))
 
@@ -134,7 +134,10 @@ def rotary(batch: MicroBatch, width: int) -> ModuleCost:
 
 
 def attention(batch: MicroBatch) -> ModuleCost:
-    """Norm, Q, K and V, RoPE on Q and K, causal attention, output projection, residual add."""
+    """Norm, Q, K and V, RoPE (arXiv 2104.09864) on Q and K, causal attention, output projection, residual add.
+
+    Counted from the eager torch module; scores have flops.score_flops a token.
+    """
     model, h = batch.model, batch.hidden
     q, kv = batch.tokens * model.q_dim, batch.tokens * model.kv_dim
     scores = batch.tokens * flops.score_flops(model, batch.sequence)
@@ -187,7 +190,7 @@ def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
 
 
 def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
-    """n_mat grouped GEMMs with the activation between them; the backward has two for each, and adds up E/EP experts.
+    """n_mat grouped GEMMs of 2 rows d f FLOPs, and the activation; two for each in the backward, and E/EP gradient sums.
 
     load: rows of this rank over the mean.
     """
@@ -195,8 +198,8 @@ def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
     matrices, gated = model.matrices_per_expert, model.matrices_per_expert == 3
     grouped = batch.curves.operation("grouped_gemm", 2 * received * model.hidden * model.expert_ffn)
     inner, rows = received * model.expert_ffn, received * model.hidden
-    activation = batch.transcend(2 * inner) + batch.stream((3 * inner, int(gated)))
-    gradients = batch.transcend(3 * inner) + batch.stream((3 * inner, 2 * gated), (3 * rows, int(gated)))
+    activation = batch.exponential(2 * inner) + batch.stream((3 * inner, int(gated)))
+    gradients = batch.exponential(3 * inner) + batch.stream((3 * inner, 2 * gated), (3 * rows, int(gated)))
     weights = batch.accumulate(model.experts // ep * model.hidden * model.expert_ffn) * matrices
     return batch.host(HOST_OPERATIONS["experts"]) + ModuleCost(
         grouped * matrices + activation, grouped * (2 * matrices) + gradients + weights
@@ -204,7 +207,7 @@ def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
 
 
 def combine(batch: MicroBatch, group: Group) -> ModuleCost:
-    """Rows returned, put in token order, weighted, summed by token and added to the residual."""
+    """[rows, hidden] returned to their tokens' ranks, put in token order, weighted, summed by token, plus residual."""
     copies, rows = batch.rows * batch.model.hidden, row_all_to_all(batch, group)
     weighted = copies + batch.hidden
     return batch.host(HOST_OPERATIONS["combine"]) + ModuleCost(
@@ -213,9 +216,9 @@ def combine(batch: MicroBatch, group: Group) -> ModuleCost:
     )
 
 
-def glue(batch: MicroBatch) -> ModuleCost:
-    """What autograd does between the modules of a layer."""
-    return ModuleCost(Cost(), batch.curves.launches(GLUE_OPERATIONS))
+def autograd_overhead(batch: MicroBatch) -> ModuleCost:
+    """Host time of autograd between the modules of a layer, in the backward: AUTOGRAD_OPERATIONS launches."""
+    return ModuleCost(Cost(), batch.curves.launches(AUTOGRAD_OPERATIONS))
 
 
 def embedding(batch: MicroBatch) -> ModuleCost:
@@ -231,8 +234,8 @@ def head(batch: MicroBatch) -> ModuleCost:
     """Final norm, output projection and cross entropy."""
     logits = batch.tokens * batch.model.vocab
     loss = ModuleCost(
-        batch.transcend(2 * logits) + batch.stream((logits, 1)),
-        batch.stream((2 * logits, 1)) + batch.transcend(3 * logits),
+        batch.exponential(2 * logits) + batch.stream((logits, 1)),
+        batch.stream((2 * logits, 1)) + batch.exponential(3 * logits),
     )
     projection = batch.linear(batch.model.hidden, batch.model.vocab)
     return sum_modules(norm(batch), projection, loss, batch.host(HOST_OPERATIONS["head"]))

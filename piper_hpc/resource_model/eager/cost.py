@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from piper_hpc.resource_model.prediction import around
+from piper_hpc.resource_model.prediction import ratio_interval
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Cost:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 90 % interval in seconds, see `around`."""
-        return around(self.seconds, self.half_width)
+        """The 90 % interval in seconds, see `ratio_interval`."""
+        return ratio_interval(self.seconds, self.half_width)
 
     @property
     def curves(self) -> list[str]:

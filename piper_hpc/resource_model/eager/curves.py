@@ -1,4 +1,4 @@
-"""Look-up of measured curves: interpolation, what stands in for a curve that is missing, and what was stretched."""
+"""Lookup of measured curves: log-log interpolation, substitutes for missing curves, and a note of extrapolation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ GATE_PASSES, GATE_VALUES = 4, 2.5
 """Softmax, top-k and the backward of both as streaming passes, and the values that each moves per logit."""
 
 ATTENTION_BACKWARD_FLOPS = 2.5
-"""FLOPs of the attention backward over its forward: five matrix products (one a recomputation) against two."""
+"""FLOPs of the attention backward over its forward: five products, one of them recomputed, against two (arXiv
+2307.08691)."""
 
 
 def seconds_at(curve: Curve, work: float) -> float:
@@ -53,7 +54,7 @@ def spread_at(curve: Curve, work: float) -> float:
 
 @dataclass(frozen=True)
 class _StandIn:
-    """Another curve that can answer: its work is `work_factor` times ours, its seconds `seconds_factor` of ours."""
+    """A curve that substitutes for a missing one: seconds = seconds_factor * curve(work_factor * work)."""
 
     curve: str
     why: str
@@ -137,18 +138,18 @@ class Curves:
         """Seconds of `count` equal operations of `work` each, from the curve or the nearest thing that was measured."""
         return self._operation(name, work, frozenset()) * count
 
-    def _operation(self, name: str, work: float, asked: frozenset[str]) -> Cost:
+    def _operation(self, name: str, work: float, visited: frozenset[str]) -> Cost:
         if name in self:
             return self.measured(name, work)
         if name == "gemm":
             self.note("gemm: not measured; its FLOPs run at peak_flops")
             return Cost(work / self.peak_flops, {"peak_flops": 0.0})
         stand_in = self._stand_ins.get(name)
-        if stand_in is None or stand_in.curve in asked:
+        if stand_in is None or stand_in.curve in visited:
             self.note(f"{name}: not measured, and nothing near it was; counted as 0 s")
             return Cost()
         self.note(f"{name}: not measured; {stand_in.curve} stands in ({stand_in.why})")
-        cost = self._operation(stand_in.curve, work * stand_in.work_factor, asked | {name})
+        cost = self._operation(stand_in.curve, work * stand_in.work_factor, visited | {name})
         return cost * stand_in.seconds_factor
 
     def launches(self, operations: float) -> Cost:

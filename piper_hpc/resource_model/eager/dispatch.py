@@ -53,8 +53,8 @@ class DispatchCombine:
     selection: Selection
 
 
-class Costed(Protocol):
-    """Of a step's costs (see step.StepCost): by stage the expert group, with its dispatch and combine."""
+class DispatchCosts(Protocol):
+    """What `facts` reads of a step.StepCost: by stage the expert group, with its dispatch and combine."""
 
     @property
     def all_to_alls(self) -> tuple[tuple[Group, DispatchCombine], ...]: ...
@@ -184,7 +184,7 @@ def step_bytes(
     return {level: sum(sent[low:high]) for level, (low, high) in zip(LEVELS, pairwise(bounds), strict=True)}
 
 
-def facts(cost: Costed, model: ModelSpec, layout: Layout, workload: Workload) -> dict[str, Any]:
+def facts(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workload) -> dict[str, Any]:
     """`Prediction.exchange` of a costed step."""
     tokens, topology = layout.micro_batch * workload.sequence, cost.curves.cluster.topology
     load = float(workload.routing.load(layout.ep))

@@ -34,7 +34,7 @@ class LayoutGroups:
 
 
 def _farthest(nodes: Ids, racks: Ids) -> Group:
-    """The worst view of any group; nodes and racks are [groups, members].
+    """Peers by tier of the member with the farthest peers, over all groups; nodes and racks are [groups, members].
 
     Ranks are placed in blocks, so the nodes that hold the fewest members of a group are those of its ends.
     """

@@ -24,7 +24,7 @@ def predict(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Wo
     Raises ResourceModelError for a layout that has no such step, and for a cluster without a peak rate or without any
     link where the layout needs one.
     """
-    return finish(step_cost(model, cluster, layout, workload), model, cluster, layout, workload)
+    return predict_from_cost(step_cost(model, cluster, layout, workload), model, cluster, layout, workload)
 
 
 def timeline(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Timeline:
@@ -32,8 +32,10 @@ def timeline(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: W
     return _timeline(step_cost(model, cluster, layout, workload))[1]
 
 
-def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
-    """The prediction of a layout whose step was costed already."""
+def predict_from_cost(
+    cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload
+) -> Prediction:
+    """The prediction of a layout from the costs of its step, see `predict`."""
     curves = cost.curves
     terms, pipeline = _timeline(cost)
     if cluster.devices_share_cores:
@@ -56,8 +58,8 @@ def finish(cost: StepCost, model: ModelSpec, cluster: ClusterSpec, layout: Layou
     )
 
 
-def shortest_step_s(cost: StepCost, cluster: ClusterSpec) -> float:
-    """Seconds that no step of this cost can be shorter than: the work of its busiest stage."""
+def step_lower_bound_s(cost: StepCost, cluster: ClusterSpec) -> float:
+    """Lower bound of the step, in seconds: the work of its busiest stage."""
     return cost.busy_s / _contention(cluster)
 
 
@@ -74,7 +76,7 @@ def _contention(cluster: ClusterSpec) -> float:
 
 
 def _timeline(cost: StepCost) -> tuple[dict[str, Cost], Timeline]:
-    """Terms of the critical stage when every rank is a device of its own: its work, its waits, and nothing else."""
+    """Terms of the critical stage, and the simulated pipeline, where every rank has a device of its own."""
     messages = [message.seconds for message in cost.messages]
     pipeline = simulate(
         cost.schedule,
@@ -86,14 +88,14 @@ def _timeline(cost: StepCost) -> tuple[dict[str, Cost], Timeline]:
         send_backward_s=messages,
     )
     # After its last backward a stage reduces its gradients; all ranks then clip by one norm, so they wait for the last.
-    arrival_s = max(end + stage.before_s for end, stage in zip(pipeline.end_s, cost.stages, strict=True))
-    step_time_s = arrival_s + max(stage.after_s for stage in cost.stages)
+    arrival_s = max(end + stage.before_norm_s for end, stage in zip(pipeline.end_s, cost.stages, strict=True))
+    step_time_s = arrival_s + max(stage.after_norm_s for stage in cost.stages)
     critical = cost.critical_stage
     busy = cost.stages[critical].terms(cost.micro_batches)
     terms = {term: busy.get(term, Cost()) for term in TERMS}
-    terms["p2p_s"] = _like(total(cost.messages), pipeline.p2p_s[critical])
+    terms["p2p_s"] = _rescaled_to(total(cost.messages), pipeline.p2p_s[critical])
     work = total(terms.values())
-    terms["bubble_s"] = _like(work, max(0.0, step_time_s - work.seconds))
+    terms["bubble_s"] = _rescaled_to(work, max(0.0, step_time_s - work.seconds))
     return terms, pipeline
 
 
@@ -115,8 +117,8 @@ def _on_shared_cores(
     return {term: seconds * scale for term, seconds in own.items()}
 
 
-def _like(cost: Cost, seconds: float) -> Cost:
-    """`seconds` that are as uncertain, relatively, as `cost` is."""
+def _rescaled_to(cost: Cost, seconds: float) -> Cost:
+    """`cost` rescaled to `seconds`, with the same relative interval."""
     return (
         Cost(seconds, {curve: 0.0 for curve in cost.half_widths})
         if not cost.seconds

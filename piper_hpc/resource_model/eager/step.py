@@ -1,4 +1,4 @@
-"""What one step costs every stage: seconds by term, before the pipeline puts them on a timeline."""
+"""Seconds of one step by stage and term, before the pipeline schedule is simulated."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ HOST_OPERATIONS_PER_LAYER = 2
 class StageCost:
     """Seconds of one rank of a stage, by term.
 
-    modules: of one micro-batch; before: once a step, until the rank arrives at the norm that all ranks clip by;
-    after: from that norm on.
+    modules: of one micro-batch; before_norm: once a step, from the last backward to the all-reduce of the gradient norm
+    that all ranks clip by; after_norm: from that all-reduce to the end of the step.
     """
 
     modules: dict[str, ModuleCost]
-    before: dict[str, Cost]
-    after: dict[str, Cost]
+    before_norm: dict[str, Cost]
+    after_norm: dict[str, Cost]
 
     @property
     def forward_s(self) -> float:
@@ -53,24 +53,24 @@ class StageCost:
     def terms(self, micro_batches: int) -> dict[str, Cost]:
         """Busy time of the step by term."""
         step = {term: (cost.forward + cost.backward) * micro_batches for term, cost in self.modules.items()}
-        for once in (self.before, self.after):
+        for once in (self.before_norm, self.after_norm):
             for term, cost in once.items():
                 step[term] = step.get(term, Cost()) + cost
         return step
 
     @property
-    def before_s(self) -> float:
+    def before_norm_s(self) -> float:
         """Seconds between the last backward and the arrival at the norm."""
-        return sum(cost.seconds for cost in self.before.values())
+        return sum(cost.seconds for cost in self.before_norm.values())
 
     @property
-    def after_s(self) -> float:
+    def after_norm_s(self) -> float:
         """Seconds from the last rank's arrival at the norm to the end of the step."""
-        return sum(cost.seconds for cost in self.after.values())
+        return sum(cost.seconds for cost in self.after_norm.values())
 
     def busy_s(self, micro_batches: int) -> float:
         """Busy seconds of the step."""
-        return micro_batches * (self.forward_s + self.backward_s) + self.before_s + self.after_s
+        return micro_batches * (self.forward_s + self.backward_s) + self.before_norm_s + self.after_norm_s
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,10 @@ class StepCost:
 
 
 def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> StepCost:
-    """Costs of one step of `workload` under `layout`; ResourceModelError where the layout has no such step."""
+    """Costs in seconds of one step of `workload` under `layout`, from measured curves, counted operation by operation.
+
+    Raises ResourceModelError for a layout or workload that does not train, or that the cluster has no ranks for.
+    """
     problem = next(executor.missing_of_layout(layout), None)
     if problem is not None:
         raise ResourceModelError(str(problem))
@@ -129,19 +132,19 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
 
 
 def _layer(batch: MicroBatch, layout: Layout, group: Group, costs: DispatchCombine) -> dict[str, ModuleCost]:
-    """One layer, on the mean rank. Its expert group meets five times, and each meeting waits for the ranks before it.
+    """Seconds of one layer by term, on the mean rank. Five all-to-alls synchronise its expert group, each with a wait.
 
     Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
     experts', both ways; in forward, between the all-to-alls of counts and of rows, what a dispatch computes by itself.
-    At each meeting ranks wait for the late arrival that such compute brings, and where experts come before it, for the
-    busiest rank.
+    At each of them ranks wait for arrival skew, which grows with that compute (communication.arrival_skew), and where
+    experts come before it, for the rank with the most rows.
     """
     curves = batch.curves
     attention, router, experts = compute.attention(batch), compute.router(batch), compute.experts(batch, layout.ep)
     dense, rows = attention + router, compute.dispatch(batch, Group())
-    late = compute.experts(batch, layout.ep, batch.load) + experts * -1
+    imbalance = compute.experts(batch, layout.ep, batch.load) + experts * -1
 
-    def meetings(before_forward: Cost, before_backward: Cost) -> ModuleCost:
+    def arrival_waits(before_forward: Cost, before_backward: Cost) -> ModuleCost:
         return ModuleCost(
             communication.arrival_skew(curves, group, before_forward),
             communication.arrival_skew(curves, group, before_backward),
@@ -151,12 +154,14 @@ def _layer(batch: MicroBatch, layout: Layout, group: Group, costs: DispatchCombi
         "attention_s": attention,
         "router_s": router,
         "dispatch_s": costs.dispatch
-        + meetings(dense.forward, experts.backward)
-        + meetings(rows.forward, Cost())
-        + ModuleCost(Cost(), late.backward),
+        + arrival_waits(dense.forward, experts.backward)
+        + arrival_waits(rows.forward, Cost())
+        + ModuleCost(Cost(), imbalance.backward),
         "expert_s": experts,
-        "combine_s": costs.combine + meetings(experts.forward, dense.backward) + ModuleCost(late.forward, Cost()),
-        "other_s": compute.glue(batch),
+        "combine_s": costs.combine
+        + arrival_waits(experts.forward, dense.backward)
+        + ModuleCost(imbalance.forward, Cost()),
+        "other_s": compute.autograd_overhead(batch),
     }
 
 
@@ -181,12 +186,12 @@ def _stage(
     norm, clip = batch.stream((parameters, 1)), batch.stream((2 * parameters, 1))
     return StageCost(
         modules,
-        before={
+        before_norm={
             "host_s": host + batch.stream((parameters, 1)),
             "grad_reduce_s": total(replicas) + communication.arrival_skew(curves, of_stage.stage, last_chunk),
             "optimizer_s": norm,
         },
-        after={
+        after_norm={
             "grad_reduce_s": communication.all_reduce(curves, groups.world, NORM_BYTES),
             "optimizer_s": clip + curves.operation("adamw", parameters),
         },

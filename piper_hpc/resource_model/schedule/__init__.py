@@ -16,13 +16,13 @@ from piper_hpc.resource_model.schedule.closed_forms import (
     step_s,
 )
 from piper_hpc.resource_model.schedule.orders import Action, rank_order
-from piper_hpc.resource_model.schedule.play import Slot
+from piper_hpc.resource_model.schedule.simulation import TimedAction
 from piper_hpc.resource_model.schedule.timeline import Timeline, peak_held, simulate
 from piper_hpc.resource_model.schedule.trace import chrome_trace, write_chrome_trace
 
 __all__ = [
     "Action",
-    "Slot",
+    "TimedAction",
     "Timeline",
     "Work",
     "bubble_fraction",

@@ -1,4 +1,4 @@
-"""What every rank does, in order: GPipe, 1F1B, interleaved 1F1B, ZB-H1, ZBV and DualPipeV as lists of actions.
+"""Order of actions on every rank: GPipe, 1F1B, interleaved 1F1B, ZB-H1, ZBV and DualPipeV.
 
 A rank holds `vpp` chunks of the model; chunk c of rank r is global stage `stage_of(...)`. Sources: GPipe arXiv
 1811.06965; 1F1B and interleaved arXiv 2104.04473 (Megatron's order); ZB-H1 and ZBV arXiv 2401.10241; DualPipeV is
@@ -54,11 +54,11 @@ def _1f1b(rank: int, pp: int, vpp: int, micro_batches: int) -> list[Action]:
 
 def _interleaved(rank: int, pp: int, vpp: int, micro_batches: int) -> list[Action]:
     """PP micro-batches through chunk 0, the same through chunk 1, ..., then the next PP; backwards from the last."""
-    places = [
+    micro_batches_and_chunks = [
         (first + index, chunk) for first in range(0, micro_batches, pp) for chunk in range(vpp) for index in range(pp)
     ]
-    forwards = [Action("F", index, chunk) for index, chunk in places]
-    backwards = [Action("B", index, vpp - 1 - chunk) for index, chunk in places]
+    forwards = [Action("F", index, chunk) for index, chunk in micro_batches_and_chunks]
+    backwards = [Action("B", index, vpp - 1 - chunk) for index, chunk in micro_batches_and_chunks]
     return _in_turn(forwards, backwards, warm_up=2 * (pp - 1 - rank) + (vpp - 1) * pp)
 
 
@@ -85,12 +85,12 @@ def _in_turn(forwards: list[Action], backwards: list[Action], warm_up: int) -> l
     return order
 
 
-class _Writer:
-    """Writes an order down while it counts, for each kind and chunk, which micro-batch comes next."""
+class _OrderBuilder:
+    """Builds the order of one rank; it counts, by kind and chunk, which micro-batch comes next."""
 
     def __init__(self) -> None:
         self.order: list[Action] = []
-        self.unweighted: deque[tuple[int, int]] = deque()
+        self.pending_weight_grads: deque[tuple[int, int]] = deque()
         self._next: defaultdict[tuple[str, int], int] = defaultdict(int)
 
     def write(self, *steps: str) -> None:
@@ -102,9 +102,9 @@ class _Writer:
         first = self._take(forward)
         self.order.append(Action("FB", first.micro_batch, first.chunk, self._take(backward)))
 
-    def oldest_weight(self) -> None:
+    def oldest_weight_grad(self) -> None:
         """The weight gradient that has waited longest."""
-        index, chunk = self.unweighted.popleft()
+        index, chunk = self.pending_weight_grads.popleft()
         self.order.append(Action("W", index, chunk))
 
     def count(self, step: str) -> int:
@@ -117,55 +117,55 @@ class _Writer:
         index = self._next[counter]
         self._next[counter] += 1
         if kind == "I":
-            self.unweighted.append((index, chunk))
+            self.pending_weight_grads.append((index, chunk))
         return Action(kind, index, chunk)
 
 
 def _zbv(rank: int, pp: int, vpp: int, micro_batches: int) -> list[Action]:
     """Written for at least 2 PP - 1 micro-batches; those that do not exist are left out again."""
     total = max(2 * pp - 1, micro_batches)
-    writer = _Writer()
-    writer.write(*["F0"] * (2 * (pp - rank) - 1))
-    writer.write(*["F1", "F0"] * rank)
-    writer.write(*["F1", "I1", "W1"] * (pp - rank))
-    while writer.count("F1") < total:
-        if writer.count("F0") < total:
-            writer.write("F0")
-        writer.write("I0", "W0", "F1", "I1", "W1")
-    writer.write(*["I0", "I1"] * rank)
-    writer.write(*["I0", "W0"] * (pp - rank))
+    builder = _OrderBuilder()
+    builder.write(*["F0"] * (2 * (pp - rank) - 1))
+    builder.write(*["F1", "F0"] * rank)
+    builder.write(*["F1", "I1", "W1"] * (pp - rank))
+    while builder.count("F1") < total:
+        if builder.count("F0") < total:
+            builder.write("F0")
+        builder.write("I0", "W0", "F1", "I1", "W1")
+    builder.write(*["I0", "I1"] * rank)
+    builder.write(*["I0", "W0"] * (pp - rank))
     for chunk in ("1", "0"):
-        writer.write(*["W" + chunk] * (total - writer.count("W" + chunk)))
-    return [action for action in writer.order if action.micro_batch < micro_batches]
+        builder.write(*["W" + chunk] * (total - builder.count("W" + chunk)))
+    return [action for action in builder.order if action.micro_batch < micro_batches]
 
 
 def _dualpipev(rank: int, pp: int, vpp: int, micro_batches: int) -> list[Action]:
     """The eight phases of DeepSeek's DualPipeV; in phase 6 the second half of the backwards is split."""
     below = pp - rank - 1
-    writer = _Writer()
-    writer.write(*["F0"] * (2 * below))
-    writer.write(*["F0", "F1"] * (rank + 1))
+    builder = _OrderBuilder()
+    builder.write(*["F0"] * (2 * below))
+    builder.write(*["F0", "F1"] * (rank + 1))
     for _ in range(below):
-        writer.write("I1")
-        writer.oldest_weight()
-        writer.write("F1")
+        builder.write("I1")
+        builder.oldest_weight_grad()
+        builder.write("F1")
     for index in range(micro_batches - 2 * pp + rank + 1):
         if index == 0 and below == 0:
-            writer.write("F0", "B1")  # the turn starts its first backward without an overlap, so that it ends sooner
+            builder.write("F0", "B1")  # the turn starts its first backward without an overlap, so that it ends sooner
         else:
-            writer.pair("F0", "B1")
-        writer.pair("F1", "B0")
+            builder.pair("F0", "B1")
+        builder.pair("F1", "B0")
     for _ in range(below):
-        writer.write("B1")
-        writer.pair("F1", "B0")
+        builder.write("B1")
+        builder.pair("F1", "B0")
     for index in range(2 * (rank + 1)):
-        writer.write(("I" if index > rank else "B") + str(1 - index % 2))
+        builder.write(("I" if index > rank else "B") + str(1 - index % 2))
     for _ in range(below):
-        writer.oldest_weight()
-        writer.write("I0")
-    while writer.unweighted:
-        writer.oldest_weight()
-    return writer.order
+        builder.oldest_weight_grad()
+        builder.write("I0")
+    while builder.pending_weight_grads:
+        builder.oldest_weight_grad()
+    return builder.order
 
 
 _ORDERS: dict[str, Callable[[int, int, int, int], list[Action]]] = {

@@ -1,4 +1,4 @@
-"""A step of a pipeline as a timeline: when every rank computes, waits for a message, and what it then holds."""
+"""Simulated timeline of one pipeline step: when every rank computes and waits, and the most activations it holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.schedule.orders import Action, rank_order
-from piper_hpc.resource_model.schedule.play import Costs, Slot, play
+from piper_hpc.resource_model.schedule.simulation import StageTimes, TimedAction, simulate_orders
 from piper_hpc.spec.schedules import SPLIT_BACKWARD, schedule_problem, stage_of
 
 
@@ -24,7 +24,7 @@ class Timeline:
     bubble_s: tuple[float, ...]
     p2p_s: tuple[float, ...]
     peak_held: tuple[float, ...]
-    slots: tuple[tuple[Slot, ...], ...]
+    timed_actions: tuple[tuple[TimedAction, ...], ...]
 
     @property
     def step_s(self) -> float:
@@ -63,7 +63,7 @@ def simulate(
     held: Sequence[Sequence[float]] = (),
     blocking: bool = True,
 ) -> Timeline:
-    """Play one step of `schedule` on `pp` ranks; every time is of one micro-batch, in seconds.
+    """Simulate one step of `schedule` on `pp` ranks; every time is of one micro-batch, in seconds.
 
     forward_s, backward_s: by global stage (PP * vpp of them); backward_s is the whole backward, weight_s[s] the share
     of it that is the weight gradient (required where the schedule splits it). send_forward_s[s]: a message from stage
@@ -84,40 +84,45 @@ def simulate(
         raise ResourceModelError(broken)
     if schedule in SPLIT_BACKWARD and not weight_s:
         raise ResourceModelError(f"schedule {schedule} splits the backward: weight_s needs {stages} values")
-    forward = _filled("forward_s", forward_s, stages)
-    weight = _filled("weight_s", weight_s, stages)
-    backward = _filled("backward_s", backward_s, stages)
-    place = [[stage_of(schedule, rank, chunk, pp) for chunk in range(vpp)] for rank in range(pp)]
-    rank_of = {stage: rank for rank, of_rank in enumerate(place) for stage in of_rank}
+    forward = _values_or_zeros("forward_s", forward_s, stages)
+    weight = _values_or_zeros("weight_s", weight_s, stages)
+    backward = _values_or_zeros("backward_s", backward_s, stages)
+    stage_of_chunk = [[stage_of(schedule, rank, chunk, pp) for chunk in range(vpp)] for rank in range(pp)]
+    rank_of = {stage: rank for rank, of_rank in enumerate(stage_of_chunk) for stage in of_rank}
     crosses = [rank_of[stage] != rank_of[stage + 1] for stage in range(stages - 1)]
-    costs = Costs(
+    costs = StageTimes(
         seconds={
             "F": forward,
             "B": backward,
             "I": [whole - share for whole, share in zip(backward, weight, strict=True)],
             "W": weight,
         },
-        down=[s * far for s, far in zip(_filled("send_forward_s", send_forward_s, stages - 1), crosses, strict=True)],
-        up=[s * far for s, far in zip(_filled("send_backward_s", send_backward_s, stages - 1), crosses, strict=True)],
-        saved=_filled("overlap_s", overlap_s, pp),
+        send_forward_s=_between_ranks("send_forward_s", send_forward_s, crosses),
+        send_backward_s=_between_ranks("send_backward_s", send_backward_s, crosses),
+        overlap_s=_values_or_zeros("overlap_s", overlap_s, pp),
     )
     orders = [rank_order(schedule, rank, pp, vpp, micro_batches) for rank in range(pp)]
     kept = list(held) or [[1.0] * vpp] * pp
     if [len(of_rank) for of_rank in kept] != [vpp] * pp:
         raise ResourceModelError(f"held needs {vpp} values for each of {pp} ranks")
-    slots, bubble = play(orders, place, micro_batches, costs, blocking)
-    end = [of_rank[-1].end_s for of_rank in slots]
+    timed_actions, bubble = simulate_orders(orders, stage_of_chunk, micro_batches, costs, blocking)
+    end = [of_rank[-1].end_s for of_rank in timed_actions]
     return Timeline(
         end_s=tuple(end),
-        busy_s=tuple(sum(slot.end_s - slot.start_s for slot in of_rank) for of_rank in slots),
+        busy_s=tuple(sum(timed.end_s - timed.start_s for timed in of_rank) for of_rank in timed_actions),
         bubble_s=tuple(bubble),
-        p2p_s=tuple(sum(slot.p2p_s for slot in of_rank) for of_rank in slots),
+        p2p_s=tuple(sum(timed.p2p_s for timed in of_rank) for of_rank in timed_actions),
         peak_held=tuple(map(peak_held, orders, kept)),
-        slots=tuple(map(tuple, slots)),
+        timed_actions=tuple(map(tuple, timed_actions)),
     )
 
 
-def _filled(name: str, values: Sequence[float], length: int) -> list[float]:
+def _between_ranks(name: str, values: Sequence[float], crosses: Sequence[bool]) -> list[float]:
+    """Seconds of a message over each stage boundary, [stages - 1]; 0 where both stages are of one rank."""
+    return [seconds * far for seconds, far in zip(_values_or_zeros(name, values, len(crosses)), crosses, strict=True)]
+
+
+def _values_or_zeros(name: str, values: Sequence[float], length: int) -> list[float]:
     """The values, or zeros where none are given."""
     if len(values) not in (0, length):
         raise ResourceModelError(f"{name} has {len(values)} values, this pipeline needs {length}")

@@ -20,16 +20,16 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
     for a sender or for the other ranks at the end, `p2p` waiting for a transfer.
     """
     events: list[dict[str, Any]] = []
-    for rank, slots in enumerate(timeline.slots):
+    for rank, timed_actions in enumerate(timeline.timed_actions):
         events.append({"ph": "M", "name": "process_name", "pid": rank, "tid": 0, "args": {"name": f"rank {rank}"}})
         events.append({"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}})
         now = 0.0
-        for slot in slots:
-            transfer = slot.start_s - slot.p2p_s
+        for timed in timed_actions:
+            transfer = timed.start_s - timed.p2p_s
             events += _event(rank, "bubble", "bubble", now, transfer)
-            events += _event(rank, "p2p", "p2p", transfer, slot.start_s)
-            events += _event(rank, _name(slot.action), slot.kind, slot.start_s, slot.end_s)
-            now = slot.end_s
+            events += _event(rank, "p2p", "p2p", transfer, timed.start_s)
+            events += _event(rank, _name(timed.action), timed.kind, timed.start_s, timed.end_s)
+            now = timed.end_s
         events += _event(rank, "bubble", "bubble", now, timeline.step_s)
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 

@@ -1,4 +1,4 @@
-"""Plays the orders of all ranks with times: who starts when, and what a rank waits for."""
+"""Event simulation of all ranks' orders: when each action starts and ends, and what its rank waits for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.schedule.orders import Action
 
 
-class Slot(NamedTuple):
+class TimedAction(NamedTuple):
     """One action on a rank, in seconds from the start of the step; p2p_s: the exposed transfer just before it."""
 
     action: Action
@@ -36,7 +36,7 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Costs:
+class StageTimes:
     """Seconds of one micro-batch.
 
     seconds: of every kind (F, B, I, W), by global stage; down, up: of a message over the boundary after a stage, to
@@ -44,25 +44,25 @@ class Costs:
     """
 
     seconds: dict[str, list[float]]
-    down: list[float]
-    up: list[float]
-    saved: list[float]
+    send_forward_s: list[float]
+    send_backward_s: list[float]
+    overlap_s: list[float]
 
 
-def play(
+def simulate_orders(
     orders: Sequence[Sequence[Action]],
-    place: Sequence[Sequence[int]],
+    stage_of_chunk: Sequence[Sequence[int]],
     micro_batches: int,
-    costs: Costs,
+    costs: StageTimes,
     blocking: bool,
-) -> tuple[list[list[Slot]], list[float]]:
-    """Slots and bubble seconds by rank of any orders; place[rank][chunk]: the global stage.
+) -> tuple[list[list[TimedAction]], list[float]]:
+    """Timed actions and bubble seconds by rank, for any orders; place[rank][chunk]: the global stage.
 
     A rank runs until it needs a message that nobody has posted, and goes on when somebody does: linear in actions.
     """
-    down, up = costs.down, costs.up
-    stages = len(down) + 1
-    slots: list[list[Slot]] = [[] for _ in orders]
+    send_forward_s, send_backward_s = costs.send_forward_s, costs.send_backward_s
+    stages = len(send_forward_s) + 1
+    timed_actions: list[list[TimedAction]] = [[] for _ in orders]
     bubble = [0.0] * len(orders)
     # When the activations of (stage, micro-batch) were posted, and behind them, when its gradients were.
     gradients = stages * micro_batches
@@ -71,7 +71,7 @@ def play(
     ready = deque(range(len(orders)))
     while ready:
         rank = ready.popleft()
-        order, of_rank, own = orders[rank], slots[rank], place[rank]
+        order, of_rank, own = orders[rank], timed_actions[rank], stage_of_chunk[rank]
         now = of_rank[-1].end_s if of_rank else 0.0
         for position in range(len(of_rank), len(order)):
             action = order[position]
@@ -84,9 +84,9 @@ def play(
                     continue
                 message = stage * micro_batches + index
                 if kind == "F":
-                    source, transfer = (message - micro_batches, down[stage - 1]) if stage else (-1, 0.0)
+                    source, transfer = (message - micro_batches, send_forward_s[stage - 1]) if stage else (-1, 0.0)
                 elif stage < stages - 1:
-                    source, transfer = gradients + message + micro_batches, up[stage]
+                    source, transfer = gradients + message + micro_batches, send_backward_s[stage]
                 else:
                     source, transfer = message, 0.0  # the loss, of this stage's own forward
                 messages.append(message if kind == "F" else gradients + message)
@@ -102,20 +102,20 @@ def play(
                 waiting[missing] = rank
                 break
             if action.backward is not None:
-                seconds -= costs.saved[rank]
+                seconds -= costs.overlap_s[rank]
             could_start = max(now, last_sent)
             bubble[rank] += could_start - now
             now = start + seconds
-            of_rank.append(Slot(action, start, now, start - could_start))
+            of_rank.append(TimedAction(action, start, now, start - could_start))
             for message in messages:
                 posted[message] = now
                 if message in waiting:
                     ready.append(waiting.pop(message))
-    for rank, (order, of_rank) in enumerate(zip(orders, slots, strict=True)):
+    for rank, (order, of_rank) in enumerate(zip(orders, timed_actions, strict=True)):
         if len(of_rank) < len(order):
             stuck = order[len(of_rank)]
             raise ResourceModelError(
                 f"this order cannot proceed: rank {rank} waits for ever before {stuck.kind} of micro-batch "
                 f"{stuck.micro_batch}, chunk {stuck.chunk}"
             )
-    return slots, bubble
+    return timed_actions, bubble
