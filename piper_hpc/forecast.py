@@ -1,4 +1,4 @@
-"""Which calibration a configuration rests on, and what is predicted with it: asked by the launcher and by the job."""
+"""Chooses the calibration of a configuration and predicts its run; used by the launcher and by the job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from piper_hpc.resource_model.predict import predict
 from piper_hpc.spec import Calibration, Prediction, Routing
 
 IMBALANCE_STEPS = 6
-"""Routings predicted beside the configured one: from balanced to all rows on one rank of an expert group."""
+"""Further routings that are predicted: from balanced to all rows on one rank of an expert group."""
 
 
 def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | None:
@@ -33,7 +33,7 @@ def calibration_of(experiment: Experiment, machine: Machine) -> Calibration | No
             problem = Problem("cluster.calibration", str(path), str(error), "cluster.calibration=off")
             raise ConfigError(problem) from error
     try:
-        return data_sheet.of_cluster(cluster, experiment.train.dtype)
+        return data_sheet.calibration_of_cluster(cluster, experiment.train.dtype)
     except ValueError as error:
         works = f"cluster={cluster.name}, with the values of its file"
         if isinstance(error, data_sheet.UnknownFact):
@@ -56,8 +56,8 @@ def forecast(
 ) -> Prediction:
     """What the run will take, by the resource model: with the routing as configured, and beside it with others.
 
-    What `all_to_all=auto` takes is settled for the routing as configured, and kept with the others. nodes: names of
-    those that the job was given, once it was; others than were measured are said in a note, as other versions are.
+    `all_to_all=auto` selects for the configured routing; the others are predicted with the same algorithm. nodes: names
+    of the allocated nodes, once the job has them; a note says where they differ from those that were measured.
     """
     assert experiment.layout is not None, "planning has chosen a layout before anything is predicted"
     cluster = machine.spec(experiment.cluster, calibration)

@@ -23,7 +23,7 @@ from piper_hpc.cli.follow import follow
 from piper_hpc.cli.plan import show as show_plan
 from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.cluster.placement import request
-from piper_hpc.cluster.resume import taken_over
+from piper_hpc.cluster.resume import resumed_rows
 from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment, register
 from piper_hpc.config.workload import planned_workload
 from piper_hpc.forecast import calibration_of, forecast, stale_notes
@@ -61,7 +61,7 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
         experiment = check_experiment(composed)
     placement = request(experiment.cluster, experiment.layout, machine.environment)
     prediction = _predict(experiment, machine)
-    earlier = taken_over(experiment, machine)
+    earlier = resumed_rows(experiment, machine)
     run = RunFolder(experiment.runs / new_run_id())
     if experiment.dry_run:
         text = preview(run.path, experiment.cluster, placement)

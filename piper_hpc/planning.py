@@ -1,4 +1,4 @@
-"""Plans of a checked configuration: for the launcher, and at the end of a run to say what would have been faster."""
+"""Plans of a checked configuration, for `task=plan` and for the hint of a faster layout at the end of a run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.resource_model.predict import predict
 from piper_hpc.spec import RECIPES, ClusterSpec, Layout, Recipe, SpecError
 
-MOST_RANKS = 64
-"""Ranks up to which a finished run is planned for once more: a fraction of a second."""
+MAX_RANKS = 64
+"""Most ranks for which a finished run is planned again: the search takes a fraction of a second."""
 
-LEAST_GAIN = 0.05
-"""Gains below this are no more than what predictions are off by."""
+MIN_GAIN = 0.05
+"""Smallest relative gain that is reported: smaller ones are within the error of predictions."""
 
 
 @dataclass(frozen=True)
-class Better:
+class FasterLayout:
     """A layout that is predicted to be faster than the one that ran: seconds of its step, and of that one's."""
 
     layout: Layout
@@ -46,7 +46,7 @@ def plan_of(experiment: Experiment, machine: Machine, executor: str) -> Plan:
         axes = Axes.of(vars(experiment.plan.axes))
         fused = engine_of(executor, cluster, axes).name != "piper"
         mixed = RECIPES["mixed_18"]
-        if experiment.task.recipe is None and fused and _multiplies(cluster, mixed):
+        if experiment.task.recipe is None and fused and _has_gemm_rate(cluster, mixed):
             # Fused executors keep fp32 sums and masters beside 16-bit weights, whatever this project would train in.
             workload = replace(workload, recipe=mixed)
         return plan(
@@ -68,24 +68,24 @@ def plan_of(experiment: Experiment, machine: Machine, executor: str) -> Plan:
         raise ConfigError(Problem("task.executor", executor, str(error), "task.executor=piper")) from error
 
 
-def _multiplies(cluster: ClusterSpec, recipe: Recipe) -> bool:
-    """Whether a rate of the recipe's matrix products is known of the cluster's device."""
+def _has_gemm_rate(cluster: ClusterSpec, recipe: Recipe) -> bool:
+    """Whether the device's peak rate of the recipe's matrix products is known, or no device is named."""
     return cluster.accelerator is None or recipe.gemm_dtype in cluster.accelerator.peak_flops
 
 
-def better_layout(experiment: Experiment, machine: Machine) -> Better | None:
+def better_layout(experiment: Experiment, machine: Machine) -> FasterLayout | None:
     """The layout that parallelism=auto would take, if it is predicted to save over 5 % of the step of the one that ran.
 
     Both are predicted from what was measured; None without measurements, and for more ranks than a moment plans for.
     """
     ranks = experiment.cluster.nodes * experiment.cluster.ranks_per_node
     calibration = calibration_of(experiment, machine)
-    if experiment.layout is None or ranks > MOST_RANKS or calibration is None or not calibration.measured:
+    if experiment.layout is None or ranks > MAX_RANKS or calibration is None or not calibration.measured:
         return None
     found = plan_of(replace(experiment, task=replace(experiment.task, candidates=1)), machine, "piper")
     cluster = machine.spec(experiment.cluster, calibration)
     this = predict(experiment.model, cluster, experiment.layout, experiment.workload).step_time_s
-    if not found.candidates or found.candidates[0].step_time_s > (1 - LEAST_GAIN) * this:
+    if not found.candidates or found.candidates[0].step_time_s > (1 - MIN_GAIN) * this:
         return None
     best = found.candidates[0]
-    return Better(best.layout, best.step_time_s, this)
+    return FasterLayout(best.layout, best.step_time_s, this)

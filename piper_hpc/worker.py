@@ -72,14 +72,14 @@ def _with_measured_switches(
     """This rank's place with domains that messages between all nodes show, in place of Slurm's switches."""
     import torch.distributed as dist
 
-    from piper_hpc.cluster.domains import of_pairs
+    from piper_hpc.cluster.domains import paths_from_message_times
     from piper_hpc.runtime.group import process_group
     from piper_hpc.runtime.pairs import time_pairs
 
     with process_group(rank_env, store_folder, device, timeout_s):
         nodes: list[str] = [""] * rank_env.ranks
         dist.all_gather_object(nodes, rank_env.node)
-        paths = of_pairs(time_pairs(nodes, device))
+        paths = paths_from_message_times(time_pairs(nodes, device))
     return replace(rank_env, switches=paths[list(dict.fromkeys(nodes)).index(rank_env.node)])
 
 

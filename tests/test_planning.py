@@ -52,12 +52,12 @@ def test_the_better_layout_is_the_plans_best_and_saves_over_a_twentieth(measured
         this = planning.predict(one.model, spec, one.layout, one.workload).step_time_s
         assert (better is not None) == (best.step_time_s <= 0.95 * this)
         if better is not None:
-            assert better == planning.Better(best.layout, best.step_time_s, this)
+            assert better == planning.FasterLayout(best.layout, best.step_time_s, this)
 
 
 def test_what_was_not_measured_or_is_large_is_not_planned_again(monkeypatch, measured):
     slow = next(one for one in layouts() if planning.better_layout(one, MACHINE) is not None)
-    many = replace(slow, cluster=replace(slow.cluster, ranks_per_node=planning.MOST_RANKS + 1))
+    many = replace(slow, cluster=replace(slow.cluster, ranks_per_node=planning.MAX_RANKS + 1))
     assert planning.better_layout(many, MACHINE) is None
     monkeypatch.setattr(planning, "calibration_of", lambda *_: replace(CALIBRATION, source=DATA_SHEET))
     assert planning.better_layout(slow, MACHINE) is None
@@ -80,7 +80,7 @@ def test_the_command_keeps_the_users_other_words():
     console = Console(file=io.StringIO(), width=80)
     slow = layouts()[0].layout
     words = ["train.steps=5", "parallelism=single", "parallelism.ep=2", "+parallelism.all_to_all=halo", "data.path=a b"]
-    show.suggest_layout(planning.Better(replace(slow, pp=2, dp=4), 0.306, 0.6289), words, console)
+    show.suggest_layout(planning.FasterLayout(replace(slow, pp=2, dp=4), 0.306, 0.6289), words, console)
     assert console.file.getvalue() == (
         "parallelism=auto would take pp=2 ep=1 dp=4 micro_batch=2: 306 ms a step predicted against 629 ms for this "
         "layout; try it: python -m piper_hpc.launch train.steps=5 +parallelism.all_to_all=halo 'data.path=a b' "

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from piper_hpc.cli.measured import fitted, summary
 from piper_hpc.config import Experiment
-from piper_hpc.planning import Better
+from piper_hpc.planning import FasterLayout
 from piper_hpc.report import facts, nccl_tests, table
 from piper_hpc.report import write as report
 from piper_hpc.report.units import seconds
@@ -84,7 +84,7 @@ def stale_calibration(notes: Iterable[str], console: Console) -> None:
             console.print(f"stale {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def suggest_layout(layout: Better, overrides: Sequence[str], console: Console) -> None:
+def suggest_layout(layout: FasterLayout, overrides: Sequence[str], console: Console) -> None:
     """What `parallelism=auto` would give instead of the run that ended, and the command for it."""
     degrees = " ".join(f"{axis}={getattr(layout.layout, axis)}" for axis in ("pp", "ep", "dp", "micro_batch"))
     kept = [word for word in overrides if not word.lstrip("+~").startswith("parallelism") or _kept_by_auto(word)]

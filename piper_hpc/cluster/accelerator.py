@@ -77,8 +77,8 @@ def build(device: DeviceFacts, reached: Efficiency) -> Accelerator:
     )
 
 
-def known(name: str | None) -> Accelerator | None:
-    """Device `name`, or None where none is named or too little of it is public."""
+def load_if_public(name: str | None) -> Accelerator | None:
+    """Device `name`, or None where `name` is None or a figure that predictions need is not public."""
     try:
         return load(name) if name else None
     except ValueError:

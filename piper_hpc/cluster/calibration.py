@@ -57,7 +57,7 @@ def fit(
     rows = list(rows)
     _check(rows, cluster, needs_gemm=previous is None)
     rows = usable(rows)
-    of_family = [row for row in rows if row["operator"] == DISPATCH_COMBINE and row["algorithm"] != "mpi"]
+    all_to_all_rows = [row for row in rows if row["operator"] == DISPATCH_COMBINE and row["algorithm"] != "mpi"]
     rows = [row for row in rows if row["operator"] != DISPATCH_COMBINE and _seconds(row) > 0]
     by_operator: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -79,14 +79,14 @@ def fit(
             **({"benchmark_version": versions[0]} if versions else {}),
             **provenance,
         },
-        exchanges=tuple(map(measured_all_to_all, of_family)),
+        exchanges=tuple(map(measured_all_to_all, all_to_all_rows)),
         fits=fit_rows(rows),
     )
-    return new if previous is None else _added(previous, new)
+    return new if previous is None else _merged(previous, new)
 
 
-def makes_peak(row: Row) -> bool:
-    """Whether it is a matrix product of the calibration suite, without which there is no calibration to predict by."""
+def is_calibration_gemm(row: Row) -> bool:
+    """Whether a row is a GEMM of the calibration suite; at least one is needed for peak_flops."""
     return bool(row["operator"] == "gemm" and "part" not in row)
 
 
@@ -123,8 +123,8 @@ def measured_all_to_all(row: Row) -> MeasuredAllToAll:
     )
 
 
-def _added(previous: Calibration, new: Calibration) -> Calibration:
-    """The new points go before those of `previous` in their range, and beside them outside of it."""
+def _merged(previous: Calibration, new: Calibration) -> Calibration:
+    """`previous` with new points, which replace old ones inside their range of work."""
     replaced = {(fit.backend, fit.operator) for fit in new.fits}
     measured = {replace(each, seconds=1.0, spread=0.0) for each in new.exchanges}
     return Calibration(
@@ -133,7 +133,7 @@ def _added(previous: Calibration, new: Calibration) -> Calibration:
         peak_flops=max(previous.peak_flops, new.peak_flops),
         curves=previous.curves
         | {
-            name: _joined(previous.curves[name], curve) if name in previous.curves else curve
+            name: _merged_curve(previous.curves[name], curve) if name in previous.curves else curve
             for name, curve in new.curves.items()
         },
         # Old curves hold for what they were measured on: staleness is judged by that.
@@ -146,12 +146,12 @@ def _added(previous: Calibration, new: Calibration) -> Calibration:
     )
 
 
-def _joined(old: Curve, new: Curve) -> Curve:
+def _merged_curve(old: Curve, new: Curve) -> Curve:
     points = list(zip(new.work, new.seconds, new.spread, strict=True))
     low, high = new.work[0] / SAME_WORK, new.work[-1] * SAME_WORK
     points += [point for point in zip(old.work, old.seconds, old.spread, strict=True) if not low < point[0] < high]
     work, seconds, spread = zip(*sorted(points), strict=True)
-    return Curve(new.operator, new.unit, work, _rising(np.array(seconds)), spread)
+    return Curve(new.operator, new.unit, work, _monotone(np.array(seconds)), spread)
 
 
 def _seconds(row: Row) -> float:
@@ -161,7 +161,7 @@ def _seconds(row: Row) -> float:
 
 def _check(rows: list[Row], cluster: str, *, needs_gemm: bool) -> None:
     again = f"measure again with `python -m piper_hpc.launch task=microbench cluster={cluster}`"
-    if needs_gemm and not any(makes_peak(row) for row in rows):
+    if needs_gemm and not any(is_calibration_gemm(row) for row in rows):
         raise CalibrationError(
             f"cluster '{cluster}': no gemm of the calibration suite among {len(rows)} measurement rows; {again}"
         )
@@ -194,13 +194,14 @@ def _curve(operator: str, rows: list[Row]) -> Curve:
         operator=operator,
         unit=str(rows[0]["unit"]),
         work=tuple(float(np.median([row["work"] for row in point])) for point in points),
-        seconds=_rising(seconds),
+        seconds=_monotone(seconds),
         spread=tuple(_spread(point, float(value)) for point, value in zip(points, seconds, strict=True)),
     )
 
 
-def _rising(seconds: np.ndarray) -> tuple[float, ...]:
-    """The mean of the rising and of the falling envelope: the least change that makes noise monotone on both sides."""
+def _monotone(seconds: np.ndarray) -> tuple[float, ...]:
+    """Seconds made monotone, [points]: the mean of the running maximum from the left and the running minimum from the
+    right, which bound every monotone curve through the noise."""
     rising = np.maximum.accumulate(seconds)
     falling = np.minimum.accumulate(seconds[::-1])[::-1]
     return tuple(((rising + falling) / 2).tolist())

@@ -1,4 +1,4 @@
-"""A cluster on which nothing was measured, described by its published figures; the prediction says so."""
+"""The calibration of a cluster without measurements, from published figures of its devices and links."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class UnknownFact(ValueError):
         self.example = f"cluster.data_sheet.{key}={example}, or what you know it to be"
 
 
-def of_cluster(cluster: ClusterConfig, dtype: str) -> Calibration | None:
+def calibration_of_cluster(cluster: ClusterConfig, dtype: str) -> Calibration | None:
     """The calibration that a cluster's data sheet and its accelerator's make for matrix products of `dtype`.
 
     None where it has neither. Raises UnknownFact for one that is null, ValueError for one that makes no sense.
@@ -96,7 +96,7 @@ def calibration(
     host_op_s: float = 0.0,
     provenance: Mapping[str, str] | None = None,
 ) -> Calibration:
-    """Curves of ideal devices and links: one rate, and a latency where there is one.
+    """Curves of ideal devices and links: seconds = latency + work / rate (the alpha-beta model for links).
 
     peak_flops: FLOP/s of one rank's device; gemm_efficiency: the share of it that matrix products reach, 0 < x <= 1;
     memory_bytes_per_s: of its memory; links: tier (see spec.Tier) -> (latency in s, bytes per second of one rank
@@ -116,10 +116,13 @@ def calibration(
         raise ValueError(f"data_sheet.gemm_efficiency={gemm_efficiency}: is a share of the peak, at most 1")
     gemm_rate = peak_flops * gemm_efficiency
     curves = {
-        "gemm": _line("gemm", "flops", host_op_s, gemm_rate),
-        "elementwise": _line("elementwise", "bytes", host_op_s, memory_bytes_per_s),
-        "host_op": _line("host_op", "operations", 0.0, 1 / host_op_s) if host_op_s > 0 else None,
-        **{f"p2p/{tier}": _line(f"p2p/{tier}", "bytes", latency_s, rate) for tier, (latency_s, rate) in links.items()},
+        "gemm": _alpha_beta_curve("gemm", "flops", host_op_s, gemm_rate),
+        "elementwise": _alpha_beta_curve("elementwise", "bytes", host_op_s, memory_bytes_per_s),
+        "host_op": _alpha_beta_curve("host_op", "operations", 0.0, 1 / host_op_s) if host_op_s > 0 else None,
+        **{
+            f"p2p/{tier}": _alpha_beta_curve(f"p2p/{tier}", "bytes", latency_s, rate)
+            for tier, (latency_s, rate) in links.items()
+        },
     }
     return Calibration(
         source=DATA_SHEET,
@@ -130,7 +133,7 @@ def calibration(
     )
 
 
-def _line(operator: str, unit: str, latency_s: float, rate: float) -> Curve:
+def _alpha_beta_curve(operator: str, unit: str, latency_s: float, rate: float) -> Curve:
     """latency + work / rate, at four points a decade from 1 to 1e16 units of work."""
     points = tuple(float(work) for work in np.logspace(0, 16, 65))
     return Curve(operator, unit, points, tuple(latency_s + work / rate for work in points), ())

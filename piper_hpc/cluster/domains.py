@@ -1,7 +1,7 @@
-"""Which switches stand above each node: as Slurm says, as a file says, or as messages timed between nodes say.
+"""Switches above each node, from `scontrol show topology`, from a file, or by clustering measured message times.
 
-A node's path names its switches from far to near, for example ("spine", "rack1"). Nodes of equal path share a leaf
-switch; nodes whose paths begin alike share the farther ones.
+A node's SwitchPath names its switches from far to near, for example ("spine", "rack1"). Nodes of equal path share a
+leaf switch; nodes whose paths begin alike share the farther ones.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from piper_hpc.spec import Topology
 
-Path = tuple[str, ...]
+SwitchPath = tuple[str, ...]
 
-GAP = 1.25
+MIN_TIME_RATIO = 1.25
 """Nodes are of two domains where messages between them take this many times what they take inside."""
 
 
-def expand(names: str) -> list[str]:
+def expand_hostlist(names: str) -> list[str]:
     """The names of a Slurm host list: `n[1-3,07],login` is n1, n2, n3, n07, login. Widths of numbers are kept."""
     found: list[str] = []
     for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", names):
@@ -37,11 +37,11 @@ def expand(names: str) -> list[str]:
             numbers = range(int(low), int(high) + 1) if dash else [low]
             for number in numbers:
                 text = f"{number:0{len(low)}d}" if isinstance(number, int) else number
-                found += [f"{head}{text}{end}" for end in (expand(tail) if tail else [""])]
+                found += [f"{head}{text}{end}" for end in (expand_hostlist(tail) if tail else [""])]
     return found
 
 
-def of_scontrol(text: str) -> dict[str, Path]:
+def paths_from_scontrol(text: str) -> dict[str, SwitchPath]:
     """Node -> path, from what `scontrol show topology` prints (of topology/tree, or of topology/block)."""
     above: dict[str, str] = {}
     leaf_of: dict[str, str] = {}
@@ -52,29 +52,30 @@ def of_scontrol(text: str) -> dict[str, Path]:
             continue
         children = words.get("Switches")
         if children:
-            above |= {child: name for child in expand(children)}
+            above |= {child: name for child in expand_hostlist(children)}
         else:  # a node below several leaf switches counts to the first
-            leaf_of = {node: name for node in expand(words.get("Nodes", ""))} | leaf_of
-    return {node: _up(leaf, above) for node, leaf in leaf_of.items()}
+            leaf_of = {node: name for node in expand_hostlist(words.get("Nodes", ""))} | leaf_of
+    return {node: _path_to_root(leaf, above) for node, leaf in leaf_of.items()}
 
 
-def _up(leaf: str, above: Mapping[str, str]) -> Path:
+def _path_to_root(leaf: str, above: Mapping[str, str]) -> SwitchPath:
     path = [leaf]
     while path[-1] in above and above[path[-1]] not in path:
         path.append(above[path[-1]])
     return tuple(reversed(path))
 
 
-def of_lists(switches: Mapping[str, str]) -> dict[str, Path]:
+def paths_from_hostlists(switches: Mapping[str, str]) -> dict[str, SwitchPath]:
     """Node -> path, from a file's host list of each leaf switch."""
-    return {node: (switch,) for switch, names in switches.items() for node in expand(names)}
+    return {node: (switch,) for switch, names in switches.items() for node in expand_hostlist(names)}
 
 
-def of_pairs(seconds: npt.NDArray[np.float64]) -> list[Path]:
-    """Path of each node, from the time of equal messages between every two of them, [nodes, nodes] and symmetric.
+def paths_from_message_times(seconds: npt.NDArray[np.float64]) -> list[SwitchPath]:
+    """Path of each node, from seconds of equal messages between every two of them, [nodes, nodes] and symmetric.
 
-    Average linkage over the logarithm of times. The tree is cut at its first gap of GAP times or more; then the
-    domains found are clustered in turn. Nodes between which no gap shows are all of one domain.
+    Hierarchical clustering with average linkage (UPGMA) over the logarithm of times. The tree is cut at its
+    first gap of MIN_TIME_RATIO or more; then the domains found are clustered in turn. Nodes between which no gap shows
+    are all of one domain.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
@@ -89,22 +90,22 @@ def of_pairs(seconds: npt.NDArray[np.float64]) -> list[Path]:
     heights = tree[:, 2]
     # The first merge has nothing below it: two nodes at least are of one domain.
     gaps = np.diff(heights)
-    if gaps.max() < np.log(GAP):
+    if gaps.max() < np.log(MIN_TIME_RATIO):
         return [("domain0",)] * nodes
-    first = int(np.argmax(gaps >= np.log(GAP)))
+    first = int(np.argmax(gaps >= np.log(MIN_TIME_RATIO)))
     cut = (heights[first] + heights[first + 1]) / 2
     labels = fcluster(tree, cut, criterion="distance")
     order = list(dict.fromkeys(labels.tolist()))
     domain = np.array([order.index(label) for label in labels])
     members = [np.flatnonzero(domain == number) for number in range(len(order))]
     between = np.array([[seconds[np.ix_(a, b)].mean() for b in members] for a in members])
-    farther = of_pairs(between)
+    farther = paths_from_message_times(between)
     if len(set(farther)) == 1:
         farther = [()] * len(order)
     return [(*(f"far{name.removeprefix('domain')}" for name in farther[d]), f"domain{d}") for d in domain]
 
 
-def pack(paths: Sequence[Path], group_nodes: int = 1) -> list[int]:
+def pack(paths: Sequence[SwitchPath], group_nodes: int = 1) -> list[int]:
     """An order of nodes (indices into `paths`) in which domains are blocks, and groups stay inside them.
 
     Each `group_nodes` nodes in the order, from the first, are a group. As many groups as can be lie below one leaf
@@ -117,7 +118,7 @@ def pack(paths: Sequence[Path], group_nodes: int = 1) -> list[int]:
         """Whole groups among the members, nearest first, and the nodes that are left."""
         grouped, left = [], members
         if level < depth:
-            domains: dict[Path, list[int]] = {}
+            domains: dict[SwitchPath, list[int]] = {}
             for member in members:
                 domains.setdefault(paths[member][: level + 1], []).append(member)
             parts = [order(level + 1, inside) for inside in domains.values()]
@@ -131,7 +132,7 @@ def pack(paths: Sequence[Path], group_nodes: int = 1) -> list[int]:
     return grouped + left
 
 
-def narrowed(topology: Topology, leaf_of_node: Sequence[object], ranks_per_node: int) -> Topology:
+def narrowed_to_allocation(topology: Topology, leaf_of_node: Sequence[object], ranks_per_node: int) -> Topology:
     """The topology of the nodes that were granted: its switch is the block of ranks that never crosses a real one, and
     so is its rack where it has no switches.
 

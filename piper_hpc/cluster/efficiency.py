@@ -1,4 +1,4 @@
-"""What kernels reach of a device, from conf/efficiency: every constant with its rows, source or reason."""
+"""Shares of a device's peaks that kernels reach, from conf/efficiency; each constant with its fitted rows or source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What measurements hold for, and what is true now: the two sides of the staleness of a calibration."""
+"""Provenance of a cluster now (nodes, driver, libraries, versions): what the staleness of a calibration compares."""
 
 from __future__ import annotations
 

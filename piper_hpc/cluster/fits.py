@@ -55,7 +55,7 @@ def fit_rows(rows: Iterable[Row], *, seed: int = 0) -> tuple[Fit, ...]:
     """Every fit that the rows allow: of host time, and of what the wide suites measured at enough sizes or shapes.
 
     rows: of `measurements.jsonl`, right and not refused; those of the wide suites name their `cell`, and the few of a
-    calibration tell no interval. Deterministic: replicates are drawn from `seed`.
+    calibration suite are too few for an interval. Deterministic: replicates are drawn from `seed`.
     """
     series: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
@@ -100,7 +100,7 @@ def _arrays(points: Sequence[Row], features: Features) -> tuple[np.ndarray, np.n
 
 def solve(matrix: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Coefficients, none negative, of `matrix` [points, terms] for `seconds` [points]: least relative error, with
-    Huber's weights for outliers, by reweighted non-negative least squares."""
+    Huber's weights for outliers (Huber 1964), by iteratively reweighted non-negative least squares (scipy's nnls)."""
     relative = matrix / seconds[:, None]
     scale = np.abs(relative).max(axis=0)
     scale[scale == 0] = 1.0
@@ -148,15 +148,16 @@ def _fit(
 
 
 def _replicate(matrix: np.ndarray, points: Sequence[Row], draw: np.random.Generator) -> np.ndarray:
-    """One bootstrap replicate: points drawn again (a line may not fit them), each with its repeats drawn again."""
+    """One bootstrap replicate of the coefficients, [terms]: points drawn again (a line may not fit them), each with its
+    repeats drawn again."""
     chosen = draw.integers(len(points), size=len(points))
     if len({float(points[index]["work"]) for index in chosen}) < matrix.shape[1]:
         chosen = np.arange(len(points))  # too few different points to tell the terms apart
-    seconds = np.array([_median_again(points[index], draw) for index in chosen])
+    seconds = np.array([_resampled_median(points[index], draw) for index in chosen])
     return solve(matrix[chosen], seconds)
 
 
-def _median_again(row: Row, draw: np.random.Generator) -> float:
+def _resampled_median(row: Row, draw: np.random.Generator) -> float:
     """The median of a row's repeats drawn again: around the row's median, as its repeats are around theirs."""
     samples = row.get("samples_s")
     median = float(row["median_s"])

@@ -1,4 +1,4 @@
-"""What is known of a cluster at launch, before anything is measured: racks, memory, cores, how to reach Slurm."""
+"""Facts of a cluster at launch, before anything is measured: racks, memory, cores, how to reach Slurm."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Machine:
     granted: tuple[int, ...] = ()
 
     def spec(self, cluster: ClusterConfig, calibration: Calibration) -> ClusterSpec:
-        """With its calibration, what the resource model asks for: on the nodes that were granted, once they were."""
+        """The ClusterSpec of the resource model with this calibration; of the allocated nodes once the job has them."""
         topology = data_sheet.topology_of(cluster)
         if topology is not None and self.granted:
-            topology = domains.narrowed(topology, self.granted, cluster.ranks_per_node)
+            topology = domains.narrowed_to_allocation(topology, self.granted, cluster.ranks_per_node)
         known = ClusterSpec(
             name=cluster.name,
             nodes=cluster.nodes,
@@ -62,7 +62,7 @@ class Machine:
             cores=self.cores,
             topology=topology,
             links=data_sheet.links_of(cluster),
-            accelerator=accelerator.known(cluster.accelerator),
+            accelerator=accelerator.load_if_public(cluster.accelerator),
         )
         return with_measurements(known)
 
@@ -94,21 +94,21 @@ def check_submission(cluster: ClusterConfig, machine: Machine) -> None:
         rule = "needs sbatch on the PATH: launch on a login node"
         raise ConfigError(Problem("cluster", cluster.name, rule, "dry_run=true, or cluster=local"))
     partition = ["--partition", cluster.partition] if cluster.partition else []
-    asked = subprocess.run(
+    sinfo = subprocess.run(
         ["sinfo", "--noheader", *partition, "--format", "%D"],
         env=os.environ | machine.environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    counts = [int(word) for word in asked.stdout.split() if word.isdigit()]
-    if asked.returncode == 0 and sum(counts) < cluster.nodes:
+    counts = [int(word) for word in sinfo.stdout.split() if word.isdigit()]
+    if sinfo.returncode == 0 and sum(counts) < cluster.nodes:
         rule = f"partition {cluster.partition or 'default'} has {sum(counts)} nodes"
         raise ConfigError(Problem("cluster.nodes", cluster.nodes, rule, f"cluster.nodes={max(1, sum(counts))}"))
 
 
 def has_accelerator() -> bool:
-    """True where this machine shows an NVIDIA or AMD device; told without importing torch."""
+    """True where this machine shows an NVIDIA or AMD device; torch is not imported."""
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd"))
 
 
@@ -160,9 +160,9 @@ def _testbed(cluster: ClusterConfig) -> Machine:
         rule = "is not up on this machine: start it as root with `python -m piper_hpc.testbed up`"
         raise ConfigError(Problem("cluster", "testbed", rule, "cluster=local"))
     for key, have in (("nodes", len(bed.nodes)), ("ranks_per_node", bed.ranks_per_node)):
-        asked = getattr(cluster, key)
-        if asked > have:
-            raise ConfigError(Problem(f"cluster.{key}", asked, f"the testbed has {have}", f"cluster.{key}={have}"))
+        wanted = getattr(cluster, key)
+        if wanted > have:
+            raise ConfigError(Problem(f"cluster.{key}", wanted, f"the testbed has {have}", f"cluster.{key}={have}"))
     racks = list(dict.fromkeys(node.rack for node in bed.nodes))
     return Machine(
         rack_of_node=tuple(racks.index(node.rack) for node in bed.nodes[: cluster.nodes]),

@@ -1,4 +1,4 @@
-"""A calibration in the terms of the analytical engine: shares that kernels reach, and links, where they were measured.
+"""Measured constants of the analytical engine: shares of the peaks that kernels reach, and links, from a calibration.
 
 A fit of the wide suites goes before the curve of the calibration suite: it tells latency, rate and the effect of depth
 apart. What was not measured stays as the data sheet has it; every constant says which of the two it is from.
@@ -16,15 +16,19 @@ from piper_hpc.cluster.fits import solve
 from piper_hpc.spec import TIERS, Accelerator, Calibration, ClusterSpec, Curve, Efficiency, Fit, Link
 
 FLASH_BACKWARD_FLOPS = 2.5
-"""Products of an attention backward over its forward's, five against two; a curve's work is the forward's FLOPs."""
+"""Products of an attention backward over its forward's, five against two (arXiv 2307.08691); a curve's work is the
+forward's FLOPs."""
 
 REFERENCE_DTYPE = "bfloat16"
 """What the shares of matrix products in conf/efficiency are of; those of another type say nothing of it."""
 
 
 @dataclass(frozen=True)
-class Constant:
-    """One measured constant. spread: half of its 90 % interval over it; source: operator and evidence."""
+class MeasuredConstant:
+    """One measured constant, in the unit of its field of Efficiency or Link.
+
+    spread: half of its 90 % interval over the value; source: operator and evidence.
+    """
 
     value: float
     spread: float
@@ -49,7 +53,7 @@ def with_measurements(cluster: ClusterSpec) -> ClusterSpec:
     )
 
 
-def measured_link(calibration: Calibration, tier: str) -> tuple[Link, Constant] | None:
+def measured_link(calibration: Calibration, tier: str) -> tuple[Link, MeasuredConstant] | None:
     """What one rank gets of a tier's link, with its rate as a Constant (bytes/s); None where no message crossed it.
 
     From messages of all ranks at once where those were measured, else of one pair. The rate is that of the largest
@@ -60,20 +64,22 @@ def measured_link(calibration: Calibration, tier: str) -> tuple[Link, Constant] 
         if fits and fits[-1].terms["s_per_byte"].value > 0:
             latency, per_byte = fits[0].terms["latency_s"].value, fits[-1].terms["s_per_byte"]
             spread = (per_byte.high - per_byte.low) / 2 / per_byte.value
-            constant = Constant(1 / per_byte.value, spread, _source(calibration, operator, f"{fits[-1].points} sizes"))
+            constant = MeasuredConstant(
+                1 / per_byte.value, spread, _source(calibration, operator, f"{fits[-1].points} sizes")
+            )
             return Link(latency, constant.value), constant
         curve = calibration.curves.get(operator)
         if curve is not None and len(curve.work) > 1:
             latency, slope = _line(curve)
             if slope > 0:
-                constant = Constant(
+                constant = MeasuredConstant(
                     1 / slope, _spread(curve), _source(calibration, operator, f"{len(curve.work)} sizes")
                 )
                 return Link(latency, constant.value), constant
     return None
 
 
-def _accelerator(cluster: ClusterSpec, links: Mapping[str, tuple[Link, Constant]]) -> Accelerator | None:
+def _accelerator(cluster: ClusterSpec, links: Mapping[str, tuple[Link, MeasuredConstant]]) -> Accelerator | None:
     """The device with what was measured of it, and with no share left to take of a measured link."""
     calibration = cluster.calibration
     dtype = calibration.provenance.get("dtype", "float32")
@@ -129,8 +135,8 @@ def _without_data_sheet(cluster: ClusterSpec, dtype: str) -> Accelerator | None:
     )
 
 
-def _rates(calibration: Calibration, device: Accelerator) -> Iterator[tuple[str, Constant]]:
-    """Every constant of an Efficiency that the calibration tells, by name; shares are of the device's peaks."""
+def _rates(calibration: Calibration, device: Accelerator) -> Iterator[tuple[str, MeasuredConstant]]:
+    """Every constant of an Efficiency that the calibration measured, by name; shares are of the device's peaks."""
     dtype = calibration.provenance.get("dtype", "float32")
     peak = device.peak_flops.get(dtype) or device.peak_flops.get(REFERENCE_DTYPE)
     assert peak, "a device has a peak rate"
@@ -140,10 +146,10 @@ def _rates(calibration: Calibration, device: Accelerator) -> Iterator[tuple[str,
             if per_flop.value > 0:
                 source = _source(calibration, name, f"{fit.points} shapes")
                 spread = (per_flop.high - per_flop.low) / 2 / per_flop.value
-                yield name, Constant(1 / per_flop.value / peak, spread, source)
+                yield name, MeasuredConstant(1 / per_flop.value / peak, spread, source)
                 if name == "gemm":
                     # m n outputs that cost the same at any depth k: 2 m n k a + m n b = 2 m n k a (1 + b / (2 a) / k).
-                    yield "gemm_edge", Constant(per_output.value / per_flop.value / 2, spread, source)
+                    yield "gemm_edge", MeasuredConstant(per_output.value / per_flop.value / 2, spread, source)
                 break
         else:
             yield from _best(calibration, name, name, peak)
@@ -157,11 +163,11 @@ def _rates(calibration: Calibration, device: Accelerator) -> Iterator[tuple[str,
             spread = (launch.high - launch.low) / 2 / launch.value
             yield (
                 "launch_s",
-                Constant(launch.value / 2, spread, _source(calibration, "host_op", f"{fit.points} chains")),
+                MeasuredConstant(launch.value / 2, spread, _source(calibration, "host_op", f"{fit.points} chains")),
             )
 
 
-def _best(calibration: Calibration, name: str, operator: str, peak: float) -> Iterator[tuple[str, Constant]]:
+def _best(calibration: Calibration, name: str, operator: str, peak: float) -> Iterator[tuple[str, MeasuredConstant]]:
     """The share of `peak` (work a second) at the point of a curve where it is best."""
     curve = calibration.curves.get(operator)
     if curve is None:
@@ -169,7 +175,10 @@ def _best(calibration: Calibration, name: str, operator: str, peak: float) -> It
     rates = [work / seconds for work, seconds in zip(curve.work, curve.seconds, strict=True)]
     best = rates.index(max(rates))
     spread = curve.spread[best] if curve.spread else 0.0
-    yield name, Constant(rates[best] / peak, spread, _source(calibration, operator, f"best of {len(rates)} sizes"))
+    yield (
+        name,
+        MeasuredConstant(rates[best] / peak, spread, _source(calibration, operator, f"best of {len(rates)} sizes")),
+    )
 
 
 def _fits(calibration: Calibration, operator: str) -> list[Fit]:

@@ -1,4 +1,4 @@
-"""ExpertPlacement `pack`: what to ask Slurm for, the order of the ranks on what it granted, and what that was."""
+"""Placement `pack`: sbatch options for it, the order of ranks on the nodes that Slurm allocated, and their switches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from piper_hpc.cluster import domains
-from piper_hpc.cluster.domains import Path
+from piper_hpc.cluster.domains import SwitchPath
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig, TopologyConfig
 from piper_hpc.runtime.rank import RankEnvironment
@@ -21,21 +21,21 @@ KEY = "parallelism.placement"
 LINEAR = f"{KEY}=linear"
 
 SLURM_S = 10.0
-"""How long Slurm's controller may take to tell its topology."""
+"""Timeout of `scontrol show topology`."""
 
 
 @dataclass(frozen=True)
-class Leaves:
-    """Leaf switches, before anything is granted. sizes: nodes of each; each: nodes of one where all are alike and
-    their number is not known."""
+class LeafSwitches:
+    """Leaf switches, before nodes are allocated. sizes: nodes of each; nodes_per_leaf: where all are alike and their
+    number is not known."""
 
     sizes: tuple[int, ...] = ()
-    each: int = 0
+    nodes_per_leaf: int = 0
 
     def fewest(self, nodes: int) -> int:
         """The least number of switches that hold `nodes` nodes."""
-        if self.each:
-            return -(-nodes // self.each)
+        if self.nodes_per_leaf:
+            return -(-nodes // self.nodes_per_leaf)
         left, used = nodes, 0
         for size in sorted(self.sizes, reverse=True):
             if left <= 0:
@@ -44,24 +44,24 @@ class Leaves:
         return used
 
 
-def leaves(cluster: ClusterConfig, environment: Mapping[str, str]) -> Leaves | None:
+def leaf_switches(cluster: ClusterConfig, environment: Mapping[str, str]) -> LeafSwitches | None:
     """The leaf switches as the cluster's file gives them, else as Slurm does; None where neither knows any."""
     if cluster.domains == "measured":
         return None
     if cluster.switches:
-        return Leaves(_sizes(domains.of_lists(cluster.switches).values()))
+        return LeafSwitches(_sizes(domains.paths_from_hostlists(cluster.switches).values()))
     if cluster.racks is not None:
-        return Leaves(_sizes((str(rack),) for rack in cluster.racks))
+        return LeafSwitches(_sizes((str(rack),) for rack in cluster.racks))
     if cluster.topology is not None and cluster.topology.nodes_per_switch:
-        return Leaves(each=cluster.topology.nodes_per_switch * cluster.topology.hosts_per_node)
+        return LeafSwitches(nodes_per_leaf=cluster.topology.nodes_per_switch * cluster.topology.hosts_per_node)
     bed = state.load() if cluster.name == "testbed" else None
     if bed is not None:
-        return Leaves(_sizes((node.rack,) for node in bed.nodes))
-    found = domains.of_scontrol(_scontrol(environment))
-    return Leaves(_sizes(found.values())) if found else None
+        return LeafSwitches(_sizes((node.rack,) for node in bed.nodes))
+    found = domains.paths_from_scontrol(_scontrol(environment))
+    return LeafSwitches(_sizes(found.values())) if found else None
 
 
-def _sizes(paths: Iterable[Path]) -> tuple[int, ...]:
+def _sizes(paths: Iterable[SwitchPath]) -> tuple[int, ...]:
     return tuple(Counter(paths).values())
 
 
@@ -70,7 +70,7 @@ def _scontrol(environment: Mapping[str, str]) -> str:
         return ""
     variables = os.environ | dict(environment)
     try:
-        asked = subprocess.run(
+        scontrol = subprocess.run(
             ["scontrol", "show", "topology"],
             env=variables,
             capture_output=True,
@@ -80,7 +80,7 @@ def _scontrol(environment: Mapping[str, str]) -> str:
         )
     except subprocess.TimeoutExpired:
         return ""  # no controller answers
-    return asked.stdout if asked.returncode == 0 else ""
+    return scontrol.stdout if scontrol.returncode == 0 else ""
 
 
 def request(cluster: ClusterConfig, layout: Layout | None, environment: Mapping[str, str]) -> dict[str, str]:
@@ -92,8 +92,8 @@ def request(cluster: ClusterConfig, layout: Layout | None, environment: Mapping[
         return {}
     if cluster.scheduler == "local":
         raise ConfigError(Problem(KEY, "pack", "one machine has no topology to pack ranks into", LINEAR))
-    known = leaves(cluster, environment)
-    asked = cluster.max_switches
+    known = leaf_switches(cluster, environment)
+    max_switches = cluster.max_switches
     if known is None:
         if cluster.domains != "measured":
             rule = (
@@ -101,21 +101,23 @@ def request(cluster: ClusterConfig, layout: Layout | None, environment: Mapping[
                 "gives neither cluster.switches, cluster.racks nor cluster.topology.nodes_per_switch"
             )
             raise ConfigError(Problem(KEY, "pack", rule, f"cluster.domains=measured, or {LINEAR}"))
-        if asked is None:
-            # The nearest to it that Slurm can be asked for without switches: neighbours by name.
+        if max_switches is None:
+            # Without switches, the nearest that sbatch offers: nodes that are neighbours by name.
             return {"contiguous": "", "distribution": "block"}
-        known = Leaves(each=cluster.nodes)  # any number of them may hold the job
+        known = LeafSwitches(nodes_per_leaf=cluster.nodes)  # any number of them may hold the job
     fewest = known.fewest(cluster.nodes)
     most = len(known.sizes) or cluster.nodes
-    if asked is not None and not fewest <= asked <= most:
+    if max_switches is not None and not fewest <= max_switches <= most:
         have = f"there are {most}" if known.sizes else f"{cluster.nodes} nodes are below {most} at most"
         rule = f"{cluster.nodes} nodes need {fewest} leaf switches at least, and {have}"
-        raise ConfigError(Problem("cluster.max_switches", asked, rule, f"cluster.max_switches={fewest}"))
-    return {"switches": f"{asked or fewest}@{cluster.switch_wait_min}", "distribution": "block"}
+        raise ConfigError(Problem("cluster.max_switches", max_switches, rule, f"cluster.max_switches={fewest}"))
+    return {"switches": f"{max_switches or fewest}@{cluster.switch_wait_min}", "distribution": "block"}
 
 
-def paths_of(cluster: ClusterConfig, nodes: Sequence[str], told: Sequence[Path]) -> tuple[list[Path], str]:
-    """Path of each granted node, and where it is known from.
+def switch_paths_of_nodes(
+    cluster: ClusterConfig, nodes: Sequence[str], switch_paths: Sequence[SwitchPath]
+) -> tuple[list[SwitchPath], str]:
+    """Switch path of each allocated node, and where it is known from.
 
     nodes: names, in the scheduler's order; told: what each knows of itself, in the same order, from Slurm or, where
     cluster.domains=measured, from messages that were timed. A file that names nodes goes first, then what they know;
@@ -123,10 +125,10 @@ def paths_of(cluster: ClusterConfig, nodes: Sequence[str], told: Sequence[Path])
     one domain.
     """
     if cluster.switches and cluster.domains != "measured":
-        named = domains.of_lists(cluster.switches)
+        named = domains.paths_from_hostlists(cluster.switches)
         return [named.get(node, (f"unknown to cluster.switches: {node}",)) for node in nodes], "cluster.switches"
-    if any(told):
-        return list(told), "messages between nodes" if cluster.domains == "measured" else "SLURM_TOPOLOGY_ADDR"
+    if any(switch_paths):
+        return list(switch_paths), "messages between nodes" if cluster.domains == "measured" else "SLURM_TOPOLOGY_ADDR"
     if cluster.racks is not None and len(cluster.racks) == len(nodes):
         return [(f"rack{rack}",) for rack in cluster.racks], "cluster.racks"
     sizes = cluster.topology
@@ -135,8 +137,8 @@ def paths_of(cluster: ClusterConfig, nodes: Sequence[str], told: Sequence[Path])
     return [()] * len(nodes), "nothing known: the scheduler's order"
 
 
-def _block(host: int, sizes: TopologyConfig) -> Path:
-    """Path of a Slurm node on a uniform machine whose domains are filled in order, as a prediction takes it to be."""
+def _block(host: int, sizes: TopologyConfig) -> SwitchPath:
+    """Switch path of a Slurm node on a uniform machine whose domains are filled in order, as predictions assume."""
     node = host // sizes.hosts_per_node
     named = (("rack", sizes.nodes_per_rack), ("switch", sizes.nodes_per_switch))
     return tuple(f"{name}{node // size}" for name, size in named if size)
@@ -157,7 +159,7 @@ def rank_order(tasks: Sequence[RankEnvironment], layout: Layout, cluster: Cluste
     for all of one.
     """
     nodes = nodes_of(tasks)
-    paths, _ = paths_of(cluster, list(nodes), [task.switches for task in nodes.values()])
+    paths, _ = switch_paths_of_nodes(cluster, list(nodes), [task.switches for task in nodes.values()])
     per_node = len(tasks) // len(nodes)
     whole, rest = divmod(layout.ep * layout.etp, per_node)
     packed = domains.pack(paths, whole if whole and not rest else 1)

@@ -1,4 +1,4 @@
-"""A cluster of conf/cluster as the resource model sees it, without Hydra: for rows of other people's machines."""
+"""A ClusterSpec from a file of conf/cluster without Hydra: for published runs and benchmarks of the planner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Going on with an earlier micro-benchmark: which of its rows a new run may take over. Reads records alone."""
+"""Resuming a micro-benchmark (`task.resume`): which rows of an earlier run a new one may keep."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ def finished(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {str(row["cell"]): row for row in rows if row["correct"] and "cell" in row}
 
 
-def taken_over(asked: Experiment, machine: Machine) -> list[dict[str, Any]]:
+def resumed_rows(experiment: Experiment, machine: Machine) -> list[dict[str, Any]]:
     """The rows of the run that `task.resume` names, each with the id of that run; none where it names none.
 
     Raises ConfigError for a run that is not there, or that measured another cluster, type or version.
     """
-    given = asked.task.resume
+    given = experiment.task.resume
     if given is None:
         return []
-    found = [path for path in (asked.runs / given, Path(given).expanduser()) if (path / "manifest.json").is_file()]
+    found = [path for path in (experiment.runs / given, Path(given).expanduser()) if (path / "manifest.json").is_file()]
     if not found:
-        rule = f"is neither a run in {asked.runs} nor the folder of one"
+        rule = f"is neither a run in {experiment.runs} nor the folder of one"
         raise ConfigError(Problem("task.resume", given, rule, "task.resume=null"))
     run = RunFolder(found[0])
-    if differences := _differences(run, asked, machine):
+    if differences := _differences(run, experiment, machine):
         rule = f"measured something else: {'; '.join(differences)}"
         raise ConfigError(Problem("task.resume", given, rule, "task.resume=null"))
     return [row | {"resumed_from": run.run_id} for row in finished(run.measurements()).values()]
 
 
-def _differences(run: RunFolder, asked: Experiment, machine: Machine) -> list[str]:
+def _differences(run: RunFolder, experiment: Experiment, machine: Machine) -> list[str]:
     manifest, config = run.manifest(), run.config()
     then = {
         **{key: str(config["cluster"][key]) for key in ("name", "nodes", "ranks_per_node", "device")},
@@ -49,8 +49,8 @@ def _differences(run: RunFolder, asked: Experiment, machine: Machine) -> list[st
         **manifest["machine"]["fingerprint"],
     }
     now = {
-        **{key: str(getattr(asked.cluster, key)) for key in ("name", "nodes", "ranks_per_node", "device")},
-        "train.dtype": asked.train.dtype,
+        **{key: str(getattr(experiment.cluster, key)) for key in ("name", "nodes", "ranks_per_node", "device")},
+        "train.dtype": experiment.train.dtype,
         **{package: versions().get(package) for package in COMPARED},
         **machine.fingerprint,
     }

@@ -1,4 +1,4 @@
-"""Bad input of a command: every broken rule with its key, value and a value that works."""
+"""The error of a command's bad input: lists every broken rule with key, value and a value that works."""
 
 from __future__ import annotations
 

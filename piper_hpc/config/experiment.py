@@ -1,4 +1,4 @@
-"""From a composed configuration to checked facts: what every other room is given instead of Hydra's objects."""
+"""Checks a composed Hydra configuration and turns it into the typed `Experiment` that all other packages take."""
 
 from __future__ import annotations
 

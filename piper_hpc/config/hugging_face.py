@@ -50,7 +50,7 @@ def _refusal(key: str, value: object, rule: str, works: str) -> ConfigError:
 RELEASED = "the config.json that was released with the model"
 
 
-def _of(kind: type, config: Json, key: str, least: int | None) -> Any:
+def _typed(kind: type, config: Json, key: str, least: int | None) -> Any:
     """The value, which must be of that kind (an int also where a float is meant) and, a count, at least `least`."""
     value = config[key]
     fits = isinstance(value, (int, float) if kind is float else kind)
@@ -62,22 +62,22 @@ def _of(kind: type, config: Json, key: str, least: int | None) -> Any:
     return value
 
 
-def _need(config: Json, key: str, kind: type = int) -> Any:
+def _required(config: Json, key: str, kind: type = int) -> Any:
     if config.get(key) is None:
         raise _refusal(key, None, "must be given: it decides the size of this family", RELEASED)
-    return _of(kind, config, key, least=1)
+    return _typed(kind, config, key, least=1)
 
 
-def _or(config: Json, key: str, default: Any) -> Any:
+def _optional(config: Json, key: str, default: Any) -> Any:
     """A key whose absence (or null) means `default`, as in the family's configuration class.
 
     Counts whose default is at least 1 (steps, intervals, heads) must be so too; the others must not be negative.
     """
     least = min(default, 1) if type(default) is int else None
-    return default if config.get(key) is None else _of(type(default), config, key, least)
+    return default if config.get(key) is None else _typed(type(default), config, key, least)
 
 
-def _must(config: Json, key: str, allowed: Iterable[object], default: object) -> None:
+def _require_one_of(config: Json, key: str, allowed: Iterable[object], default: object) -> None:
     """Refuse a value that would make another model than the one that is modelled."""
     allowed = tuple(allowed)
     value = config.get(key, default)
@@ -89,38 +89,38 @@ def _must(config: Json, key: str, allowed: Iterable[object], default: object) ->
 
 def _decoder(config: Json) -> Json:
     """What most families name alike."""
-    _must(config, "hidden_act", GATED, "silu")
-    hidden, heads = _need(config, "hidden_size"), _need(config, "num_attention_heads")
-    rope = _or(config, "rope_parameters", {})
+    _require_one_of(config, "hidden_act", GATED, "silu")
+    hidden, heads = _required(config, "hidden_size"), _required(config, "num_attention_heads")
+    rope = _optional(config, "rope_parameters", {})
     return {
-        "layers": _need(config, "num_hidden_layers"),
+        "layers": _required(config, "num_hidden_layers"),
         "hidden": hidden,
         "heads": heads,
-        "kv_heads": _or(config, "num_key_value_heads", heads),
-        "head_dim": _or(config, "head_dim", hidden // heads),
-        "vocab": _need(config, "vocab_size"),
-        "tied_embeddings": _or(config, "tie_word_embeddings", False),
-        "rope_theta": float(_or(config, "rope_theta", _or(rope, "rope_theta", 10_000.0))),
-        "norm_eps": float(_or(config, "rms_norm_eps", 1e-5)),
+        "kv_heads": _optional(config, "num_key_value_heads", heads),
+        "head_dim": _optional(config, "head_dim", hidden // heads),
+        "vocab": _required(config, "vocab_size"),
+        "tied_embeddings": _optional(config, "tie_word_embeddings", False),
+        "rope_theta": float(_optional(config, "rope_theta", _optional(rope, "rope_theta", 10_000.0))),
+        "norm_eps": float(_optional(config, "rms_norm_eps", 1e-5)),
     }
 
 
 def _experts(config: Json, count: str, width: str) -> Json:
     return {
-        "experts": _need(config, count),
-        "top_k": _need(config, "num_experts_per_tok"),
-        "expert_ffn": _need(config, width),
+        "experts": _required(config, count),
+        "top_k": _required(config, "num_experts_per_tok"),
+        "expert_ffn": _required(config, width),
     } | _balance(config)
 
 
 def _balance(config: Json) -> Json:
-    return {"router_aux_coef": float(_or(config, "router_aux_loss_coef", 0.0))}
+    return {"router_aux_coef": float(_optional(config, "router_aux_loss_coef", 0.0))}
 
 
 NO_EXPERTS: Json = {"experts": 0, "top_k": 0, "expert_ffn": 0}
 
 
-def _which_layers(moe: list[bool], dense_ffn: int, key: str) -> Json:
+def _layer_pattern(moe: list[bool], dense_ffn: int, key: str) -> Json:
     """dense_first and moe_every of the layers that have experts; `key` is what says so, for the refusal."""
     chosen = [layer for layer, has_experts in enumerate(moe) if has_experts]
     if not chosen:
@@ -150,49 +150,51 @@ def _windows(kinds: list[str], window: int, windowed: str) -> Json:
 
 
 def _grouped_routing(config: Json) -> Json:
-    groups = _or(config, "n_group", 1)
+    groups = _optional(config, "n_group", 1)
     if groups <= 1 or config.get("topk_method") == "greedy":
         return {}
-    return {"expert_groups": groups, "groups_per_token": _need(config, "topk_group")}
+    return {"expert_groups": groups, "groups_per_token": _required(config, "topk_group")}
 
 
 def _llama(config: Json) -> Json:
-    bias = _or(config, "attention_bias", False)
+    bias = _optional(config, "attention_bias", False)
     facts = _decoder(config) | NO_EXPERTS
     return facts | {
-        "dense_ffn": _need(config, "intermediate_size"),
+        "dense_ffn": _required(config, "intermediate_size"),
         "attention_bias": bias,
         "output_bias": bias,
-        "ffn_bias": _or(config, "mlp_bias", False),
+        "ffn_bias": _optional(config, "mlp_bias", False),
     }
 
 
 def _mixtral(config: Json) -> Json:
-    window = {"sliding_window": _or(config, "sliding_window", 0)}
+    window = {"sliding_window": _optional(config, "sliding_window", 0)}
     return _decoder(config) | _experts(config, "num_local_experts", "intermediate_size") | window
 
 
 def _phimoe(config: Json) -> Json:
-    bias = _or(config, "attention_bias", False)
-    head = {"head_bias": _or(config, "lm_head_bias", False), "norm": "layer"}
+    bias = _optional(config, "attention_bias", False)
+    head = {"head_bias": _optional(config, "lm_head_bias", False), "norm": "layer"}
     return _mixtral(config) | head | {"attention_bias": bias, "output_bias": bias}
 
 
 def _qwen_layers(config: Json) -> Json:
-    step, dense = _or(config, "decoder_sparse_step", 1), _or(config, "mlp_only_layers", [])
-    moe = [(n + 1) % step == 0 and n not in dense for n in range(_need(config, "num_hidden_layers"))]
-    return _which_layers(moe, _or(config, "intermediate_size", 0), "mlp_only_layers, decoder_sparse_step")
+    step, dense = _optional(config, "decoder_sparse_step", 1), _optional(config, "mlp_only_layers", [])
+    moe = [(n + 1) % step == 0 and n not in dense for n in range(_required(config, "num_hidden_layers"))]
+    return _layer_pattern(moe, _optional(config, "intermediate_size", 0), "mlp_only_layers, decoder_sparse_step")
 
 
 def _qwen2_moe(config: Json) -> Json:
     facts = _decoder(config) | _experts(config, "num_experts", "moe_intermediate_size") | _qwen_layers(config)
-    if _or(config, "use_sliding_window", False):
-        facts |= _windows(_need(config, "layer_types", list), _or(config, "sliding_window", 0), "sliding_attention")
+    if _optional(config, "use_sliding_window", False):
+        facts |= _windows(
+            _required(config, "layer_types", list), _optional(config, "sliding_window", 0), "sliding_attention"
+        )
     return facts | {
         "shared_experts": 1,
-        "shared_expert_ffn": _need(config, "shared_expert_intermediate_size"),
+        "shared_expert_ffn": _required(config, "shared_expert_intermediate_size"),
         "shared_expert_gate": True,
-        "attention_bias": _or(config, "qkv_bias", True),
+        "attention_bias": _optional(config, "qkv_bias", True),
     }
 
 
@@ -200,22 +202,24 @@ def _qwen3_moe(config: Json) -> Json:
     # Files of transformers 5 name the experts num_local_experts.
     count = "num_experts" if "num_experts" in config else "num_local_experts"
     facts = _decoder(config) | _experts(config, count, "moe_intermediate_size") | _qwen_layers(config)
-    bias, windowed = _or(config, "attention_bias", False), _or(config, "use_sliding_window", False)
-    window = _or(config, "sliding_window", 0) if windowed else 0
+    bias, windowed = _optional(config, "attention_bias", False), _optional(config, "use_sliding_window", False)
+    window = _optional(config, "sliding_window", 0) if windowed else 0
     return facts | {"qk_norm": "head", "attention_bias": bias, "output_bias": bias, "sliding_window": window}
 
 
 def _olmoe(config: Json) -> Json:
-    bias = _or(config, "attention_bias", False)
+    bias = _optional(config, "attention_bias", False)
     facts = _decoder(config) | _experts(config, "num_experts", "intermediate_size")
     return facts | {"qk_norm": "full", "attention_bias": bias, "output_bias": bias}
 
 
 def _gpt_oss(config: Json) -> Json:
-    bias = _or(config, "attention_bias", True)
-    layers = _need(config, "num_hidden_layers")
+    bias = _optional(config, "attention_bias", True)
+    layers = _required(config, "num_hidden_layers")
     alternating = ["sliding_attention" if n % 2 == 0 else "full_attention" for n in range(layers)]
-    windows = _windows(_or(config, "layer_types", alternating), _or(config, "sliding_window", 0), "sliding_attention")
+    windows = _windows(
+        _optional(config, "layer_types", alternating), _optional(config, "sliding_window", 0), "sliding_attention"
+    )
     facts = _decoder(config) | _experts(config, "num_local_experts", "intermediate_size") | windows
     vectors = {"attention_bias": bias, "output_bias": bias, "ffn_bias": True, "router_bias": True}
     return facts | vectors | {"attention_sinks": True}
@@ -223,26 +227,26 @@ def _gpt_oss(config: Json) -> Json:
 
 def _shared_and_dense(config: Json) -> Json:
     """Experts of the DeepSeek lineage: leading dense layers, shared experts, groups."""
-    _must(config, "moe_layer_freq", (1,), 1)
-    layers, first = _need(config, "num_hidden_layers"), _or(config, "first_k_dense_replace", 0)
+    _require_one_of(config, "moe_layer_freq", (1,), 1)
+    layers, first = _required(config, "num_hidden_layers"), _optional(config, "first_k_dense_replace", 0)
     facts = _experts(config, "n_routed_experts", "moe_intermediate_size") | _grouped_routing(config)
-    shared = _or(config, "n_shared_experts", 0)
-    pattern = _which_layers(
-        [n >= first for n in range(layers)], _or(config, "intermediate_size", 0), "first_k_dense_replace"
+    shared = _optional(config, "n_shared_experts", 0)
+    pattern = _layer_pattern(
+        [n >= first for n in range(layers)], _optional(config, "intermediate_size", 0), "first_k_dense_replace"
     )
     width = facts["expert_ffn"] if shared else 0
     return facts | pattern | {"shared_experts": shared, "shared_expert_ffn": width}
 
 
 def _deepseek_v1(config: Json) -> Json:
-    bias = _or(config, "attention_bias", False)
+    bias = _optional(config, "attention_bias", False)
     return _decoder(config) | _shared_and_dense(config) | {"attention_bias": bias, "output_bias": bias}
 
 
 def _mla(config: Json) -> Json:
-    bias = _or(config, "attention_bias", False)
-    nope, rope = _need(config, "qk_nope_head_dim"), _need(config, "qk_rope_head_dim")
-    heads = _need(config, "num_attention_heads")
+    bias = _optional(config, "attention_bias", False)
+    nope, rope = _required(config, "qk_nope_head_dim"), _required(config, "qk_rope_head_dim")
+    heads = _required(config, "num_attention_heads")
     return (
         _decoder(config)
         | _shared_and_dense(config)
@@ -250,11 +254,11 @@ def _mla(config: Json) -> Json:
             "attention": "mla",
             "kv_heads": heads,
             "head_dim": nope + rope,
-            "q_lora_rank": _or(config, "q_lora_rank", 0),
-            "kv_lora_rank": _need(config, "kv_lora_rank"),
+            "q_lora_rank": _optional(config, "q_lora_rank", 0),
+            "kv_lora_rank": _required(config, "kv_lora_rank"),
             "qk_nope_dim": nope,
             "qk_rope_dim": rope,
-            "v_head_dim": _need(config, "v_head_dim"),
+            "v_head_dim": _required(config, "v_head_dim"),
             "attention_bias": bias,
             "output_bias": bias,
         }
@@ -262,108 +266,110 @@ def _mla(config: Json) -> Json:
 
 
 def _deepseek_v2(config: Json) -> Json:
-    _must(config, "mlp_bias", (False,), False)
+    _require_one_of(config, "mlp_bias", (False,), False)
     return _mla(config)
 
 
 def _glm4_moe(config: Json) -> Json:
-    norm = "head" if _or(config, "use_qk_norm", False) else "none"
-    bias = _or(config, "attention_bias", False)
+    norm = "head" if _optional(config, "use_qk_norm", False) else "none"
+    bias = _optional(config, "attention_bias", False)
     return _decoder(config) | _shared_and_dense(config) | {"qk_norm": norm, "attention_bias": bias}
 
 
 def _llama4_text(config: Json) -> Json:
-    layers, step = _need(config, "num_hidden_layers"), _or(config, "interleave_moe_layer_step", 1)
-    chosen = _or(config, "moe_layers", list(range(step - 1, layers, step)))
-    pattern = _which_layers([n in chosen for n in range(layers)], _need(config, "intermediate_size_mlp"), "moe_layers")
-    every = _or(config, "no_rope_layer_interval", 4)
+    layers, step = _required(config, "num_hidden_layers"), _optional(config, "interleave_moe_layer_step", 1)
+    chosen = _optional(config, "moe_layers", list(range(step - 1, layers, step)))
+    pattern = _layer_pattern(
+        [n in chosen for n in range(layers)], _required(config, "intermediate_size_mlp"), "moe_layers"
+    )
+    every = _optional(config, "no_rope_layer_interval", 4)
     # An empty list means the default, as the configuration class reads it.
-    rope = _or(config, "no_rope_layers", []) or [(n + 1) % every != 0 for n in range(layers)]
-    kinds = _or(config, "layer_types", ["chunked_attention" if each else "full_attention" for each in rope])
-    windows = _windows(kinds, _or(config, "attention_chunk_size", 0), "chunked_attention")
-    bias = _or(config, "attention_bias", False)
+    rope = _optional(config, "no_rope_layers", []) or [(n + 1) % every != 0 for n in range(layers)]
+    kinds = _optional(config, "layer_types", ["chunked_attention" if each else "full_attention" for each in rope])
+    windows = _windows(kinds, _optional(config, "attention_chunk_size", 0), "chunked_attention")
+    bias = _optional(config, "attention_bias", False)
     facts = _decoder(config) | _experts(config, "num_local_experts", "intermediate_size") | pattern | windows
     return facts | {
         "window_kind": "chunked",
         "shared_experts": 1,
         "shared_expert_ffn": facts["expert_ffn"],
-        "qk_norm": "l2" if _or(config, "use_qk_norm", True) else "none",
+        "qk_norm": "l2" if _optional(config, "use_qk_norm", True) else "none",
         "attention_bias": bias,
         "output_bias": bias,
     }
 
 
 def _llama4(config: Json) -> Json:
-    facts = _llama4_text(_need(config, "text_config", dict))
-    vision = _or(config, "vision_config", {})
+    facts = _llama4_text(_required(config, "text_config", dict))
+    vision = _optional(config, "vision_config", {})
     return facts | {"encoder_parameters": _llama4_vision(vision, facts["hidden"]) if vision else 0}
 
 
 def _llama4_vision(vision: Json, text_hidden: int) -> int:
     """Parameters of Llama 4's vision encoder and of the projector into the decoder."""
-    hidden, inner = _need(vision, "hidden_size"), _need(vision, "intermediate_size")
-    image, patch = _need(vision, "image_size"), _need(vision, "patch_size")
-    out, projector = _need(vision, "projector_output_dim"), _need(vision, "vision_output_dim")
+    hidden, inner = _required(vision, "hidden_size"), _required(vision, "intermediate_size")
+    image, patch = _required(vision, "image_size"), _required(vision, "patch_size")
+    out, projector = _required(vision, "projector_output_dim"), _required(vision, "vision_output_dim")
     attention = 4 * (hidden * hidden + hidden)
     mlp = hidden * inner + inner + inner * hidden + hidden
-    layers = _need(vision, "num_hidden_layers") * (attention + mlp + 2 * 2 * hidden)
+    layers = _required(vision, "num_hidden_layers") * (attention + mlp + 2 * 2 * hidden)
     patches = (image // patch) ** 2 + 1
-    embedding = _need(vision, "num_channels") * patch**2 * hidden + hidden + patches * hidden + 2 * 2 * hidden
-    adapter = inner * _need(vision, "projector_input_dim") + out * out
+    embedding = _required(vision, "num_channels") * patch**2 * hidden + hidden + patches * hidden + 2 * 2 * hidden
+    adapter = inner * _required(vision, "projector_input_dim") + out * out
     return layers + embedding + adapter + projector * text_hidden
 
 
 def _dbrx(config: Json) -> Json:
-    attention, ffn = _need(config, "attn_config", dict), _need(config, "ffn_config", dict)
-    hidden, heads = _need(config, "d_model"), _need(config, "n_heads")
+    attention, ffn = _required(config, "attn_config", dict), _required(config, "ffn_config", dict)
+    hidden, heads = _required(config, "d_model"), _required(config, "n_heads")
     return {
-        "layers": _need(config, "n_layers"),
+        "layers": _required(config, "n_layers"),
         "hidden": hidden,
         "heads": heads,
-        "kv_heads": _need(attention, "kv_n_heads"),
+        "kv_heads": _required(attention, "kv_n_heads"),
         "head_dim": hidden // heads,
-        "vocab": _need(config, "vocab_size"),
-        "experts": _need(ffn, "moe_num_experts"),
-        "top_k": _need(ffn, "moe_top_k"),
-        "expert_ffn": _need(ffn, "ffn_hidden_size"),
-        "tied_embeddings": _or(config, "tie_word_embeddings", False),
+        "vocab": _required(config, "vocab_size"),
+        "experts": _required(ffn, "moe_num_experts"),
+        "top_k": _required(ffn, "moe_top_k"),
+        "expert_ffn": _required(ffn, "ffn_hidden_size"),
+        "tied_embeddings": _optional(config, "tie_word_embeddings", False),
         "norm": "layer_no_bias",
-        "rope_theta": float(_or(attention, "rope_theta", 10_000.0)),
-        "router_aux_coef": float(_or(ffn, "moe_loss_weight", 0.01)),
+        "rope_theta": float(_optional(attention, "rope_theta", 10_000.0)),
+        "router_aux_coef": float(_optional(ffn, "moe_loss_weight", 0.01)),
     }
 
 
 def _arctic(config: Json) -> Json:
-    _must(config, "parallel_attn_mlp_res", (True,), None)
+    _require_one_of(config, "parallel_attn_mlp_res", (True,), None)
     # A layer with experts has three norms and a residual, a dense one two and none: a mixture is not modelled.
-    _must(config, "moe_layer_frequency", (1,), None)
+    _require_one_of(config, "moe_layer_frequency", (1,), None)
     facts = _decoder(config) | _experts(config, "num_local_experts", "intermediate_size")
     return facts | {
         "dense_residual_ffn": facts["hidden"],
         "norms_per_layer": 3,
-        "sliding_window": _or(config, "sliding_window", 0),
+        "sliding_window": _optional(config, "sliding_window", 0),
     }
 
 
 def _gpt2(config: Json) -> Json:
-    _must(config, "add_cross_attention", (False,), False)
-    hidden, heads = _need(config, "n_embd"), _need(config, "n_head")
+    _require_one_of(config, "add_cross_attention", (False,), False)
+    hidden, heads = _required(config, "n_embd"), _required(config, "n_head")
     return NO_EXPERTS | {
-        "layers": _need(config, "n_layer"),
+        "layers": _required(config, "n_layer"),
         "hidden": hidden,
         "heads": heads,
         "kv_heads": heads,
         "head_dim": hidden // heads,
-        "vocab": _need(config, "vocab_size"),
-        "dense_ffn": _or(config, "n_inner", 4 * hidden),
+        "vocab": _required(config, "vocab_size"),
+        "dense_ffn": _optional(config, "n_inner", 4 * hidden),
         "dense_matrices": 2,
-        "tied_embeddings": _or(config, "tie_word_embeddings", True),
-        "positions": _need(config, "n_positions"),
+        "tied_embeddings": _optional(config, "tie_word_embeddings", True),
+        "positions": _required(config, "n_positions"),
         "norm": "layer",
         "attention_bias": True,
         "output_bias": True,
         "ffn_bias": True,
-        "norm_eps": float(_or(config, "layer_norm_epsilon", 1e-5)),
+        "norm_eps": float(_optional(config, "layer_norm_epsilon", 1e-5)),
     }
 
 

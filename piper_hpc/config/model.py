@@ -1,4 +1,4 @@
-"""From the model's keys, or a Hugging Face config.json, to its facts."""
+"""A ModelSpec from the configuration's model keys, or from a Hugging Face config.json."""
 
 from __future__ import annotations
 

@@ -55,18 +55,18 @@ COMMENTS = {token.start[0]: token.string.lstrip("# ") for token in TOKENS if tok
 """Line number -> the comment at its end."""
 CLASSES = {node.name: node for node in ast.parse(SOURCE).body if isinstance(node, ast.ClassDef)}
 PLAN = yaml.safe_load((data_folder("conf") / "plan" / "default.yaml").read_text(encoding="utf-8"))
-INSTEAD = {
+DEFAULTS_ELSEWHERE = {
     "ModelConfig": {fact.name: fact.default for fact in dataclasses.fields(ModelSpec)},
     "PlanConfig": PLAN,
     "AxesConfig": PLAN["axes"],
 }
-"""What holds where nothing is given, in place of the schema's own defaults: group -> key -> value."""
+"""Defaults that are not in the schema itself: class of the group -> key -> value."""
 
 
 def keys(name: str, prefix: str) -> Iterator[Row]:
     """Every key of the dataclass `name`, those of dataclasses inside it after their own line."""
     defaults = {field.name: _default(field) for field in dataclasses.fields(getattr(schema, name))}
-    defaults |= INSTEAD.get(name, {})
+    defaults |= DEFAULTS_ELSEWHERE.get(name, {})
     for node in CLASSES[name].body:
         if not isinstance(node, ast.AnnAssign):
             continue

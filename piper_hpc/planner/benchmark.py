@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=1, help="the best of so many is printed")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    device = accelerator.known(preset.config(options.cluster).accelerator)
+    device = accelerator.load_if_public(preset.config(options.cluster).accelerator)
     if device is None:
         print(
             f"error: --cluster {options.cluster}: its device's efficiency is not known; use dgx_h100", file=sys.stderr

@@ -12,7 +12,7 @@ from piper_hpc.resource_model.eager.memory import peak_bytes
 from piper_hpc.resource_model.eager.predict import predict_from_cost, step_lower_bound_s
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload, executor
-from piper_hpc.spec.rules import LAYERS, RULES, Case
+from piper_hpc.spec.rules import LAYERS, RULES, DegreeArrays
 
 NO_FIT = "Eq 11: peak memory must fit the rank's memory"
 
@@ -131,7 +131,7 @@ def _broken_by_degrees(
     """The first rule that no micro-batch size can mend, or None: a micro-batch of one sequence is the least."""
     if layout.pp * layout.vpp > model.layers:
         return LAYERS
-    case = Case.of(model, workload, replace(layout, micro_batch=1))
+    case = DegreeArrays.of(model, workload, replace(layout, micro_batch=1))
     broken = next((rule.text for rule in RULES if not rule.holds(case).all()), None)
     if broken is None and ep_domain != "none" and widest_tier(layout, cluster) > domain_tier(cluster, ep_domain):
         return f"Eq 10: expert groups must stay within ep_domain={ep_domain}"

@@ -17,7 +17,7 @@ import numpy as np
 from piper_hpc.planner.axes import Axes
 from piper_hpc.resource_model.topology import NODE, AxisGroups, Group
 from piper_hpc.spec import ALGORITHMS, FLAT, TIERS, Algorithm, Layout, ModelSpec, Recompute, Workload
-from piper_hpc.spec.rules import DEGREES, RULES, Case, Ints, Mask
+from piper_hpc.spec.rules import DEGREES, RULES, DegreeArrays, Ints, Mask
 from piper_hpc.spec.schedules import schedule_problem
 
 DUPLICATE = "another name for a layout that is counted already"
@@ -155,7 +155,7 @@ def degrees(model: ModelSpec, workload: Workload, ranks: int, pp: int, axes: Axe
     of_axis = {name: column.ravel() for name, column in zip(DEGREES, columns, strict=True)}
     broken: Counter[str] = Counter()
     for rule in RULES:
-        kept = rule.holds(Case(model, workload, ranks // pp, **of_axis))
+        kept = rule.holds(DegreeArrays(model, workload, ranks // pp, **of_axis))
         if not kept.all():
             broken[rule.text] = int(np.count_nonzero(~kept))
             # Later rules see only what kept the earlier ones.

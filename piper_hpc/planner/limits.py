@@ -30,7 +30,7 @@ def limits(
     gain_pct: more tokens a second, in per cent. All but memory's and the batch's are of the same layout, so that a new
     search could only gain more; they compare closed forms. rescored: layouts with
     simulated step times, the best first.
-    memory_bytes: of a rank, of which the question's cluster has what a plan's head-room leaves.
+    memory_bytes: of a rank, of which spec.cluster has what a plan's head-room leaves.
     """
     lifts = sorted(_lifts(engine, spec, result, rescored[0].layout), key=lambda lift: -float(lift["gain_pct"]))
     return {

@@ -1,4 +1,4 @@
-"""One device: what its data sheet says, and how much of that kernels reach."""
+"""One device: figures of its data sheet, and the shares of them that kernels reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where it is trained: topology, and what was measured of its devices and links."""
+"""The cluster: topology, devices and links, and the calibration measured on it."""
 
 from __future__ import annotations
 

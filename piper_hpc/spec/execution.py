@@ -1,4 +1,4 @@
-"""How a step is carried out: whose kernels, and what runs beside what. The same layout differs by this alone."""
+"""How a framework carries out a step: which kernels are fused, and which communication overlaps compute."""
 
 from __future__ import annotations
 

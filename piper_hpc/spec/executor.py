@@ -1,4 +1,4 @@
-"""What this project's executor trains: one record for the checks, the planner, the resource model and the docs.
+"""Layouts and models that this project's executor can train: read by checks, planner, resource model and docs.
 
 The resource model plans with more. Whatever is not named here is refused before a job starts, and a plan that needs it
 is not offered for training.

@@ -1,4 +1,4 @@
-"""How a model is spread over ranks: the layout, and the one map from a rank to its place."""
+"""Degrees of parallelism (Layout), and the map from a rank to its stage, replica, expert shard, node and rack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained: the facts that decide parameters, FLOPs and bytes of a Mixture-of-Experts transformer."""
+"""The model: sizes that decide parameters, FLOPs and bytes of a Mixture-of-Experts transformer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from piper_hpc.spec.problem import SpecError
 @dataclass(frozen=True)
 class LayerParameters:
     """Parameters of one layer by part. `experts` are the routed ones, all of them; `ffn` is every feed-forward that
-    each token meets: that of a dense layer, or shared experts (with their gate) and the dense residual."""
+    each token passes: that of a dense layer, or shared experts (with their gate) and the dense residual."""
 
     attention: int
     ffn: int
@@ -126,7 +126,7 @@ class ModelSpec:
 
     @property
     def dense_width(self) -> int:
-        """Width of the feed-forwards in an MoE layer that every token meets: shared experts and dense residual."""
+        """Width of the feed-forwards in an MoE layer that every token passes: shared experts and dense residual."""
         return self.shared_experts * self.shared_expert_ffn + self.dense_residual_ffn
 
     # Layers.
@@ -278,7 +278,7 @@ class ModelSpec:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that one text token meets in training: `parameters` with top_k of the experts, without encoder."""
+        """Parameters that are active for one text token: `parameters` with top_k of the experts, without encoder."""
         routed_layers = self.moe_layers + (self.mtp_layers if self.experts else 0)
         idle = (self.experts - self.top_k) * self.expert_parameters
         return self.parameters - routed_layers * idle - self.encoder_parameters
@@ -290,7 +290,7 @@ class ModelSpec:
 
     @property
     def paper_active_parameters(self) -> int:
-        """As X-MoE (arXiv 2508.13337) counts what a token meets: L (n_mat k d f + 4 d^2)."""
+        """As X-MoE (arXiv 2508.13337) counts active parameters: L (n_mat k d f + 4 d^2)."""
         return self.layers * (self.top_k * self.expert_weights + 4 * self.hidden**2)
 
     @property

@@ -1,4 +1,4 @@
-"""What a model's facts must satisfy for its counts to mean anything. What an executor can run is not asked here."""
+"""Consistency rules of a ModelSpec, apart from what an executor can train (see executor.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is predicted of a workload, in the units and names that the record of a run uses too."""
+"""A prediction: step time by term, memory, MFU, in the units and names that the record of a run uses too."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Prediction:
 
     routing: the skew that was assumed (load of an expert group's busiest rank over the mean), and in `by_skew` the
     step's time, terms and peak memory at others: what to compare a run with once its routing is known.
-    exchange: how the experts of each stage exchange (`stages`: algorithm, and why it was chosen), and `payload_bytes`,
+    exchange: the all-to-all of each stage (`stages`: algorithm, and why it was chosen), and `payload_bytes`,
     rows that all ranks send in a step over links of each level: inside a node, to another node, to another rack; and
     where an algorithm is not flat the constants of the `model` that it was predicted with.
     """

@@ -1,4 +1,4 @@
-"""A broken rule, said so that it can be put right: key, value, the rule, and a value that works."""
+"""A broken rule as errors report it: key, value, the rule, and a value that works."""
 
 from __future__ import annotations
 

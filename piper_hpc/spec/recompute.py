@@ -1,11 +1,11 @@
-"""What a backward computes again instead of having kept it."""
+"""Activation recomputation by part: `none`, `selective` (arXiv 2205.05198, section 5), `full`, or a sum of parts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any
 
-NAMED = {"none": "", "selective": "attention"}
+ALIASES = {"none": "", "selective": "attention"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recompute:
     @staticmethod
     def parse(text: str) -> Recompute:
         """From `none`, `selective` (= attention), `full`, or parts joined by `+`. ValueError for another word."""
-        parts = [part for part in NAMED.get(text, text).split("+") if part]
+        parts = [part for part in ALIASES.get(text, text).split("+") if part]
         known = [field.name for field in fields(Recompute)]
         for part in parts:
             if part not in known:

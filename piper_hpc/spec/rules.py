@@ -24,12 +24,12 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 DEGREES = ("micro_batch", "tp", "cp", "ep", "etp")
-"""Axes of a layout that a `Case` has as arrays."""
+"""Axes of a layout that `DegreeArrays` holds as arrays."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """What the rules of degrees look at: one pipeline degree, all else as equally long arrays, [combinations]."""
+class DegreeArrays:
+    """Degrees that the rules are evaluated on: one pipeline degree, all else as equally long arrays, [combinations]."""
 
     model: ModelSpec
     workload: Workload
@@ -41,10 +41,10 @@ class Case:
     etp: Ints
 
     @staticmethod
-    def of(model: ModelSpec, workload: Workload, layout: Layout) -> Case:
+    def of(model: ModelSpec, workload: Workload, layout: Layout) -> DegreeArrays:
         """One layout as arrays of length one."""
         degrees = {name: np.array([getattr(layout, name)]) for name in DEGREES}
-        return Case(model, workload, layout.ranks // layout.pp, **degrees)
+        return DegreeArrays(model, workload, layout.ranks // layout.pp, **degrees)
 
     @property
     def sequences(self) -> Ints:
@@ -54,22 +54,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule of degrees. text: what a search counts rejections by; holds: Case -> [combinations]; key: of the
-    configuration, what to change. Of one layout that breaks it, facts: the numbers that decide; works: an override."""
+    """One rule of degrees. text: what a search counts rejections by; holds: DegreeArrays -> bool [combinations].
+
+    key: of the configuration, what to change. Of one layout that breaks it, facts: the numbers that decide; works: an
+    override.
+    """
 
     text: str
     key: str
-    holds: Callable[[Case], Mask]
-    facts: Callable[[Case], str]
-    works: Callable[[Case], str]
+    holds: Callable[[DegreeArrays], Mask]
+    facts: Callable[[DegreeArrays], str]
+    works: Callable[[DegreeArrays], str]
 
-    def problem(self, case: Case) -> Problem | None:
-        """Of a case of one layout: how it breaks this rule; None where it does not."""
-        if self.holds(case).all():
+    def problem(self, degrees: DegreeArrays) -> Problem | None:
+        """Of the degrees of one layout: how it breaks this rule; None where it does not."""
+        if self.holds(degrees).all():
             return None
         place, name = self.key.split(".")
-        value = getattr(case.workload, name) if place == "train" else int(getattr(case, name)[0])
-        return Problem(self.key, value, f"{self.text}; {self.facts(case)}", self.works(case))
+        value = getattr(degrees.workload, name) if place == "train" else int(getattr(degrees, name)[0])
+        return Problem(self.key, value, f"{self.text}; {self.facts(degrees)}", self.works(degrees))
 
 
 def _divisor(number: int, most: int) -> int:
@@ -77,69 +80,72 @@ def _divisor(number: int, most: int) -> int:
     return max((each for each in range(1, most + 1) if number % each == 0), default=1)
 
 
-def _sequences(case: Case) -> str:
-    replicas = case.stage_ranks // (case.tp[0] * case.cp[0])
-    return f"a multiple of {case.micro_batch[0]} * {replicas} = {case.sequences[0]} sequences"
+def _sequences(degrees: DegreeArrays) -> str:
+    replicas = degrees.stage_ranks // (degrees.tp[0] * degrees.cp[0])
+    return f"a multiple of {degrees.micro_batch[0]} * {replicas} = {degrees.sequences[0]} sequences"
 
 
-def _batch(case: Case) -> str:
-    share = int(case.sequences[0])
-    return f"train.global_batch={-(-case.workload.global_batch // share) * share}"
+def _batch(degrees: DegreeArrays) -> str:
+    share = int(degrees.sequences[0])
+    return f"train.global_batch={-(-degrees.workload.global_batch // share) * share}"
 
 
 RULES = (
     Rule(
         "Eq 7: ep * etp and tp * cp must divide the ranks of a stage",
         "parallelism.ep",
-        lambda case: (case.stage_ranks % (case.ep * case.etp) == 0) & (case.stage_ranks % (case.tp * case.cp) == 0),
-        lambda case: (
-            f"ep * etp = {case.ep[0]} * {case.etp[0]}, tp * cp = {case.tp[0]} * {case.cp[0]} "
-            f"on {case.stage_ranks} ranks a stage"
+        lambda degrees: (
+            (degrees.stage_ranks % (degrees.ep * degrees.etp) == 0)
+            & (degrees.stage_ranks % (degrees.tp * degrees.cp) == 0)
         ),
-        lambda case: "parallelism.ep=1 parallelism.etp=1 parallelism.tp=1 parallelism.cp=1",
+        lambda degrees: (
+            f"ep * etp = {degrees.ep[0]} * {degrees.etp[0]}, tp * cp = {degrees.tp[0]} * {degrees.cp[0]} "
+            f"on {degrees.stage_ranks} ranks a stage"
+        ),
+        lambda degrees: "parallelism.ep=1 parallelism.etp=1 parallelism.tp=1 parallelism.cp=1",
     ),
     Rule(
         "Eq 8: ep must divide the experts",
         "parallelism.ep",
-        lambda case: case.model.experts % case.ep == 0,
-        lambda case: f"model.experts = {case.model.experts}",
-        lambda case: f"parallelism.ep={_divisor(case.model.experts, int(case.ep[0]))} parallelism.dp=null",
+        lambda degrees: degrees.model.experts % degrees.ep == 0,
+        lambda degrees: f"model.experts = {degrees.model.experts}",
+        lambda degrees: f"parallelism.ep={_divisor(degrees.model.experts, int(degrees.ep[0]))} parallelism.dp=null",
     ),
     Rule(
         "tp must divide the heads, and the kv heads or be a multiple of them",
         "parallelism.tp",
-        lambda case: (
-            (case.model.heads % case.tp == 0)
-            & ((case.model.kv_heads % case.tp == 0) | (case.tp % case.model.kv_heads == 0))
+        lambda degrees: (
+            (degrees.model.heads % degrees.tp == 0)
+            & ((degrees.model.kv_heads % degrees.tp == 0) | (degrees.tp % degrees.model.kv_heads == 0))
         ),
-        lambda case: f"model.heads = {case.model.heads}, model.kv_heads = {case.model.kv_heads}",
-        lambda case: f"parallelism.tp={_divisor(case.model.kv_heads, int(case.tp[0]))}",
+        lambda degrees: f"model.heads = {degrees.model.heads}, model.kv_heads = {degrees.model.kv_heads}",
+        lambda degrees: f"parallelism.tp={_divisor(degrees.model.kv_heads, int(degrees.tp[0]))}",
     ),
     Rule(
         "tp must divide the dense feed-forwards, etp that of an expert",
         "parallelism.tp",
-        lambda case: (
-            (case.model.dense_ffn % case.tp == 0)
-            & (case.model.dense_width % case.tp == 0)
-            & (case.model.expert_ffn % case.etp == 0)
+        lambda degrees: (
+            (degrees.model.dense_ffn % degrees.tp == 0)
+            & (degrees.model.dense_width % degrees.tp == 0)
+            & (degrees.model.expert_ffn % degrees.etp == 0)
         ),
-        lambda case: (
-            f"model.dense_ffn = {case.model.dense_ffn}, shared and residual width {case.model.dense_width}, "
-            f"model.expert_ffn = {case.model.expert_ffn} with etp = {case.etp[0]}"
+        lambda degrees: (
+            f"model.dense_ffn = {degrees.model.dense_ffn}, shared and residual width {degrees.model.dense_width}, "
+            f"model.expert_ffn = {degrees.model.expert_ffn} with etp = {degrees.etp[0]}"
         ),
-        lambda case: "parallelism.tp=1 parallelism.etp=1",
+        lambda degrees: "parallelism.tp=1 parallelism.etp=1",
     ),
     Rule(
         "tp * cp must divide the sequence",
         "parallelism.cp",
-        lambda case: case.workload.sequence % (case.tp * case.cp) == 0,
-        lambda case: f"train.sequence = {case.workload.sequence}, tp * cp = {case.tp[0]} * {case.cp[0]}",
-        lambda case: "parallelism.tp=1 parallelism.cp=1",
+        lambda degrees: degrees.workload.sequence % (degrees.tp * degrees.cp) == 0,
+        lambda degrees: f"train.sequence = {degrees.workload.sequence}, tp * cp = {degrees.tp[0]} * {degrees.cp[0]}",
+        lambda degrees: "parallelism.tp=1 parallelism.cp=1",
     ),
     Rule(
         "batch: micro_batch * data-parallel ranks must divide the global batch",
         "train.global_batch",
-        lambda case: case.workload.global_batch % case.sequences == 0,
+        lambda degrees: degrees.workload.global_batch % degrees.sequences == 0,
         _sequences,
         _batch,
     ),
@@ -162,8 +168,8 @@ def layout_problems(model: ModelSpec, layout: Layout, workload: Workload) -> Ite
     if not model.experts and (layout.ep, layout.etp) not in ((1, layout.tp), (1, 1)):
         rule = "a dense model has no experts to spread"
         yield Problem("parallelism.ep", layout.ep, rule, "parallelism.ep=1 parallelism.etp=1")
-    case = Case.of(model, workload, layout)
-    broken = [problem for rule in RULES if (problem := rule.problem(case)) is not None]
+    degrees = DegreeArrays.of(model, workload, layout)
+    broken = [problem for rule in RULES if (problem := rule.problem(degrees)) is not None]
     yield from broken
     if not any(problem.key == "train.global_batch" for problem in broken):
         micro_batches = layout.micro_batches(workload.global_batch)

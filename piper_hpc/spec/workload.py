@@ -1,4 +1,4 @@
-"""One optimizer step: how much, at what precision, and how tokens find their experts."""
+"""One optimizer step: batch and sequence, precision recipe, and routing of tokens to experts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Routing:
-    """How tokens meet experts, and how unevenly.
+    """How tokens are routed to experts, and how unevenly.
 
     mode: `dropless` (every copy is computed), `drop` (each expert takes at most capacity_factor times the mean and
     computes as many, filled up with padding) or `forced` (balanced by force, whatever the router says).
@@ -77,7 +77,10 @@ class Routing:
         return self.capacity_factor if self.mode == "drop" else 1.0
 
     def load(self, ep: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Rows of the busiest rank over the mean, for `ep` ranks with adjacent experts; 1 on one rank."""
+        """Rows of the busiest rank over the mean, for `ep` ranks with adjacent experts, in the shape of `ep`.
+
+        1 on one rank. From the histogram where there is one: ep * max over ranks of the sum of its experts' shares.
+        """
         degrees = np.asarray(ep, dtype=np.int64)
         if self.mode != "dropless":
             return np.ones(degrees.shape)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.cluster.machine import Machine
-from piper_hpc.cluster.placement import nodes_of, paths_of
+from piper_hpc.cluster.placement import nodes_of, switch_paths_of_nodes
 from piper_hpc.config import Experiment
 from piper_hpc.runs import RunFolder
 from piper_hpc.runs.manifest import environment, versions
@@ -85,7 +85,7 @@ class Context:
         """Node -> names of the switches above it, far to near, nodes in rank order; and where they are known from."""
         nodes = nodes_of(sorted(self.rank_envs, key=lambda rank_env: rank_env.task))
         switches = [rank_env.switches for rank_env in nodes.values()]
-        known, source = paths_of(self.experiment.cluster, list(nodes), switches)
+        known, source = switch_paths_of_nodes(self.experiment.cluster, list(nodes), switches)
         by_node = dict(zip(nodes, known, strict=True))
         return {node: by_node[node] for node in dict.fromkeys(self.nodes)}, source
 

@@ -122,7 +122,7 @@ def _add(context: Context, rows: Sequence[Row]) -> tuple[Calibration | None, lis
     machine, experiment = context.machine, context.experiment
     path = machine.calibration_file(experiment.cluster, experiment.train.dtype, context.run.path.parent)
     previous = calibrations.load(path) if path.is_file() else None
-    if previous is None and not any(calibrations.makes_peak(row) for row in rows):
+    if previous is None and not any(calibrations.is_calibration_gemm(row) for row in rows):
         return None, [f"no calibration to add to at {path}: run task.suites=[calibration,...] first"]
     right = [row for row in rows if row["correct"] or row.get("refused")]
     return _fit_and_save(context, right, previous), [f"calibration {'added to' if previous else 'written to'} {path}"]

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piper_hpc.cluster.domains import GAP, expand, narrowed, of_lists, of_pairs, of_scontrol, pack
+from piper_hpc.cluster.domains import (
+    MIN_TIME_RATIO,
+    expand_hostlist,
+    narrowed_to_allocation,
+    pack,
+    paths_from_hostlists,
+    paths_from_message_times,
+    paths_from_scontrol,
+)
 from piper_hpc.runtime.pairs import rounds
 from piper_hpc.spec import Topology
 
@@ -31,17 +39,17 @@ SwitchName=spine Level=1 LinkSpeed=1 Nodes=n[1-4] Switches=rack[1-2]
     ],
 )
 def test_host_lists_are_read_as_slurm_writes_them(names: str, nodes: list[str]) -> None:
-    assert expand(names) == nodes
+    assert expand_hostlist(names) == nodes
 
 
 def test_what_scontrol_prints_of_trees_and_blocks() -> None:
-    assert of_scontrol(TREE) == {
+    assert paths_from_scontrol(TREE) == {
         "n1": ("spine", "rack1"), "n2": ("spine", "rack1"), "n3": ("spine", "rack2"), "n4": ("spine", "rack2"),
     }  # fmt: skip
     blocks = "BlockName=b1 BlockIndex=0 Nodes=n[1-2] BlockSize=2\nBlockName=b2 BlockIndex=1 Nodes=n[3-4] BlockSize=2\n"
-    assert of_scontrol(blocks)["n3"] == ("b2",)
-    assert of_scontrol("No topology information available\n") == {}
-    assert of_lists({"sw1": "n[1-2]"}) == {"n1": ("sw1",), "n2": ("sw1",)}
+    assert paths_from_scontrol(blocks)["n3"] == ("b2",)
+    assert paths_from_scontrol("No topology information available\n") == {}
+    assert paths_from_hostlists({"sw1": "n[1-2]"}) == {"n1": ("sw1",), "n2": ("sw1",)}
 
 
 paths = st.lists(st.tuples(st.sampled_from("st"), st.sampled_from("abc")), min_size=1, max_size=16)
@@ -75,7 +83,7 @@ def test_messages_between_nodes_show_their_racks(racks: list[int], slower: float
     """With 5 % of noise either way, a link that is 1.6 times slower tells; a rack of one node is a domain too."""
     noise = np.random.default_rng(seed).uniform(0.95, 1.05, (len(racks), len(racks)))
     seconds = np.array([[1.0 if a == b else slower for a in racks] for b in racks]) * np.maximum(noise, noise.T)
-    found = of_pairs(seconds)
+    found = paths_from_message_times(seconds)
     if len(set(racks)) == 1:
         assert len(set(found)) == 1
     elif max(Counter(racks).values()) > 1:
@@ -85,9 +93,9 @@ def test_messages_between_nodes_show_their_racks(racks: list[int], slower: float
 def test_racks_of_a_row_are_found_below_it() -> None:
     place = [(row, rack) for row in range(2) for rack in range(2) for _ in range(3)]
     far = [[1.0 if a == b else 2.0 if a[0] == b[0] else 6.0 for a in place] for b in place]
-    found = of_pairs(np.array(far))
+    found = paths_from_message_times(np.array(far))
     assert len(set(found)) == 4 and len({path[:1] for path in found}) == 2
-    assert GAP < 2.0
+    assert MIN_TIME_RATIO < 2.0
 
 
 @given(st.integers(1, 17))
@@ -103,5 +111,5 @@ def test_every_pair_of_nodes_meets_once_and_no_node_is_in_two_pairs_of_a_round(n
     [("aaaabbbbcc", 4), ("aabb", 2), ("aaabbbbc", 1), ("abab", 1), ("aaaa", 4), ("aaaaaaaabbbb", 4)],
 )
 def test_the_switch_of_a_job_is_what_was_granted_of_it(leaves: str, nodes_of_a_block: int) -> None:
-    granted = narrowed(Topology(node=8, pair=2, switch=32), leaves, 8)
+    granted = narrowed_to_allocation(Topology(node=8, pair=2, switch=32), leaves, 8)
     assert granted.sizes == (2, 8, 8 * nodes_of_a_block, 8 * nodes_of_a_block)

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from piper_hpc.cluster.data_sheet import topology_of
 from piper_hpc.cluster.machine import Machine
-from piper_hpc.cluster.placement import leaves, paths_of, rank_order, request
+from piper_hpc.cluster.placement import leaf_switches, rank_order, request, switch_paths_of_nodes
 from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.config.schema import ClusterConfig, TopologyConfig
 from piper_hpc.paths import data_folder
@@ -63,7 +63,7 @@ def test_slurm_is_asked_for_the_fewest_switches() -> None:
 
 def test_a_switch_holds_more_slurm_nodes_where_several_make_a_node() -> None:
     cluster = ClusterConfig(topology=TopologyConfig(nodes_per_switch=2, hosts_per_node=16))
-    found = leaves(cluster, {})
+    found = leaf_switches(cluster, {})
     assert found is not None and [found.fewest(hosts) for hosts in (1, 32, 33, 64)] == [1, 1, 2, 2]
 
 
@@ -166,11 +166,11 @@ def test_rails_have_cards_of_one_number() -> None:
 def test_a_file_that_names_nodes_goes_before_slurm_and_racks_by_number_come_last() -> None:
     told = [("spine", "r1"), ("spine", "r2")]
     named = ClusterConfig(name="site", switches={"a": "n1", "b": "n2"})
-    assert paths_of(named, ["n1", "n2"], told) == ([("a",), ("b",)], "cluster.switches")
+    assert switch_paths_of_nodes(named, ["n1", "n2"], told) == ([("a",), ("b",)], "cluster.switches")
     numbered = ClusterConfig(name="site", racks=[0, 1])
-    assert paths_of(numbered, ["n1", "n2"], told) == (told, "SLURM_TOPOLOGY_ADDR")
-    assert paths_of(numbered, ["n1", "n2"], [(), ()]) == ([("rack0",), ("rack1",)], "cluster.racks")
-    assert len(set(paths_of(ClusterConfig(name="site"), ["n1", "n2"], [(), ()])[0])) == 1
+    assert switch_paths_of_nodes(numbered, ["n1", "n2"], told) == (told, "SLURM_TOPOLOGY_ADDR")
+    assert switch_paths_of_nodes(numbered, ["n1", "n2"], [(), ()]) == ([("rack0",), ("rack1",)], "cluster.racks")
+    assert len(set(switch_paths_of_nodes(ClusterConfig(name="site"), ["n1", "n2"], [(), ()])[0])) == 1
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,13 @@ def test_a_run_and_a_prediction_take_a_uniform_machine_for_the_same_racks(
 ) -> None:
     """Slurm names no switches, the file gives sizes or none: both sides count the innermost domains."""
     site = ClusterConfig(name="site", nodes=8, ranks_per_node=2, topology=TopologyConfig(**sizes))
-    paths, source = paths_of(site, [f"n{node}" for node in range(8)], [()] * 8)
-    leaves = list(dict.fromkeys(paths))
-    assert [leaves.index(path) for path in paths] == racks
-    assert ("cluster.topology" in source) == (len(leaves) > 1)
+    paths, source = switch_paths_of_nodes(site, [f"n{node}" for node in range(8)], [()] * 8)
+    leaf_switches = list(dict.fromkeys(paths))
+    assert [leaf_switches.index(path) for path in paths] == racks
+    assert ("cluster.topology" in source) == (len(leaf_switches) > 1)
     experts = axis_groups(Layout(ep=16), topology_of(site)).experts
     cell = cell_of(experts, topology_of(site), TINY, 64, 4, 1.0)
-    assert (cell.ranks, cell.nodes, cell.racks) == (16, 8, len(leaves))
+    assert (cell.ranks, cell.nodes, cell.racks) == (16, 8, len(leaf_switches))
 
 
 def test_what_was_granted_is_predicted_with() -> None:

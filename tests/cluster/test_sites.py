@@ -229,6 +229,6 @@ def test_racks_given_take_the_place_of_the_topology(tmp_path: Path) -> None:
 
 
 def test_a_cluster_of_which_nothing_is_known_has_no_data_sheet() -> None:
-    assert data_sheet.of_cluster(ClusterConfig(name="nowhere"), "bfloat16") is None
+    assert data_sheet.calibration_of_cluster(ClusterConfig(name="nowhere"), "bfloat16") is None
     with pytest.raises(ValueError, match="accelerator=tpu: must be one of"):
         accelerator.facts("tpu")

@@ -190,7 +190,7 @@ def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
 
 
 def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
-    """n_mat grouped GEMMs of 2 rows d f FLOPs, and the activation; two for each in the backward, and E/EP gradient sums.
+    """n_mat grouped GEMMs of 2 rows d f FLOPs, and the activation; two each in the backward, and E/EP gradient sums.
 
     load: rows of this rank over the mean.
     """
