@@ -76,7 +76,9 @@ def show(found: Plan, experiment: Experiment, source: Mapping[str, str], console
 
 
 def _constant(constant: Mapping[str, Any]) -> str:
-    return f"{constant['bytes_per_s'] / 1e9:.3g} GB/s" if "bytes_per_s" in constant else f"{constant['value']:.3g}"
+    if "bytes_per_s" in constant:
+        return f"{constant['bytes_per_s'] / 1e9:.3g} GB/s"
+    return f"{1e6 * constant['time_s']:.3g} us" if "time_s" in constant else f"{constant['share']:.3g}"
 
 
 def constants(evidence: Mapping[str, Any]) -> Iterator[str]:

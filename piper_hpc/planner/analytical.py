@@ -17,6 +17,7 @@ import numpy.typing as npt
 from piper_hpc.planner.grid import DUPLICATE, LayoutGrid, Mask, degrees
 from piper_hpc.planner.search_spec import (
     MEMORY_RELAXATION,
+    NO_FIT,
     RankedLayout,
     SearchResult,
     SearchSpec,
@@ -35,7 +36,6 @@ from piper_hpc.spec.schedules import schedule_problem
 
 Array = npt.NDArray[np.float64]
 
-NO_FIT = "Eq 11: peak memory must fit the rank's memory"
 PP_DIVIDES_RANKS = "Eq 7: pp must divide the ranks"
 WRONG_VPP = "schedule: needs another number of chunks a rank (vpp), or more than one stage"
 WRONG_MICRO_BATCHES = "schedule: needs more micro-batches a step, or a multiple of pp"

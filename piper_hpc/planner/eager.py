@@ -6,15 +6,21 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from piper_hpc.planner.search_spec import MEMORY_RELAXATION, RankedLayout, SearchResult, SearchSpec, domain_tier, pareto
+from piper_hpc.planner.search_spec import (
+    MEMORY_RELAXATION,
+    NO_FIT,
+    RankedLayout,
+    SearchResult,
+    SearchSpec,
+    domain_tier,
+    pareto,
+)
 from piper_hpc.resource_model.eager.groups import TIERS, layout_groups
 from piper_hpc.resource_model.eager.memory import peak_bytes
 from piper_hpc.resource_model.eager.predict import predict_from_cost, step_lower_bound_s
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload, executor
 from piper_hpc.spec.rules import LAYERS, RULES, DegreeArrays
-
-NO_FIT = "Eq 11: peak memory must fit the rank's memory"
 
 
 def divisors(number: int) -> list[int]:

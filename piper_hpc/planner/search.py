@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from piper_hpc.planner.analytical import NO_FIT
 from piper_hpc.planner.axes import Axes
 from piper_hpc.planner.eager import divisors
 from piper_hpc.planner.engines import engine_of
 from piper_hpc.planner.limits import limits
-from piper_hpc.planner.search_spec import EP_DOMAINS, RANK_BY, RankedLayout, SearchSpec
+from piper_hpc.planner.search_spec import EP_DOMAINS, NO_FIT, RANK_BY, RankedLayout, SearchSpec
 from piper_hpc.resource_model.prediction import model_summary
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Prediction, Workload
 

@@ -12,6 +12,9 @@ from piper_hpc.planner.axes import Axes
 from piper_hpc.spec import TIERS, ClusterSpec, Layout, ModelSpec, Prediction, Tier, Workload
 
 RANK_BY = ("mfu", "tokens_per_s", "memory")
+NO_FIT = "Eq 11: peak memory must fit the rank's memory"
+"""By which both searches count what does not fit."""
+
 EP_DOMAINS = ("none", "switch", "node")
 
 MEMORY_RELAXATION = 1.25

@@ -7,8 +7,8 @@ from typing import Any
 from piper_hpc.resource_model.analytical.device import Device
 from piper_hpc.spec import Accelerator, ClusterSpec, Efficiency, Execution
 
-SHARES = ("gemm", "grouped_gemm", "gemm_edge", "attention_forward", "attention_backward", "memory", "launch_s")
-"""Constants of an Efficiency that a calibration may give."""
+SHARES = ("gemm", "grouped_gemm", "attention_forward", "attention_backward", "memory")
+"""Constants of an Efficiency that are shares of a peak and that a calibration may give."""
 
 
 def evidence(device: Device, cluster: ClusterSpec, execution: Execution) -> dict[str, Any]:
@@ -38,22 +38,19 @@ def _source(accelerator: Accelerator, cluster: ClusterSpec) -> str:
 
 
 def _constants(efficiency: Efficiency, cluster: ClusterSpec) -> dict[str, dict[str, Any]]:
-    """Shares of the device's peaks, seconds of a launch, and links (latency_s, bytes_per_s), each with its source."""
+    """Shares of the device's peaks, the seconds of a launch (time_s), and links, each with its source."""
 
     def source(name: str) -> str:
         known = efficiency.sources.get(name) or efficiency.assumed.get(name)
         return known or ("data sheet" if name.startswith("link.") else "fitted to published rows")
 
-    found: dict[str, dict[str, Any]] = {
-        name: {"value": getattr(efficiency, name), "measured": name in efficiency.measured, "source": source(name)}
-        for name in SHARES
-    }
+    def entry(name: str, **values: float) -> dict[str, Any]:
+        return {**values, "measured": name in efficiency.measured, "source": source(name)}
+
+    found = {name: entry(name, share=getattr(efficiency, name)) for name in SHARES}
+    found["launch"] = entry("launch_s", time_s=efficiency.launch_s)
     for tier, link in cluster.links.items():
         name = f"link.{tier}"
-        found[name] = {
-            "latency_s": link.latency_s,
-            "bytes_per_s": link.bytes_per_s * efficiency.link_share(tier),
-            "measured": name in efficiency.measured,
-            "source": source(name),
-        }
+        rate = link.bytes_per_s * efficiency.link_share(tier)
+        found[name] = entry(name, latency_s=link.latency_s, bytes_per_s=rate)
     return found
