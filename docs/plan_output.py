@@ -5,6 +5,7 @@ With --check nothing is written, and the exit code is 1 where the README shows s
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -24,8 +25,11 @@ def main() -> int:
     text = README.read_text(encoding="utf-8")
     command = next(line for line in text.splitlines() if line.startswith("python ") and "task=plan" in line)
     words = [sys.executable, *shlex.split(command)[1:]]
-    printed = subprocess.run(words, capture_output=True, text=True, check=True, cwd=README.parent).stdout
-    lines = [line.rstrip() for line in printed.splitlines()]
+    environment = {**os.environ, "COLUMNS": "120"}
+    printed = subprocess.run(
+        words, capture_output=True, text=True, check=True, cwd=README.parent, env=environment
+    ).stdout
+    lines = [line.rstrip() for line in ended.stdout.splitlines()]
     shown = [*lines[:FIRST], "...", *(line for line in lines[FIRST:] if line.startswith(THEN))]
     wanted = REGION.sub(lambda _: "```text\n" + "\n".join(shown) + "\n```\n", text)
     if "--check" in sys.argv[1:]:

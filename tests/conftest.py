@@ -8,7 +8,7 @@ not meet, whoever has it (tests/turns.py):
 - `processes`: other ranks. They run beside each other, but would starve beside those on Slurm.
 - `alone`: it measures time, quotas or links. Nothing runs beside it.
 
-Units are given out in this order: Slurm, which takes longest (first what needs the machine alone, as bringing the
+Units are given out in this order: Slurm, which takes longest (its first test has the machine alone, as bringing the
 testbed up does, while the others have hardly begun), beside it what starts nothing, then `processes`, `alone` last.
 
 `make test` runs of large matrices a covering part; the rest is marked `full` and is for `make test-all` (`--full`).
@@ -45,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     full.ALL = config.getoption("full")
     worker = getattr(config, "workerinput", None)
     if worker is not None:
+        os.environ.pop("COLUMNS", None)  # of the session's terminal: what a command prints does not depend on it
         config.stash[TURNS] = Turns(Path(worker["turns"]))
 
 
@@ -71,7 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if getattr(config, "workerinput", None) is None:
         return
     size = Counter(item.path for item in items)
-    items.sort(key=lambda item: (_order(item), not _is(item, "alone"), -size[item.path], item.path))
+    # Tests on Slurm keep their order: some take the testbed down and up again.
+    items.sort(key=lambda item: (_order(item), *((-size[item.path], item.path) if _order(item) else ())))
     if items and _is(items[0], "slurm"):
         items[0].add_marker("alone")  # it brings the testbed up, and that measures links
     for item in items:

@@ -48,7 +48,10 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
     if experiment.task.name == "microbench":
         measured = run.measurements()
         if experiment.task.suites == ["calibration"]:
-            console.print(measurements(measured))
+            shown = measurements(measured)
+            # Whole, also where the terminal is narrower: a figure cut short is no figure.
+            width = console.measure(shown, options=console.options.update(width=1000)).maximum
+            console.print(shown, width=max(console.width, width), crop=False)
         job = run.manifest()["job"]
         for line in (*summary(measured, job), *fitted(job), f"nccl-tests JSON: {nccl_tests.write(run)}", str(run.path)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)

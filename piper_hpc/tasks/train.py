@@ -14,7 +14,7 @@ from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.profiling.spans import Span
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
 from piper_hpc.runs import Status
-from piper_hpc.spec import Calibration, Layout
+from piper_hpc.spec import Calibration, Layout, RankPlace
 from piper_hpc.tasks.all_to_all import selected_configs
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
@@ -60,7 +60,7 @@ def prepare(context: Context) -> Calibration | None:
 def facts(context: Context, calibration: Calibration | None) -> dict[str, Any]:
     """What a training run adds to the manifest: who is where in the layout, and what its rates refer to."""
     return {
-        "rank_map": [vars(place) for place in context.rank_map(layout_of(context)).places],
+        "rank_map": [_rank_record(place) for place in context.rank_map(layout_of(context)).places],
         "peak_flops": calibration.peak_flops if calibration else None,
         "peak_flops_source": f"best GEMM rate in {calibration.source}" if calibration else "none: MFU is not known",
         "flop_convention": FLOP_CONVENTION,
@@ -159,3 +159,8 @@ def execute(
         raise
     if context.is_first:
         tracker.finish("completed")
+
+
+def _rank_record(place: RankPlace) -> dict[str, Any]:
+    """One rank of the manifest's `rank_map`; `stage` is the first that it holds, and its pipeline rank."""
+    return {"stage": place.pipeline_rank} | vars(place)
