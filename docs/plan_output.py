@@ -29,7 +29,7 @@ def main() -> int:
     printed = subprocess.run(
         words, capture_output=True, text=True, check=True, cwd=README.parent, env=environment
     ).stdout
-    lines = [line.rstrip() for line in ended.stdout.splitlines()]
+    lines = [line.rstrip() for line in printed.splitlines()]
     shown = [*lines[:FIRST], "...", *(line for line in lines[FIRST:] if line.startswith(THEN))]
     wanted = REGION.sub(lambda _: "```text\n" + "\n".join(shown) + "\n```\n", text)
     if "--check" in sys.argv[1:]:
