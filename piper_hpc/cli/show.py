@@ -50,8 +50,10 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
         if experiment.task.suites == ["calibration"]:
             shown = measurements(measured)
             # Whole, also where the terminal is narrower: a figure cut short is no figure.
-            width = console.measure(shown, options=console.options.update(width=1000)).maximum
-            console.print(shown, width=max(console.width, width), crop=False)
+            before = console.width
+            console.width = max(before, console.measure(shown, options=console.options.update(width=1000)).maximum)
+            console.print(shown)
+            console.width = before
         job = run.manifest()["job"]
         for line in (*summary(measured, job), *fitted(job), f"nccl-tests JSON: {nccl_tests.write(run)}", str(run.path)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
