@@ -1,4 +1,4 @@
-"""Presets of conf/model as the launcher reads them."""
+"""What the launcher reads: the shipped options, composed by Hydra and checked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from functools import cache
 
 from hydra import compose, initialize_config_dir
 
-from piper_hpc.config import check_experiment, register
+from piper_hpc.config import Experiment, check_experiment, register
 from piper_hpc.paths import data_folder
 from piper_hpc.spec import ModelSpec
 
 
-@cache
-def preset(name: str, *overrides: str) -> ModelSpec:
-    """`task=plan model=<name>` and what overrides it, composed by Hydra and checked."""
+def experiment(*overrides: str) -> Experiment:
+    """The facts of `launch <overrides>`. ConfigError as the launcher would print it."""
     register()
     with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return check_experiment(compose("config", overrides=["task=plan", f"model={name}", *overrides])).model
+        return check_experiment(compose("config", overrides=list(overrides)))
+
+
+@cache
+def preset(name: str, *overrides: str) -> ModelSpec:
+    """The model of `task=plan model=<name>` and what overrides it."""
+    return experiment("task=plan", f"model={name}", *overrides).model

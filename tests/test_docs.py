@@ -46,7 +46,10 @@ ELSEWHERE = {
         '"parallelism.pp=1", "parallelism.ep=4", "parallelism.all_to_all=auto"',
     ),
     f"{LAUNCH} task=plan": ("tests/test_local_run.py", "task=plan"),
-    f"{LAUNCH} task=plan experiment=paper_mixtral": ("tests/test_launch.py", '"task=plan", "experiment=paper_mixtral"'),
+    f"{LAUNCH} task=plan experiment=paper_mixtral": (
+        "tests/test_plan_command.py",
+        '"task=plan", "experiment=paper_mixtral"',
+    ),
     f"{LAUNCH} parallelism=auto train=smoke": ("tests/test_local_run.py", '"parallelism=auto", "train=smoke"'),
     f"{LAUNCH} task=profile train=smoke": ("tests/test_local_run.py", '"task=profile", "train=smoke"'),
     f"{LAUNCH} cluster=testbed": ("tests/slurm/test_runs.py", "cluster=testbed"),

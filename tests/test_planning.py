@@ -5,29 +5,24 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import replace
-from functools import cache
 
 import pytest
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from piper_hpc import launch, planning
 from piper_hpc.cli import show
 from piper_hpc.cluster.machine import Machine
-from piper_hpc.config import Experiment, check_experiment, register
-from piper_hpc.paths import data_folder
+from piper_hpc.config import Experiment
 from piper_hpc.spec import DATA_SHEET
+from tests.presets import experiment
 from tests.resource_model.clusters import cluster
 
 CALIBRATION = cluster().calibration
 MACHINE = Machine(rack_of_node=(0,), memory_bytes=2**30, cores=2.0)
 
 
-@cache
 def asked(*overrides: str) -> Experiment:
-    register()
-    with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return check_experiment(compose("config", overrides=list(overrides)))
+    return experiment(*overrides)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 from piper_hpc.spec import Estimate, Fit
 
@@ -101,6 +100,8 @@ def _arrays(points: Sequence[Row], features: Features) -> tuple[np.ndarray, np.n
 def solve(matrix: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Coefficients, none negative, of `matrix` [points, terms] for `seconds` [points]: least relative error, with
     Huber's weights for outliers (Huber 1964), by iteratively reweighted non-negative least squares (scipy's nnls)."""
+    from scipy.optimize import nnls  # a third of a second, which a launch that fits nothing is spared
+
     relative = matrix / seconds[:, None]
     scale = np.abs(relative).max(axis=0)
     scale[scale == 0] = 1.0

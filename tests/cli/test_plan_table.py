@@ -8,15 +8,14 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from piper_hpc.cli.plan import show
-from piper_hpc.config import Experiment, check_experiment, register
+from piper_hpc.config import Experiment
 from piper_hpc.config.workload import AS_SET
-from piper_hpc.paths import data_folder
 from piper_hpc.planner import Plan, plan
 from tests.planner import machines
+from tests.presets import experiment
 from tests.resource_model import clusters
 
 SET = {"sequence": AS_SET, "global_batch": AS_SET}
@@ -29,11 +28,8 @@ def found(executor: str) -> Plan:
     return plan(machines.MOE, machines.cluster(), machines.WORKLOAD, axes=machines.SMALL, executor=executor)
 
 
-@cache
 def asked(*overrides: str) -> Experiment:
-    register()
-    with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return check_experiment(compose("config", overrides=["task=plan", *overrides]))
+    return experiment("task=plan", *overrides)
 
 
 def shown(one: Plan, width: int, *overrides: str, source: dict[str, str] = SET) -> list[str]:

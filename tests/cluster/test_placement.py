@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from piper_hpc.cluster.data_sheet import topology_of
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.cluster.placement import leaf_switches, rank_order, request, switch_paths_of_nodes
-from piper_hpc.config import ConfigError, Experiment, check_experiment, register
+from piper_hpc.config import ConfigError, Experiment
 from piper_hpc.config.schema import ClusterConfig, TopologyConfig
-from piper_hpc.paths import data_folder
 from piper_hpc.resource_model.eager.dispatch import cell_of
 from piper_hpc.resource_model.eager.groups import layout_groups
 from piper_hpc.resource_model.topology import axis_groups
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.spec import DATA_SHEET, Calibration, Layout, RankMap
+from tests.presets import experiment
 from tests.resource_model.clusters import TINY
 
 SITE = (
@@ -37,9 +36,7 @@ def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(*overrides: str) -> Experiment:
-    register()
-    with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return check_experiment(compose("config", overrides=["parallelism.placement=pack", *overrides]))
+    return experiment("parallelism.placement=pack", *overrides)
 
 
 def directives(*overrides: str) -> dict[str, str]:

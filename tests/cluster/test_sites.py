@@ -17,6 +17,7 @@ from piper_hpc.forecast import calibration_of
 from piper_hpc.paths import data_folder
 from piper_hpc.resource_model.topology import group, tier_links, topology_of
 from piper_hpc.spec import ClusterSpec
+from tests.presets import experiment
 
 CONF = data_folder("conf")
 SITES = sorted({path.stem for path in (CONF / "cluster").glob("*.yaml")} - {"local", "testbed"})
@@ -32,9 +33,7 @@ SELF_EVIDENT = {"name", "checked", "scheduler", "nodes", "ranks_per_node", "devi
 
 
 def planned(*overrides: str) -> Experiment:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check_experiment(compose("config", overrides=["task=plan", "train=paper", *overrides]))
+    return experiment("task=plan", "train=paper", *overrides)
 
 
 def spec_of(site: str, tmp_path: Path, *overrides: str) -> ClusterSpec:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.paths import data_folder
 from tests.full import examples
+from tests.presets import experiment
 
 CONF = data_folder("conf")
 GROUPS = ("task", "model", "parallelism", "cluster", "data", "train", "tracking", "experiment")
@@ -46,9 +47,7 @@ def companions(group: str, option: str) -> list[str]:
 
 
 def checked(*overrides: str) -> Experiment:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check_experiment(compose("config", overrides=list(overrides)))
+    return experiment(*overrides)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piper_hpc.config import Experiment, check_experiment, register
+from piper_hpc.config import Experiment
 from piper_hpc.config.workload import AS_SET, MOST_TOKENS, filling_batch, planned_workload, set_by_user
-from piper_hpc.paths import data_folder
+from tests.presets import experiment
 
 
 def asked(*overrides: str) -> Experiment:
-    register()
-    with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return check_experiment(compose("config", overrides=["task=plan", *overrides]))
+    return experiment("task=plan", *overrides)
 
 
 def planned(*overrides: str) -> tuple[int, int, dict[str, str]]:

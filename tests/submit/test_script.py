@@ -6,23 +6,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from piper_hpc.cluster.placement import request
-from piper_hpc.config import check_experiment, register
 from piper_hpc.paths import data_folder
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import Layout
 from piper_hpc.submit.script import render, script, template_of
+from tests.presets import experiment
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(data_folder("sbatch_templates").glob("*.sbatch"))
 
 
 def cluster(*overrides: str):
-    register()
-    with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        return check_experiment(compose("config", overrides=["task=plan", *overrides])).cluster
+    return experiment("task=plan", *overrides).cluster
 
 
 @pytest.mark.parametrize(
