@@ -256,6 +256,13 @@ def replicas(config: Config) -> int:
     return max(1, ranks // (config.parallelism.pp * config.parallelism.ep * config.parallelism.etp))
 
 
+def layout_of(config: Config) -> Layout:
+    """The layout that `parallelism` asks for, checked or not."""
+    degrees = {key: value for key, value in vars(config.parallelism).items() if key not in ("auto", "dp")}
+    degrees["stage_layers"] = tuple(degrees["stage_layers"] or ())
+    return Layout(dp=replicas(config), **degrees)
+
+
 def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
     """Eq 7-9 of arXiv 2605.05049, the batch, the racks, and the pipeline's own rules."""
     p, cluster, batch = config.parallelism, config.cluster, config.train.global_batch
@@ -273,8 +280,6 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         )
         yield Problem("parallelism", f"pp={p.pp} ep={p.ep} dp={dp}", rule, works)
         return
-    degrees = {key: value for key, value in vars(p).items() if key not in ("auto", "dp")}
-    asked = Layout(dp=dp, **degrees)
-    workload = Workload(batch, config.train.sequence)
-    problems = list(layout_problems(spec, asked, workload))
-    yield from problems or executor.missing_of_step(asked, workload)
+    asked = layout_of(config)
+    problems = list(layout_problems(spec, asked, Workload(batch, config.train.sequence)))
+    yield from problems or executor.missing_of_layout(asked)

@@ -83,7 +83,7 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
     # A plan chooses the layout, and micro-benchmarks need none: they ask only where ranks stand.
     if not problems and config.task.name in ("train", "profile") and not config.parallelism.auto:
         problems += checks.layout(config, model)
-        layout = None if problems else _layout(config)
+        layout = None if problems else checks.layout_of(config)
     if problems:
         raise ConfigError(*problems)
     return Experiment(
@@ -114,11 +114,6 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
 def _recipe(config: Config) -> str:
     """The precision recipe; a plan may ask for one that the executor lacks."""
     return (config.task.name == "plan" and config.task.recipe) or config.train.dtype
-
-
-def _layout(config: Config) -> Layout:
-    degrees = {key: value for key, value in vars(config.parallelism).items() if key not in ("auto", "dp")}
-    return Layout(dp=checks.replicas(config), **degrees)
 
 
 def _routing(config: RoutingConfig) -> Routing:

@@ -110,6 +110,7 @@ class ParallelismConfig:
     placement: str = (
         "linear"  # linear (ranks in node order) or pack (expert groups below one switch); plans: strided too
     )
+    stage_layers: list[int] | None = None  # layers of each pipeline stage, [3,4,4,3]; null: as even as it goes
 
 
 @dataclass

@@ -19,7 +19,7 @@ from piper_hpc.resource_model.eager.groups import TIERS, layout_groups
 from piper_hpc.resource_model.eager.memory import peak_bytes
 from piper_hpc.resource_model.eager.predict import predict_from_cost, step_lower_bound_s
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload, executor
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload
 from piper_hpc.spec.rules import LAYERS, RULES, DegreeArrays
 
 
@@ -119,9 +119,6 @@ def _candidates(spec: SearchSpec, rejected: Counter[str]) -> Iterator[BoundedLay
                 if micro_batch not in axes.micro_batch:
                     continue
                 layout = replace(degree, micro_batch=micro_batch, all_to_all=spec.all_to_all)
-                if next(executor.missing_of_step(layout, workload), None) is not None:
-                    rejected["schedule 1f1b: at least pp micro-batches a step"] += 1
-                    continue
                 peak = max(peak_bytes(model, layout, workload))
                 fits = peak <= cluster.memory_bytes
                 if not fits:

@@ -13,19 +13,19 @@ from typing import Any
 from piper_hpc.spec.layout import Layout
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.spec.problem import Problem
-from piper_hpc.spec.workload import Workload
+from piper_hpc.spec.schedules import SCHEDULES, SPLIT_BACKWARD
 
 LAYOUT_AXES: Mapping[str, tuple[Any, ...]] = {
-    "vpp": (1,),
     "etp": (1,),
     "tp": (1,),
     "cp": (1,),
-    "zero": (0,),
-    "schedule": ("1f1b",),
-    "recompute": ("none",),
+    "zero": (0, 1),
+    "schedule": ("1f1b", *(name for name in SCHEDULES if name != "1f1b")),
+    "recompute": ("none", "selective", "attention", "activation", "attention+activation", "full"),
     "placement": ("linear", "pack"),
 }
-"""Values that train, the default first. Axes that are not here (pp, ep, dp, micro_batch, all_to_all) train with any."""
+"""Values that train, the default first. Axes that are not here (pp, vpp, ep, dp, micro_batch, ...) train with
+any."""
 
 MODEL_FEATURES = frozenset(
     (
@@ -55,6 +55,9 @@ def missing_of_layout(layout: Layout) -> Iterator[Problem]:
             listed = ", ".join(map(str, values))
             rule = f"must be {listed} to train: task=plan models other values, the executor lacks them"
             yield Problem(f"parallelism.{axis}", value, rule, f"parallelism.{axis}={values[0]}")
+    if layout.recompute == "full" and layout.schedule in SPLIT_BACKWARD:
+        rule = f"schedule {layout.schedule} splits the backward, and each half would compute whole layers again"
+        yield Problem("parallelism.recompute", layout.recompute, rule, "parallelism.recompute=selective")
 
 
 def missing_of_model(model: ModelSpec, dtype: str) -> Iterator[Problem]:
@@ -84,15 +87,6 @@ def grouped_gemm_rows(model: ModelSpec, dtype: str) -> Iterator[Problem]:
                 f"must be a multiple of {multiple} for {dtype} ({GROUPED_GEMM_ROW_BYTES}-byte rows of the grouped GEMM)"
             )
             yield Problem(f"model.{key}", value, rule, f"model.{key}={-(-value // multiple) * multiple}")
-
-
-def missing_of_step(layout: Layout, workload: Workload) -> Iterator[Problem]:
-    """What torch's 1F1B asks for beyond the schedule's own rules: at least pp micro-batches a step."""
-    micro_batches = layout.micro_batches(workload.global_batch)
-    if layout.schedule == "1f1b" and micro_batches < layout.pp:
-        rule = f"gives {micro_batches} micro-batches a step, schedule 1f1b needs at least pp = {layout.pp}"
-        works = f"train.global_batch={layout.micro_batch * layout.dense_dp * layout.pp}"
-        yield Problem("train.global_batch", workload.global_batch, rule, works)
 
 
 def trains(layout: Layout) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from piper_hpc.spec.recompute import Recompute
@@ -51,7 +51,8 @@ class Layout:
     """Degrees of parallelism and the choices that go with them.
 
     ranks = pp * dp * ep * etp; `dp` counts replicas of an expert. Everything that is not an expert is replicated
-    over `dense_dp` = ranks / (pp * tp * cp) ranks. `micro_batch` is in sequences per rank.
+    over `dense_dp` = ranks / (pp * tp * cp) ranks. `micro_batch` is in sequences per rank. stage_layers: how many
+    layers each global stage holds, where they are not split evenly.
     """
 
     pp: int = 1
@@ -67,6 +68,7 @@ class Layout:
     recompute: str = "none"
     all_to_all: str = "flat"
     placement: str = "linear"
+    stage_layers: tuple[int, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -92,9 +94,9 @@ class Layout:
         """Pipeline stages: vpp of them on every pipeline rank."""
         return self.pp * self.vpp
 
-    def stage_layers(self, layers: int) -> tuple[range, ...]:
-        """Global layer indices of each stage, see `split_layers`."""
-        return split_layers(layers, self.stages)
+    def layers_by_stage(self, layers: int) -> tuple[range, ...]:
+        """Global layer indices of each stage: as `stage_layers` says, else as even as it goes, see `split_layers`."""
+        return consecutive(self.stage_layers) if self.stage_layers else split_layers(layers, self.stages)
 
     def name(self) -> str:
         """A short name for tables, for example `pp2-ep2-dp1-mb4-1f1b`."""
@@ -104,10 +106,12 @@ class Layout:
 def split_layers(layers: int, stages: int) -> tuple[range, ...]:
     """Global layer indices of each stage, contiguous; the first `layers % stages` stages hold one more."""
     small, extra = divmod(layers, stages)
-    bounds = [0]
-    for stage in range(stages):
-        bounds.append(bounds[-1] + small + (stage < extra))
-    return tuple(range(low, high) for low, high in pairwise(bounds))
+    return consecutive([small + (stage < extra) for stage in range(stages)])
+
+
+def consecutive(counts: Sequence[int]) -> tuple[range, ...]:
+    """Ranges of these lengths, one after the other from 0."""
+    return tuple(range(low, high) for low, high in pairwise(accumulate(counts, initial=0)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from piper_hpc.spec.all_to_all import ALGORITHMS, AUTO
-from piper_hpc.spec.layout import Layout
+from piper_hpc.spec.layout import Layout, split_layers
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.spec.problem import Problem
 from piper_hpc.spec.recompute import Recompute
@@ -165,6 +165,11 @@ def layout_problems(model: ModelSpec, layout: Layout, workload: Workload) -> Ite
     if stages > model.layers:
         rule = f"{LAYERS}: pp * vpp = {stages} stages, at most model.layers = {model.layers}"
         yield Problem("parallelism.pp", layout.pp, rule, f"model.layers={stages}")
+    split = layout.stage_layers
+    if split and (len(split) != stages or min(split) < 1 or sum(split) != model.layers):
+        rule = f"must give each of pp * vpp = {stages} stages a layer, and model.layers = {model.layers} in all"
+        even = ",".join(str(len(layers)) for layers in split_layers(model.layers, stages))
+        yield Problem("parallelism.stage_layers", list(split), rule, f"parallelism.stage_layers=[{even}]")
     if not model.experts and (layout.ep, layout.etp) not in ((1, layout.tp), (1, 1)):
         rule = "a dense model has no experts to spread"
         yield Problem("parallelism.ep", layout.ep, rule, "parallelism.ep=1 parallelism.etp=1")

@@ -57,7 +57,7 @@ class Trainer:
         self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
         self.stage = Stage(
             model,
-            layout.stage_layers(model.layers)[groups.place.stages[0]],
+            layout.layers_by_stage(model.layers)[groups.place.stages[0]],
             sequence=workload.sequence,
             aux_scale=model.router_aux_coef / workload.global_batch,
             dispatcher=self.dispatcher,

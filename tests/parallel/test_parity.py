@@ -185,7 +185,7 @@ def test_layout_matches_one_process(layout: Layout, corpus: Path) -> None:
         expected = reference(MODEL, corpus, dtype, steps[dtype])
         compare([each[dtype] for each in ranks], expected, gradients=gradients, losses=losses)
     micro_batches = layout.micro_batches(WORKLOAD.global_batch)
-    layers = [len(layout.stage_layers(MODEL.layers)[place.pipeline_rank]) for place in placed(layout)]
+    layers = [len(layout.layers_by_stage(MODEL.layers)[place.pipeline_rank]) for place in placed(layout)]
     expected_exchanges = [4 * count * micro_batches if layout.ep > 1 else 0 for count in layers]
     assert [each["float32"].exchanges for each in ranks] == expected_exchanges
     routed = ranks[0]["float64"].routed

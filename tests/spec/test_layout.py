@@ -61,7 +61,7 @@ def test_a_link_is_the_same_from_both_ends(ranks: RankMap, data: st.DataObject) 
 
 @given(st.integers(1, 8), st.integers(0, 20))
 def test_stages_divide_the_layers_in_order_and_evenly(pp: int, more: int) -> None:
-    stages = Layout(pp=pp).stage_layers(pp + more)
+    stages = Layout(pp=pp).layers_by_stage(pp + more)
     assert [layer for stage in stages for layer in stage] == list(range(pp + more))
     assert max(map(len, stages)) - min(map(len, stages)) <= 1
     assert len(stages[0]) == max(map(len, stages))
@@ -84,4 +84,4 @@ def test_a_rank_holds_the_stages_of_its_chunks(schedule, vpp, held):
     places = RankMap.block(layout, 4, (0,)).places
     assert [place.stages for place in places] == [held[place.pipeline_rank] for place in places]
     assert sorted(stage for place in places[::2] for stage in place.stages) == list(range(layout.stages))
-    assert [list(layers) for layers in layout.stage_layers(layout.stages)] == [[n] for n in range(layout.stages)]
+    assert [list(layers) for layers in layout.layers_by_stage(layout.stages)] == [[n] for n in range(layout.stages)]

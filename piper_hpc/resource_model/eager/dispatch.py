@@ -190,7 +190,7 @@ def facts(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workl
     load = float(workload.routing.load(layout.ep))
     payload = dict.fromkeys(LEVELS, 0.0)
     stages = []
-    for (group, layer), layers in zip(cost.all_to_alls, layout.stage_layers(model.layers), strict=True):
+    for (group, layer), layers in zip(cost.all_to_alls, layout.layers_by_stage(model.layers), strict=True):
         cell = cell_of(group, topology, model, tokens, workload.bytes_per_value, load)
         stages.append({"ranks": cell.ranks, "nodes": cell.nodes, "racks": cell.racks} | layer.selection.document())
         sent = step_bytes(

@@ -19,7 +19,7 @@ def stage_parameter_parts(model: ModelSpec, layout: Layout) -> list[tuple[int, i
     dense_layer = model.attention_parameters + model.router_parameters + model.norm_parameters
     experts = model.experts // layout.ep * model.expert_parameters
     parts = []
-    for stage, layers in enumerate(layout.stage_layers(model.layers)):
+    for stage, layers in enumerate(layout.layers_by_stage(model.layers)):
         dense = len(layers) * dense_layer
         dense += model.embedding_parameters if stage == 0 else 0
         dense += model.embedding_parameters + model.hidden if stage == layout.pp - 1 else 0
@@ -95,7 +95,7 @@ def memory_by_stage(model: ModelSpec, layout: Layout, workload: Workload) -> dic
     batch = micro_batches * layout.micro_batch * (workload.sequence + 1) * INDEX_BYTES
     stages = []
     for stage, (layers, parameters) in enumerate(
-        zip(layout.stage_layers(model.layers), stage_parameters(model, layout), strict=True)
+        zip(layout.layers_by_stage(model.layers), stage_parameters(model, layout), strict=True)
     ):
         first, last = stage == 0, stage == layout.pp - 1
         alive = int(in_flight(layout.schedule, stage, layout.pp, 1, micro_batches))

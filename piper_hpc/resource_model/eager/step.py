@@ -106,9 +106,6 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
     if problem is not None:
         raise ResourceModelError(str(problem))
     check_layout(model, cluster, layout, workload)
-    problem = next(executor.missing_of_step(layout, workload), None)
-    if problem is not None:
-        raise ResourceModelError(str(problem))
     micro_batches = layout.micro_batches(workload.global_batch)
     curves = Curves(cluster, workload.bytes_per_value)
     load = float(workload.routing.load(layout.ep))
@@ -169,7 +166,7 @@ def _stage(
     batch: MicroBatch, layout: Layout, groups: LayoutGroups, stage: int, layer: dict[str, ModuleCost]
 ) -> StageCost:
     curves, of_stage = batch.curves, groups.stages[stage]
-    layers = len(layout.stage_layers(batch.model.layers)[stage])
+    layers = len(layout.layers_by_stage(batch.model.layers)[stage])
     dense, expert = stage_parameter_parts(batch.model, layout)[stage]
     parameters = dense + expert
     modules = {term: cost * layers for term, cost in layer.items()}
