@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from piper_hpc.model import recompute
 from piper_hpc.spec.model import ModelSpec
 
 
@@ -20,8 +21,12 @@ class Attention(nn.Module):
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def __init__(self, spec: ModelSpec, sequence: int, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, sequence: int, *, again: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """again: compute scores, softmax and their product with values again in the backward."""
         super().__init__()
+        self.run = recompute.again if again else recompute.kept
         self.head_dim = spec.head_dim
         self.grouped = spec.kv_heads != spec.heads
         linear = partial(nn.Linear, bias=False, device=device, dtype=dtype)
@@ -41,10 +46,11 @@ class Attention(nn.Module):
             projection(hidden).view(batch, sequence, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q, self.k, self.v)
         )
-        attended = F.scaled_dot_product_attention(
-            rotate(query, cos, sin), rotate(key, cos, sin), value, is_causal=True, enable_gqa=self.grouped
-        )
+        attended = self.run(self._attend, rotate(query, cos, sin), rotate(key, cos, sin), value)
         return self.o(attended.transpose(1, 2).reshape(batch, sequence, -1))
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
 
 
 def rotary_tables(sequence: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:

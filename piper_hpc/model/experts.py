@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from piper_hpc.model import recompute
 from piper_hpc.spec.model import ModelSpec
 
 
@@ -15,8 +16,12 @@ class Experts(nn.Module):
     Weights are [experts_per_rank, in, out]: w1 (gate or only input), w3 (up, SwiGLU alone), w2 (down).
     """
 
-    def __init__(self, spec: ModelSpec, experts_per_rank: int, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: ModelSpec, experts_per_rank: int, *, again: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """again: compute the activation, which is as wide as the experts, again in the backward."""
         super().__init__()
+        self.run = recompute.again if again else recompute.kept
         check_alignment(spec, dtype)
         into = (experts_per_rank, spec.hidden, spec.expert_ffn)
         out_of = (experts_per_rank, spec.expert_ffn, spec.hidden)
@@ -31,9 +36,15 @@ class Experts(nn.Module):
         Returns [rows, hidden]: w2(silu(w1 x) * (w3 x)) for SwiGLU (arXiv 2002.05202 Eq 6), w2(gelu(w1 x)) else.
         """
         multiply = looped_mm if rows.dtype == torch.float64 else grouped_mm
-        first = multiply(rows, self.w1, offsets)
-        inner = F.gelu(first) if self.w3 is None else F.silu(first) * multiply(rows, self.w3, offsets)
-        return multiply(inner, self.w2, offsets)
+        gate = multiply(rows, self.w1, offsets)
+        up = None if self.w3 is None else multiply(rows, self.w3, offsets)
+
+        # The last product is inside, for it keeps the activation; run again, it stops short of computing that product.
+        def down(gate: torch.Tensor, up: torch.Tensor | None) -> torch.Tensor:
+            inner = F.gelu(gate) if up is None else F.silu(gate) * up
+            return multiply(inner, self.w2, offsets)
+
+        return self.run(down, gate, up)
 
 
 def grouped_mm(rows: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,14 @@ def is_expert(name: str) -> bool:
     return EXPERT_WEIGHTS in name
 
 
+def logical_names(name: str, experts: Sequence[int]) -> list[str]:
+    """Logical names in a parameter of a `Stage`: its own, or of a stack of experts one for each of `experts`."""
+    if not is_expert(name):
+        return [name]
+    prefix, weight = name.split(EXPERT_WEIGHTS)
+    return [f"{prefix}{EXPERT_WEIGHTS}{expert}.{weight}" for expert in experts]
+
+
 def logical_tensors(
     named: Iterable[tuple[str, torch.Tensor]], experts: Sequence[int]
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -26,12 +34,8 @@ def logical_tensors(
     what it gives [in, out] each; experts: the rank's logical experts in the order of the stack.
     """
     for name, tensor in named:
-        if not is_expert(name):
-            yield name, tensor
-            continue
-        prefix, weight = name.split(EXPERT_WEIGHTS)
-        for expert, part in zip(experts, tensor.unbind(), strict=True):
-            yield f"{prefix}{EXPERT_WEIGHTS}{expert}.{weight}", part
+        parts = tensor.unbind() if is_expert(name) else (tensor,)
+        yield from zip(logical_names(name, experts), parts, strict=True)
 
 
 @torch.no_grad()

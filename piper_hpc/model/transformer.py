@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,10 +11,12 @@ from torch import nn
 from piper_hpc.model.attention import Attention
 from piper_hpc.model.dispatcher import Dispatcher
 from piper_hpc.model.experts import Experts
+from piper_hpc.model.recompute import Rerun, again_whole, kept
 from piper_hpc.model.router import Router
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.model import ModelSpec
+from piper_hpc.spec.recompute import Recompute
 
 
 class Layer(nn.Module):
@@ -28,21 +31,29 @@ class Layer(nn.Module):
         dispatcher: Dispatcher,
         placement: ExpertPlacement,
         recorder: Recorder,
+        recompute: Recompute,
+        rerun: Rerun,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(spec.hidden, eps=spec.norm_eps, device=device, dtype=dtype)
-        self.attention = Attention(spec, sequence, device=device, dtype=dtype)
+        self.attention = Attention(spec, sequence, again=bool(recompute.attention), device=device, dtype=dtype)
         self.router_norm = nn.RMSNorm(spec.hidden, eps=spec.norm_eps, device=device, dtype=dtype)
-        self.router = Router(spec, aux_scale, device=device, dtype=dtype)
-        self.experts = Experts(spec, placement.experts_per_rank, device=device, dtype=dtype)
+        self.router = Router(spec, aux_scale, rerun, device=device, dtype=dtype)
+        self.experts = Experts(
+            spec, placement.experts_per_rank, again=bool(recompute.activation), device=device, dtype=dtype
+        )
+        self.run = partial(again_whole, rerun) if recompute.full else kept
         self.dispatcher = dispatcher
         self.placement = placement
         self.recorder = recorder
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [batch, sequence, hidden] -> the same shape."""
+        return self.run(self._forward, hidden)
+
+    def _forward(self, hidden: torch.Tensor) -> torch.Tensor:
         timed = self.recorder.timed
         hidden = timed("attention", self.attend, hidden)
         tokens, expert_ids, weights = timed("router", self.route, hidden)
@@ -66,7 +77,8 @@ class Stage(nn.Module):
     """The layers `layers` of the model, with the embedding before the first and the head after the last.
 
     Parameters carry global names (`layers.3.attention.q.weight`), so that no layout shows in them.
-    aux_scale: see `Router`. dispatcher and placement: of this rank's expert group.
+    aux_scale: see `Router`. dispatcher and placement: of this rank's expert group. recompute: what of each layer is
+    computed again in the backward; rerun: what tells the rank's modules so.
     """
 
     def __init__(
@@ -79,6 +91,8 @@ class Stage(nn.Module):
         dispatcher: Dispatcher,
         placement: ExpertPlacement,
         recorder: Recorder,
+        recompute: Recompute,
+        rerun: Rerun,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -99,6 +113,8 @@ class Stage(nn.Module):
                     dispatcher=dispatcher,
                     placement=placement,
                     recorder=recorder,
+                    recompute=recompute,
+                    rerun=rerun,
                     device=device,
                     dtype=dtype,
                 )

@@ -1,12 +1,12 @@
 """Timing of pipeline p2p messages: when a sender posted each one, and how long its receiver waited for it.
 
-torch's schedules post and wait through two module functions; while a step runs they are replaced by ones that mark the
-time around them. Nothing else of the schedule changes.
+torch's pipeline runtime posts and waits through two module functions; while a step runs they are replaced by ones that
+mark the time around them. Nothing else of the schedule changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,32 +23,35 @@ class WorkBatch(list[dist.Work]):
     received: Message | None = None
 
 
-def tag_operations(operations: list[dist.P2POp], kind: int, micro_batch: int) -> list[dist.P2POp]:
-    """Set `message` on each operation; kind: FORWARD or BACKWARD of profiling.spans. Returns the same list."""
+def tag_operations(operations: list[dist.P2POp], message: Message) -> list[dist.P2POp]:
+    """Set `message` on each operation. Returns the same list."""
     for operation in operations:
-        operation.message = Message(kind, micro_batch)  # type: ignore[attr-defined]
+        operation.message = message  # type: ignore[attr-defined]
     return operations
 
 
 class InstrumentedStage(PipelineStage):
     """A pipeline stage whose messages are tagged and whose calls into the module and autograd are regions.
 
-    Messages travel in order between two ranks, so a kind and a micro-batch name one at both ends.
+    on_gradients is called when the last gradient of the stage's parameters is there.
     """
 
     recorder: Recorder
+    on_gradients: Callable[[], None]
 
     def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
-        return tag_operations(super().get_fwd_recv_ops(fwd_chunk_id), FORWARD, fwd_chunk_id)
+        return tag_operations(super().get_fwd_recv_ops(fwd_chunk_id), Message(FORWARD, self.stage_index, fwd_chunk_id))
 
     def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
-        return tag_operations(super().get_fwd_send_ops(fwd_chunk_id), FORWARD, fwd_chunk_id)
+        message = Message(FORWARD, self.stage_index + 1, fwd_chunk_id)
+        return tag_operations(super().get_fwd_send_ops(fwd_chunk_id), message)
 
     def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        return tag_operations(super().get_bwd_recv_ops(bwd_chunk_id), BACKWARD, bwd_chunk_id)
+        return tag_operations(super().get_bwd_recv_ops(bwd_chunk_id), Message(BACKWARD, self.stage_index, bwd_chunk_id))
 
     def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        return tag_operations(super().get_bwd_send_ops(bwd_chunk_id), BACKWARD, bwd_chunk_id)
+        message = Message(BACKWARD, self.stage_index - 1, bwd_chunk_id)
+        return tag_operations(super().get_bwd_send_ops(bwd_chunk_id), message)
 
     def forward_maybe_with_nosync(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         with self.recorder.region("other"):
@@ -57,8 +60,13 @@ class InstrumentedStage(PipelineStage):
     def backward_maybe_with_nosync(
         self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
     ) -> tuple[tuple[torch.Tensor | None, ...], list[dict[str, Any]] | None]:
-        with self.recorder.backward_pass():
+        # A pass for weight gradients alone goes through no region of the modules. Stage 0 has no input gradient: its
+        # whole backward comes as one, where the weight gradients belong, and is timed by module.
+        with self.recorder.backward_pass("weight_grad" if backward_type == "weight" else "other"):
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+
+    def perform_reduce_grad(self, grad_scale_factor: int) -> None:
+        self.on_gradients()
 
 
 @contextmanager

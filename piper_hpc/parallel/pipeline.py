@@ -1,10 +1,13 @@
-"""Run the micro-batches of one step through this rank's stage: 1F1B over several stages, a plain loop on one."""
+"""Run the micro-batches of one step through this rank's chunks of layers, in the order of the layout's schedule."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch.distributed.pipelining import Schedule1F1B
+from torch.distributed.pipelining import schedules
 
 from piper_hpc.model import Stage
 from piper_hpc.parallel.groups import Groups
@@ -13,6 +16,8 @@ from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec import Workload
 from piper_hpc.spec.layout import Layout
 from piper_hpc.spec.model import ModelSpec
+from piper_hpc.spec.orders import Action, rank_order
+from piper_hpc.spec.schedules import stage_of
 
 
 class TokenLoss:
@@ -44,15 +49,19 @@ class TokenLoss:
 
 
 class Pipeline:
-    """One rank's part in the forward and backward of a step. Gradients add up in the stage's parameters.
+    """One rank's part in the forward and backward of a step. Gradients add up in the parameters of its chunks.
 
-    The number of micro-batches and the shape of one are fixed: torch's stages are given static metadata, because
-    their own inference would run an extra forward and backward on the first step.
+    Over several pipeline ranks torch's runtime carries out the order that `spec.orders` gives, the one that predictions
+    simulate; on one rank chunks follow one another, whatever the schedule. on_gradients is called with the index of a
+    chunk when the last gradient of its parameters is there.
+
+    The number of micro-batches and the shape of one are fixed: torch's stages are given static metadata, because their
+    own inference would run an extra forward and backward on the first step.
     """
 
     def __init__(
         self,
-        stage: Stage,
+        chunks: Sequence[Stage],
         *,
         model: ModelSpec,
         layout: Layout,
@@ -61,21 +70,26 @@ class Pipeline:
         recorder: Recorder,
         device: torch.device,
         dtype: torch.dtype,
+        on_gradients: Callable[[int], None],
     ) -> None:
         self.loss = TokenLoss(workload.tokens, recorder, device)
-        self._stage = stage
+        self._chunks = chunks
         self._recorder = recorder
         self._micro_batch = layout.micro_batch
+        self._on_gradients = on_gradients
         self._is_first = 0 in groups.place.stages
         self._is_last = layout.stages - 1 in groups.place.stages
-        self._schedule: Schedule1F1B | None = None
+        self._schedule: schedules._PipelineScheduleRuntime | None = None
         if layout.pp > 1:
             shape = (layout.micro_batch, workload.sequence)
-            watched_stage = static_stage(stage, model, shape, groups, layout.pp, device, dtype)
-            watched_stage.recorder = recorder
-            self._schedule = Schedule1F1B(
-                watched_stage, layout.micro_batches(workload.global_batch), loss_fn=self.loss, scale_grads=False
-            )
+            stages = [
+                static_stage(chunk, index, model, shape, groups, layout.stages, device, dtype)
+                for chunk, index in zip(chunks, groups.place.stages, strict=True)
+            ]
+            for chunk_index, stage in enumerate(stages):
+                stage.recorder = recorder
+                stage.on_gradients = partial(on_gradients, chunk_index)
+            self._schedule = ordered_schedule(stages, layout, layout.micro_batches(workload.global_batch), self.loss)
 
     def step(self, tokens: torch.Tensor) -> None:
         """Forward and backward of all micro-batches of tokens int64 [sequences of this rank, sequence + 1]."""
@@ -95,13 +109,61 @@ class Pipeline:
         micro_batches = zip(inputs.split(self._micro_batch), targets.split(self._micro_batch), strict=True)
         for micro_inputs, micro_targets in micro_batches:
             with self._recorder.region("other"):
-                loss = self.loss(self._stage(micro_inputs), micro_targets)
+                hidden = micro_inputs
+                for chunk in self._chunks:
+                    hidden = chunk(hidden)
+                loss = self.loss(hidden, micro_targets)
             with self._recorder.backward_pass():
                 loss.backward()
+        for index in range(len(self._chunks)):
+            self._on_gradients(index)
+
+
+def ordered_schedule(
+    stages: Sequence[InstrumentedStage], layout: Layout, micro_batches: int, loss: TokenLoss
+) -> schedules._PipelineScheduleRuntime:
+    """torch's pipeline runtime over this rank's stages, with the order of every rank that `spec.orders` gives.
+
+    torch adds sends and receives to the orders, each receive where its sender has sent: no rank waits for a message
+    that waits for it. Raises RuntimeError with a torch that has no such runtime.
+    """
+    if not hasattr(schedules, "_PipelineScheduleRuntime"):
+        raise RuntimeError(
+            f"torch {torch.__version__} has no torch.distributed.pipelining.schedules._PipelineScheduleRuntime: "
+            "orders of a pipeline cannot be carried out; torch 2.13 can"
+        )
+    runtime = schedules._PipelineScheduleRuntime(list(stages), micro_batches, loss_fn=loss, scale_grads=False)
+    orders: dict[int, list[schedules._Action | None]] = {
+        rank: [
+            _torch_action(action, [stage_of(layout.schedule, rank, chunk, layout.pp) for chunk in range(layout.vpp)])
+            for action in rank_order(layout.schedule, rank, layout.pp, layout.vpp, micro_batches)
+        ]
+        for rank in range(layout.pp)
+    }
+    runtime._prepare_schedule_with_comms(orders)
+    return runtime
+
+
+KINDS = {
+    "F": schedules.FORWARD,
+    "B": schedules.FULL_BACKWARD,
+    "I": schedules.BACKWARD_INPUT,
+    "W": schedules.BACKWARD_WEIGHT,
+}
+"""torch's word for each kind of `spec.orders.Action`."""
+
+
+def _torch_action(action: Action, stages: Sequence[int]) -> schedules._Action:
+    """`action` as torch has it; stages: the global stage of each chunk of the rank."""
+    if action.backward is None:
+        return schedules._Action(stages[action.chunk], KINDS[action.kind], action.micro_batch)
+    parts = tuple(_torch_action(part, stages) for part in action.parts)
+    return schedules._Action(stages[action.chunk], schedules.OVERLAP_F_B, action.micro_batch, parts)
 
 
 def static_stage(
-    stage: Stage,
+    chunk: Stage,
+    index: int,
     model: ModelSpec,
     shape: tuple[int, int],
     groups: Groups,
@@ -109,13 +171,12 @@ def static_stage(
     device: torch.device,
     dtype: torch.dtype,
 ) -> InstrumentedStage:
-    """The torch stage of this rank with its input and output metadata; shape: [batch, sequence] of a micro-batch."""
-    (index,) = groups.place.stages
+    """torch's stage `index` of `stages` with static metadata; shape: [batch, sequence] of a micro-batch."""
     hidden = torch.empty(*shape, model.hidden, dtype=dtype, device="meta", requires_grad=True)
     logits = torch.empty(*shape, model.vocab, dtype=dtype, device="meta", requires_grad=True)
     tokens = torch.empty(shape, dtype=torch.int64, device="meta")
     return InstrumentedStage(
-        stage,
+        chunk,
         index,
         stages,
         device,

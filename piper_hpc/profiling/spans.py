@@ -27,10 +27,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one rank posts and another waits for: `kind` is FORWARD, BACKWARD or ALL_RANKS."""
+    """What one rank posts and another waits for: `kind` is FORWARD, BACKWARD or ALL_RANKS.
+
+    stage: the global pipeline stage that receives it, 0 where all ranks do.
+    """
 
     kind: int
-    micro_batch: int
+    stage: int = 0
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +123,21 @@ class Recorder:
         its gradient leaves the region without ending it. Autograd runs nodes in the reverse of their creation, so
         regions that follow one another in forward do so in backward.
         """
-        clock = self.clock
         backward = BackwardRegion(self, name)
         views = [_hooked_view(tensor, backward.on_input_gradient) for tensor in inputs]
-        start = clock.now()
-        result = function(*views)
-        self.raw.append((name, False, start, clock.now(), None))
+        with self.region(name):
+            result = function(*views)
         for output in result if isinstance(result, tuple) else (result,):
             if isinstance(output, torch.Tensor) and output.requires_grad:
                 output.register_hook(backward.on_output_gradient)
         return result
 
-    def backward_pass(self) -> BackwardPass:
-        """Around one call of autograd: closes the regions whose inputs need no gradient (the embedding's)."""
-        return BackwardPass(self)
+    def backward_pass(self, name: str = "other") -> BackwardPass:
+        """Around one call of autograd: closes the regions whose inputs need no gradient (the embedding's).
+
+        What no region claims counts as `name`.
+        """
+        return BackwardPass(self, name)
 
     def finish(self) -> list[Span]:
         """End the step; its spans in order of their start."""
@@ -152,8 +157,8 @@ class Recorder:
 class BackwardPass:
     """Context manager: collects the backward regions that ran inside one call of autograd."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder, self._name = recorder, name
 
     def __enter__(self) -> None:
         self._start = self._recorder.clock.now()
@@ -163,7 +168,7 @@ class BackwardPass:
     ) -> None:
         recorder = self._recorder
         end = recorder.clock.now()
-        recorder.raw.append(("other", True, self._start, end, None))
+        recorder.raw.append((self._name, True, self._start, end, None))
         recorder.raw.extend(
             (region.name, True, region.start, end if region.end is None else region.end, None)
             for region in recorder.running

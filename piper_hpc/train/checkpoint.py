@@ -6,7 +6,6 @@ One key for each parameter and each of its two moments, one for each expert apar
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
 
-from piper_hpc.model.names import logical_tensors
+from piper_hpc.parallel.parameters import ParameterStore
+from piper_hpc.train.optimizer import MOMENTS, Optimizer
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 NAME = "step-{:08d}"
 
 
@@ -31,27 +29,22 @@ class Progress:
     seed: int
 
 
-def state_tensors(stage: nn.Module, optimizer: torch.optim.AdamW, experts: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Parameters as `model.<name>`, Adam's moments as `optimizer.<name>.exp_avg` and `.exp_avg_sq`.
-
-    Views of the live tensors, each with the shape of its parameter; a stack of experts [experts_per_rank, in, out]
-    gives one [in, out] an expert. experts: the rank's logical experts in the order of the stack.
-    """
-    parameters = dict(stage.named_parameters())
-    tensors = {f"model.{name}": part.detach() for name, part in logical_tensors(parameters.items(), experts)}
-    for moment in MOMENTS:
-        held = ((name, optimizer.state[parameter][moment]) for name, parameter in parameters.items())
-        tensors |= {f"optimizer.{name}.{moment}": part for name, part in logical_tensors(held, experts)}
+def state_tensors(store: ParameterStore, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """Master weights as `model.<name>`, Adam's moments as `optimizer.<name>.exp_avg` and `.exp_avg_sq`: live views."""
+    tensors = {}
+    for bucket, moments in zip(store.buckets, optimizer.moments, strict=True):
+        for piece in bucket.pieces:
+            tensors[f"model.{piece.name}"] = piece.of(bucket.master)
+            for moment in MOMENTS:
+                tensors[f"optimizer.{piece.name}.{moment}"] = piece.of(moments[moment])
     return tensors
 
 
-def save(
-    folder: Path, stage: nn.Module, optimizer: torch.optim.AdamW, experts: Sequence[int], progress: Progress
-) -> Path:
+def save(folder: Path, store: ParameterStore, optimizer: Optimizer, progress: Progress) -> Path:
     """Write `folder/step-N`, collectively; it appears under its name only when it is whole."""
     target = folder / NAME.format(progress.step)
     partial = target.with_suffix(".partial")
-    state: dict[str, Any] = {**state_tensors(stage, optimizer, experts), "progress": asdict(progress)}
+    state: dict[str, Any] = {**state_tensors(store, optimizer), "progress": asdict(progress)}
     if _rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,16 +58,16 @@ def save(
     return target
 
 
-def load(path: Path, stage: nn.Module, optimizer: torch.optim.AdamW, experts: Sequence[int]) -> Progress:
+def load(path: Path, store: ParameterStore, optimizer: Optimizer) -> Progress:
     """Read a checkpoint into parameters and moments in place, collectively, whatever layout wrote it."""
     state: dict[str, Any] = {
-        **state_tensors(stage, optimizer, experts),
+        **state_tensors(store, optimizer),
         "progress": asdict(Progress(step=0, samples=0, seed=0)),
     }
     dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     progress = Progress(**state["progress"])
-    for held in optimizer.state.values():
-        held["step"].fill_(float(progress.step))
+    store.publish()
+    optimizer.steps = progress.step
     return progress
 
 

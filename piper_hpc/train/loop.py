@@ -13,12 +13,14 @@ import torch.distributed as dist
 
 from piper_hpc.model import Stage
 from piper_hpc.model.names import initialise
+from piper_hpc.model.recompute import Rerun
+from piper_hpc.model.router import Router
 from piper_hpc.parallel.dispatcher import AllToAllConfigs, make_dispatcher
-from piper_hpc.parallel.gradients import Gradients
 from piper_hpc.parallel.groups import make_groups
+from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for, clock_offset_s
-from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
+from piper_hpc.profiling.memory import LiveBytes, rss_bytes
 from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
 from piper_hpc.spec import Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
@@ -26,16 +28,17 @@ from piper_hpc.spec.layout import Layout, RankMap
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.train import checkpoint, metrics
 from piper_hpc.train.data import Dataset
-from piper_hpc.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from piper_hpc.train.optimizer import Optimizer, learning_rate
 from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
+from piper_hpc.train.vote import Vote, end_of_step
 
-GRAD_NORM_REDUCE = Message(ALL_RANKS, 0)
+END_OF_STEP = Message(ALL_RANKS)
 CLOCK_DRIFT_STEPS = 200
 """Clocks of different nodes are compared again after this many steps."""
 
 
 class Trainer:
-    """Model, optimizer and pipeline of one rank; `step` does one optimizer step and `record` says how it went."""
+    """Model chunks, optimizer and pipeline of one rank; `step` does one optimizer step, `record` says how it went."""
 
     def __init__(
         self,
@@ -54,23 +57,31 @@ class Trainer:
         placement = ExpertPlacement.linear(model.experts, layout.ep)
         self.experts = placement.experts_of(groups.place.shard)
         self.recorder = Recorder(clock_for(device))
-        self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
-        self.stage = Stage(
-            model,
-            layout.layers_by_stage(model.layers)[groups.place.stages[0]],
-            sequence=workload.sequence,
-            aux_scale=model.router_aux_coef / workload.global_batch,
-            dispatcher=self.dispatcher,
-            placement=placement,
-            recorder=self.recorder,
-            device=device,
-            dtype=dtype,
-        )
-        initialise(self.stage, self.experts, layers=model.layers, seed=settings.seed)
-        self.gradients = Gradients(self.stage, groups, layout)
-        self.optimizer = make_optimizer(self.stage, settings)
+        rerun = Rerun()
+        self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs, rerun)
+        layers = layout.layers_by_stage(model.layers)
+        self.chunks = [
+            Stage(
+                model,
+                layers[stage],
+                sequence=workload.sequence,
+                aux_scale=model.router_aux_coef / workload.global_batch,
+                dispatcher=self.dispatcher,
+                placement=placement,
+                recorder=self.recorder,
+                recompute=layout.recomputed,
+                rerun=rerun,
+                device=device,
+                dtype=dtype,
+            )
+            for stage in groups.place.stages
+        ]
+        for chunk in self.chunks:
+            initialise(chunk, self.experts, layers=model.layers, seed=settings.seed)
+        self.store = ParameterStore(self.chunks, groups, layout, self.experts)
+        self.optimizer = Optimizer(self.store.buckets, settings)
         self.pipeline = Pipeline(
-            self.stage,
+            self.chunks,
             model=model,
             layout=layout,
             workload=workload,
@@ -78,14 +89,17 @@ class Trainer:
             recorder=self.recorder,
             device=device,
             dtype=dtype,
+            on_gradients=self.store.start_reduction,
         )
-        self._shape = metrics.RecordShape(layout.micro_batches(workload.global_batch), model.layers, model.experts)
+        passes = layout.vpp * layout.micro_batches(workload.global_batch)
+        self._shape = metrics.RecordShape(passes, model.layers, model.experts)
         self._settings = settings
         self._groups = groups
         self._device = device
         self._offset_s = 0.0
         self._peak_memory_bytes = 0
-        self._norm = torch.zeros((), dtype=torch.float64, device=device)
+        self._vote: Vote | None = None
+        self.stop = False
         self.spans: list[Span] = []
 
     def align_clock(self) -> None:
@@ -93,44 +107,66 @@ class Trainer:
         if self._groups.world is not None:
             self._offset_s = clock_offset_s(self._device)
 
-    def step(self, data: Dataset, first_sample: int, rate: float, *, sample_memory: bool) -> None:
-        """One optimizer step on the samples from `first_sample` on, all ranks starting together."""
+    def step(self, data: Dataset, first_sample: int, rate: float, *, sample_memory: bool) -> Vote:
+        """One optimizer step on the samples from `first_sample` on, all ranks starting together.
+
+        Where a gradient is not finite, weights and moments stay as they are. `stop` is this rank's part in the vote.
+        """
         if self._groups.world is not None:
             dist.barrier()
         if self._device.type != "cpu":
             memory = torch.get_device_module(self._device)
             memory.reset_peak_memory_stats(self._device)
-            self._step(data, first_sample, rate)
+            self._vote = self._step(data, first_sample, rate)
             self._peak_memory_bytes = memory.max_memory_allocated(self._device)
         elif sample_memory:
-            self._peak_memory_bytes = peak_tensor_bytes(lambda: self._step(data, first_sample, rate))
+            with LiveBytes() as live:
+                self._vote = self._step(data, first_sample, rate)
+            self._peak_memory_bytes = live.peak_bytes
         else:
-            self._step(data, first_sample, rate)
+            self._vote = self._step(data, first_sample, rate)
+        return self._vote
 
-    def _step(self, data: Dataset, first_sample: int, rate: float) -> None:
-        recorder, gradients = self.recorder, self.gradients
+    def _step(self, data: Dataset, first_sample: int, rate: float) -> Vote:
+        recorder, store = self.recorder, self.store
         recorder.start()
         with recorder.region("other"):
             with recorder.region("host"):
                 tokens = data.batch(first_sample).to(self._device)
-                gradients.zero()
-                for router in self.stage.routers().values():
+                store.zero()
+                for router in self.routers().values():
                     router.reset()
-                set_learning_rate(self.optimizer, rate)
                 self.pipeline.step(tokens)
             with recorder.region("grad_reduce"):
-                gradients.reduce()
+                store.finish_reduction()
             with recorder.region("optimizer"):
-                squared_norm = gradients.squared_norm()
-            if self._groups.world is not None:
-                recorder.post(GRAD_NORM_REDUCE)
-                with recorder.waiting(GRAD_NORM_REDUCE):
-                    dist.all_reduce(squared_norm)
-            with recorder.region("optimizer"):
-                self._norm = squared_norm.sqrt()
-                gradients.clip(self._norm, self._settings.grad_clip)
-                self.optimizer.step()
+                squared_norm = store.squared_norm()
+            recorder.post(END_OF_STEP)
+            with recorder.waiting(END_OF_STEP):
+                vote = end_of_step(squared_norm, self.expert_tokens(), stop=self.stop, group=self._groups.world)
+            if vote.finite:
+                with recorder.region("optimizer"):
+                    store.clip(vote.grad_norm, self._settings.grad_clip)
+                    self.optimizer.step(rate)
+                with recorder.region("grad_reduce"):
+                    store.publish()
         self.spans = recorder.finish()
+        return vote
+
+    def routers(self) -> dict[int, Router]:
+        """The router of each layer of this rank, by global layer index."""
+        return {layer: router for chunk in self.chunks for layer, router in chunk.routers().items()}
+
+    def expert_tokens(self) -> torch.Tensor:
+        """int64 [layers, experts]: what this rank routed in the step, 0 in layers that it does not hold."""
+        counts = torch.zeros(self._shape.layers, self._shape.experts, dtype=torch.int64, device=self._device)
+        for layer, router in self.routers().items():
+            counts[layer] = router.tokens_per_expert
+        return counts
+
+    def non_finite(self) -> list[str]:
+        """Logical tensors of this rank whose gradient is not finite."""
+        return [name for bucket in self.store.buckets for name in bucket.non_finite()]
 
     def aligned_spans(self) -> list[Span]:
         """The spans of the last step on rank 0's clock."""
@@ -139,21 +175,17 @@ class Trainer:
 
     def record(self) -> list[metrics.RankRecord] | None:
         """What all ranks know of the last step, on rank 0. Collective."""
-        expert_tokens = [[0] * self._shape.experts for _ in range(self._shape.layers)]
-        aux_loss = 0.0
-        for layer, router in self.stage.routers().items():
-            expert_tokens[layer] = router.tokens_per_expert.tolist()
-            aux_loss += float(router.aux_loss)
+        assert self._vote is not None, "no step was done yet"
         mine = metrics.rank_record(
             self.spans,
             self.recorder.posts(),
             self._offset_s,
             loss=float(self.pipeline.loss.total),
-            aux_loss=aux_loss,
-            grad_norm=float(self._norm),
+            aux_loss=sum(float(router.aux_loss) for router in self.routers().values()),
+            grad_norm=self._vote.grad_norm,
             peak_memory_bytes=self._peak_memory_bytes,
             rss_bytes=rss_bytes(),
-            expert_tokens=expert_tokens,
+            expert_tokens=self.expert_tokens().tolist(),
             sent=self.dispatcher.pop_sent_bytes(),
         )
         return metrics.gather(mine, self._shape, self._device)
@@ -188,7 +220,7 @@ def train(
         newest = checkpoint.latest(resume_from)
         if newest is None:
             raise FileNotFoundError(f"resume_from={resume_from}: holds no whole checkpoint")
-        progress = checkpoint.load(newest, trainer.stage, trainer.optimizer, trainer.experts)
+        progress = checkpoint.load(newest, trainer.store, trainer.optimizer)
     first, origin = progress.step, progress.samples
     memory_step = min(first + WARMUP_STEPS, settings.steps) - 1
     for step in range(first, settings.steps):
@@ -211,7 +243,7 @@ def train(
         due = settings.checkpoint_every and done % settings.checkpoint_every == 0
         if checkpoint_dir is not None and (due or done == settings.steps):
             reached = checkpoint.Progress(done, first_sample + workload.global_batch, settings.seed)
-            checkpoint.save(checkpoint_dir, trainer.stage, trainer.optimizer, trainer.experts, reached)
+            checkpoint.save(checkpoint_dir, trainer.store, trainer.optimizer, reached)
 
 
 def _rates(row: dict[str, Any], settings: TrainSettings, layout: Layout) -> dict[str, float]:

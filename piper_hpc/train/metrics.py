@@ -23,21 +23,21 @@ TIMED_REGIONS = tuple(term.removesuffix("_s") for term in TERMS if term not in (
 
 @dataclass(frozen=True)
 class RecordShape:
-    """What fixes the length of a rank's message: micro-batches of a step, layers and experts of the model."""
+    """What fixes the length of a rank's message: passes of a step (micro-batches times chunks), layers and experts."""
 
-    micro_batches: int
+    passes: int
     layers: int
     experts: int
 
     @property
     def waits(self) -> int:
-        """More waits than any stage of 1F1B has: two receives and two sends a micro-batch, and the clipping's."""
-        return 4 * self.micro_batches + 2
+        """The most waits: two receives and two sends a pass, and the one at the end of the step."""
+        return 4 * self.passes + 1
 
     @property
     def posts(self) -> int:
-        """Messages a rank may post: each micro-batch both ways, and its arrival at the clipping."""
-        return 2 * self.micro_batches + 1
+        """Messages a rank may post: two a pass, and its arrival at the end of the step."""
+        return 2 * self.passes + 1
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,12 @@ def rank_record(spans: Sequence[Span], posts: dict[Message, float], offset_s: fl
 
 def encode(record: RankRecord, shape: RecordShape) -> list[float]:
     """A record as a flat list of floats, equally long on every rank, for one gather; NaN where there is nothing."""
-    posts = [math.nan] * shape.posts
-    for message, posted in record.posts.items():
-        posts[message.kind * shape.micro_batches + message.micro_batch] = posted
-    waits = [math.nan] * (4 * shape.waits)
+    posts = [math.nan] * (4 * shape.posts)
+    for index, (message, posted) in enumerate(record.posts.items()):
+        posts[4 * index : 4 * index + 4] = [posted, *_numbers(message)]
+    waits = [math.nan] * (5 * shape.waits)
     for index, (start, end, waited) in enumerate(record.waits):
-        about = (-1, -1) if waited is None else (waited.kind, waited.micro_batch)
-        waits[4 * index : 4 * index + 4] = [start, end, *about]
+        waits[5 * index : 5 * index + 5] = [start, end, *_numbers(waited)]
     return [
         record.start_s,
         record.end_s,
@@ -102,6 +101,10 @@ def encode(record: RankRecord, shape: RecordShape) -> list[float]:
     ]
 
 
+def _numbers(message: Message | None) -> tuple[int, int, int]:
+    return (-1, -1, -1) if message is None else (message.kind, message.stage, message.micro_batch)
+
+
 def decode(numbers: Sequence[float], shape: RecordShape) -> RankRecord:
     """The inverse of `encode`."""
     rest = iter(numbers)
@@ -113,15 +116,12 @@ def decode(numbers: Sequence[float], shape: RecordShape) -> RankRecord:
     seconds = dict(zip(TIMED_REGIONS, take(len(TIMED_REGIONS)), strict=True))
     loss, aux_loss, grad_norm, peak, rss = take(5)
     sent = SentBytes(*(dict(zip(LEVELS, take(len(LEVELS)), strict=True)) for _ in range(2)))
-    posts = {
-        Message(*divmod(index, shape.micro_batches)): posted
-        for index, posted in enumerate(take(shape.posts))
-        if not math.isnan(posted)
-    }
-    rows = (take(4) for _ in range(shape.waits))
+    posted = [take(4) for _ in range(shape.posts)]
+    posts = {Message(*map(int, numbers)): at for at, *numbers in posted if not math.isnan(at)}
+    waited = [take(5) for _ in range(shape.waits)]
     waits = [
-        (start, end, None if kind < 0 else Message(int(kind), int(micro_batch)))
-        for start, end, kind, micro_batch in list(rows)
+        (start, end, None if numbers[0] < 0 else Message(*map(int, numbers)))
+        for start, end, *numbers in waited
         if not math.isnan(start)
     ]
     expert_tokens = [[int(tokens) for tokens in take(shape.experts)] for _ in range(shape.layers)]
@@ -149,8 +149,7 @@ def terms_of(rank: int, records: Sequence[RankRecord], rank_map: RankMap) -> dic
     of the clipping is posted by the last rank to arrive: the wait before belongs to the pipeline's end.
     """
     record = records[rank]
-    neighbours = rank_map.pipeline_group(rank)
-    stage = rank_map.places[rank].pipeline_rank
+    holder = {stage: other for other in rank_map.pipeline_group(rank) for stage in rank_map.places[other].stages}
     terms = {f"{name}_s": seconds for name, seconds in record.seconds.items()} | {"p2p_s": 0.0, "bubble_s": 0.0}
     for start, end, message in record.waits:
         if message is None:
@@ -160,7 +159,7 @@ def terms_of(rank: int, records: Sequence[RankRecord], rank_map: RankMap) -> dic
             terms["bubble_s"] += before
             terms["grad_reduce_s"] += after
         else:
-            sender = neighbours[stage - 1 if message.kind == FORWARD else stage + 1]
+            sender = holder[message.stage - 1 if message.kind == FORWARD else message.stage + 1]
             before, after = split_wait_s(start, end, records[sender].posts[message])
             terms["bubble_s"] += before
             terms["p2p_s"] += after

@@ -1,12 +1,14 @@
-"""AdamW with its learning rate, and its state ready before the first step."""
+"""AdamW on flat master weights, its state ready before the first step, and the learning rate of each step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
+from piper_hpc.parallel.parameters import Bucket
 from piper_hpc.train.settings import TrainSettings
 
 
@@ -25,34 +27,48 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.minimum_learning_rate + share * (settings.learning_rate - settings.minimum_learning_rate)
 
 
-def make_optimizer(stage: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Fused AdamW (arXiv 1711.05101) over all parameters, weight decay on matrices alone; moments exist from the start.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of every element, flat and in the order of a bucket's master."""
 
-    With the state in place, memory is the same from the first step on and a checkpoint can be loaded into it.
+
+class Optimizer:
+    """Fused AdamW (arXiv 1711.05101) on the flat masters of a parameter store, weight decay on matrices alone.
+
+    Moments exist from the start, so that memory is the same from the first step on and a checkpoint can be loaded into
+    them. `moments[i]` are those of bucket i, [master size] each.
     """
-    parameters = list(stage.parameters())
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        fused=True,
-    )
-    for parameter in parameters:
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
-    return optimizer
 
+    def __init__(self, buckets: Sequence[Bucket], settings: TrainSettings) -> None:
+        self.moments = [{name: torch.zeros_like(bucket.master) for name in MOMENTS} for bucket in buckets]
+        self._parts: list[torch.Tensor] = []
+        groups: list[dict[str, Any]] = []
+        states = []
+        for bucket, moments in zip(buckets, self.moments, strict=True):
+            for decay, part in ((settings.weight_decay, slice(bucket.decayed)), (0.0, slice(bucket.decayed, None))):
+                master = bucket.master[part].detach()
+                if not len(master):
+                    continue
+                master.grad = bucket.reduced[part]
+                groups.append({"params": [master], "weight_decay": decay})
+                states.append((master, {name: moments[name][part] for name in MOMENTS}))
+        self._adamw = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True
+        )
+        for master, state in states:
+            self._adamw.state[master] = {"step": torch.zeros((), device=master.device)} | state
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use `rate` for every parameter from now on."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    def step(self, rate: float) -> None:
+        """One update of all masters at the learning rate `rate`."""
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.step()
+
+    @property
+    def steps(self) -> int:
+        """Updates so far, which AdamW corrects its moments' bias by."""
+        return int(next(iter(self._adamw.state.values()))["step"])
+
+    @steps.setter
+    def steps(self, done: int) -> None:
+        for state in self._adamw.state.values():
+            state["step"].fill_(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from piper_hpc.spec import Layout, ModelSpec, RankMap, RankPlace, Workload
 from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
+from tests.full import full
+from tests.parallel.matrix import AXES, RANKS, Cell, every_cell, pairwise_cover
 from tests.parallel.reference import Reference
 from tests.processes import run_ranks
 
@@ -29,7 +32,13 @@ UNGATED = ModelSpec(
     "ungated", layers=2, hidden=16, heads=2, kv_heads=2, head_dim=8, experts=4, top_k=1, expert_ffn=32, vocab=64,
     matrices_per_expert=2,
 )  # fmt: skip
+DEEP = ModelSpec(
+    "deep", layers=5, hidden=32, heads=4, kv_heads=2, head_dim=8, experts=8, top_k=2, expert_ffn=48, vocab=64,
+    router_aux_coef=0.1,
+)  # fmt: skip
 WORKLOAD = Workload(global_batch=16, sequence=12)
+BFLOAT16_LOSS = 5e-3
+"""Relative distance of a bf16 run's losses, with float32 masters, from those of a float32 run, over STEPS steps."""
 STEPS = 5
 LAYOUTS = [
     Layout(pp=1, ep=1, micro_batch=4),
@@ -87,10 +96,12 @@ def train_ranks(model: ModelSpec, layout: Layout, path: Path, steps: dict[str, i
     return {dtype: train_rank(model, layout, data, dtype, count) for dtype, count in steps.items()}
 
 
-def train_rank(model: ModelSpec, layout: Layout, data: ByteDataset, dtype: str, steps: int) -> Outcome:
-    rank_map = RankMap.block(layout, layout.ranks, (0,))
+def train_rank(
+    model: ModelSpec, layout: Layout, data: ByteDataset, dtype: str, steps: int, rank_map: RankMap | None = None
+) -> Outcome:
+    rank_map = rank_map or RankMap.block(layout, layout.ranks, (0,))
     trainer = Trainer(model, layout, WORKLOAD, settings(dtype), rank_map=rank_map, device=torch.device("cpu"))
-    named = list(trainer.stage.named_parameters())
+    named = [each for chunk in trainer.chunks for each in chunk.named_parameters()]
     outcome = Outcome([], [], [], copies(named, trainer.experts), {})
     for step in range(steps):
         rate = settings(dtype).learning_rate * min(1.0, (step + 1) / 2)
@@ -136,7 +147,7 @@ def reference(model: ModelSpec, path: Path, dtype: str, steps: int) -> Outcome:
     trainer = Trainer(
         model, single, WORKLOAD, settings(dtype), rank_map=RankMap.block(single, 1, (0,)), device=torch.device("cpu")
     )
-    weights = copies(list(trainer.stage.named_parameters()), trainer.experts)
+    weights = copies(list(trainer.chunks[0].named_parameters()), trainer.experts)
     outcome = Outcome([], [], [], weights, {})
     learner = Reference(model, {name: each.clone().requires_grad_() for name, each in weights.items()})
     chosen, data = settings(dtype), dataset(path, single, 0)
@@ -190,6 +201,70 @@ def test_layout_matches_one_process(layout: Layout, corpus: Path) -> None:
     assert [each["float32"].exchanges for each in ranks] == expected_exchanges
     routed = ranks[0]["float64"].routed
     assert [sum(layer) for layer in routed] == [WORKLOAD.tokens * MODEL.top_k] * MODEL.layers
+
+
+def train_cells(cells: Sequence[Cell], path: Path) -> list[dict[str, Outcome]]:
+    """On one rank: every cell in turn, each with groups, weights and an optimizer of its own."""
+    found = []
+    for cell in cells:
+        data = dataset(path, cell.layout, dist.get_rank())
+        steps = {"bfloat16": {"bfloat16": STEPS}, "float32": {"float64": 1, "float32": STEPS}}[cell.dtype]
+        found.append(
+            {dtype: train_rank(DEEP, cell.layout, data, dtype, count, cell.rank_map) for dtype, count in steps.items()}
+        )
+    return found
+
+
+def check_cell(cell: Cell, ranks: list[dict[str, Outcome]], corpus: Path) -> None:
+    """Losses, norms and clipped gradients of one cell against one process; rows sent, and choices counted once."""
+    if cell.dtype == "bfloat16":
+        expected = reference(DEEP, corpus, "float32", STEPS)
+        assert ranks[0]["bfloat16"].losses == pytest.approx(expected.losses, rel=BFLOAT16_LOSS)
+        outcomes = [each["bfloat16"] for each in ranks]
+    else:
+        for dtype, gradients, losses in (("float64", 1e-10, 1e-10), ("float32", 1e-5, 1e-4)):
+            expected = reference(DEEP, corpus, dtype, 1 if dtype == "float64" else STEPS)
+            compare([each[dtype] for each in ranks], expected, gradients=gradients, losses=losses)
+        outcomes = [each["float32"] for each in ranks]
+    if cell.all_to_all == "flat":
+        layers = [len(of_stage) for of_stage in cell.layout.layers_by_stage(DEEP.layers)]
+        held = [sum(layers[stage] for stage in place.stages) for place in cell.rank_map.places]
+        per_layer = 6 if cell.recompute == "full" else 4
+        micro_batches = cell.layout.micro_batches(WORKLOAD.global_batch)
+        assert [each.exchanges for each in outcomes] == [per_layer * count * micro_batches for count in held]
+    assert [sum(layer) for layer in outcomes[0].routed] == [WORKLOAD.tokens * DEEP.top_k] * DEEP.layers
+
+
+def groups_of(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
+    return [list(cells[first : first + size]) for first in range(0, len(cells), size)]
+
+
+COVER = pairwise_cover(every_cell())
+REST = [cell for cell in every_cell() if cell not in COVER]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "cells",
+    [
+        *groups_of(COVER, 5),
+        *(pytest.param(cells, marks=full) for cells in groups_of(REST, 10)),
+    ],
+    ids=lambda cells: f"{cells[0].name}-and-{len(cells) - 1}",
+)
+def test_every_combination_matches_one_process(cells: list[Cell], corpus: Path) -> None:
+    by_rank = run_ranks(RANKS, train_cells, cells, corpus)
+    for index, cell in enumerate(cells):
+        try:
+            check_cell(cell, [of_rank[index] for of_rank in by_rank], corpus)
+        except AssertionError as error:
+            raise AssertionError(f"{cell.name}: {error}") from error
+
+
+def test_the_cover_is_small_and_whole() -> None:
+    assert len(COVER) <= 40
+    for axis, values in enumerate(AXES):
+        assert {list(vars(cell).values())[axis] for cell in COVER} == set(values)
 
 
 @pytest.mark.processes

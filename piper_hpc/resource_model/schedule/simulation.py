@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.schedule.orders import Action
+from piper_hpc.spec.orders import Action
 
 
 class TimedAction(NamedTuple):

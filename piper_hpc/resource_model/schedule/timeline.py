@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from piper_hpc.resource_model.errors import ResourceModelError
-from piper_hpc.resource_model.schedule.orders import Action, rank_order
 from piper_hpc.resource_model.schedule.simulation import StageTimes, TimedAction, simulate_orders
+from piper_hpc.spec.orders import Action, rank_order
 from piper_hpc.spec.schedules import SPLIT_BACKWARD, schedule_problem, stage_of
 
 

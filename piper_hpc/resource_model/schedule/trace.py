@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from piper_hpc.resource_model.schedule.orders import Action
 from piper_hpc.resource_model.schedule.timeline import Timeline
+from piper_hpc.spec.orders import Action
 
 MICROSECONDS = 1e6
 """The format counts time in microseconds."""

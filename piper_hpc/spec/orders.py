@@ -1,8 +1,9 @@
 """Order of actions on every rank: GPipe, 1F1B, interleaved 1F1B, ZB-H1, ZBV and DualPipeV.
 
-A rank holds `vpp` chunks of the model; chunk c of rank r is global stage `stage_of(...)`. Sources: GPipe arXiv
-1811.06965; 1F1B and interleaved arXiv 2104.04473 (Megatron's order); ZB-H1 and ZBV arXiv 2401.10241; DualPipeV is
-DualPipe (arXiv 2412.19437) cut in half. torch.distributed.pipelining has the same orders where it has the schedule.
+One order for both: the resource model simulates it, and the executor hands it to torch's pipeline runtime. A rank
+holds `vpp` chunks of the model; chunk c of rank r is global stage `stage_of(...)`. Sources: GPipe arXiv 1811.06965;
+1F1B and interleaved arXiv 2104.04473 (Megatron's order); ZB-H1 and ZBV arXiv 2401.10241; DualPipeV is DualPipe (arXiv
+2412.19437) cut in half. torch.distributed.pipelining's own orders are the same where it has them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.spec.schedules import schedule_problem
 
 
@@ -34,10 +34,10 @@ class Action(NamedTuple):
 
 
 def rank_order(schedule: str, rank: int, pp: int, vpp: int, micro_batches: int) -> list[Action]:
-    """The actions of `rank` in order; ResourceModelError where `schedule_problem` has one."""
+    """The actions of `rank` in order; ValueError where `schedule_problem` has one."""
     broken = schedule_problem(schedule, pp, vpp, micro_batches)
     if broken is not None:
-        raise ResourceModelError(broken)
+        raise ValueError(broken)
     return _ORDERS[schedule](rank, pp, vpp, micro_batches)
 
 

@@ -1,0 +1,257 @@
+"""Parameters of one rank in contiguous buckets: working weights, gradients, master weights, and who else holds them.
+
+Working weights have the compute type. Gradients add up in float32 (float64 for float64) over micro-batches and ranks,
+and the optimizer works on a master copy in that type; where it is the compute type, the weights are the master.
+
+With ZeRO-1 (arXiv 1910.02054) the copies of a bucket share its optimizer: every logical tensor, an expert's for
+itself, is cut along its first dimension into one slice a copy, so that an expert can move to another rank with its own
+slices alone. Gradient slices travel by all-to-all and are added where they arrive: gloo's reduce_scatter sends as much
+as its all_reduce, and a sum in rank order is the same on every back end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from piper_hpc.model.names import is_expert, logical_names
+from piper_hpc.parallel.groups import Groups
+from piper_hpc.spec.layout import Layout
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, stop) of one logical tensor of `shape` [rows, ...], at `offset` of a flat master."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    offset: int
+
+    def of(self, flat: torch.Tensor) -> torch.Tensor:
+        """This piece of a flat master, or of moments that lie like it, as a view [stop - start, ...]."""
+        rows = self.stop - self.start
+        return flat[self.offset : self.offset + rows * _width(self.shape)].view(rows, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One parameter of a bucket: a stack of logical tensors (`names`, one but for experts) of `shape` [rows, ...] each.
+
+    copies: how many slices each of them is cut into, 1 where it stays whole.
+    """
+
+    names: tuple[str, ...]
+    parameter: nn.Parameter
+    shape: tuple[int, ...]
+    copies: int
+
+    @staticmethod
+    def of(name: str, parameter: nn.Parameter, experts: Sequence[int], copies: int) -> Slot:
+        """experts: logical experts of the rank, in the order of its stacks."""
+        stacked = is_expert(name)
+        shape = parameter.shape[1:] if stacked else parameter.shape
+        return Slot(tuple(logical_names(name, experts)), parameter, tuple(shape), copies)
+
+    @property
+    def slice_rows(self) -> int:
+        """Rows of one slice; the last slices may hold fewer, and are filled up with zeros."""
+        return -(-self.shape[0] // self.copies)
+
+    @property
+    def slice_size(self) -> int:
+        """Elements of one slice of every logical tensor, in a master."""
+        return len(self.names) * self.slice_rows * _width(self.shape)
+
+    def slices(self, flat: torch.Tensor) -> torch.Tensor:
+        """The parameter's elements in order, [numel], as [copies, slice_size]."""
+        rows, width = self.slice_rows, _width(self.shape)
+        stacked = flat.view(len(self.names), self.shape[0], width)
+        filled = F.pad(stacked, (0, 0, 0, self.copies * rows - self.shape[0]))
+        return filled.view(len(self.names), self.copies, rows * width).transpose(0, 1).flatten(1)
+
+    def joined(self, slices: torch.Tensor) -> torch.Tensor:
+        """The inverse of `slices`: [copies, slice_size] -> [numel]."""
+        rows, width = self.slice_rows, _width(self.shape)
+        stacked = slices.view(self.copies, len(self.names), rows * width).transpose(0, 1)
+        return stacked.reshape(len(self.names), self.copies * rows, width)[:, : self.shape[0]].flatten()
+
+    def pieces(self, offset: int, copy: int) -> Iterator[Piece]:
+        """What slice `copy` holds of each logical tensor; it lies at `offset` of the master."""
+        rows = self.slice_rows
+        start, stop = min(copy * rows, self.shape[0]), min((copy + 1) * rows, self.shape[0])
+        for index, name in enumerate(self.names):
+            if start < stop:
+                yield Piece(name, self.shape, start, stop, offset + index * rows * _width(self.shape))
+
+
+class Bucket:
+    """Parameters of one chunk of layers that the same ranks hold copies of.
+
+    weights [size], compute type, and gradients [size], master's type: parameters and their `.grad` are views of them.
+    master: what this rank's optimizer steps, [size], or [size / copies] with ZeRO-1, with `reduced`, its gradient, in
+    the same shape. Matrices come first: weight decay applies to the first `decayed` elements of the master alone.
+    """
+
+    def __init__(
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        *,
+        group: dist.ProcessGroup | None,
+        zero: int,
+        experts: Sequence[int],
+    ) -> None:
+        """group: the ranks with copies; experts: logical experts of the rank, in the order of its stacks."""
+        self.group = group
+        self.copies = 1 if group is None else dist.get_world_size(group)
+        self.sharded = zero > 0 and self.copies > 1
+        cuts = self.copies if self.sharded else 1
+        self.copy = dist.get_rank(group) if self.sharded else 0
+        matrices_first = sorted(named, key=lambda each: each[1].ndim == 1)
+        self.slots = [Slot.of(name, each, experts, cuts) for name, each in matrices_first]
+        compute = self.slots[0].parameter.dtype
+        wide = torch.float64 if compute == torch.float64 else torch.float32
+        self.weights = torch.cat([slot.parameter.detach().flatten() for slot in self.slots])
+        self.gradients = torch.zeros_like(self.weights, dtype=wide)
+        self._point_parameters_here()
+        # A slice is a copy of its own: what an all-gather reads must not be what it writes.
+        self.master = (
+            self._slices(self.weights)[self.copy].to(wide, copy=True) if self.sharded else self.weights.to(wide)
+        )
+        self.reduced = torch.zeros_like(self.master) if self.sharded else self.gradients
+        self.decayed = sum(slot.slice_size for slot in self.slots if slot.parameter.ndim > 1)
+        self._work: dist.Work | None = None
+        self._received: torch.Tensor | None = None
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What the master of this rank holds of every logical tensor; of moments the same."""
+        offsets = accumulate((slot.slice_size for slot in self.slots), initial=0)
+        return [piece for slot, at in zip(self.slots, offsets, strict=False) for piece in slot.pieces(at, self.copy)]
+
+    def start_reduction(self) -> None:
+        """Post the sum of the gradients over the copies. Collective over the group, which does it in one order."""
+        if self.group is None:
+            return
+        if not self.sharded:
+            self._work = dist.all_reduce(self.gradients, group=self.group, async_op=True)
+            return
+        outgoing = self._slices(self.gradients)
+        self._received = torch.empty_like(outgoing)
+        self._work = dist.all_to_all_single(self._received, outgoing, group=self.group, async_op=True)
+
+    def finish_reduction(self) -> None:
+        """Afterwards `reduced` is the sum over all copies of this rank's part; equal parts are equal bit for bit."""
+        if self._work is not None:
+            self._work.wait()
+        if self._received is not None:
+            torch.sum(self._received, 0, out=self.reduced)
+        self._work = self._received = None
+
+    def squared_norm(self) -> torch.Tensor:
+        """This rank's share of the bucket's squared norm, a float64 scalar: a parameter counts once over all copies."""
+        exact = torch.linalg.vector_norm(self.reduced, dtype=self.reduced.dtype).double().square()
+        return exact if self.sharded else exact / self.copies
+
+    def publish(self) -> None:
+        """Make the weights those of the master, on all copies. Collective over the group with ZeRO-1."""
+        if self.sharded:
+            gathered = self.weights.new_empty(self.copies, len(self.master))
+            own = self.master.to(self.weights.dtype)
+            dist.all_gather(list(gathered.unbind()), own, group=self.group)
+            parts = gathered.split([slot.slice_size for slot in self.slots], dim=1)
+            torch.cat([slot.joined(part) for slot, part in zip(self.slots, parts, strict=True)], out=self.weights)
+        elif self.master is not self.weights:
+            self.weights.copy_(self.master)
+
+    def non_finite(self) -> list[str]:
+        """Logical tensors with an infinity or no number in the reduced gradient, as far as this rank holds it."""
+        return [piece.name for piece in self.pieces if not piece.of(self.reduced).isfinite().all()]
+
+    def _slices(self, flat: torch.Tensor) -> torch.Tensor:
+        """All parameters' elements [size] as [copies, size / copies], one row for each copy's master."""
+        parts = flat.split([slot.parameter.numel() for slot in self.slots])
+        return torch.cat([slot.slices(part) for slot, part in zip(self.slots, parts, strict=True)], dim=1)
+
+    def _point_parameters_here(self) -> None:
+        sizes = [slot.parameter.numel() for slot in self.slots]
+        for slot, weight, gradient in zip(
+            self.slots, self.weights.split(sizes), self.gradients.split(sizes), strict=True
+        ):
+            parameter = slot.parameter
+            parameter.data = weight.view_as(parameter)
+            if parameter.dtype != gradient.dtype:
+                parameter.grad_dtype = gradient.dtype
+            parameter.grad = gradient.view_as(parameter)
+
+
+class ParameterStore:
+    """All buckets of a rank: of each of its chunks the dense parameters and the experts.
+
+    Dense parameters are replicated over the whole stage, experts over the replicas. The loss is a share of the step's
+    loss
+    (sum over tokens / global tokens), so both are summed, once, after a chunk's last micro-batch.
+    """
+
+    def __init__(self, chunks: Sequence[nn.Module], groups: Groups, layout: Layout, experts: Sequence[int]) -> None:
+        """experts: logical experts of this rank, in the order of its stacks; the same in every layer."""
+        self.by_chunk = [
+            [
+                Bucket(named, group=group, zero=layout.zero, experts=experts)
+                for named, group in (
+                    ([each for each in chunk.named_parameters() if not is_expert(each[0])], groups.stage),
+                    ([each for each in chunk.named_parameters() if is_expert(each[0])], groups.replica),
+                )
+            ]
+            for chunk in chunks
+        ]
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """Of all chunks, in order."""
+        return [bucket for of_chunk in self.by_chunk for bucket in of_chunk]
+
+    def zero(self) -> None:
+        """Forget the gradients of the step before."""
+        for bucket in self.buckets:
+            bucket.gradients.zero_()
+
+    def start_reduction(self, chunk: int) -> None:
+        """Post the reduction of one chunk, whose last gradient is there. Collective over its stage."""
+        for bucket in self.by_chunk[chunk]:
+            bucket.start_reduction()
+
+    def finish_reduction(self) -> None:
+        """Wait for all that was posted."""
+        for bucket in self.buckets:
+            bucket.finish_reduction()
+
+    def squared_norm(self) -> torch.Tensor:
+        """This rank's share of the squared global norm, a float64 scalar; the shares of all ranks add up to it."""
+        return torch.stack([bucket.squared_norm() for bucket in self.buckets]).sum()
+
+    def clip(self, norm: float, max_norm: float) -> None:
+        """Multiply all gradients by min(1, max_norm / (norm + 1e-6)), as torch's `clip_grad_norm_` does.
+
+        norm: the global L2 norm before clipping, in the units of the gradients, as is max_norm.
+        """
+        scale = min(1.0, max_norm / (norm + 1e-6))
+        for bucket in self.buckets:
+            bucket.reduced.mul_(scale)
+
+    def publish(self) -> None:
+        """Make all weights those of their masters."""
+        for bucket in self.buckets:
+            bucket.publish()
+
+
+def _width(shape: Sequence[int]) -> int:
+    """Elements of one row of a tensor."""
+    return torch.Size(shape[1:]).numel()

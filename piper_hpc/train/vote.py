@@ -1,0 +1,68 @@
+"""The one reduction that ends a step: the gradients' norm, whether all is finite, who asks to stop, experts' tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What all ranks know of the step, the same on each.
+
+    grad_norm: global L2 norm before clipping; finite: whether every gradient is; stop: whether a rank asks to end after
+    this step; expert_tokens: int64 [layers, experts], choices of all ranks' tokens.
+    """
+
+    grad_norm: float
+    finite: bool
+    stop: bool
+    expert_tokens: torch.Tensor
+
+
+def end_of_step(
+    squared_norm: torch.Tensor, expert_tokens: torch.Tensor, *, stop: bool, group: dist.ProcessGroup | None
+) -> Vote:
+    """Add up every rank's part in one all-reduce. Collective over `group`; the host waits for it.
+
+    squared_norm: this rank's share of the squared norm, a float64 scalar; expert_tokens: int64 [layers, experts], what
+    this rank routed, 0 in layers that it does not hold. Counts are exact up to 2^53.
+    """
+    finite = squared_norm.isfinite()
+    parts = (
+        torch.where(finite, squared_norm, 0.0).view(1),
+        (~finite).double().view(1),
+        squared_norm.new_full((1,), float(stop)),
+        expert_tokens.double().flatten(),
+    )
+    ballot = torch.cat(parts)
+    if group is not None:
+        dist.all_reduce(ballot, group=group)
+    total, broken, stops = ballot[:3].tolist()
+    return Vote(total**0.5, not broken, bool(stops), ballot[3:].long().view_as(expert_tokens))
+
+
+class NonFiniteError(ArithmeticError):
+    """A gradient is infinite or not a number; the message names step, ranks and tensors."""
+
+
+def non_finite_error(step: int, names: list[str], group: dist.ProcessGroup | None) -> NonFiniteError:
+    """What to raise, or to record, on every rank. names: tensors of this rank that are not finite. Collective.
+
+    Gradients are summed over copies by then, so all ranks that hold a copy of a tensor name it.
+    """
+    found: list[list[str]] = [names]
+    if group is not None:
+        found = [[] for _ in range(dist.get_world_size(group))]
+        dist.all_gather_object(found, names, group=group)
+    holders: dict[str, list[int]] = {}
+    for rank, of_rank in enumerate(found):
+        for name in of_rank:
+            holders.setdefault(name, []).append(rank)
+    first = ", ".join(f"{name} on rank {', '.join(map(str, ranks))}" for name, ranks in list(holders.items())[:3])
+    more = f" and {len(holders) - 3} more" if len(holders) > 3 else ""
+    return NonFiniteError(
+        f"step {step}: the gradient is not finite of {first or 'no tensor alone: the norm overflows'}{more}"
+    )
