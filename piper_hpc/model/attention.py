@@ -22,7 +22,7 @@ class Attention(nn.Module):
     sin: torch.Tensor
 
     def __init__(
-        self, spec: ModelSpec, sequence: int, *, again: bool, device: torch.device, dtype: torch.dtype
+        self, spec: ModelSpec, sequence: int, *, again: bool = False, device: torch.device, dtype: torch.dtype
     ) -> None:
         """again: compute scores, softmax and their product with values again in the backward."""
         super().__init__()

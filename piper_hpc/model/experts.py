@@ -17,7 +17,7 @@ class Experts(nn.Module):
     """
 
     def __init__(
-        self, spec: ModelSpec, experts_per_rank: int, *, again: bool, device: torch.device, dtype: torch.dtype
+        self, spec: ModelSpec, experts_per_rank: int, *, again: bool = False, device: torch.device, dtype: torch.dtype
     ) -> None:
         """again: compute the activation, which is as wide as the experts, again in the backward."""
         super().__init__()

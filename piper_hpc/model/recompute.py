@@ -8,24 +8,25 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+_reruns = 0
 
-class Rerun:
-    """Whether a forward is running for the second time, in the backward: what it routes and sends was counted before.
 
-    A flag that rank's modules share, and no context variable: on a device, autograd has threads of its own.
+def is_rerun() -> bool:
+    """Whether a layer's forward is running for the second time, in the backward: what it routes was counted before.
+
+    A count of this process and no context variable: on a device, autograd has threads of its own.
     """
+    return _reruns > 0
 
-    def __init__(self) -> None:
-        self.active = False
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Active within."""
-        self.active = True
-        try:
-            yield
-        finally:
-            self.active = False
+@contextmanager
+def _rerun() -> Iterator[None]:
+    global _reruns
+    _reruns += 1
+    try:
+        yield
+    finally:
+        _reruns -= 1
 
 
 def kept(function: Callable[..., Any], *inputs: Any) -> Any:
@@ -38,11 +39,11 @@ def again(function: Callable[..., Any], *inputs: Any) -> Any:
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def again_whole(rerun: Rerun, function: Callable[..., Any], *inputs: Any) -> Any:
-    """`again`, but to the end, so that no collective is left half done, with `rerun` active meanwhile."""
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), rerun()
-
+def again_whole(function: Callable[..., Any], *inputs: Any) -> Any:
+    """`again` with `is_rerun` true meanwhile, and to the end: no collective is left half done."""
     with set_checkpoint_early_stop(False):
-        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts)
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _rerun()

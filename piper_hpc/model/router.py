@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from piper_hpc.model.recompute import Rerun
+from piper_hpc.model.recompute import is_rerun
 from piper_hpc.spec.model import ModelSpec
 
 
@@ -19,11 +19,8 @@ class Router(nn.Module):
     `tokens_per_expert` int64 [experts] and `aux_loss` add up what was routed since `reset`.
     """
 
-    def __init__(
-        self, spec: ModelSpec, aux_scale: float, rerun: Rerun, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: ModelSpec, aux_scale: float, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.rerun = rerun
         self.top_k = spec.top_k
         self.aux_scale = aux_scale
         self.gate = nn.Linear(spec.hidden, spec.experts, bias=False, device=device, dtype=dtype)
@@ -39,7 +36,7 @@ class Router(nn.Module):
         weights = chosen / chosen.sum(-1, keepdim=True)
         counts = count_choices(expert_ids, probabilities.shape[-1])
         aux_loss = self.aux_scale * balancing_loss(probabilities, counts, self.top_k).sum()
-        if not self.rerun.active:
+        if not is_rerun():
             self.tokens_per_expert += counts.sum(0)
             self.aux_loss += aux_loss.detach()
         weights = AttachLoss.apply(weights, aux_loss)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from piper_hpc.model.attention import Attention
 from piper_hpc.model.dispatcher import Dispatcher
 from piper_hpc.model.experts import Experts
-from piper_hpc.model.recompute import Rerun, again_whole, kept
+from piper_hpc.model.recompute import again_whole, kept
 from piper_hpc.model.router import Router
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec.expert_placement import ExpertPlacement
@@ -32,7 +31,6 @@ class Layer(nn.Module):
         placement: ExpertPlacement,
         recorder: Recorder,
         recompute: Recompute,
-        rerun: Rerun,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -40,11 +38,11 @@ class Layer(nn.Module):
         self.attention_norm = nn.RMSNorm(spec.hidden, eps=spec.norm_eps, device=device, dtype=dtype)
         self.attention = Attention(spec, sequence, again=bool(recompute.attention), device=device, dtype=dtype)
         self.router_norm = nn.RMSNorm(spec.hidden, eps=spec.norm_eps, device=device, dtype=dtype)
-        self.router = Router(spec, aux_scale, rerun, device=device, dtype=dtype)
+        self.router = Router(spec, aux_scale, device=device, dtype=dtype)
         self.experts = Experts(
             spec, placement.experts_per_rank, again=bool(recompute.activation), device=device, dtype=dtype
         )
-        self.run = partial(again_whole, rerun) if recompute.full else kept
+        self.run = again_whole if recompute.full else kept
         self.dispatcher = dispatcher
         self.placement = placement
         self.recorder = recorder
@@ -78,7 +76,7 @@ class Stage(nn.Module):
 
     Parameters carry global names (`layers.3.attention.q.weight`), so that no layout shows in them.
     aux_scale: see `Router`. dispatcher and placement: of this rank's expert group. recompute: what of each layer is
-    computed again in the backward; rerun: what tells the rank's modules so.
+    computed again in the backward.
     """
 
     def __init__(
@@ -92,7 +90,6 @@ class Stage(nn.Module):
         placement: ExpertPlacement,
         recorder: Recorder,
         recompute: Recompute,
-        rerun: Rerun,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -114,7 +111,6 @@ class Stage(nn.Module):
                     placement=placement,
                     recorder=recorder,
                     recompute=recompute,
-                    rerun=rerun,
                     device=device,
                     dtype=dtype,
                 )

@@ -8,7 +8,6 @@ from datetime import timedelta
 from piper_hpc.comm import FlatDispatcher
 from piper_hpc.comm.factory import DispatcherFactory, GroupDispatcher
 from piper_hpc.comm.hierarchy import Places
-from piper_hpc.model.recompute import Rerun
 from piper_hpc.parallel.groups import Groups
 from piper_hpc.parallel.meter import ByteCountingDispatcher
 from piper_hpc.spec.all_to_all import AUTO, CHUNKS, FLAT, AllToAllConfig
@@ -19,7 +18,7 @@ AllToAllConfigs = Mapping[tuple[int, ...], AllToAllConfig]
 
 
 def make_dispatcher(
-    rank_map: RankMap, groups: Groups, timeout: timedelta, configs: AllToAllConfigs | None, rerun: Rerun
+    rank_map: RankMap, groups: Groups, timeout: timedelta, configs: AllToAllConfigs | None = None
 ) -> ByteCountingDispatcher:
     """The dispatcher that `layout.all_to_all` names, or `configs` where that is auto, with what counts its bytes.
 
@@ -39,7 +38,7 @@ def make_dispatcher(
             dispatcher = factory.dispatcher(config.algorithm, chunks=config.chunks or CHUNKS)
         else:
             factory.join(config.algorithm)
-    return ByteCountingDispatcher(dispatcher, Places.of(rank_map, own), own.index(mine), rerun)
+    return ByteCountingDispatcher(dispatcher, Places.of(rank_map, own), own.index(mine))
 
 
 def expert_groups(rank_map: RankMap) -> list[tuple[int, ...]]:

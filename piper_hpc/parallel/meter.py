@@ -10,7 +10,7 @@ import torch
 from piper_hpc.comm.factory import GroupDispatcher
 from piper_hpc.comm.hierarchy import Places
 from piper_hpc.comm.volume import volume
-from piper_hpc.model.recompute import Rerun
+from piper_hpc.model.recompute import is_rerun
 from piper_hpc.spec.all_to_all import ALL_TO_ALLS_PER_STEP, LEVELS
 from piper_hpc.spec.expert_placement import ExpertPlacement
 
@@ -31,9 +31,8 @@ class SentBytes:
 class ByteCountingDispatcher:
     """A dispatcher that counts what every dispatch sends. places: of the expert group; rank: its index in the group."""
 
-    def __init__(self, dispatcher: GroupDispatcher, places: Places, rank: int, rerun: Rerun) -> None:
+    def __init__(self, dispatcher: GroupDispatcher, places: Places, rank: int) -> None:
         self.dispatcher = dispatcher
-        self._rerun = rerun
         self._places, self._rank = places, rank
         self._sent = SentBytes()
 
@@ -43,14 +42,14 @@ class ByteCountingDispatcher:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
         rows, handle = self.dispatcher.dispatch(tokens, expert_ids, weights, placement)
         # A forward that runs again sends rows there and back once more, and their gradients belong to the first.
-        exchanges = ALL_TO_ALLS_PER_STEP // 2 if self._rerun.active else ALL_TO_ALLS_PER_STEP
+        exchanges = ALL_TO_ALLS_PER_STEP // 2 if is_rerun() else ALL_TO_ALLS_PER_STEP
         # A weight is sent in dispatch and its gradient in the backward, in the same type; the index once.
         traffic = volume(
             self.dispatcher.sent(handle.plan),
             self._places,
             self._rank,
             row_bytes=tokens.shape[-1] * tokens.element_size(),
-            weight_bytes=(1 if self._rerun.active else 2) * weights.element_size(),
+            weight_bytes=(1 if is_rerun() else 2) * weights.element_size(),
         )
         for level in LEVELS:
             self._sent.payload_bytes[level] += traffic[level].payload_bytes * exchanges

@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from piper_hpc.model import Stage
 from piper_hpc.model.names import initialise
-from piper_hpc.model.recompute import Rerun
 from piper_hpc.model.router import Router
 from piper_hpc.parallel.dispatcher import AllToAllConfigs, make_dispatcher
 from piper_hpc.parallel.groups import make_groups
@@ -57,8 +56,7 @@ class Trainer:
         placement = ExpertPlacement.linear(model.experts, layout.ep)
         self.experts = placement.experts_of(groups.place.shard)
         self.recorder = Recorder(clock_for(device))
-        rerun = Rerun()
-        self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs, rerun)
+        self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
         layers = layout.layers_by_stage(model.layers)
         self.chunks = [
             Stage(
@@ -70,7 +68,6 @@ class Trainer:
                 placement=placement,
                 recorder=self.recorder,
                 recompute=layout.recomputed,
-                rerun=rerun,
                 device=device,
                 dtype=dtype,
             )
@@ -89,7 +86,7 @@ class Trainer:
             recorder=self.recorder,
             device=device,
             dtype=dtype,
-            on_gradients=self.store.start_reduction,
+            on_gradients=self._start_reduction,
         )
         passes = layout.vpp * layout.micro_batches(workload.global_batch)
         self._shape = metrics.RecordShape(passes, model.layers, model.experts)
@@ -152,6 +149,10 @@ class Trainer:
                     store.publish()
         self.spans = recorder.finish()
         return vote
+
+    def _start_reduction(self, chunk: int) -> None:
+        with self.recorder.region("grad_reduce"):
+            self.store.start_reduction(chunk)
 
     def routers(self) -> dict[int, Router]:
         """The router of each layer of this rank, by global layer index."""

@@ -16,6 +16,7 @@ from piper_hpc.profiling.clock import CpuClock
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec import ModelSpec
 from piper_hpc.spec.expert_placement import ExpertPlacement
+from piper_hpc.spec.recompute import Recompute
 
 CPU = torch.device("cpu")
 MODEL = ModelSpec(
@@ -33,6 +34,7 @@ def stage(layers: range, placement: ExpertPlacement, shard: int, seed: int = 0) 
         dispatcher=FlatDispatcher(),
         placement=placement,
         recorder=Recorder(CpuClock()),
+        recompute=Recompute(),
         device=CPU,
         dtype=torch.float32,
     )

@@ -1,4 +1,4 @@
-"""What training combines on eight ranks, cell by cell: schedules, ZeRO, recomputation, all-to-alls; and a small cover."""
+"""What training combines on eight ranks, cell by cell: schedules, ZeRO, recomputation, all-to-alls; and a cover."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def step(layout: Layout, per_node: int, racks: tuple[int, ...]) -> tuple[float, 
     rank_map = RankMap.block(layout, per_node, racks)
     trainer = Trainer(MODEL, layout, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"))
     trainer.step(Tokens(layout), 0, 0.01, sample_memory=False)
-    gradients = torch.cat([each.grad.flatten() for each in trainer.stage.parameters() if each.grad is not None])
+    gradients = torch.cat([each.grad.flatten() for each in trainer.chunks[0].parameters() if each.grad is not None])
     trainer.step(Tokens(layout), 0, 0.01, sample_memory=False)
     return float(trainer.pipeline.loss.total), gradients.clone()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -54,14 +55,15 @@ LAYOUTS = [
 class Outcome:
     """What one rank, or the reference, found: losses and norms by step, first weights and first clipped gradients.
 
-    exchanges: all-to-alls of rows in the first step; routed: [layers][experts] choices of all ranks in the last step.
+    gradients: by logical name, of a rank by name and first row of what it reduced; exchanges: all-to-alls of rows in the
+    first step; routed: [layers][experts] choices of all ranks in the last step.
     """
 
     losses: list[float]
     aux_losses: list[float]
     norms: list[float]
     weights: dict[str, torch.Tensor]
-    gradients: dict[str, torch.Tensor]
+    gradients: dict[Any, torch.Tensor]
     exchanges: int = 0
     routed: list[list[int]] = field(default_factory=list)
 
@@ -109,7 +111,11 @@ def train_rank(
             trainer.step(data, step * WORKLOAD.global_batch, rate, sample_memory=False)
         if step == 0:
             outcome.exchanges = exchanges.call_count
-            outcome.gradients = copies([(name, each.grad) for name, each in named], trainer.experts)
+            outcome.gradients = {
+                (piece.name, piece.start): piece.of(bucket.reduced).clone()
+                for bucket in trainer.store.buckets
+                for piece in bucket.pieces
+            }
         records = trainer.record()
         if records is not None:
             outcome.losses.append(sum(each.loss for each in records))
@@ -124,13 +130,22 @@ def copies(named: list[tuple[str, torch.Tensor]], experts: tuple[int, ...]) -> d
     return {name: tensor.detach().clone() for name, tensor in logical_tensors(named, experts)}
 
 
-def merged(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def merged(parts: list[dict[Any, torch.Tensor]]) -> dict[Any, torch.Tensor]:
     """One dictionary from all ranks; a name on several ranks must hold the same bits on each."""
-    whole: dict[str, torch.Tensor] = {}
+    whole: dict[Any, torch.Tensor] = {}
     for part in parts:
         for name, tensor in part.items():
             assert torch.equal(whole.setdefault(name, tensor), tensor), f"{name} differs between replicas"
     return whole
+
+
+def joined(pieces: dict[tuple[str, int], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by name from their pieces by (name, first row), which follow one another without a gap."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    for (name, start), piece in sorted(pieces.items(), key=lambda each: each[0]):
+        assert start == sum(len(each) for each in rows.setdefault(name, []))
+        rows[name].append(piece)
+    return {name: torch.cat(of_name) for name, of_name in rows.items()}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +191,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def compare(ranks: list[Outcome], expected: Outcome, *, gradients: float, losses: float) -> None:
     """Equal bits at the start; gradients and losses within the relative tolerances."""
-    weights, found = merged([each.weights for each in ranks]), merged([each.gradients for each in ranks])
+    weights, found = merged([each.weights for each in ranks]), joined(merged([each.gradients for each in ranks]))
     assert weights.keys() == found.keys() == expected.gradients.keys()
     assert all(torch.equal(weights[name], expected.weights[name]) for name in weights)
     errors = {name: relative(found[name], expected.gradients[name]) for name in found}
@@ -280,6 +295,7 @@ def test_reference_notices_a_wrong_gradient(corpus: Path) -> None:
     expected = reference(MODEL, corpus, "float64", 1)
     wrong = dict(expected.gradients)
     wrong["layers.1.experts.2.w3"] = wrong["layers.1.experts.2.w3"] * 1.0001
-    found = Outcome(expected.losses, expected.aux_losses, expected.norms, expected.weights, wrong)
+    pieces = {(name, 0): gradient for name, gradient in wrong.items()}
+    found = Outcome(expected.losses, expected.aux_losses, expected.norms, expected.weights, pieces)
     with pytest.raises(AssertionError, match=r"layers\.1\.experts\.2\.w3"):
         compare([found], expected, gradients=1e-5, losses=1e-4)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from piper_hpc.comm import FlatDispatcher
 from piper_hpc.model import Stage
 from piper_hpc.model.names import initialise
-from piper_hpc.parallel.gradients import Gradients
 from piper_hpc.parallel.groups import make_groups
+from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for
 from piper_hpc.profiling.memory import LiveBytes, peak_tensor_bytes
@@ -23,7 +23,7 @@ from piper_hpc.profiling.spans import Recorder
 from piper_hpc.resource_model.eager.memory import memory_by_stage, peak_bytes, stage_parameters
 from piper_hpc.spec import RECIPES, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
-from piper_hpc.train.optimizer import make_optimizer
+from piper_hpc.train.optimizer import Optimizer
 from piper_hpc.train.settings import TrainSettings
 from tests.resource_model.clusters import TINY, WIDE
 
@@ -98,13 +98,14 @@ def measured_peak(model: ModelSpec, layout: Layout, workload: Workload) -> int:
         dispatcher=FlatDispatcher(None),
         placement=ExpertPlacement.linear(model.experts, 1),
         recorder=recorder,
+        recompute=layout.recomputed,
         device=device,
         dtype=dtype,
     )
-    gradients = Gradients(stage, groups, layout)
-    optimizer = make_optimizer(stage, TrainSettings(steps=2))
+    store = ParameterStore([stage], groups, layout, range(model.experts))
+    optimizer = Optimizer(store.buckets, TrainSettings(steps=2))
     pipeline = Pipeline(
-        stage,
+        [stage],
         model=model,
         layout=layout,
         workload=workload,
@@ -112,16 +113,19 @@ def measured_peak(model: ModelSpec, layout: Layout, workload: Workload) -> int:
         recorder=recorder,
         device=device,
         dtype=dtype,
+        on_gradients=store.start_reduction,
     )
     tokens = torch.randint(model.vocab, (workload.global_batch, workload.sequence + 1))
     initialise(stage, range(model.experts), layers=model.layers, seed=0)
 
     def step() -> None:
         recorder.start()
-        gradients.zero()
+        store.zero()
         pipeline.step(tokens)
-        gradients.clip(gradients.squared_norm().sqrt(), 1.0)
-        optimizer.step()
+        store.finish_reduction()
+        store.clip(float(store.squared_norm()) ** 0.5, 1.0)
+        optimizer.step(1e-3)
+        store.publish()
         recorder.finish()
 
     step()

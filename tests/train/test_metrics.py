@@ -18,8 +18,8 @@ from piper_hpc.train.metrics import (
     terms_of,
 )
 
-SHAPE = RecordShape(micro_batches=2, layers=2, experts=3)
-GRAD_NORM_REDUCE = Message(ALL_RANKS, 0)
+SHAPE = RecordShape(passes=2, layers=2, experts=3)
+END_OF_STEP = Message(ALL_RANKS)
 TWO_STAGES = RankMap.block(Layout(pp=2), 2, (0,))
 
 
@@ -31,7 +31,7 @@ def record(**changes: object) -> RankRecord:
         "start_s": 100.0,
         "end_s": 110.0,
         "seconds": dict.fromkeys(TIMED_REGIONS, 0.0),
-        "posts": {GRAD_NORM_REDUCE: 109.0},
+        "posts": {END_OF_STEP: 109.0},
         "waits": [],
         "loss": 0.0,
         "aux_loss": 0.0,
@@ -46,8 +46,8 @@ def record(**changes: object) -> RankRecord:
 def test_record_survives_its_journey_as_numbers() -> None:
     sent = record(
         seconds={name: float(index) for index, name in enumerate(TIMED_REGIONS)},
-        posts={Message(FORWARD, 1): 101.5, Message(BACKWARD, 0): 103.0, GRAD_NORM_REDUCE: 109.0},
-        waits=[(102.0, 103.0, Message(BACKWARD, 1)), (104.0, 105.0, None), (109.0, 109.5, GRAD_NORM_REDUCE)],
+        posts={Message(FORWARD, 1, 1): 101.5, Message(BACKWARD, 0, 0): 103.0, END_OF_STEP: 109.0},
+        waits=[(102.0, 103.0, Message(BACKWARD, 0, 1)), (104.0, 105.0, None), (109.0, 109.5, END_OF_STEP)],
         expert_tokens=[[1, 2, 3], [4, 5, 6]],
         sent=SENT,
     )
@@ -57,10 +57,10 @@ def test_record_survives_its_journey_as_numbers() -> None:
 
 
 def test_wait_of_the_second_stage_is_judged_by_the_first_stages_post() -> None:
-    activations = Message(FORWARD, 0)
+    activations = Message(FORWARD, 1, 0)
     records = [
-        record(posts={GRAD_NORM_REDUCE: 109.0, activations: 103.0}),
-        record(waits=[(101.0, 104.0, activations), (106.0, 106.5, None)], posts={GRAD_NORM_REDUCE: 108.0}),
+        record(posts={END_OF_STEP: 109.0, activations: 103.0}),
+        record(waits=[(101.0, 104.0, activations), (106.0, 106.5, None)], posts={END_OF_STEP: 108.0}),
     ]
     terms = terms_of(1, records, TWO_STAGES)
     assert terms["bubble_s"] == pytest.approx(2.0)
@@ -69,18 +69,18 @@ def test_wait_of_the_second_stage_is_judged_by_the_first_stages_post() -> None:
 
 
 def test_gradients_come_from_the_next_stage() -> None:
-    gradients = Message(BACKWARD, 1)
+    gradients = Message(BACKWARD, 0, 1)
     records = [
         record(waits=[(101.0, 104.0, gradients)]),
-        record(posts={GRAD_NORM_REDUCE: 109.0, gradients: 103.5}),
+        record(posts={END_OF_STEP: 109.0, gradients: 103.5}),
     ]
     assert terms_of(0, records, TWO_STAGES)["bubble_s"] == pytest.approx(2.5)
 
 
 def test_waiting_at_the_clipping_for_the_slower_stage_is_a_bubble() -> None:
     records = [
-        record(posts={GRAD_NORM_REDUCE: 109.0}, waits=[(109.0, 109.25, GRAD_NORM_REDUCE)]),
-        record(posts={GRAD_NORM_REDUCE: 107.0}, waits=[(107.0, 109.25, GRAD_NORM_REDUCE)]),
+        record(posts={END_OF_STEP: 109.0}, waits=[(109.0, 109.25, END_OF_STEP)]),
+        record(posts={END_OF_STEP: 107.0}, waits=[(107.0, 109.25, END_OF_STEP)]),
     ]
     fast, slow = terms_of(1, records, TWO_STAGES), terms_of(0, records, TWO_STAGES)
     assert (fast["bubble_s"], fast["grad_reduce_s"]) == pytest.approx((2.0, 0.25))
@@ -119,11 +119,11 @@ def test_load_of_ranks_is_that_of_the_experts_they_hold_within_each_group() -> N
 
 
 def test_offset_moves_every_time_to_the_first_ranks_clock() -> None:
-    spans = [Span("other", 1.0, 5.0), Span("expert", 2.0, 3.0), Span(WAIT, 3.0, 4.0, message=GRAD_NORM_REDUCE)]
+    spans = [Span("other", 1.0, 5.0), Span("expert", 2.0, 3.0), Span(WAIT, 3.0, 4.0, message=END_OF_STEP)]
     made = rank_record(
-        spans, {GRAD_NORM_REDUCE: 3.0}, 100.0,
+        spans, {END_OF_STEP: 3.0}, 100.0,
         loss=0.0, aux_loss=0.0, grad_norm=0.0, peak_memory_bytes=0, rss_bytes=0, expert_tokens=[],
     )  # fmt: skip
     assert (made.start_s, made.end_s) == (101.0, 105.0)
-    assert made.posts == {GRAD_NORM_REDUCE: 103.0} and made.waits == [(103.0, 104.0, GRAD_NORM_REDUCE)]
+    assert made.posts == {END_OF_STEP: 103.0} and made.waits == [(103.0, 104.0, END_OF_STEP)]
     assert made.seconds["expert"] == 1.0

@@ -19,7 +19,7 @@ from piper_hpc.model.attention import Attention
 from piper_hpc.model.experts import Experts
 from piper_hpc.model.router import Router
 from piper_hpc.model.transformer import Layer
-from piper_hpc.parallel.gradients import Gradients
+from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline, TokenLoss
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.train import metrics
@@ -44,7 +44,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "other_s": (Layer, "forward", LAYER_CALLS),
     "head_s": (TokenLoss, "_loss", 2),
     "host_s": (Pipeline, "step", 1),
-    "grad_reduce_s": (Gradients, "reduce", 1),
+    "grad_reduce_s": (ParameterStore, "finish_reduction", 1),
     "optimizer_s": (torch.optim.AdamW, "step", 1),
 }
 """Where each term's work is done, and how often in a step."""
