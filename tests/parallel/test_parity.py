@@ -39,8 +39,9 @@ DEEP = ModelSpec(
 )  # fmt: skip
 WORKLOAD = Workload(global_batch=16, sequence=12)
 BFLOAT16_LOSS = 5e-3
-"""Relative distance of a bf16 run's losses, with float32 masters, from those of a float32 run, over STEPS steps."""
+"""Relative distance of a bf16 run's losses, with float32 masters, from those of a float32 run, over CELL_STEPS."""
 STEPS = 5
+CELL_STEPS = 3
 LAYOUTS = [
     Layout(pp=1, ep=1, micro_batch=4),
     Layout(pp=2, ep=1, micro_batch=2),
@@ -55,8 +56,8 @@ LAYOUTS = [
 class Outcome:
     """What one rank, or the reference, found: losses and norms by step, first weights and first clipped gradients.
 
-    gradients: by logical name, of a rank by name and first row of what it reduced; exchanges: all-to-alls of rows in the
-    first step; routed: [layers][experts] choices of all ranks in the last step.
+    gradients: by logical name, of a rank by name and first row of what it reduced; exchanges: all-to-alls of rows in
+    the first step; routed: [layers][experts] choices of all ranks in the last step.
     """
 
     losses: list[float]
@@ -223,7 +224,7 @@ def train_cells(cells: Sequence[Cell], path: Path) -> list[dict[str, Outcome]]:
     found = []
     for cell in cells:
         data = dataset(path, cell.layout, dist.get_rank())
-        steps = {"bfloat16": {"bfloat16": STEPS}, "float32": {"float64": 1, "float32": STEPS}}[cell.dtype]
+        steps = {"bfloat16": {"bfloat16": CELL_STEPS}, "float32": {"float64": 1, "float32": CELL_STEPS}}[cell.dtype]
         found.append(
             {dtype: train_rank(DEEP, cell.layout, data, dtype, count, cell.rank_map) for dtype, count in steps.items()}
         )
@@ -233,12 +234,12 @@ def train_cells(cells: Sequence[Cell], path: Path) -> list[dict[str, Outcome]]:
 def check_cell(cell: Cell, ranks: list[dict[str, Outcome]], corpus: Path) -> None:
     """Losses, norms and clipped gradients of one cell against one process; rows sent, and choices counted once."""
     if cell.dtype == "bfloat16":
-        expected = reference(DEEP, corpus, "float32", STEPS)
+        expected = reference(DEEP, corpus, "float32", CELL_STEPS)
         assert ranks[0]["bfloat16"].losses == pytest.approx(expected.losses, rel=BFLOAT16_LOSS)
         outcomes = [each["bfloat16"] for each in ranks]
     else:
         for dtype, gradients, losses in (("float64", 1e-10, 1e-10), ("float32", 1e-5, 1e-4)):
-            expected = reference(DEEP, corpus, dtype, 1 if dtype == "float64" else STEPS)
+            expected = reference(DEEP, corpus, dtype, 1 if dtype == "float64" else CELL_STEPS)
             compare([each[dtype] for each in ranks], expected, gradients=gradients, losses=losses)
         outcomes = [each["float32"] for each in ranks]
     if cell.all_to_all == "flat":
