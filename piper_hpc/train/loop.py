@@ -27,6 +27,7 @@ from piper_hpc.spec.model import ModelSpec
 from piper_hpc.train import checkpoint, metrics
 from piper_hpc.train.data import Dataset
 from piper_hpc.train.optimizer import learning_rate, make_optimizer, set_learning_rate
+from piper_hpc.train.record import Records, RecordShape, gather, rank_record
 from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
 
 GRAD_NORM_REDUCE = Message(ALL_RANKS, 0)
@@ -79,7 +80,9 @@ class Trainer:
             device=device,
             dtype=dtype,
         )
-        self._shape = metrics.RecordShape(layout.micro_batches(workload.global_batch), model.layers, model.experts)
+        self._shape = RecordShape.of(
+            layout, layout.micro_batches(workload.global_batch), layers=model.layers, experts=model.experts
+        )
         self._settings = settings
         self._groups = groups
         self._device = device
@@ -137,26 +140,23 @@ class Trainer:
         offset_s = self._offset_s
         return [replace(each, start_s=each.start_s + offset_s, end_s=each.end_s + offset_s) for each in self.spans]
 
-    def record(self) -> list[metrics.RankRecord] | None:
+    def record(self) -> Records | None:
         """What all ranks know of the last step, on rank 0. Collective."""
-        expert_tokens = [[0] * self._shape.experts for _ in range(self._shape.layers)]
-        aux_loss = 0.0
-        for layer, router in self.stage.routers().items():
-            expert_tokens[layer] = router.tokens_per_expert.tolist()
-            aux_loss += float(router.aux_loss)
-        mine = metrics.rank_record(
+        routers = self.stage.routers().values()
+        mine = rank_record(
+            self._shape,
             self.spans,
             self.recorder.posts(),
             self._offset_s,
+            sent=self.dispatcher.pop_sent_bytes(),
+            expert_tokens=torch.stack([router.tokens_per_expert for router in routers]).cpu().numpy(),
             loss=float(self.pipeline.loss.total),
-            aux_loss=aux_loss,
+            aux_loss=float(torch.stack([router.aux_loss for router in routers]).sum()),
             grad_norm=float(self._norm),
             peak_memory_bytes=self._peak_memory_bytes,
             rss_bytes=rss_bytes(),
-            expert_tokens=expert_tokens,
-            sent=self.dispatcher.pop_sent_bytes(),
         )
-        return metrics.gather(mine, self._shape, self._device)
+        return gather(mine, self._shape, self._device)
 
 
 def train(
@@ -199,7 +199,7 @@ def train(
         trainer.step(data, first_sample, rate, sample_memory=step == memory_step)
         records = trainer.record()
         if records is not None and on_step is not None:
-            row = metrics.summarise(records, rank_map, tokens=workload.tokens)
+            row = metrics.summarise(records, layout, tokens=workload.tokens)
             on_step(
                 {"step": step, "learning_rate": rate, "warmup": step < first + WARMUP_STEPS}
                 | row

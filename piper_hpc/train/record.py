@@ -1,0 +1,141 @@
+"""What one rank knows of a step, as a record of fixed length, and the one message that brings all of them to rank 0.
+
+A record is an element of a NumPy structured array: it is sent as its bytes, and rank 0 reads the gathered bytes as an
+array over ranks, so that nothing of it is ever a Python object for each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from piper_hpc.parallel.meter import SentBytes
+from piper_hpc.profiling.spans import WAIT, Message, Span, self_seconds
+from piper_hpc.spec.all_to_all import LEVELS
+from piper_hpc.spec.layout import Layout
+from piper_hpc.spec.prediction import TERMS
+
+TIMED_REGIONS = tuple(term.removesuffix("_s") for term in TERMS if term not in ("p2p_s", "bubble_s", "other_s"))
+"""Regions that a rank times by itself. Waits are split into terms once the senders' post times are known."""
+
+OWN_SENDS = -1
+"""In place of a message's kind: a wait for this rank's own sends to leave, or no wait at all."""
+
+Index = TypeVar("Index", int, np.ndarray)
+
+
+@dataclass(frozen=True)
+class RecordShape:
+    """What fixes a record's length: micro-batches of a step, experts of the model, layers of each pipeline rank."""
+
+    micro_batches: int
+    experts: int
+    layers: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(layout: Layout, micro_batches: int, *, layers: int, experts: int) -> RecordShape:
+        """That of a model of `layers` layers, held as `layout` says."""
+        held = layout.layers_by_stage(layers)
+        return RecordShape(micro_batches, experts, tuple(tuple(held[stage]) for stage in range(layout.pp)))
+
+    @property
+    def waits(self) -> int:
+        """More waits than any stage of 1F1B has: two receives and two sends a micro-batch, and the clipping's."""
+        return 4 * self.micro_batches + 2
+
+    @property
+    def posts(self) -> int:
+        """Messages a rank may post: each micro-batch both ways, and its arrival at the clipping."""
+        return 2 * self.micro_batches + 1
+
+    def post_index(self, kind: Index, micro_batch: Index) -> Index:
+        """Where `posts_s` has a message; those of kind ALL_RANKS are the last."""
+        return kind * self.micro_batches + micro_batch
+
+    @cached_property
+    def dtype(self) -> np.dtype[np.void]:
+        """Of one rank's record. Times are on rank 0's clock.
+
+        seconds: self time of each of TIMED_REGIONS; posts_s: when a message was posted, NaN where it was not; waits:
+        from when to when, and for which message (kind OWN_SENDS, start and end 0 where there is none); loss, aux_loss:
+        this rank's shares of the step's; payload_bytes, metadata_bytes: what its dispatches and combines sent to other
+        ranks, both ways, by LEVELS; expert_tokens: [layers of this pipeline rank, experts] choices that it routed.
+        """
+        wait = [("start_s", "f8"), ("end_s", "f8"), ("kind", "i4"), ("micro_batch", "i4")]
+        numbers = ("loss", "aux_loss", "grad_norm", "peak_memory_bytes", "rss_bytes")
+        return np.dtype(
+            [
+                ("start_s", "f8"),
+                ("end_s", "f8"),
+                ("seconds", np.dtype([(name, "f8") for name in TIMED_REGIONS])),
+                *((name, "f8") for name in numbers),
+                ("payload_bytes", "f8", (len(LEVELS),)),
+                ("metadata_bytes", "f8", (len(LEVELS),)),
+                ("posts_s", "f8", (self.posts,)),
+                ("waits", np.dtype(wait), (self.waits,)),
+                ("expert_tokens", "i4", (max(map(len, self.layers)), self.experts)),
+            ],
+            align=True,
+        )
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of all ranks in rank order: `ranks` is a structured array [ranks] of `shape.dtype`."""
+
+    shape: RecordShape
+    ranks: np.ndarray
+
+
+def rank_record(
+    shape: RecordShape,
+    spans: Sequence[Span],
+    posts: Mapping[Message, float],
+    offset_s: float,
+    *,
+    sent: SentBytes,
+    expert_tokens: np.ndarray,
+    **numbers: float,
+) -> np.ndarray:
+    """The record, a structured array [1], of a step whose first span encloses it.
+
+    offset_s brings this rank's clock to rank 0's; expert_tokens: int [layers of this rank, experts]; numbers: the
+    fields of one number each, see `RecordShape.dtype`.
+    """
+    made = np.zeros(1, shape.dtype)
+    record: Any = made[0]
+    record["start_s"], record["end_s"] = spans[0].start_s + offset_s, spans[0].end_s + offset_s
+    seconds = self_seconds(spans)
+    record["seconds"] = tuple(seconds.get(name, 0.0) for name in TIMED_REGIONS)
+    for name, value in numbers.items():
+        record[name] = value
+    for name in ("payload_bytes", "metadata_bytes"):
+        record[name] = [getattr(sent, name)[level] for level in LEVELS]
+    record["posts_s"] = np.nan
+    for message, posted_s in posts.items():
+        record["posts_s"][shape.post_index(message.kind, message.micro_batch)] = posted_s + offset_s
+    record["waits"]["kind"] = OWN_SENDS
+    for index, span in enumerate(span for span in spans if span.name == WAIT):
+        about = (OWN_SENDS, 0) if span.message is None else (span.message.kind, span.message.micro_batch)
+        record["waits"][index] = (span.start_s + offset_s, span.end_s + offset_s, *about)
+    record["expert_tokens"][: len(expert_tokens)] = expert_tokens
+    return made
+
+
+def gather(record: np.ndarray, shape: RecordShape, device: torch.device) -> Records | None:
+    """The records of all ranks, on rank 0; None on the others. Collective: one message a rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return Records(shape, record)
+    mine = torch.from_numpy(record.view(np.uint8)).to(device)
+    if dist.get_rank() != 0:
+        dist.gather(mine, dst=0)
+        return None
+    received = mine.new_empty(dist.get_world_size(), mine.numel())
+    dist.gather(mine, list(received), dst=0)
+    return Records(shape, received.cpu().numpy().view(shape.dtype)[:, 0])
