@@ -42,7 +42,7 @@ class Channel(Protocol):
 def wait_on_host(works: Iterable[Work]) -> None:
     """Return once the host may read what `works` received, all waited for before: at once where `wait` blocks.
 
-    Raises MissingPeerError where one does not end in time; see `GroupChannel.host_timeout_s`.
+    Raises MissingPeerError where one ended in an error, or does not end in time; see `GroupChannel.host_timeout_s`.
     """
     for work in works:
         if isinstance(work, GroupWork):
@@ -107,7 +107,7 @@ class GroupChannel:
         timeout_s = float(backend.options._timeout.total_seconds())
         return max(timeout_s / 2, timeout_s - 2 * GRACE_S)
 
-    def failed(self, error: RuntimeError, number: int) -> MissingPeerError:
+    def failed(self, error: Exception, number: int) -> MissingPeerError:
         """The error to raise for all-to-all `number`. Ranks that fail record in the store how many they entered; a rank
         that records nothing in time, or a lower number, did not enter this one."""
         late: list[int] = []
@@ -172,3 +172,6 @@ class GroupWork:
             if waited_s > self._channel.host_timeout_s:
                 raise self._channel.failed(RuntimeError(f"not there after {waited_s:.1f} s"), self._number)
             time.sleep(POLL_S)
+        # What failed is completed too, and on a device `wait` says nothing of it.
+        if (error := self._work.exception()) is not None:
+            raise self._channel.failed(error, self._number)

@@ -14,6 +14,8 @@ from piper_hpc.spec.model import ModelSpec
 class Router(nn.Module):
     """Softmax gate, top-k experts a token, weights normalised over the chosen ones, as Mixtral (arXiv 2401.04088) does.
 
+    Of one choice the weight is its probability, as in Switch Transformer (arXiv 2101.03961 Eq 2): normalised it would
+    be 1 whatever the gate says, and the task's loss would not reach the gate.
     `aux_scale` is the factor of one sequence's balancing loss in the loss of a step: coefficient over global sequences.
     The balancing loss is attached to the weights, so it needs no path of its own through the pipeline.
     `tokens_per_expert` int64 [experts] and `aux_loss` add up what was routed since `reset`.
@@ -33,7 +35,7 @@ class Router(nn.Module):
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         probabilities = logits.softmax(-1)
         chosen, expert_ids = probabilities.topk(self.top_k, dim=-1)
-        weights = chosen / chosen.sum(-1, keepdim=True)
+        weights = chosen / chosen.sum(-1, keepdim=True) if self.top_k > 1 else chosen
         counts = count_choices(expert_ids, probabilities.shape[-1])
         aux_loss = self.aux_scale * balancing_loss(probabilities, counts, self.top_k).sum()
         if not is_rerun():

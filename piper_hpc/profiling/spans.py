@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from piper_hpc.profiling.clock import Clock, Mark
@@ -23,6 +24,7 @@ FORWARD, BACKWARD, ALL_RANKS = 0, 1, 2
 """What a message carries: activations, gradients, or a rank's arrival at a collective of the whole job."""
 
 Result = TypeVar("Result")
+Seconds = float | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,10 @@ def self_seconds(spans: Iterable[Span]) -> dict[str, float]:
     return totals
 
 
-def split_wait_s(start_s: float, end_s: float, posted_s: float) -> tuple[float, float]:
-    """Split one wait into (before the sender had posted, transfer after it had), both in seconds, adding up to it."""
-    before = min(max(posted_s, start_s), end_s) - start_s
+def split_wait_s(start_s: Seconds, end_s: Seconds, posted_s: Seconds) -> tuple[Any, Any]:
+    """Split waits into (before the sender had posted, transfer after it had), both in seconds, adding up to them.
+
+    Numbers, or arrays that broadcast.
+    """
+    before = np.clip(posted_s, start_s, end_s) - start_s
     return before, end_s - start_s - before

@@ -28,6 +28,7 @@ from piper_hpc.spec.model import ModelSpec
 from piper_hpc.train import checkpoint, metrics
 from piper_hpc.train.data import Dataset
 from piper_hpc.train.optimizer import Optimizer, learning_rate
+from piper_hpc.train.record import Records, RecordShape, gather, rank_record
 from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
 from piper_hpc.train.vote import Vote, end_of_step
 
@@ -88,8 +89,10 @@ class Trainer:
             dtype=dtype,
             on_gradients=self._start_reduction,
         )
-        passes = layout.vpp * layout.micro_batches(workload.global_batch)
-        self._shape = metrics.RecordShape(passes, model.layers, model.experts)
+        self._shape = RecordShape.of(
+            layout, layout.micro_batches(workload.global_batch), layers=model.layers, experts=model.experts
+        )
+        self._layers_and_experts = (model.layers, model.experts)
         self._settings = settings
         self._groups = groups
         self._device = device
@@ -160,7 +163,7 @@ class Trainer:
 
     def expert_tokens(self) -> torch.Tensor:
         """int64 [layers, experts]: what this rank routed in the step, 0 in layers that it does not hold."""
-        counts = torch.zeros(self._shape.layers, self._shape.experts, dtype=torch.int64, device=self._device)
+        counts = torch.zeros(self._layers_and_experts, dtype=torch.int64, device=self._device)
         for layer, router in self.routers().items():
             counts[layer] = router.tokens_per_expert
         return counts
@@ -174,22 +177,24 @@ class Trainer:
         offset_s = self._offset_s
         return [replace(each, start_s=each.start_s + offset_s, end_s=each.end_s + offset_s) for each in self.spans]
 
-    def record(self) -> list[metrics.RankRecord] | None:
+    def record(self) -> Records | None:
         """What all ranks know of the last step, on rank 0. Collective."""
         assert self._vote is not None, "no step was done yet"
-        mine = metrics.rank_record(
+        routers = list(self.routers().values())
+        mine = rank_record(
+            self._shape,
             self.spans,
             self.recorder.posts(),
             self._offset_s,
+            sent=self.dispatcher.pop_sent_bytes(),
+            expert_tokens=torch.stack([router.tokens_per_expert for router in routers]).cpu().numpy(),
             loss=float(self.pipeline.loss.total),
-            aux_loss=sum(float(router.aux_loss) for router in self.routers().values()),
+            aux_loss=float(torch.stack([router.aux_loss for router in routers]).sum()),
             grad_norm=self._vote.grad_norm,
             peak_memory_bytes=self._peak_memory_bytes,
             rss_bytes=rss_bytes(),
-            expert_tokens=self.expert_tokens().tolist(),
-            sent=self.dispatcher.pop_sent_bytes(),
         )
-        return metrics.gather(mine, self._shape, self._device)
+        return gather(mine, self._shape, self._device)
 
 
 def train(
@@ -232,7 +237,7 @@ def train(
         trainer.step(data, first_sample, rate, sample_memory=step == memory_step)
         records = trainer.record()
         if records is not None and on_step is not None:
-            row = metrics.summarise(records, rank_map, tokens=workload.tokens)
+            row = metrics.summarise(records, layout, tokens=workload.tokens)
             on_step(
                 {"step": step, "learning_rate": rate, "warmup": step < first + WARMUP_STEPS}
                 | row

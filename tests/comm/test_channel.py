@@ -103,10 +103,10 @@ def test_algorithms_share_groups_of_equal_ranks() -> None:
 
 class DeviceWork:
     """A work as a device's back end gives it: `wait` says nothing to the host, which has to ask. It needs so many
-    questions, or never ends."""
+    questions, or never ends; a work that failed is completed too."""
 
-    def __init__(self, work: dist.Work, questions: float) -> None:
-        self.work, self.questions, self.asked = work, questions, 0
+    def __init__(self, work: dist.Work, questions: float, error: RuntimeError | None = None) -> None:
+        self.work, self.questions, self.asked, self.error = work, questions, 0, error
 
     def wait(self) -> None:
         """In order, but the host does not know it: what is on the host of this test has to be there in truth."""
@@ -117,14 +117,17 @@ class DeviceWork:
         self.asked += 1
         return self.asked > self.questions
 
+    def exception(self) -> RuntimeError | None:
+        return self.error
 
-def on_a_device(questions: float) -> tuple[list[DeviceWork], Any]:
+
+def on_a_device(questions: float, error: RuntimeError | None = None) -> tuple[list[DeviceWork], Any]:
     """Works that `dist.all_to_all_single` gives from now on, and a patch that makes it give them."""
     made: list[DeviceWork] = []
     original = dist.all_to_all_single
 
     def posting(*arguments: Any, **more: Any) -> DeviceWork:
-        made.append(DeviceWork(original(*arguments, **more), questions))
+        made.append(DeviceWork(original(*arguments, **more), questions, error))
         return made[-1]
 
     return made, patch.object(dist, "all_to_all_single", posting)
@@ -178,3 +181,28 @@ def test_a_peer_missing_on_a_device_is_named_before_the_watchdog_ends_the_proces
     message, took_s = run_ranks(2, alone_on_a_device)[0]
     assert message.startswith("all-to-all flat, exchange 1 of ranks 0, 1: rank 1 is the first that did not enter it")
     assert "not there after 2" in message and 2 < took_s < 4, "the group's 4 s less twice the grace"
+
+
+def failing_on_a_device() -> str:
+    """What rank 0 is told of an all-to-all that its back end completed with an error; rank 1 enters none."""
+    channel_ = GroupChannel(dist.new_group([0, 1], timeout=timedelta(seconds=4)), "counts")
+    if dist.get_rank() == 1:
+        return ""
+    made, device = on_a_device(3, RuntimeError("NCCL communicator was aborted on rank 0\nand more"))
+    message = "no error"
+    with device, patch.object(channel, "GRACE_S", 1.0):
+        work = channel_.all_to_all(torch.empty(2), torch.ones(2), [1, 1], [1, 1])
+        try:
+            channel.wait_on_host([work])
+        except MissingPeerError as error:
+            message = str(error)
+    with suppress(RuntimeError):
+        made[0].work.wait()
+    return message
+
+
+@pytest.mark.processes
+def test_work_that_ended_in_an_error_is_not_taken_for_a_finished_one() -> None:
+    message = run_ranks(2, failing_on_a_device)[0]
+    assert message.startswith("all-to-all counts, exchange 1 of ranks 0, 1: rank 1 is the first that did not enter it")
+    assert message.endswith("(NCCL communicator was aborted on rank 0)")

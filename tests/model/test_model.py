@@ -93,6 +93,20 @@ def test_router_counts_every_choice_and_normalises_weights() -> None:
     assert router.tokens_per_expert.sum() == 0 and router.aux_loss == 0
 
 
+def test_one_expert_a_token_is_weighted_by_its_probability_so_that_the_gate_learns_from_the_task() -> None:
+    """y = p(x) E(x), arXiv 2101.03961 Eq 2; normalised over one choice, every weight would be 1."""
+    router = Router(replace(MODEL, top_k=1), 0.0, device=CPU, dtype=torch.float64)
+    hidden = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    _, weights = router(hidden)
+    weights.square().sum().backward()
+    gate = router.gate.weight.detach().clone().requires_grad_()
+    likeliest = (hidden @ gate.T).softmax(-1).amax(-1)
+    likeliest.square().sum().backward()
+    torch.testing.assert_close(weights.detach(), likeliest.detach().view(-1, 1))
+    torch.testing.assert_close(router.gate.weight.grad, gate.grad)
+    assert gate.grad is not None and gate.grad.norm() > 1e-2
+
+
 def test_balancing_loss_is_one_for_even_and_experts_over_top_k_for_collapsed_routing() -> None:
     even = torch.full((1, 8, 4), 0.25)
     assert balancing_loss(even, torch.tensor([[4, 4, 4, 4]]), 2).item() == pytest.approx(1.0)

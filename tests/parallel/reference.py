@@ -97,7 +97,8 @@ class Reference:
         threshold = probability.sort(-1, descending=True).values[..., spec.top_k - 1 : spec.top_k]
         chosen = probability >= threshold
         weight = torch.where(chosen, probability, 0.0)
-        weight = weight / weight.sum(-1, keepdim=True)
+        if spec.top_k > 1:  # one choice keeps its probability: as in Switch Transformer, not as in Mixtral
+            weight = weight / weight.sum(-1, keepdim=True)
         mixed = torch.zeros_like(hidden)
         for expert in range(spec.experts):
             w1, w2 = (self.parameters[f"{prefix}.experts.{expert}.{name}"] for name in ("w1", "w2"))

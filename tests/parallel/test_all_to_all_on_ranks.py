@@ -175,15 +175,15 @@ def auto_with_configs() -> tuple[dict[str, object] | None, list[int], float, flo
         said = str(error)
     if records is None or flat_records is None:
         return None, [], float(flat.pipeline.loss.total), loss, said
-    sent = [sum(each.sent.payload_bytes.values()) for each in records[4:]]
+    sent, metadata = (records.ranks[name].sum(axis=1) for name in ("payload_bytes", "metadata_bytes"))
     away = [
-        sum(sum(layer) - sum(layer[2 * (rank % 4) : 2 * (rank % 4) + 2]) for layer in each.expert_tokens)
-        for rank, each in enumerate(flat_records)
+        int(tokens.sum() - tokens[:, 2 * (rank % 4) : 2 * (rank % 4) + 2].sum())
+        for rank, tokens in enumerate(flat_records.ranks["expert_tokens"])
     ]
-    assert sent == [4 * 8 * MODEL.hidden * rows for rows in away[4:]], "every choice sent away, four times"
-    row = metrics.summarise(records, rank_map, tokens=1)
-    assert sum(sum(each.sent.payload_bytes.values()) for each in records[:4]) > 0
-    assert not any(sum(each.sent.metadata_bytes.values()) for each in records[4:]), "flat takes nothing along"
+    assert sent[4:].tolist() == [4 * 8 * MODEL.hidden * rows for rows in away[4:]], "every choice sent away, four times"
+    row = metrics.summarise(records, layout, tokens=1)
+    assert sent[:4].sum() > 0
+    assert not metadata[4:].any(), "flat takes nothing along"
     return row["exchange"], away, float(flat.pipeline.loss.total), loss, said
 
 

@@ -19,6 +19,7 @@ from piper_hpc.model.names import logical_tensors
 from piper_hpc.spec import Layout, ModelSpec, RankMap, RankPlace, Workload
 from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import Trainer
+from piper_hpc.train.metrics import tokens_by_group
 from piper_hpc.train.settings import TrainSettings
 from tests.full import full
 from tests.parallel.matrix import AXES, RANKS, Cell, every_cell, pairwise_cover
@@ -119,11 +120,10 @@ def train_rank(
             }
         records = trainer.record()
         if records is not None:
-            outcome.losses.append(sum(each.loss for each in records))
-            outcome.aux_losses.append(sum(each.aux_loss for each in records))
-            outcome.norms.append(records[0].grad_norm)
-            by_layer = zip(*(each.expert_tokens for each in records), strict=True)
-            outcome.routed = [[sum(tokens) for tokens in zip(*layer, strict=True)] for layer in by_layer]
+            outcome.losses.append(float(records.ranks["loss"].sum()))
+            outcome.aux_losses.append(float(records.ranks["aux_loss"].sum()))
+            outcome.norms.append(float(records.ranks["grad_norm"][0]))
+            outcome.routed = tokens_by_group(records, layout).sum(axis=0).tolist()
     return outcome
 
 

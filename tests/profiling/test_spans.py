@@ -141,7 +141,7 @@ def test_peak_sees_what_autograd_keeps() -> None:
 
 
 def test_trace_has_one_row_per_rank_and_microseconds(tmp_path: Path) -> None:
-    message = Message(FORWARD, 3)
+    message = Message(FORWARD, 1, 3)
     first, second = RankMap.block(Layout(ep=2), 1, (0, 0)).places
     spans = {
         second: [Span("wait", 10.0, 10.5, message=message)],

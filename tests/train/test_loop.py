@@ -111,7 +111,8 @@ def run_in_bfloat16() -> tuple[list[float], set[torch.dtype], set[torch.dtype]]:
     data = RepeatedData()
     for step in range(settings.steps):
         trainer.step(data, step, settings.learning_rate, sample_memory=False)
-        losses += [sum(record.loss for record in trainer.record() or [])]
+        records = trainer.record()
+        losses += [] if records is None else [float(records.ranks["loss"].sum())]
     parameters = [each for chunk in trainer.chunks for each in chunk.parameters()]
     masters = {bucket.master.dtype for bucket in trainer.store.buckets}
     return losses, {each.dtype for each in parameters}, {each.grad.dtype for each in parameters} | masters

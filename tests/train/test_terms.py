@@ -124,7 +124,7 @@ def changes(layout: Layout, patches: Callable[..., Any], *arguments: Any) -> lis
     def step() -> dict[str, Any] | None:
         trainer.step(data, 0, 1e-3, sample_memory=False)
         records = trainer.record()
-        return None if records is None else metrics.summarise(records, rank_map, tokens=1)
+        return None if records is None else metrics.summarise(records, layout, tokens=1)
 
     for _ in range(2):
         step()
