@@ -15,6 +15,7 @@ TERMS = (
     "expert_s",
     "dispatch_s",
     "combine_s",
+    "weight_grad_s",
     "head_s",
     "p2p_s",
     "bubble_s",
@@ -26,7 +27,9 @@ TERMS = (
 """Exposed seconds of one step on the critical stage; they add up to `step_time_s`.
 
 attention: norm, projections, scores; router: norm, gate, auxiliary loss; dispatch and combine: permutation and
-exchange; head: embedding, final norm, output projection and loss; host: batch preparation and the launch of work.
+exchange; weight_grad: gradients of weights, where the schedule computes them apart from those of the inputs (else 0: they
+are in the terms of their modules); head: embedding, final norm, output projection and loss; host: batch preparation and
+the launch of work.
 """
 
 
