@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from piper_hpc.report.load import Row as Metrics
 from piper_hpc.report.load import TERMS_OF_LATER_VERSIONS, metrics, steady, typical
+from piper_hpc.report.load import Row as Metrics
 from piper_hpc.report.units import percent, quantity
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
