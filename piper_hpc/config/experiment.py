@@ -21,7 +21,7 @@ from piper_hpc.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from piper_hpc.spec import RECIPES, Layout, ModelSpec, Routing, SpecError, Workload, executor
+from piper_hpc.spec import RECIPES, TRAINED, Layout, ModelSpec, Recipe, Routing, SpecError, Workload, executor
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         workload=Workload(
             config.train.global_batch,
             config.train.sequence,
-            RECIPES[_recipe(config)],
+            _recipe(config),
             _routing(config.train.routing),
         ),
         cluster=config.cluster,
@@ -111,9 +111,11 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
     )
 
 
-def _recipe(config: Config) -> str:
+def _recipe(config: Config) -> Recipe:
     """The precision recipe; a plan may ask for one that the executor lacks."""
-    return (config.task.name == "plan" and config.task.recipe) or config.train.dtype
+    if config.task.name == "plan" and config.task.recipe is not None:
+        return RECIPES[config.task.recipe]
+    return TRAINED[config.train.dtype]
 
 
 def _routing(config: RoutingConfig) -> Routing:

@@ -30,7 +30,7 @@ class TaskConfig:
     candidates: int = 20  # plan: how many to print
     ranks: list[int] | None = None  # plan: how many ranks a layout may use; null: all of the cluster
     recipe: str | None = (
-        None  # plan: bytes kept of a parameter (docs/plan.md); null: mixed_18, or train.dtype for piper
+        None  # plan: bytes kept of a parameter (docs/plan.md); null: mixed_18, or what train.dtype keeps for piper
     )
     profile_steps: int = 3  # profile: traced steps, after two that warm up
 

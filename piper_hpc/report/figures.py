@@ -22,6 +22,7 @@ COLOURS = {
     "attention_s": "#1f5fa8",
     "router_s": "#9dc3ea",
     "expert_s": "#4a8fd6",
+    "weight_grad_s": "#6f7fc9",
     "head_s": "#163f70",
     "dispatch_s": "#e08a1e",
     "combine_s": "#f2b866",

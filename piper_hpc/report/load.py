@@ -13,6 +13,10 @@ from piper_hpc.runs import RecordError, RunFolder, find
 Row = dict[str, Any]
 
 
+TERMS_OF_LATER_VERSIONS = {"weight_grad_s": 0.0}
+"""Terms that earlier records lack, with the seconds that they stand for there: no backward was split then."""
+
+
 class UsageError(Exception):
     """What was asked for cannot be answered; the message names the value, the rule, and a value that works."""
 
@@ -60,8 +64,10 @@ def metrics(run: RunFolder) -> list[Row]:
 
 
 def _numbers(row: Row) -> Row:
-    """JSON has no NaN: what was not finite was written as null."""
-    return {key: math.nan if value is None else value for key, value in row.items()}
+    """JSON has no NaN: what was not finite was written as null. Terms that the record is too old for are added."""
+    numbers = {key: math.nan if value is None else value for key, value in row.items()}
+    stages = [TERMS_OF_LATER_VERSIONS | stage for stage in row.get("stages", [])]
+    return TERMS_OF_LATER_VERSIONS | numbers | {"stages": stages}
 
 
 def steady(rows: Sequence[Row]) -> list[Row]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from piper_hpc.report.load import TERMS_OF_LATER_VERSIONS, metrics, steady, typical
 from piper_hpc.report.load import Row as Metrics
-from piper_hpc.report.load import metrics, steady, typical
 from piper_hpc.report.units import percent, quantity
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
@@ -22,6 +22,7 @@ NAMES = {
     "expert_s": "expert",
     "dispatch_s": "dispatch",
     "combine_s": "combine",
+    "weight_grad_s": "weight gradients",
     "head_s": "head",
     "p2p_s": "p2p",
     "bubble_s": "bubble",
@@ -120,7 +121,7 @@ def with_measured_routing(run: RunFolder) -> MeasuredRouting | None:
     at = {
         **prediction,
         "step_time_s": _interpolate(imbalances, imbalance, [one["step_time_s"] for one in known]),
-        "terms": {term: _interpolate(imbalances, imbalance, [one["terms"][term] for one in known]) for term in TERMS},
+        "terms": {term: _interpolate(imbalances, imbalance, [_terms(one)[term] for one in known]) for term in TERMS},
         "peak_memory_bytes": [
             _interpolate(imbalances, memory_imbalance, [max(one["peak_memory_bytes"]) for one in known])
         ],
@@ -166,7 +167,11 @@ def _predicted(key: str, prediction: dict[str, Any] | None) -> tuple[float | Non
         return None, NOT_APPLICABLE
     if key == "peak_memory_bytes":
         return float(max(prediction[key])), ""
-    return float(prediction[key] if key == "step_time_s" else prediction["terms"][key]), ""
+    return float(prediction[key] if key == "step_time_s" else _terms(prediction)[key]), ""
+
+
+def _terms(prediction: dict[str, Any]) -> dict[str, float]:
+    return TERMS_OF_LATER_VERSIONS | prediction["terms"]
 
 
 def cells(row: Row) -> tuple[str, str, str, str, str]:

@@ -67,12 +67,17 @@ def group(topology: Topology, size: Number, stride: Number = 1) -> Group:
 
 
 def boundary_tier(topology: Topology, stage_ranks: Number, stage: Number) -> Number:
-    """Number of the widest tier between partners of pipeline stages `stage` and `stage + 1` (0 is pair, 4 is system).
+    """Number of the widest tier between partners of pipeline ranks `stage` and `stage + 1` (0 is pair, 4 is system)."""
+    return partner_tier(topology, stage_ranks, stage, stage + 1)
 
-    Exact: rank r of the stage sends to r + stage_ranks, and a boundary of D-sized domains separates some such pair
-    if and only if it lies inside the two stages.
+
+def partner_tier(topology: Topology, stage_ranks: Number, low: Number, high: Number) -> Number:
+    """Number of the widest tier between partners of pipeline ranks `low` < `high`, each of `stage_ranks` ranks.
+
+    Exact: rank r of the one sends to r + (high - low) stage_ranks, and a boundary of D-sized domains separates some
+    such pair if and only if it lies between the first rank of the one and the last of the other.
     """
-    first, last = stage * stage_ranks, (stage + 2) * stage_ranks - 1
+    first, last = low * stage_ranks, (high + 1) * stage_ranks - 1
     return _plain(sum((first // domain != last // domain) * 1 for domain in topology.sizes))
 
 

@@ -41,7 +41,7 @@ from piper_hpc.spec.model import LayerParameters, ModelSpec
 from piper_hpc.spec.prediction import TERMS, Prediction
 from piper_hpc.spec.problem import Problem, SpecError
 from piper_hpc.spec.recompute import Recompute
-from piper_hpc.spec.workload import RECIPES, Recipe, Routing, Workload
+from piper_hpc.spec.workload import RECIPES, TRAINED, Recipe, Routing, Workload
 
 __all__ = [
     "ALGORITHMS",
@@ -61,6 +61,7 @@ __all__ = [
     "RECIPES",
     "TERMS",
     "TIERS",
+    "TRAINED",
     "WEIGHT_BYTES",
     "Accelerator",
     "Algorithm",

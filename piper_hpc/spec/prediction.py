@@ -27,8 +27,9 @@ TERMS = (
 """Exposed seconds of one step on the critical stage; they add up to `step_time_s`.
 
 attention: norm, projections, scores; router: norm, gate, auxiliary loss; dispatch and combine: permutation and
-exchange; weight_grad: of a backward that is split, what gives the weights' gradients; head: embedding, final norm,
-output projection and loss; host: batch preparation and the launch of work.
+exchange; weight_grad: gradients of weights, where the schedule computes them apart from those of inputs (else 0: they
+are in the terms of their modules); head: embedding, final norm, output projection and loss; host: batch preparation
+and the launch of work.
 """
 
 

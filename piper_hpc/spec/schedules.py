@@ -22,6 +22,12 @@ def stage_of(schedule: str, rank: int, chunk: int, pp: int) -> int:
     return chunk * pp + rank
 
 
+def holders(schedule: str, pp: int, vpp: int) -> list[int]:
+    """The pipeline rank that holds each global stage, [pp * vpp]."""
+    rank_of = {stage_of(schedule, rank, chunk, pp): rank for rank in range(pp) for chunk in range(vpp)}
+    return [rank_of[stage] for stage in range(pp * vpp)]
+
+
 def schedule_problem(schedule: str, pp: int, vpp: int, micro_batches: int) -> str | None:
     """The rule that the schedule breaks with these degrees, and a value that works; None where it runs.
 

@@ -46,6 +46,9 @@ RECIPES = {
 }
 """`mixed_16` is the 16 B of Table III of arXiv 2605.05049; `mixed_18`, as Megatron-LM, adds gradients up in fp32."""
 
+TRAINED = {"float32": RECIPES["float32"], "float64": RECIPES["float64"], "bfloat16": RECIPES["mixed_18"]}
+"""What this project's executor keeps, by train.dtype: bf16 has too few digits to add up gradients or small updates."""
+
 
 @dataclass(frozen=True)
 class Routing:

@@ -29,7 +29,7 @@ def test_warm_up_steps_do_not_count_and_errors_have_their_sign(run: RunFolder) -
     assert rows["attention_s"].error_pct == pytest.approx(0.0)
     assert rows["expert_s"].error_pct == pytest.approx(100.0)
     assert rows["step_time_s"].measured == pytest.approx(STEP_S)
-    assert rows["step_time_s"].error_pct == pytest.approx(100 * (0.12 - STEP_S) / STEP_S)
+    assert rows["step_time_s"].error_pct == pytest.approx(100 * (TERM_S * len(TERMS) - STEP_S) / STEP_S)
     assert rows["attention_s"].share == pytest.approx(TERM_S / STEP_S)
     assert (rows["attention_s"].covered, rows["expert_s"].covered, rows["host_s"].covered) == (True, False, None)
 
@@ -67,6 +67,16 @@ def test_a_later_attempt_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
 def test_a_run_shorter_than_its_warm_up_is_taken_whole() -> None:
     assert len(steady([metrics_row(0), metrics_row(1)])) == 2
     assert len(steady([metrics_row(step) for step in range(3)])) == 1
+
+
+def test_a_record_from_before_weight_gradients_were_a_term_has_none(tmp_path: Path) -> None:
+    rows, predicted = [metrics_row(step) for step in range(4)], prediction()
+    for terms in (predicted["terms"], *rows, *(stage for row in rows for stage in row["stages"])):
+        terms.pop("weight_grad_s", None)
+    old = make_run(tmp_path, rows, predicted)
+    (row,) = [each for each in predicted_against_measured(old) if each.key == "weight_grad_s"]
+    assert (row.measured, row.predicted, row.error_pct) == (0.0, 0.0, None)
+    assert [stage["weight_grad_s"] for stage in metrics(old)[0]["stages"]] == [0.0, 0.0]
 
 
 def test_a_folder_that_is_no_run_names_one_that_is(run: RunFolder) -> None:

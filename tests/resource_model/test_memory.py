@@ -20,7 +20,7 @@ from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for
 from piper_hpc.profiling.memory import LiveBytes, peak_tensor_bytes
 from piper_hpc.profiling.spans import Recorder
-from piper_hpc.resource_model.eager.memory import memory_by_stage, peak_bytes, stage_parameters
+from piper_hpc.resource_model.eager.memory import memory_by_rank, peak_bytes, stage_parameters
 from piper_hpc.spec import RECIPES, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.train.optimizer import Optimizer
@@ -52,7 +52,7 @@ def test_more_of_anything_never_needs_less_memory(model: ModelSpec, pp: int, ep:
 
 def test_earlier_stages_keep_more_micro_batches_alive() -> None:
     deep = replace(TINY, layers=8)
-    memory = memory_by_stage(deep, Layout(pp=4, micro_batch=2), WORKLOAD)
+    memory = memory_by_rank(deep, Layout(pp=4, micro_batch=2), WORKLOAD)
     assert all(earlier > later for earlier, later in pairwise(memory["activations"][:3]))
 
 

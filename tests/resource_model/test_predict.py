@@ -221,11 +221,19 @@ def test_a_data_sheet_says_that_it_is_one() -> None:
         (Layout(ep=3), "parallelism.ep = 3: Eq 8: ep must divide the experts; model.experts = 8"),
         (Layout(pp=5), "parallelism.pp = 5: .* pp \\* vpp = 5 stages, at most model.layers = 4"),
         (Layout(micro_batch=5), "micro_batch \\* data-parallel ranks must divide the global batch; .*=35"),
-        (Layout(schedule="zb"), "schedule = 'zb': must be 1f1b to train.*parallelism.schedule=1f1b"),
+        (Layout(schedule="zb"), "schedule = 'zb': must be 1f1b, gpipe, .* to train.*parallelism.schedule=1f1b"),
         (Layout(tp=2), "tp = 2: must be 1 to train.*parallelism.tp=1"),
         (
-            Layout(pp=4, micro_batch=16),
-            "gives 2 micro-batches a step, .* at least pp = 4; .*train.global_batch=64",
+            Layout(pp=4, vpp=2, schedule="zbv"),
+            "parallelism.pp = 4: .* pp \\* vpp = 8 stages, at most model.layers = 4",
+        ),
+        (
+            Layout(pp=2, vpp=2, schedule="dualpipev", micro_batch=16),
+            "dualpipev needs at least 2 pp = 4 micro-batches a step, micro_batches=2",
+        ),
+        (
+            Layout(pp=2, schedule="zb_h1", recompute="full"),
+            "recompute = 'full': schedule zb_h1 splits the backward, .*parallelism.recompute=selective",
         ),
     ],
 )

@@ -57,6 +57,15 @@ def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
     return p2p(curves, group.tier, buffer_bytes / group.size) * (2 * (group.size - 1))
 
 
+def all_gather(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
+    """Seconds until every rank of `group` has all `buffer_bytes`, of which each had an equal part."""
+    measured = _collective(curves, "all_gather", group, buffer_bytes)
+    if measured is not None:
+        return measured
+    curves.note(f"all_gather/{group.tier}/{group.size}: not measured; a ring of p2p messages stands in")
+    return p2p(curves, group.tier, buffer_bytes / group.size) * (group.size - 1)
+
+
 def arrival_skew(curves: Curves, group: Group, compute: Cost) -> Cost:
     """Mean seconds that a rank waits for late ranks of `group` in a collective, after `compute` busy seconds.
 

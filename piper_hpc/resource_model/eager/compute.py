@@ -8,14 +8,14 @@ router's choice are measured whole: composed of such operations they come out se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from piper_hpc.resource_model import flops
 from piper_hpc.resource_model.eager import communication
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.curves import NORM_FORWARD_SHARE, Curves
 from piper_hpc.resource_model.eager.groups import Group
-from piper_hpc.spec import ModelSpec
+from piper_hpc.spec import ModelSpec, Recipe
 
 INDEX_BYTES = 8
 """torch's indices and counts are int64."""
@@ -41,16 +41,22 @@ AUTOGRAD_OPERATIONS = 65
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """Seconds of one module for one micro-batch on one rank."""
+    """Seconds of one module for one micro-batch on one rank. weight: the share of the whole backward that gives the
+    gradients of weights, which needs nobody and which a schedule may put off (W of arXiv 2401.10241)."""
 
     forward: Cost
     backward: Cost
+    weight: Cost = field(default_factory=Cost)
 
     def __mul__(self, count: float) -> ModuleCost:
-        return ModuleCost(self.forward * count, self.backward * count)
+        return ModuleCost(self.forward * count, self.backward * count, self.weight * count)
 
     def __add__(self, other: ModuleCost) -> ModuleCost:
-        return ModuleCost(self.forward + other.forward, self.backward + other.backward)
+        return ModuleCost(self.forward + other.forward, self.backward + other.backward, self.weight + other.weight)
+
+    def again(self, forward: Cost) -> ModuleCost:
+        """This module where `forward`, or a part of it, is computed once more in the backward."""
+        return ModuleCost(self.forward, self.backward + forward, self.weight)
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,13 @@ class MicroBatch:
     curves: Curves
     sequences: int
     sequence: int
-    bytes_per_value: int
+    recipe: Recipe
     load: float = 1.0
+
+    @property
+    def bytes_per_value(self) -> int:
+        """Bytes of one activation."""
+        return self.recipe.value_bytes
 
     @property
     def tokens(self) -> int:
@@ -84,9 +95,11 @@ class MicroBatch:
 
     def stream(self, *operations: tuple[float, int]) -> Cost:
         """Streaming operations, each given as (numbers read and written, how many such operations)."""
-        return total(
-            self.curves.operation("elementwise", values * self.bytes_per_value, count) for values, count in operations
-        )
+        return total(self.stream_bytes(values * self.bytes_per_value, count) for values, count in operations)
+
+    def stream_bytes(self, moved: float, count: float = 1) -> Cost:
+        """`count` streaming operations, each of which reads and writes `moved` bytes, whatever the types."""
+        return self.curves.operation("elementwise", moved, count)
 
     def gather(self) -> Cost:
         """One permutation of [rows, hidden]: each row read and written."""
@@ -101,18 +114,19 @@ class MicroBatch:
         """Argsort of all rows by expert or rank."""
         return self.curves.operation("sort", self.rows)
 
-    def exponential(self, values: float) -> Cost:
+    def exponential(self, values: float, bytes_per_value: int | None = None) -> Cost:
         """One operation with an exponential for each result; `values` numbers are read and written."""
-        return self.curves.operation("activation", values * self.bytes_per_value)
+        return self.curves.operation("activation", values * (bytes_per_value or self.bytes_per_value))
 
     def linear(self, inputs: int, outputs: int) -> ModuleCost:
         """[tokens, inputs] x [inputs, outputs], and its backward: two products, and the sum of the weight gradient."""
         product = self.curves.operation("gemm", 2 * self.tokens * inputs * outputs)
-        return ModuleCost(product, product * 2 + self.accumulate(inputs * outputs))
+        weight = product + self.accumulate(inputs * outputs)
+        return ModuleCost(product, product + weight, weight)
 
     def accumulate(self, parameters: int) -> Cost:
-        """Adding one weight's new gradient to its sum: read both, write one."""
-        return self.stream((3 * parameters, 1))
+        """Adding one weight's new gradient to its sum, which may have wider numbers: read both, write one."""
+        return self.stream_bytes(parameters * (self.bytes_per_value + 2 * self.recipe.gradient_bytes))
 
     def host(self, operations: int) -> ModuleCost:
         """Operations that cost only their launch; half of it is the backward's."""
@@ -141,7 +155,7 @@ def attention(batch: MicroBatch) -> ModuleCost:
     model, h = batch.model, batch.hidden
     q, kv = batch.tokens * model.q_dim, batch.tokens * model.kv_dim
     scores = batch.tokens * flops.score_flops(model, batch.sequence)
-    forward = batch.curves.operation("attention_forward", scores) + batch.stream((2 * q, 1), (3 * h, 1))
+    forward = scores_forward(batch) + batch.stream((2 * q, 1), (3 * h, 1))
     backward = batch.curves.operation("attention_backward", scores) + batch.stream((2 * q, 1), (2 * kv, 1), (3 * h, 3))
     return sum_modules(
         norm(batch),
@@ -153,6 +167,11 @@ def attention(batch: MicroBatch) -> ModuleCost:
         ModuleCost(forward, backward),
         batch.host(HOST_OPERATIONS["attention"]),
     )
+
+
+def scores_forward(batch: MicroBatch) -> Cost:
+    """Scores, softmax and their product with the values, one kernel."""
+    return batch.curves.operation("attention_forward", batch.tokens * flops.score_flops(batch.model, batch.sequence))
 
 
 def router(batch: MicroBatch) -> ModuleCost:
@@ -198,12 +217,19 @@ def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
     matrices, gated = model.matrices_per_expert, model.matrices_per_expert == 3
     grouped = batch.curves.operation("grouped_gemm", 2 * received * model.hidden * model.expert_ffn)
     inner, rows = received * model.expert_ffn, received * model.hidden
-    activation = batch.exponential(2 * inner) + batch.stream((3 * inner, int(gated)))
     gradients = batch.exponential(3 * inner) + batch.stream((3 * inner, 2 * gated), (3 * rows, int(gated)))
     weights = batch.accumulate(model.experts // ep * model.hidden * model.expert_ffn) * matrices
     return batch.host(HOST_OPERATIONS["experts"]) + ModuleCost(
-        grouped * matrices + activation, grouped * (2 * matrices) + gradients + weights
+        grouped * matrices + activation_forward(batch, load),
+        grouped * (2 * matrices) + gradients + weights,
+        grouped * matrices + weights,
     )
+
+
+def activation_forward(batch: MicroBatch, load: float = 1.0) -> Cost:
+    """silu(gate) * up of the rows of the experts, or gelu of experts without a gate."""
+    inner = load * batch.rows * batch.model.expert_ffn
+    return batch.exponential(2 * inner) + batch.stream((3 * inner, int(batch.model.matrices_per_expert == 3)))
 
 
 def combine(batch: MicroBatch, group: Group) -> ModuleCost:
@@ -224,21 +250,26 @@ def autograd_overhead(batch: MicroBatch) -> ModuleCost:
 def embedding(batch: MicroBatch) -> ModuleCost:
     """One row of the table per token; the backward fills a gradient of the whole table and adds it up."""
     table = batch.model.embedding_parameters
-    lookup = ModuleCost(
-        batch.stream((2 * batch.hidden, 1)), batch.stream((batch.hidden + table, 1)) + batch.accumulate(table)
-    )
+    gradient = batch.stream((batch.hidden + table, 1)) + batch.accumulate(table)
+    lookup = ModuleCost(batch.stream((2 * batch.hidden, 1)), gradient, gradient)
     return lookup + batch.host(HOST_OPERATIONS["embedding"])
 
 
 def head(batch: MicroBatch) -> ModuleCost:
-    """Final norm, output projection and cross entropy."""
-    logits = batch.tokens * batch.model.vocab
+    """Final norm, output projection and cross entropy, whose numbers have four bytes at least (loss_bytes)."""
+    logits, wide = batch.tokens * batch.model.vocab, loss_bytes(batch.bytes_per_value)
+    cast = batch.stream_bytes(logits * (wide + batch.bytes_per_value), int(wide > batch.bytes_per_value))
     loss = ModuleCost(
-        batch.exponential(2 * logits) + batch.stream((logits, 1)),
-        batch.stream((2 * logits, 1)) + batch.exponential(3 * logits),
+        cast + batch.exponential(2 * logits, wide) + batch.stream_bytes(logits * wide),
+        cast + batch.stream_bytes(2 * logits * wide) + batch.exponential(3 * logits, wide),
     )
     projection = batch.linear(batch.model.hidden, batch.model.vocab)
     return sum_modules(norm(batch), projection, loss, batch.host(HOST_OPERATIONS["head"]))
+
+
+def loss_bytes(bytes_per_value: int) -> int:
+    """Bytes of one number of the loss: it is computed in fp32 where activations have 16 bits."""
+    return max(4, bytes_per_value)
 
 
 def sum_modules(first: ModuleCost, *others: ModuleCost) -> ModuleCost:

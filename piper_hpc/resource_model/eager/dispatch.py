@@ -22,6 +22,8 @@ from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.groups import Group
+from piper_hpc.resource_model.eager.pipeline import held_chunks
+from piper_hpc.resource_model.eager.pool import pool_bytes
 from piper_hpc.resource_model.topology import NODE, SYSTEM, Links
 from piper_hpc.spec import (
     ALGORITHMS,
@@ -149,7 +151,7 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     # The seconds without planning are half dispatch and half combine; those of planning are all dispatch.
     first, other = (with_plan[0] - without[0] / 2) / (with_plan[1] - without[1] / 2), without[0] / without[1]
 
-    def scaled(cost: ModuleCost, forward: float) -> ModuleCost:
+    def scaled(cost: ModuleCost, forward: float) -> ModuleCost:  # neither has weights
         return ModuleCost(_scaled(cost.forward, forward, model), _scaled(cost.backward, other, model))
 
     return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection)
@@ -184,13 +186,26 @@ def step_bytes(
     return {level: sum(sent[low:high]) for level, (low, high) in zip(LEVELS, pairwise(bounds), strict=True)}
 
 
+def pools(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workload) -> list[int]:
+    """Bytes of the buffers that the all-to-all of each pipeline rank keeps."""
+    tokens, load = layout.micro_batch * workload.sequence, float(workload.routing.load(layout.ep))
+    topology, value = cost.curves.cluster.topology, workload.bytes_per_value
+    return [
+        pool_bytes(cell_of(group, topology, model, tokens, value, load), exchange.selection.config.algorithm)
+        for group, exchange in cost.all_to_alls
+    ]
+
+
 def facts(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workload) -> dict[str, Any]:
     """`Prediction.exchange` of a costed step."""
     tokens, topology = layout.micro_batch * workload.sequence, cost.curves.cluster.topology
     load = float(workload.routing.load(layout.ep))
     payload = dict.fromkeys(LEVELS, 0.0)
     stages = []
-    for (group, layer), layers in zip(cost.all_to_alls, layout.layers_by_stage(model.layers), strict=True):
+    # A recomputed layer dispatches and combines once more: two all-to-alls beside the four of a step.
+    exchanges = cost.micro_batches * (1 + layout.recomputed.full / 2)
+    for (group, layer), held in zip(cost.all_to_alls, held_chunks(layout, model.layers), strict=True):
+        layers = sum(chunk.layers for chunk in held)
         cell = cell_of(group, topology, model, tokens, workload.bytes_per_value, load)
         stages.append({"ranks": cell.ranks, "nodes": cell.nodes, "racks": cell.racks} | layer.selection.document())
         sent = step_bytes(
@@ -203,7 +218,7 @@ def facts(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workl
             workload.routing.histogram,
         )
         for level in LEVELS:
-            payload[level] += sent[level] * len(layers) * cost.micro_batches * layout.ranks / layout.pp
+            payload[level] += sent[level] * layers * exchanges * layout.ranks / layout.pp
     scaled = any(layer.selection.config.algorithm != FLAT.name for _, layer in cost.all_to_alls)
     model_used = {"model": all_to_all_model(cost.curves).document()} if scaled else {}
     return {"stages": stages, "payload_bytes": payload} | model_used

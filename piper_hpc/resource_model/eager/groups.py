@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from piper_hpc.resource_model.topology import Group, axis_groups, boundary_tier
+from piper_hpc.resource_model.topology import Group, axis_groups, partner_tier
 from piper_hpc.spec import TIERS, ClusterSpec, Layout, Tier
+from piper_hpc.spec.schedules import holders
 
 __all__ = ["TIERS", "Group", "LayoutGroups", "StageGroups", "layout_groups"]
 
@@ -17,7 +19,7 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class StageGroups:
-    """The groups of one stage: its expert shards, the replicas of an expert, and all its ranks."""
+    """The groups of one pipeline rank: its expert shards, the replicas of an expert, and all its ranks."""
 
     experts: Group
     replicas: Group
@@ -26,10 +28,11 @@ class StageGroups:
 
 @dataclass(frozen=True)
 class LayoutGroups:
-    """All groups of a layout: by stage, between neighbouring stages (tier of boundary i, i+1), and the whole job."""
+    """All groups of a layout: by pipeline rank, and the whole job. boundaries: the tier of messages between the global
+    stages s and s + 1, None where one rank holds both."""
 
     stages: tuple[StageGroups, ...]
-    boundaries: tuple[str, ...]
+    boundaries: tuple[str | None, ...]
     world: Group
 
 
@@ -53,12 +56,14 @@ def layout_groups(layout: Layout, cluster: ClusterSpec) -> LayoutGroups:
 
     By arithmetic where the cluster has a topology, else by enumerating the ranks over its nodes and racks.
     """
+    partners = [tuple(sorted(pair)) for pair in pairwise(holders(layout.schedule, layout.pp, layout.vpp))]
     if cluster.topology is not None:
         axes, stage_ranks = axis_groups(layout, cluster.topology), layout.ranks // layout.pp
         return LayoutGroups(
             stages=(StageGroups(axes.expert_block, axes.replicas, axes.stage),) * layout.pp,
             boundaries=tuple(
-                TIERS[boundary_tier(cluster.topology, stage_ranks, stage)] for stage in range(layout.pp - 1)
+                None if low == high else TIERS[partner_tier(cluster.topology, stage_ranks, low, high)]
+                for low, high in partners
             ),
             world=axes.world,
         )
@@ -75,8 +80,8 @@ def layout_groups(layout: Layout, cluster: ClusterSpec) -> LayoutGroups:
         for node, rack in zip(node_of, rack_of, strict=True)
     )
     boundaries = tuple(
-        _boundary(node_of[stage : stage + 2].reshape(2, -1), rack_of[stage : stage + 2].reshape(2, -1))
-        for stage in range(layout.pp - 1)
+        None if low == high else _boundary(node_of[[low, high]].reshape(2, -1), rack_of[[low, high]].reshape(2, -1))
+        for low, high in partners
     )
     return LayoutGroups(stages, boundaries, _farthest(nodes.reshape(1, -1), racks.reshape(1, -1)))
 

@@ -1,4 +1,4 @@
-"""The prediction of one step of this project's executor: costs by stage, put on the pipeline's timeline (Eq 12)."""
+"""The prediction of one step of this project's executor: costs by rank, put on the pipeline's timeline (Eq 12)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.dispatch import facts as exchange_facts
-from piper_hpc.resource_model.eager.memory import memory_by_stage
+from piper_hpc.resource_model.eager.dispatch import pools
+from piper_hpc.resource_model.eager.memory import memory_by_rank
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.flops import flops_per_token
@@ -19,7 +20,7 @@ CORES_ARE_SHARED = "bubble_fraction: not applicable: ranks share cores, a waitin
 
 
 def predict(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Prediction:
-    """Time by term, memory by stage and MFU of one step of `workload` under `layout`, priced by measured curves.
+    """Time by term, memory by rank and MFU of one step of `workload` under `layout`, priced by measured curves.
 
     Raises ResourceModelError for a layout that has no such step, and for a cluster without a peak rate or without any
     link where the layout needs one.
@@ -29,7 +30,7 @@ def predict(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Wo
 
 def timeline(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Timeline:
     """The pipeline of one step as `predict` plays it, every rank with a device of its own; ranks are pipeline ranks."""
-    return _timeline(step_cost(model, cluster, layout, workload))[1]
+    return _play(step_cost(model, cluster, layout, workload))
 
 
 def predict_from_cost(
@@ -37,10 +38,9 @@ def predict_from_cost(
 ) -> Prediction:
     """The prediction of a layout from the costs of its step, see `predict`."""
     curves = cost.curves
-    terms, pipeline = _timeline(cost)
+    terms = _terms(cost, cluster)
     if cluster.devices_share_cores:
         curves.note(CORES_ARE_SHARED)
-        terms = _on_shared_cores(terms, pipeline, cost, cluster, layout)
     step_time_s = sum(term.seconds for term in terms.values())
     step_flops = flops_per_token(model, workload.sequence) * workload.tokens
     return assemble(
@@ -49,7 +49,7 @@ def predict_from_cost(
         workload,
         terms={term: cost.seconds for term, cost in terms.items()},
         mfu=step_flops / (curves.peak_flops * layout.ranks * step_time_s),
-        memory=memory_by_stage(model, layout, workload),
+        memory=memory_by_rank(model, layout, workload, pools(cost, model, layout, workload)),
         bubble_fraction=None if cluster.devices_share_cores else terms["bubble_s"].seconds / step_time_s,
         intervals=_intervals(terms, step_time_s, workload, step_flops / (curves.peak_flops * layout.ranks), curves),
         calibration=_evidence(curves, terms),
@@ -58,9 +58,18 @@ def predict_from_cost(
     )
 
 
+def step_time_s(cost: StepCost, cluster: ClusterSpec) -> float:
+    """Seconds of the step as `predict_from_cost` has them, without the rest of a prediction."""
+    return sum(term.seconds for term in _terms(cost, cluster).values())
+
+
 def step_lower_bound_s(cost: StepCost, cluster: ClusterSpec) -> float:
-    """Lower bound of the step, in seconds: the work of its busiest stage."""
-    return cost.busy_s / _contention(cluster)
+    """Lower bound of the step, in seconds: the work of its busiest rank, or of all ranks on the cores they share."""
+    contention = _contention(cluster)
+    alone_s = max(cost.busy_s) / contention
+    if not cluster.devices_share_cores:
+        return alone_s
+    return max(alone_s, sum(cost.busy_s) * cost.copies / contention / cluster.cores)
 
 
 def _contention(cluster: ClusterSpec) -> float:
@@ -75,41 +84,48 @@ def _contention(cluster: ClusterSpec) -> float:
     return max(1.0, cluster.ranks / cluster.cores)
 
 
-def _timeline(cost: StepCost) -> tuple[dict[str, Cost], Timeline]:
-    """Terms of the critical stage, and the simulated pipeline, where every rank has a device of its own."""
-    messages = [message.seconds for message in cost.messages]
-    pipeline = simulate(
+def _play(cost: StepCost) -> Timeline:
+    """The pipeline where every rank has a device of its own. Receives are posted ahead, so that a message moves when it
+    is sent; torch computes an overlapped pair one part after the other."""
+    stages, messages = cost.stages, [message.seconds for message in cost.messages]
+    return simulate(
         cost.schedule,
-        len(cost.stages),
+        len(cost.ranks),
         cost.micro_batches,
-        [stage.forward_s for stage in cost.stages],
-        [stage.backward_s for stage in cost.stages],
+        [stage.forward_s for stage in stages],
+        [stage.backward_s for stage in stages],
+        weight_s=[stage.weight_s for stage in stages],
         send_forward_s=messages,
         send_backward_s=messages,
+        blocking=False,
     )
-    # After its last backward a stage reduces its gradients; all ranks then clip by one norm, so they wait for the last.
-    arrival_s = max(end + stage.before_norm_s for end, stage in zip(pipeline.end_s, cost.stages, strict=True))
-    step_time_s = arrival_s + max(stage.after_norm_s for stage in cost.stages)
-    critical = cost.critical_stage
-    busy = cost.stages[critical].terms(cost.micro_batches)
+
+
+def _terms(cost: StepCost, cluster: ClusterSpec) -> dict[str, Cost]:
+    """Terms of the critical rank, which add up to the step."""
+    pipeline, updates = _play(cost), [rank.update for rank in cost.ranks]
+    # After its last backward a rank reduces its gradients; all ranks then clip by one norm, so they wait for the last.
+    arrival_s = max(end + update.before_norm_s for end, update in zip(pipeline.end_s, updates, strict=True))
+    alone_s = arrival_s + max(update.after_norm_s for update in updates)
+    critical = cost.critical_rank
+    busy = cost.ranks[critical].terms(cost.micro_batches)
     terms = {term: busy.get(term, Cost()) for term in TERMS}
     terms["p2p_s"] = _rescaled_to(total(cost.messages), pipeline.p2p_s[critical])
     work = total(terms.values())
-    terms["bubble_s"] = _rescaled_to(work, max(0.0, step_time_s - work.seconds))
-    return terms, pipeline
+    terms["bubble_s"] = _rescaled_to(work, max(0.0, alone_s - work.seconds))
+    return _on_shared_cores(terms, pipeline, cost, cluster) if cluster.devices_share_cores else terms
 
 
 def _on_shared_cores(
-    terms: dict[str, Cost], pipeline: Timeline, cost: StepCost, cluster: ClusterSpec, layout: Layout
+    terms: dict[str, Cost], pipeline: Timeline, cost: StepCost, cluster: ClusterSpec
 ) -> dict[str, Cost]:
-    """Terms of the critical stage when ranks compete for `cluster.cores`.
+    """Terms of the critical rank when ranks compete for `cluster.cores`.
 
     The work of all ranks, each timed as if alone, over the cores bounds the step; so does the pipeline with a core for
-    every rank. A critical stage that never waits is then slowed down as a whole.
+    every rank. A critical rank that never waits is then slowed down as a whole.
     """
     contention = _contention(cluster)
-    stages_s = sum(stage.busy_s(cost.micro_batches) for stage in cost.stages) + sum(pipeline.p2p_s)
-    work_s = stages_s * (layout.ranks // layout.pp) / contention
+    work_s = (sum(cost.busy_s) + sum(pipeline.p2p_s)) * cost.copies / contention
     alone_s = total(terms.values()).seconds / contention
     step_time_s = max(work_s / cluster.cores, alone_s)
     own = terms | {"bubble_s": Cost()}

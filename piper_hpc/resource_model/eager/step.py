@@ -1,100 +1,93 @@
-"""Seconds of one step by stage and term, before the pipeline schedule is simulated."""
+"""Seconds of one step by pipeline rank and term, before the pipeline schedule is simulated."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar, cast
 
-from piper_hpc.resource_model.eager import communication, compute
-from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
-from piper_hpc.resource_model.eager.cost import Cost, total
+from piper_hpc.resource_model.eager import communication
+from piper_hpc.resource_model.eager.compute import MicroBatch
+from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine, dispatch_combine
-from piper_hpc.resource_model.eager.groups import Group, LayoutGroups, layout_groups
-from piper_hpc.resource_model.eager.memory import stage_parameter_parts
+from piper_hpc.resource_model.eager.groups import Group, LayoutGroups, StageGroups, layout_groups
+from piper_hpc.resource_model.eager.layer import (
+    HOST_OPERATIONS_PER_MICRO_BATCH,
+    ChunkCost,
+    Modules,
+    chunk_cost,
+    layer_cost,
+)
+from piper_hpc.resource_model.eager.memory import chunk_parameters
+from piper_hpc.resource_model.eager.pipeline import Held, held_chunks, run_schedule, split_micro_batches
+from piper_hpc.resource_model.eager.update import UpdateCost, update_cost
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.rules import check_layout
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Tier, Workload, executor
+from piper_hpc.spec.schedules import stage_of
 
-NORM_BYTES = 8
-"""The squared norm of all gradients is one float64."""
-
-HOST_OPERATIONS_PER_MICRO_BATCH = 120
-"""Python of torch's 1F1B per micro-batch, in eager operations: 0.5 ms where one takes 4 us, measured once on a CPU."""
-
-HOST_OPERATIONS_PER_STEP = 150
-"""Batch preparation, zeroing of gradients and the learning rate, in eager operations: 0.6 ms on the same CPU."""
-
-HOST_OPERATIONS_PER_LAYER = 2
-"""The router's sums, set to zero before a step."""
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class StageCost:
-    """Seconds of one rank of a stage, by term.
+class RankCost:
+    """Seconds of one pipeline rank: of its chunks for one micro-batch, and once a step. split: see ChunkCost.terms."""
 
-    modules: of one micro-batch; before_norm: once a step, from the last backward to the all-reduce of the gradient norm
-    that all ranks clip by; after_norm: from that all-reduce to the end of the step.
-    """
-
-    modules: dict[str, ModuleCost]
-    before_norm: dict[str, Cost]
-    after_norm: dict[str, Cost]
-
-    @property
-    def forward_s(self) -> float:
-        """Seconds of one forward."""
-        return sum(cost.forward.seconds for cost in self.modules.values())
-
-    @property
-    def backward_s(self) -> float:
-        """Seconds of one backward."""
-        return sum(cost.backward.seconds for cost in self.modules.values())
+    chunks: tuple[ChunkCost, ...]
+    split: tuple[int, ...]
+    update: UpdateCost
 
     def terms(self, micro_batches: int) -> dict[str, Cost]:
         """Busy time of the step by term."""
-        step = {term: (cost.forward + cost.backward) * micro_batches for term, cost in self.modules.items()}
-        for once in (self.before_norm, self.after_norm):
-            for term, cost in once.items():
+        step: dict[str, Cost] = {}
+        parts = [chunk.terms(micro_batches, split) for chunk, split in zip(self.chunks, self.split, strict=True)]
+        for part in (*parts, self.update.before_norm, self.update.after_norm):
+            for term, cost in part.items():
                 step[term] = step.get(term, Cost()) + cost
         return step
 
-    @property
-    def before_norm_s(self) -> float:
-        """Seconds between the last backward and the arrival at the norm."""
-        return sum(cost.seconds for cost in self.before_norm.values())
-
-    @property
-    def after_norm_s(self) -> float:
-        """Seconds from the last rank's arrival at the norm to the end of the step."""
-        return sum(cost.seconds for cost in self.after_norm.values())
-
     def busy_s(self, micro_batches: int) -> float:
         """Busy seconds of the step."""
-        return micro_batches * (self.forward_s + self.backward_s) + self.before_norm_s + self.after_norm_s
+        once = self.update.before_norm_s + self.update.after_norm_s
+        return micro_batches * sum(chunk.forward_s + chunk.backward_s for chunk in self.chunks) + once
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """The costs of all stages, of the messages between them, and what the look-up of curves had to say; of each stage
-    the expert group, with its dispatch and combine."""
+    """The costs of all pipeline ranks, of the messages over each boundary of global stages, and what the look-up of
+    curves had to say; of each rank the expert group, with its dispatch and combine. copies: ranks of the job for each
+    pipeline rank."""
 
-    stages: tuple[StageCost, ...]
+    ranks: tuple[RankCost, ...]
     schedule: str
     micro_batches: int
     messages: tuple[Cost, ...]
     curves: Curves
     all_to_alls: tuple[tuple[Group, DispatchCombine], ...]
+    copies: int
 
     @property
-    def critical_stage(self) -> int:
-        """The busiest stage."""
-        busy = [stage.busy_s(self.micro_batches) for stage in self.stages]
-        return busy.index(max(busy))
+    def stages(self) -> list[ChunkCost]:
+        """The chunks in the order of the model: by global stage."""
+        pp, vpp = len(self.ranks), len(self.ranks[0].chunks)
+        of_stage = {
+            stage_of(self.schedule, rank, chunk, pp): self.ranks[rank].chunks[chunk]
+            for rank in range(pp)
+            for chunk in range(vpp)
+        }
+        return [of_stage[stage] for stage in range(pp * vpp)]
+
+    @cached_property
+    def busy_s(self) -> tuple[float, ...]:
+        """Busy seconds by pipeline rank: no step of this layout is shorter than the longest."""
+        return tuple(rank.busy_s(self.micro_batches) for rank in self.ranks)
 
     @property
-    def busy_s(self) -> float:
-        """Busy seconds of the busiest stage: no step of this layout is shorter."""
-        return max(stage.busy_s(self.micro_batches) for stage in self.stages)
+    def critical_rank(self) -> int:
+        """The busiest pipeline rank."""
+        return self.busy_s.index(max(self.busy_s))
 
 
 def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> StepCost:
@@ -106,90 +99,105 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
     if problem is not None:
         raise ResourceModelError(str(problem))
     check_layout(model, cluster, layout, workload)
-    micro_batches = layout.micro_batches(workload.global_batch)
-    curves = Curves(cluster, workload.bytes_per_value)
-    load = float(workload.routing.load(layout.ep))
-    batch = MicroBatch(model, curves, layout.micro_batch, workload.sequence, workload.bytes_per_value, load)
-    groups = layout_groups(layout, cluster)
-    if any(of_stage.experts.tier == Tier.SYSTEM.value for of_stage in groups.stages):
-        curves.note(
-            f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
-        )
-    of_group = {stage.experts: dispatch_combine(batch, stage.experts, layout.all_to_all) for stage in groups.stages}
-    layers = {experts: _layer(batch, layout, experts, costs) for experts, costs in of_group.items()}
-    stages = tuple(
-        _stage(batch, layout, groups, stage, layers[of_stage.experts]) for stage, of_stage in enumerate(groups.stages)
-    )
-    message_bytes = batch.tokens * model.hidden * workload.bytes_per_value
-    # Having posted a message, torch's 1F1B does some Python and then waits for its neighbour itself.
-    schedule = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH).forward
-    messages = tuple(communication.message(curves, tier, message_bytes, schedule) for tier in groups.boundaries)
-    all_to_alls = tuple((stage.experts, of_group[stage.experts]) for stage in groups.stages)
-    return StepCost(stages, layout.schedule, micro_batches, messages, curves, all_to_alls)
+    return StepPricer(model, cluster, workload).cost(layout)
 
 
-def _layer(batch: MicroBatch, layout: Layout, group: Group, costs: DispatchCombine) -> dict[str, ModuleCost]:
-    """Seconds of one layer by term, on the mean rank. Five all-to-alls synchronise its expert group, each with a wait.
+class StepPricer:
+    """Prices steps of one model, cluster and workload, and remembers the parts that layouts share.
 
-    Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
-    experts', both ways; in forward, between the all-to-alls of counts and of rows, what a dispatch computes by itself.
-    At each of them ranks wait for arrival skew, which grows with that compute (communication.arrival_skew), and where
-    experts come before it, for the rank with the most rows.
+    What curves had to say is that of all layouts so far: exact for one layout, of no use to a search.
     """
-    curves = batch.curves
-    attention, router, experts = compute.attention(batch), compute.router(batch), compute.experts(batch, layout.ep)
-    dense, rows = attention + router, compute.dispatch(batch, Group())
-    imbalance = compute.experts(batch, layout.ep, batch.load) + experts * -1
 
-    def arrival_waits(before_forward: Cost, before_backward: Cost) -> ModuleCost:
-        return ModuleCost(
-            communication.arrival_skew(curves, group, before_forward),
-            communication.arrival_skew(curves, group, before_backward),
+    def __init__(self, model: ModelSpec, cluster: ClusterSpec, workload: Workload) -> None:
+        self.model, self.cluster, self.workload = model, cluster, workload
+        self.curves = Curves(cluster, workload.bytes_per_value)
+        self._known: dict[Hashable, Any] = {}
+
+    def cost(self, layout: Layout) -> StepCost:
+        """Costs of a layout that trains, breaks no rule and has its ranks; see step_cost."""
+        groups = self.groups(layout)
+        if any(of_rank.experts.tier == Tier.SYSTEM.value for of_rank in groups.stages):
+            self.curves.note(
+                f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
+            )
+        by_rank = zip(groups.stages, held_chunks(layout, self.model.layers), strict=True)
+        return StepCost(
+            tuple(self._rank(layout, own, groups.world, rank, held) for rank, (own, held) in enumerate(by_rank)),
+            run_schedule(layout),
+            layout.micro_batches(self.workload.global_batch),
+            tuple(Cost() if tier is None else self._message(layout, tier) for tier in groups.boundaries),
+            self.curves,
+            tuple((of_rank.experts, self._exchange(layout, of_rank.experts)) for of_rank in groups.stages),
+            layout.ranks // layout.pp,
         )
 
-    return {
-        "attention_s": attention,
-        "router_s": router,
-        "dispatch_s": costs.dispatch
-        + arrival_waits(dense.forward, experts.backward)
-        + arrival_waits(rows.forward, Cost())
-        + ModuleCost(Cost(), imbalance.backward),
-        "expert_s": experts,
-        "combine_s": costs.combine
-        + arrival_waits(experts.forward, dense.backward)
-        + ModuleCost(imbalance.forward, Cost()),
-        "other_s": compute.autograd_overhead(batch),
-    }
+    def groups(self, layout: Layout) -> LayoutGroups:
+        """Groups of the layout's degrees."""
+        key = (layout.pp, layout.vpp, layout.ep, layout.dp, layout.schedule)
+        return self._once(("groups", key), lambda: layout_groups(layout, self.cluster))
 
+    def chunk(self, layout: Layout, group: Group, held: Held) -> ChunkCost:
+        """A stage on the ranks of an expert group."""
+        pipelined = layout.stages > 1
+        key = (layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all, held, pipelined)
+        return self._once(
+            ("chunk", key),
+            lambda: chunk_cost(self._batch(layout), self._layer(layout, group), held, pipelined=pipelined),
+        )
 
-def _stage(
-    batch: MicroBatch, layout: Layout, groups: LayoutGroups, stage: int, layer: dict[str, ModuleCost]
-) -> StageCost:
-    curves, of_stage = batch.curves, groups.stages[stage]
-    layers = len(layout.layers_by_stage(batch.model.layers)[stage])
-    dense, expert = stage_parameter_parts(batch.model, layout)[stage]
-    parameters = dense + expert
-    modules = {term: cost * layers for term, cost in layer.items()}
-    ends = [compute.embedding(batch)] * (stage == 0) + [compute.head(batch)] * (stage == layout.pp - 1)
-    if ends:
-        modules["head_s"] = compute.sum_modules(*ends)
-    modules["host_s"] = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH if layout.pp > 1 else 0)
-    host = curves.launches(HOST_OPERATIONS_PER_STEP + HOST_OPERATIONS_PER_LAYER * layers)
-    replicas = [
-        communication.all_reduce(curves, group, count * batch.bytes_per_value)
-        for group, count in ((of_stage.stage, dense), (of_stage.replicas, expert))
-    ]
-    last_chunk = layer["router_s"].backward + layer["attention_s"].backward
-    norm, clip = batch.stream((parameters, 1)), batch.stream((2 * parameters, 1))
-    return StageCost(
-        modules,
-        before_norm={
-            "host_s": host + batch.stream((parameters, 1)),
-            "grad_reduce_s": total(replicas) + communication.arrival_skew(curves, of_stage.stage, last_chunk),
-            "optimizer_s": norm,
-        },
-        after_norm={
-            "grad_reduce_s": communication.all_reduce(curves, groups.world, NORM_BYTES),
-            "optimizer_s": clip + curves.operation("adamw", parameters),
-        },
-    )
+    def _rank(self, layout: Layout, groups: StageGroups, world: Group, rank: int, held: tuple[Held, ...]) -> RankCost:
+        schedule, micro_batches = run_schedule(layout), layout.micro_batches(self.workload.global_batch)
+        return RankCost(
+            tuple(self.chunk(layout, groups.experts, chunk) for chunk in held),
+            split_micro_batches(schedule, rank, layout.pp, layout.vpp, micro_batches),
+            self._update(layout, groups, world, held),
+        )
+
+    def _update(self, layout: Layout, groups: StageGroups, world: Group, held: tuple[Held, ...]) -> UpdateCost:
+        key = (layout.micro_batch, layout.recompute, layout.ep, layout.zero, layout.all_to_all, groups, world, held)
+
+        def make() -> UpdateCost:
+            layer = self._layer(layout, groups.experts)
+            return update_cost(
+                self._batch(layout),
+                [chunk_parameters(self.model, layout.ep, chunk) for chunk in held],
+                sum(chunk.layers for chunk in held),
+                groups,
+                world,
+                layout.zero,
+                layer["router_s"].backward + layer["attention_s"].backward,
+            )
+
+        return self._once(("update", key), make)
+
+    def _layer(self, layout: Layout, group: Group) -> Modules:
+        exchange = self._exchange(layout, group)
+        return self._once(
+            ("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all),
+            lambda: layer_cost(self._batch(layout), layout.ep, group, exchange, layout.recomputed),
+        )
+
+    def _exchange(self, layout: Layout, group: Group) -> DispatchCombine:
+        return self._once(
+            ("exchange", layout.micro_batch, layout.ep, group, layout.all_to_all),
+            lambda: dispatch_combine(self._batch(layout), group, layout.all_to_all),
+        )
+
+    def _batch(self, layout: Layout) -> MicroBatch:
+        workload, load = self.workload, float(self.workload.routing.load(layout.ep))
+        return MicroBatch(self.model, self.curves, layout.micro_batch, workload.sequence, workload.recipe, load)
+
+    def _message(self, layout: Layout, tier: str) -> Cost:
+        """A message between stages. Having posted it, torch's pipeline does some Python and then waits itself."""
+        batch = self._batch(layout)
+
+        def make() -> Cost:
+            python = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH).forward
+            return communication.message(self.curves, tier, batch.hidden * batch.bytes_per_value, python)
+
+        return self._once(("message", layout.micro_batch, tier), make)
+
+    def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        if key not in self._known:
+            self._known[key] = make()
+        return cast(Made, self._known[key])

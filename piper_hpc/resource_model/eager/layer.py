@@ -1,0 +1,116 @@
+"""Seconds of a layer and of a chunk of layers for one micro-batch, by term, recomputation included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from piper_hpc.resource_model.eager import communication, compute
+from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
+from piper_hpc.resource_model.eager.cost import Cost
+from piper_hpc.resource_model.eager.dispatch import DispatchCombine
+from piper_hpc.resource_model.eager.groups import Group
+from piper_hpc.resource_model.eager.pipeline import Held
+from piper_hpc.spec import Recompute
+
+HOST_OPERATIONS_PER_MICRO_BATCH = 120
+"""Python of torch's pipeline per micro-batch of a chunk, in eager operations: 0.5 ms of 1F1B where one operation takes
+4 us, measured once on a CPU."""
+
+Modules = Mapping[str, ModuleCost]
+
+
+@dataclass(frozen=True)
+class ChunkCost:
+    """Seconds of one global stage for one micro-batch, by term."""
+
+    modules: Modules
+
+    @cached_property
+    def forward_s(self) -> float:
+        """Seconds of one forward."""
+        return sum(cost.forward.seconds for cost in self.modules.values())
+
+    @cached_property
+    def backward_s(self) -> float:
+        """Seconds of one whole backward."""
+        return sum(cost.backward.seconds for cost in self.modules.values())
+
+    @cached_property
+    def weight_s(self) -> float:
+        """Of them, those of the gradients of weights."""
+        return sum(cost.weight.seconds for cost in self.modules.values())
+
+    def terms(self, micro_batches: int, split: int) -> dict[str, Cost]:
+        """Busy seconds of a step by term. split: for how many of the micro-batches the weights' gradients are computed
+        apart from the inputs': their seconds are `weight_grad_s`."""
+        step = {
+            term: cost.forward * micro_batches
+            + cost.backward * (micro_batches - split)
+            + (cost.backward + cost.weight * -1) * split
+            for term, cost in self.modules.items()
+        }
+        for cost in self.modules.values() if split else ():
+            step["weight_grad_s"] = step.get("weight_grad_s", Cost()) + cost.weight * split
+        return step
+
+
+def layer_cost(
+    batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombine, recompute: Recompute
+) -> dict[str, ModuleCost]:
+    """Seconds of one layer by term, on the mean rank. Five all-to-alls synchronise its expert group, each with a wait.
+
+    Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
+    experts', both ways; in forward, between the all-to-alls of counts and of rows, what a dispatch computes by itself.
+    At each of them ranks wait for arrival skew, which grows with that compute (communication.arrival_skew), and where
+    experts come before it, for the rank with the most rows. What is recomputed is so in the backward, and whole layers
+    with their all-to-alls and waits.
+    """
+    curves = batch.curves
+
+    def experts_with(load: float) -> ModuleCost:
+        cost = compute.experts(batch, ep, load)
+        return cost.again(compute.activation_forward(batch, load)) if recompute.activation else cost
+
+    attention, router, experts = compute.attention(batch), compute.router(batch), experts_with(1.0)
+    if recompute.attention:
+        attention = attention.again(compute.scores_forward(batch))
+    dense, rows = attention + router, compute.dispatch(batch, Group())
+    imbalance = experts_with(batch.load) + experts * -1
+
+    def arrival_waits(before_forward: Cost, before_backward: Cost) -> ModuleCost:
+        return ModuleCost(
+            communication.arrival_skew(curves, group, before_forward),
+            communication.arrival_skew(curves, group, before_backward),
+        )
+
+    modules = {
+        "attention_s": attention,
+        "router_s": router,
+        "dispatch_s": exchange.dispatch
+        + arrival_waits(dense.forward, experts.backward)
+        + arrival_waits(rows.forward, Cost())
+        + ModuleCost(Cost(), imbalance.backward),
+        "expert_s": experts,
+        "combine_s": exchange.combine
+        + arrival_waits(experts.forward, dense.backward)
+        + ModuleCost(imbalance.forward, Cost()),
+        "other_s": compute.autograd_overhead(batch),
+    }
+    return {term: cost.again(cost.forward) for term, cost in modules.items()} if recompute.full else modules
+
+
+def chunk_cost(batch: MicroBatch, layer: Modules, held: Held, *, pipelined: bool) -> ChunkCost:
+    """Seconds of a stage's layers and of the model's ends that it holds.
+
+    torch computes no gradient of token ids: under a split backward the first stage does all of it with its weights'.
+    """
+    modules = {term: cost * held.layers for term, cost in layer.items()}
+    ends = [compute.embedding(batch)] * held.first + [compute.head(batch)] * held.last
+    if ends:
+        modules["head_s"] = compute.sum_modules(*ends)
+    modules["host_s"] = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH if pipelined else 0)
+    if held.first:
+        modules = {term: ModuleCost(cost.forward, cost.backward, cost.backward) for term, cost in modules.items()}
+    return ChunkCost(modules)
