@@ -179,9 +179,9 @@ def train(
 
     on_step gets each step's row of metrics, on rank 0 alone; its `wall_s` is from the row before (in the first, from
     the start) to this one, so that barrier, record, on_step itself and checkpoints are in it. on_spans gets
-    (step, spans) on every rank, with times on rank 0's clock. With a `checkpoint_dir`, checkpoints are written there. `resume_from` is a folder of checkpoints, of
-    any layout, whose newest is where to start; raises FileNotFoundError where it holds no whole one. configs: what was
-    chosen where layout.all_to_all is auto.
+    (step, spans) on every rank, with times on rank 0's clock. With a `checkpoint_dir`, checkpoints are written there.
+    `resume_from` is a folder of checkpoints, of any layout, whose newest is where to start; raises FileNotFoundError
+    where it holds no whole one. configs: what was chosen where layout.all_to_all is auto.
     Rows of an attempt's first steps say `warmup`: their times are not representative.
     """
     trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device, configs=configs)
