@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from piper_hpc.profiling.spans import Span
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
-from piper_hpc.train.data import ByteDataset, prepare_corpus, standard_library_files
+from piper_hpc.train.corpus import prepare_corpus, standard_library_files
+from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import Trainer, train
 from piper_hpc.train.settings import TrainSettings
 from tests.processes import run_ranks
