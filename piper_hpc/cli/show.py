@@ -13,7 +13,7 @@ from rich.table import Table
 from piper_hpc.cli.measured import fitted, summary
 from piper_hpc.config import Experiment
 from piper_hpc.planning import FasterLayout
-from piper_hpc.report import facts, nccl_tests, table
+from piper_hpc.report import facts, load, nccl_tests, table
 from piper_hpc.report import write as report
 from piper_hpc.report.units import seconds
 from piper_hpc.runs import RunFolder, Status
@@ -65,6 +65,7 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
         console.print(line, highlight=False, soft_wrap=True)
     rows = table.predicted_against_measured(run)
     console.print(table.render(rows))
+    console.print(facts.rates_line(load.metrics(run)), highlight=False, soft_wrap=True)
     routed = table.with_measured_routing(run)
     if routed is not None:
         console.print(routed.line, highlight=False)

@@ -213,6 +213,11 @@ def train(config: TrainConfig) -> Iterator[Problem]:
     for key in ("warmup_steps", "checkpoint_every", "weight_decay", "seed"):
         if getattr(config, key) < 0:
             yield Problem(f"train.{key}", getattr(config, key), "must not be negative", f"train.{key}=0")
+    highest, lowest = config.learning_rate, config.minimum_learning_rate
+    if config.lr_schedule == "cosine" and highest > 0 and not 0 <= lowest < highest:
+        rule = f"a cosine ends below train.learning_rate = {highest:g}; train.lr_schedule=constant holds that rate"
+        works = f"train.minimum_learning_rate={highest / 10:g}"
+        yield Problem("train.minimum_learning_rate", lowest, rule, works)
     for key, works in (("beta1", 0.9), ("beta2", 0.95)):
         if not 0 <= getattr(config, key) < 1:
             yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")

@@ -36,15 +36,38 @@ def key_figures(rows: Sequence[MetricsRow], table: Sequence[Row]) -> list[tuple[
     steady_rows = steady(rows)
     by_key = {row.key: row for row in table}
     error = by_key["step_time_s"].error_pct
-    mfu = typical(steady_rows, "mfu")
     return [
         (f"{rows[0]['loss']:.2f} → {rows[-1]['loss']:.2f}", "loss, nats per token"),
         (seconds(by_key["step_time_s"].measured), "step time, median"),
         ("none" if error is None else percent(error), "predicted step time off by"),
-        (f"{typical(steady_rows, 'tokens_per_s'):,.0f}", "tokens per second"),
-        (f"{100 * mfu:.1f} %" if mfu else "unknown", "MFU of measured peak"),
+        (" / ".join(f"{rate:,.0f}" for rate, _ in _rates(steady_rows)), f"tokens per second, {_of(steady_rows)}"),
+        (" / ".join(_percent(mfu) for _, mfu in _rates(steady_rows)), f"MFU of measured peak, {_of(steady_rows)}"),
         (size(by_key["peak_memory_bytes"].measured), "peak memory of a rank"),
     ]
+
+
+def rates_line(rows: Sequence[MetricsRow]) -> str:
+    """Tokens a second and MFU of a typical step, and by the wall clock where it was recorded."""
+    (rate, mfu), *wall = _rates(steady(rows))
+    said = [f"of the step: {rate:,.0f} tokens/s, MFU {_percent(mfu)}"]
+    said += [
+        f"wall clock, with records and checkpoints: {rate:,.0f} tokens/s, MFU {_percent(mfu)}" for rate, mfu in wall
+    ]
+    return "; ".join(said)
+
+
+def _rates(steady_rows: Sequence[MetricsRow]) -> list[tuple[float, float]]:
+    """(tokens a second, MFU) of the step, and then by the wall clock where rows have it."""
+    kinds = ("", "wall_") if "wall_s" in steady_rows[0] else ("",)
+    return [(typical(steady_rows, f"{kind}tokens_per_s"), typical(steady_rows, f"{kind}mfu")) for kind in kinds]
+
+
+def _of(steady_rows: Sequence[MetricsRow]) -> str:
+    return "step / wall clock" if "wall_s" in steady_rows[0] else "step"
+
+
+def _percent(mfu: float) -> str:
+    return f"{100 * mfu:.1f} %" if mfu else "unknown"
 
 
 def selected_algorithms(run: RunFolder) -> list[str]:

@@ -31,9 +31,11 @@ NAMES = {
     "host_s": "host",
     "other_s": "other",
     "step_time_s": "step time",
+    "wall_s": "wall clock",
     "peak_memory_bytes": "peak memory",
 }
 NOT_APPLICABLE = "not applicable"
+NOT_PREDICTED = "not predicted"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Row:
     """One quantity of a step, in `unit` (s or bytes), on the critical stage.
 
     error_pct: 100 (predicted - measured) / measured; None where nothing is predicted: no prediction, a bubble that is
-    not applicable, and `other_s`, which is what no term explains. share: measured part of the measured step, 0...1,
-    of terms only. low, high: the 90 % interval, and covered whether the measured value lies in it.
+    not applicable, the wall clock, and `other_s`, which is what no term explains. share: measured part of the measured
+    step, 0...1, of terms only. low, high: the 90 % interval, and covered whether the measured value lies in it.
     """
 
     key: str
@@ -59,7 +61,7 @@ class Row:
 
 
 def predicted_against_measured(run: RunFolder) -> list[Row]:
-    """Every term, the step time and the peak memory of a run.
+    """Every term, the step time, the wall clock from row to row where it was recorded, and the peak memory of a run.
 
     Measured times are medians over the steady steps, each quantity on its own, so that terms add up to the step time
     only nearly; the peak of memory is the largest over all steps and ranks.
@@ -75,6 +77,7 @@ def _rows(rows: Sequence[Metrics], steady_rows: Sequence[Metrics], prediction: d
     return [
         *terms,
         _row("step_time_s", step_time_s, prediction, None),
+        *([_row("wall_s", typical(steady_rows, "wall_s"), prediction, None)] if "wall_s" in rows[0] else []),
         _row("peak_memory_bytes", float(peak), prediction, None),
     ]
 
@@ -161,6 +164,8 @@ def _row(key: str, measured: float, prediction: dict[str, Any] | None, step_time
 
 def _predicted(key: str, prediction: dict[str, Any] | None) -> tuple[float | None, str]:
     """The predicted value of a quantity, or None and the reason."""
+    if key == "wall_s":
+        return None, NOT_PREDICTED
     if prediction is None:
         return None, "no prediction"
     if key == "bubble_s" and prediction["bubble_fraction"] is None:

@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from piper_hpc.config.errors import ConfigError
 from piper_hpc.runs import Failure, RunFolder
 from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.spec import SpecError
 
 
 def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], None]) -> None:
@@ -30,7 +30,7 @@ def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], Non
         from piper_hpc.runtime.failures import classify, one_line_reason
 
         trace = traceback.format_exc()
-        failure_class = "config" if isinstance(error, ConfigError) else classify(error)
+        failure_class = "config" if isinstance(error, SpecError) else classify(error)
         failure = Failure(rank_env.rank, failure_class, one_line_reason(error), trace, time.time())
         run.write_failure(failure, rank_env.attempt)
         print(trace, file=sys.stderr, flush=True)

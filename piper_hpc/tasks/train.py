@@ -20,7 +20,8 @@ from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
 from piper_hpc.tracking import make
 from piper_hpc.train.checkpoint import latest
-from piper_hpc.train.data import ByteDataset, find_files, prepare_corpus, standard_library_files
+from piper_hpc.train.corpus import find_files, prepare_on_all_ranks, standard_library_files
+from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
 
@@ -97,15 +98,17 @@ def settings_of(experiment: Experiment, calibration: Calibration | None, steps: 
 
 
 def dataset(context: Context) -> ByteDataset:
-    """The bytes to learn, and which samples of a step this rank takes."""
+    """The bytes to learn, the same on all ranks, and which samples of a step this rank takes. Collective."""
     chosen, workload, layout = context.experiment.data, context.experiment.workload, layout_of(context)
     files = standard_library_files() if chosen.path is None else find_files(chosen.path)
+    here = context.rank_env
+    corpus = prepare_on_all_ranks(files, Path(chosen.cache), here.node, first_on_node=here.local_rank == 0)
     return ByteDataset(
-        prepare_corpus(files, Path(chosen.cache)).path,
+        corpus.path,
         sequence=workload.sequence,
         global_batch=workload.global_batch,
         dense_dp=layout.dense_dp,
-        place=context.rank_map(layout).places[context.rank_env.rank],
+        place=context.rank_map(layout).places[here.rank],
         ep=layout.ep,
         seed=context.experiment.train.seed,
     )

@@ -1,14 +1,7 @@
-"""A byte-level corpus read through a memory map, in an order that depends on the seed and the sample's index alone."""
+"""Samples of a corpus, read through a memory map in an order that depends on the seed and the sample's index alone."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
-import os
-import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -18,66 +11,12 @@ import torch
 
 from piper_hpc.spec.layout import RankPlace
 
-EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
-
 
 class Dataset(Protocol):
     """Tokens of each step for one rank."""
 
     def batch(self, first_sample: int) -> torch.Tensor:
         """int64 [sequences of this rank, sequence + 1] of the step that begins at global sample `first_sample`."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Bytes of many files in one file on disk, and where it came from."""
-
-    path: Path
-    files: int
-    size_bytes: int
-
-
-def standard_library_files() -> list[Path]:
-    """Python's own source files on this machine, without its tests."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    return sorted(
-        path for path in root.rglob("*.py") if not EXCLUDED_FOLDERS.intersection(path.relative_to(root).parts)
-    )
-
-
-def find_files(pattern: str) -> list[Path]:
-    """Files of a folder (all below it), of one path, or of a glob pattern, sorted.
-
-    Raises FileNotFoundError naming the pattern where there are none.
-    """
-    root = Path(pattern).expanduser()
-    found = root.rglob("*") if root.is_dir() else (Path(name) for name in glob.glob(str(root), recursive=True))
-    files = sorted(path for path in found if path.is_file())
-    if not files:
-        raise FileNotFoundError(
-            f"data.path={pattern}: no file matches; give a folder, a file or a glob such as 'text/**/*.txt'"
-        )
-    return files
-
-
-def prepare_corpus(files: Sequence[Path], cache: Path) -> Corpus:
-    """Concatenate `files` into one file under `cache`, once: the name is a digest of paths, sizes and times.
-
-    Safe with many ranks at once: each writes its own temporary file, and the last rename wins with equal bytes.
-    """
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    target, index = cache / f"corpus-{digest}.bin", cache / f"corpus-{digest}.json"
-    if not (target.exists() and index.exists()):
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.uname().nodename}.{os.getpid()}")
-        with partial.open("wb") as out:
-            for path in files:
-                out.write(path.read_bytes())
-        os.replace(partial, target)
-        partial.write_text(json.dumps({"schema_version": 1, "files": [[name, size] for name, size, _ in facts]}))
-        os.replace(partial, index)
-    return Corpus(target, len(files), target.stat().st_size)
 
 
 class ByteDataset:

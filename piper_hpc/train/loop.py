@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -214,10 +215,11 @@ def train(
 ) -> None:
     """Train up to `settings.steps` optimizer steps; collective over the default process group, made by the caller.
 
-    on_step gets each step's row of metrics, on rank 0 alone. on_spans gets (step, spans) on every rank, with times on
-    rank 0's clock. With a `checkpoint_dir`, checkpoints are written there. `resume_from` is a folder of checkpoints, of
-    any layout, whose newest is where to start; raises FileNotFoundError where it holds no whole one. configs: what was
-    chosen where layout.all_to_all is auto.
+    on_step gets each step's row of metrics, on rank 0 alone; its `wall_s` is from the row before (in the first, from
+    the start) to this one, so that barrier, record, on_step itself and checkpoints are in it. on_spans gets
+    (step, spans) on every rank, with times on rank 0's clock. With a `checkpoint_dir`, checkpoints are written there.
+    `resume_from` is a folder of checkpoints, of any layout, whose newest is where to start; raises FileNotFoundError
+    where it holds no whole one. configs: what was chosen where layout.all_to_all is auto.
     Rows of an attempt's first steps say `warmup`: their times are not representative.
     """
     trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device, configs=configs)
@@ -228,6 +230,7 @@ def train(
             raise FileNotFoundError(f"resume_from={resume_from}: holds no whole checkpoint")
         progress = checkpoint.load(newest, trainer.store, trainer.optimizer)
     first, origin = progress.step, progress.samples
+    row_made_s = time.monotonic()
     memory_step = min(first + WARMUP_STEPS, settings.steps) - 1
     for step in range(first, settings.steps):
         if (step - first) % CLOCK_DRIFT_STEPS == 0:
@@ -238,6 +241,7 @@ def train(
         records = trainer.record()
         if records is not None and on_step is not None:
             row = metrics.summarise(records, layout, tokens=workload.tokens)
+            row["wall_s"], row_made_s = time.monotonic() - row_made_s, time.monotonic()
             on_step(
                 {"step": step, "learning_rate": rate, "warmup": step < first + WARMUP_STEPS}
                 | row
@@ -253,6 +257,13 @@ def train(
 
 
 def _rates(row: dict[str, Any], settings: TrainSettings, layout: Layout) -> dict[str, float]:
-    """FLOP rates in the model's convention; MFU is 0 where no peak is known."""
-    flops = row["tokens_per_s"] * settings.flops_per_token / layout.ranks
-    return {"flops_per_rank_per_s": flops, "mfu": flops / settings.peak_flops if settings.peak_flops else 0.0}
+    """Rates in the step and by the wall clock, FLOPs in the model's convention; MFU is 0 where no peak is known."""
+    flops_per_token = settings.flops_per_token / layout.ranks
+    wall_tokens_per_s = row["tokens"] / row["wall_s"]
+    mfu_per_token = flops_per_token / settings.peak_flops if settings.peak_flops else 0.0
+    return {
+        "flops_per_rank_per_s": row["tokens_per_s"] * flops_per_token,
+        "mfu": row["tokens_per_s"] * mfu_per_token,
+        "wall_tokens_per_s": wall_tokens_per_s,
+        "wall_mfu": wall_tokens_per_s * mfu_per_token,
+    }

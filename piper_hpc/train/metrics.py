@@ -10,7 +10,7 @@ from piper_hpc.profiling.spans import ALL_RANKS, split_wait_s
 from piper_hpc.spec.all_to_all import LEVELS
 from piper_hpc.spec.layout import Layout
 from piper_hpc.spec.prediction import TERMS
-from piper_hpc.train.record import OWN_SENDS, TIMED_REGIONS, Records
+from piper_hpc.train.record import OTHER, OWN_SENDS, TIMED_REGIONS, Records
 
 
 def terms_by_rank(records: Records, layout: Layout) -> dict[str, np.ndarray]:
@@ -45,7 +45,8 @@ def summarise(records: Records, layout: Layout, *, tokens: int) -> dict[str, Any
     the mean over its ranks; `stages` has them for every stage. Their `other_s` makes them add up to `step_time_s`, the
     time from the first rank's start to the last rank's end. `exchange` has what all ranks sent, counted from their
     plans (rows, and beside them the metadata of those that choices share), and the critical stage's dispatch and
-    combine, of which the executor hides nothing.
+    combine, of which the executor hides nothing. `other_self_s` is what the critical stage's ranks measured in regions
+    of no other term: `other_s` is that and the time before the stage's ranks began and after they ended.
     """
     ranks = records.ranks
     step_time_s = float(ranks["end_s"].max() - ranks["start_s"].min())
@@ -72,6 +73,7 @@ def summarise(records: Records, layout: Layout, *, tokens: int) -> dict[str, Any
         },
         "critical_stage": critical,
         **stages[critical],
+        "other_self_s": float(ranks["seconds"][OTHER].reshape(layout.pp, -1)[critical].mean()),
         "stages": stages,
     }
 

@@ -23,7 +23,10 @@ from piper_hpc.spec.prediction import TERMS
 from piper_hpc.spec.schedules import stage_of
 
 TIMED_REGIONS = tuple(term.removesuffix("_s") for term in TERMS if term not in ("p2p_s", "bubble_s", "other_s"))
-"""Regions that a rank times by itself. Waits are split into terms once the senders' post times are known."""
+"""Terms that a rank times by itself. Waits are split into terms once the senders' post times are known."""
+
+OTHER = "other"
+"""Regions that no other term claims, timed too: what `other_s`, a remainder, is held against."""
 
 OWN_SENDS = -1
 """In place of a message's kind: a wait for this rank's own sends to leave, or no wait at all."""
@@ -89,10 +92,11 @@ class RecordShape:
     def dtype(self) -> np.dtype[np.void]:
         """Of one rank's record. Times are on rank 0's clock.
 
-        seconds: self time of each of TIMED_REGIONS; posts_s: when a message was posted, NaN where it was not; waits:
-        from when to when, and for which message (kind OWN_SENDS, start and end 0 where there is none); loss, aux_loss:
-        this rank's shares of the step's; payload_bytes, metadata_bytes: what its dispatches and combines sent to other
-        ranks, both ways, by LEVELS; expert_tokens: [layers of this pipeline rank, experts] choices that it routed.
+        seconds: self time of each of TIMED_REGIONS, and of OTHER; posts_s: when a message was posted, NaN where it was
+        not; waits: from when to when, and for which message (kind OWN_SENDS, start and end 0 where there is none);
+        loss, aux_loss: this rank's shares of the step's; payload_bytes, metadata_bytes: what its dispatches and
+        combines sent to other ranks, both ways, by LEVELS; expert_tokens: [layers of this pipeline rank, experts]
+        choices that it routed.
         """
         wait = [("start_s", "f8"), ("end_s", "f8"), ("kind", "i4"), ("stage", "i4"), ("micro_batch", "i4")]
         numbers = ("loss", "aux_loss", "grad_norm", "peak_memory_bytes", "rss_bytes")
@@ -100,7 +104,7 @@ class RecordShape:
             [
                 ("start_s", "f8"),
                 ("end_s", "f8"),
-                ("seconds", np.dtype([(name, "f8") for name in TIMED_REGIONS])),
+                ("seconds", np.dtype([(name, "f8") for name in (*TIMED_REGIONS, OTHER)])),
                 *((name, "f8") for name in numbers),
                 ("payload_bytes", "f8", (len(LEVELS),)),
                 ("metadata_bytes", "f8", (len(LEVELS),)),
@@ -139,7 +143,7 @@ def rank_record(
     record: Any = made[0]
     record["start_s"], record["end_s"] = spans[0].start_s + offset_s, spans[0].end_s + offset_s
     seconds = self_seconds(spans)
-    record["seconds"] = tuple(seconds.get(name, 0.0) for name in TIMED_REGIONS)
+    record["seconds"] = tuple(seconds.get(name, 0.0) for name in (*TIMED_REGIONS, OTHER))
     for name, value in numbers.items():
         record[name] = value
     for name in ("payload_bytes", "metadata_bytes"):

@@ -112,6 +112,13 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
         ("parallelism.tp=2", "parallelism.tp", "2", "must be one of 1", "parallelism.tp=1"),
         ("parallelism.schedule=zbv", "parallelism.schedule", "zbv", "must be one of 1f1b", "schedule=1f1b"),
         ("train.steps=0", "train.steps", "0", "greater than 0", "train.steps=1"),
+        (
+            "train.learning_rate=3e-4",
+            "train.minimum_learning_rate",
+            "0.0003",
+            "below train.learning_rate = 0.0003; train.lr_schedule=constant",
+            "train.minimum_learning_rate=3e-05",
+        ),
         ("train.beta2=1.5", "train.beta2", "1.5", "[0, 1)", "train.beta2=0.95"),
         ("train.routing.skew=0.5", "train.routing.skew", "0.5", "at least 1", "train.routing.skew=1.5"),
         ("train.routing.mode=drop", "train.routing.mode", "drop", "drops no token", "train.routing.mode=dropless"),
@@ -173,6 +180,15 @@ def test_the_value_that_works_works(pp, ep, ranks, batch, micro):
             for problem in error.problems:
                 values |= dict(word.split("=", 1) for word in problem.works.split())
     raise AssertionError(f"still broken after following the advice: {values}")
+
+
+def test_the_papers_cosine_comes_down_to_a_tenth():
+    found = checked("model=small", "train=paper").train
+    assert found.minimum_learning_rate == pytest.approx(found.learning_rate / 10)
+
+
+def test_a_constant_rate_needs_no_minimum_below_it():
+    assert checked("train.learning_rate=1e-4", "train.lr_schedule=constant").train.learning_rate == 1e-4
 
 
 def test_a_resolved_configuration_means_the_same_when_read_back(tmp_path: Path):

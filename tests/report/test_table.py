@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from piper_hpc.report.facts import rates_line
 from piper_hpc.report.load import UsageError, metrics, open_run, steady
 from piper_hpc.report.table import NOT_APPLICABLE, predicted_against_measured, render, with_measured_routing
 from piper_hpc.report.units import count, percent, seconds, size
@@ -55,6 +56,18 @@ def test_without_a_prediction_the_measured_side_stands(tmp_path: Path) -> None:
     rows = predicted_against_measured(make_run(tmp_path, [metrics_row(step) for step in range(4)], None))
     assert {row.note for row in rows} == {"no prediction"}
     assert all(row.predicted is None and row.error_pct is None and row.measured > 0 for row in rows)
+
+
+def test_wall_clock_stands_beside_the_step_where_it_was_recorded(tmp_path: Path, run: RunFolder) -> None:
+    wall = {"wall_s": 2 * STEP_S, "wall_tokens_per_s": 2048 / STEP_S, "wall_mfu": 0.125}
+    made = make_run(tmp_path, [metrics_row(step, **wall) for step in range(4)], prediction())
+    rows = predicted_against_measured(made)
+    assert [row.key for row in rows] == [*TERMS, "step_time_s", "wall_s", "peak_memory_bytes"]
+    assert (rows[-2].measured, rows[-2].predicted, rows[-2].error_pct) == (pytest.approx(2 * STEP_S), None, None)
+    both = f"of the step: {4096 / STEP_S:,.0f} tokens/s, MFU 25.0 %"
+    assert rates_line(metrics(run)) == both
+    said = f"{both}; wall clock, with records and checkpoints: {2048 / STEP_S:,.0f} tokens/s, MFU 12.5 %"
+    assert rates_line(metrics(made)) == said
 
 
 def test_a_later_attempt_replaces_the_steps_it_repeats(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""The corpus and its order: a function of seed and global sample index, whatever the layout."""
+"""The order of samples: a function of seed and global sample index, whatever the layout."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from piper_hpc.spec import Layout, RankMap
-from piper_hpc.train.data import ByteDataset, find_files, prepare_corpus, standard_library_files
+from piper_hpc.train.data import ByteDataset
 
 SEQUENCE, GLOBAL_BATCH = 4, 8
 WINDOWS = 20
@@ -73,36 +72,3 @@ def test_too_little_text_is_refused_with_a_length_that_works(tmp_path: Path) -> 
     path.write_bytes(b"abcd")
     with pytest.raises(ValueError, match=r"train\.sequence=4.*train\.sequence=3"):
         read(path, Layout(), 0, 0)
-
-
-def test_corpus_is_the_files_in_order_with_an_index_and_is_made_once(tmp_path: Path) -> None:
-    for name, text in (("b.txt", "world"), ("a.txt", "hello ")):
-        (tmp_path / "text").mkdir(exist_ok=True)
-        (tmp_path / "text" / name).write_text(text)
-    files = find_files(str(tmp_path / "text"))
-    made = prepare_corpus(files, tmp_path / "cache")
-    assert (made.files, made.size_bytes, made.path.read_bytes()) == (2, 11, b"hello world")
-    index = json.loads(made.path.with_suffix(".json").read_text())
-    assert [size for _, size in index["files"]] == [6, 5]
-    stamp = made.path.stat().st_mtime_ns
-    assert prepare_corpus(files, tmp_path / "cache") == made and made.path.stat().st_mtime_ns == stamp
-    (tmp_path / "text" / "a.txt").write_text("changed")
-    assert prepare_corpus(files, tmp_path / "cache").path != made.path
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".bin", ".bin", ".json", ".json"]
-
-
-def test_files_are_found_by_folder_path_and_pattern(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    for name in ("one.txt", "deep/two.txt", "deep/three.md"):
-        (tmp_path / name).touch()
-    assert len(find_files(str(tmp_path))) == 3
-    assert [path.name for path in find_files(f"{tmp_path}/**/*.txt")] == ["two.txt", "one.txt"]
-    assert [path.name for path in find_files(f"{tmp_path}/one.txt")] == ["one.txt"]
-    with pytest.raises(FileNotFoundError, match=r"data\.path=.*nothing"):
-        find_files(f"{tmp_path}/nothing/*")
-
-
-def test_the_standard_library_is_a_corpus_of_python_files() -> None:
-    files = standard_library_files()
-    assert len(files) > 300 and {path.suffix for path in files} == {".py"}
-    assert not any("site-packages" in path.parts for path in files)

@@ -205,6 +205,8 @@ def test_row_shows_the_busiest_stage_and_adds_up() -> None:
     assert row["step_time_s"] == pytest.approx(12.0)
     assert sum(row[term] for term in TERMS) == pytest.approx(12.0)
     assert all(sum(stage.values()) == pytest.approx(12.0) for stage in row["stages"])
+    assert row["other_self_s"] == pytest.approx((11.0 - 4.0 - 2.0 + 10.0 - 2.0 - 2.0) / 2)
+    assert row["other_s"] == pytest.approx(row["other_self_s"] + 12.0 - (11.0 + 10.0) / 2)
     assert (row["loss"], row["aux_loss"], row["tokens_per_s"]) == pytest.approx((1.5, 0.25, 20.0))
     assert row["exchange"]["payload_bytes"] == {"node": 2, "rack": 4, "system": 6}
     assert row["exchange"]["metadata_bytes"] == {"node": 8, "rack": 10, "system": 12}
