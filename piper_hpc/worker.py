@@ -63,7 +63,7 @@ def _task(run: RunFolder, rank_env: RankEnvironment) -> None:
         TASKS[configured.task.name](context)
     # Only now nothing of this rank can fail any more.
     if context.is_first:
-        run.write_status(Status("completed", rank_env.attempt, step=run.status().step))
+        run.write_status(replace(run.status(), state="completed"))
 
 
 def _with_measured_switches(

@@ -45,6 +45,8 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
         console.print(words, style="red", highlight=False, markup=False, soft_wrap=True)
         console.print(f"logs: {run.logs}", highlight=False)
         return document
+    if status.reason is not None:
+        console.print(status.reason, highlight=False, markup=False, soft_wrap=True)
     if experiment.task.name == "microbench":
         measured = run.measurements()
         if experiment.task.suites == ["calibration"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from piper_hpc.config.errors import Problem
 from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
 from piper_hpc.paths import data_folder
+from piper_hpc.runs.checkpoints import SIDECAR, Sidecar, newest
 from piper_hpc.spec import ALGORITHMS, AUTO, RECIPES, TIERS, Layout, ModelSpec, Workload, executor
 from piper_hpc.spec.rules import layout_problems
 
@@ -34,6 +35,7 @@ CHOICES = {
     "cluster.domains": ("auto", "measured"),
     "task.recipe": (None, *RECIPES),
     "train.lr_schedule": ("cosine", "constant"),
+    "train.on_non_finite": ("stop", "skip"),
     "train.routing.mode": ("dropless", "drop", "forced"),
     "train.dtype": ("float32", "float64", "bfloat16"),
     "tracking.name": ("none", "wandb_offline", "wandb"),
@@ -101,8 +103,10 @@ def paths(config: Config) -> Iterator[Problem]:
         yield Problem("data.path", data.path, "is or holds no file on this machine", "data=stdlib")
     if cluster.calibration not in ("auto", "off") and not Path(cluster.calibration).expanduser().is_file():
         yield Problem("cluster.calibration", cluster.calibration, "is no file", "cluster.calibration=auto")
-    if train.resume_from is not None and not any(Path(train.resume_from).expanduser().glob("step-*/.metadata")):
+    if train.resume_from is not None and newest(Path(train.resume_from).expanduser()) is None:
         rule = "is no checkpoints folder of a run, or holds no whole checkpoint"
+        if any(Path(train.resume_from).expanduser().glob("**/.metadata")):
+            rule += f": a folder with a .metadata and no {SIDECAR} is of an earlier version, and would be unpickled"
         yield Problem("train.resume_from", train.resume_from, rule, "train.resume_from=null")
     if config.tracking.name != "none" and find_spec("wandb") is None:
         rule = "needs the wandb package: pip install wandb"
@@ -210,7 +214,7 @@ def train(config: TrainConfig) -> Iterator[Problem]:
     """Optimizer settings in their domain."""
     if config.sequence < 2:
         yield Problem("train.sequence", config.sequence, "must be at least 2 tokens", "train.sequence=128")
-    for key in ("warmup_steps", "checkpoint_every", "weight_decay", "seed"):
+    for key in ("warmup_steps", "checkpoint_every", "checkpoint_keep", "weight_decay", "seed"):
         if getattr(config, key) < 0:
             yield Problem(f"train.{key}", getattr(config, key), "must not be negative", f"train.{key}=0")
     highest, lowest = config.learning_rate, config.minimum_learning_rate
@@ -221,6 +225,13 @@ def train(config: TrainConfig) -> Iterator[Problem]:
     for key, works in (("beta1", 0.9), ("beta2", 0.95)):
         if not 0 <= getattr(config, key) < 1:
             yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")
+
+
+def resume(config: TrainConfig, spec: ModelSpec) -> Iterator[Problem]:
+    """Facts that a checkpoint fixes for the run that goes on from it."""
+    found = None if config.resume_from is None else newest(Path(config.resume_from).expanduser())
+    if found is not None:
+        yield from Sidecar.read(found).origin.disagreements(spec, seed=config.seed, dtype=config.dtype)
 
 
 def plan(config: Config) -> Iterator[Problem]:

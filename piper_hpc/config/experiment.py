@@ -77,6 +77,7 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         # Planning and measuring know models and layouts that the executor does not have.
         if config.task.name not in ("plan", "microbench"):
             problems += executor.missing_of_model(model, config.train.dtype)
+            problems += checks.resume(config.train, model)
     layout = None
     if not problems:
         problems += [*checks.racks(config), *checks.routing(config, model), *checks.task(config, model)]

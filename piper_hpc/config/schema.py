@@ -250,7 +250,9 @@ class TrainConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     checkpoint_every: int = 0  # steps between checkpoints; 0: none on the way
     checkpoint_last: bool = False  # a checkpoint after the last step as well
-    resume_from: str | None = None  # the checkpoints folder of a run, of any layout
+    checkpoint_keep: int = 2  # how many whole checkpoints stay, the newest; 0: all
+    resume_from: str | None = None  # the checkpoints folder of a run, of any layout, or one checkpoint of it
+    on_non_finite: str = "stop"  # a gradient that is no number: stop the run, or skip the step
 
 
 @dataclass

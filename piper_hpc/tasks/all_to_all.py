@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from piper_hpc.comm.hierarchy import Places
 from piper_hpc.parallel.dispatcher import AllToAllConfigs, expert_groups
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.resource_model.eager.all_to_all import Selection
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.dispatch import select
+from piper_hpc.runs.checkpoints import Sidecar
 from piper_hpc.runtime.group import broadcast_from_rank0
 from piper_hpc.spec import AUTO, FLAT, AllToAllCell, AllToAllConfig, Calibration, Layout
 from piper_hpc.tasks.context import Context
 
 
-def selected_configs(context: Context, calibration: Calibration | None, layout: Layout) -> AllToAllConfigs | None:
+def selected_configs(
+    context: Context, calibration: Calibration | None, layout: Layout, resume_from: Path | None
+) -> AllToAllConfigs | None:
     """The config of every expert group of the run, the same on all ranks; None unless the layout says auto. Collective.
 
-    Where nothing at all is known of the cluster, flat is taken, and the record says so.
+    A run that goes on from a checkpoint of the same layout on nodes of the same shape keeps what was chosen then, since
+    another algorithm adds up in another order. Where nothing at all is known of the cluster, flat is taken. The record
+    says so.
     """
     if layout.all_to_all != AUTO:
         return None
     rank_map = context.rank_map(layout)
 
     def on_first_rank() -> AllToAllConfigs:
-        selections = {
-            ranks: _selection(context, calibration, layout, Places.of(rank_map, ranks))
-            for ranks in expert_groups(rank_map)
-            if len(ranks) > 1
-        }
+        groups = [ranks for ranks in expert_groups(rank_map) if len(ranks) > 1]
+        origin = None if resume_from is None else Sidecar.read(resume_from).origin
+        if origin is not None and origin.same_place(rank_map):
+            why = f"as {resume_from} was trained, at this layout on nodes of this shape"
+            kept = origin.configs()
+            selections = {ranks: Selection(kept[ranks], why=why) for ranks in groups}
+        else:
+            notes = () if origin is None else (f"chosen anew: {resume_from} has another layout or shape of nodes",)
+            selections = {}
+            for ranks in groups:
+                selection = _selection(context, calibration, layout, Places.of(rank_map, ranks))
+                selections[ranks] = replace(selection, notes=(*selection.notes, *notes))
         manifest = context.run.manifest()
         record = {"all_to_all": [{"ranks": list(ranks)} | each.document() for ranks, each in selections.items()]}
         context.run.write_manifest(manifest | {"job": manifest["job"] | record})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch.distributed as dist
@@ -14,16 +16,20 @@ from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.profiling.spans import Span
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
 from piper_hpc.runs import Status
+from piper_hpc.runs.checkpoints import CheckpointError, Sidecar, newest
+from piper_hpc.runtime.group import broadcast_from_rank0
 from piper_hpc.spec import Calibration, Layout, RankPlace
 from piper_hpc.tasks.all_to_all import selected_configs
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
 from piper_hpc.tracking import make
-from piper_hpc.train.checkpoint import latest
 from piper_hpc.train.corpus import find_files, prepare_on_all_ranks, standard_library_files
 from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
+
+STOP_SIGNAL = signal.SIGUSR1
+"""What asks a run to end after the step it is in, with a checkpoint: `#SBATCH --signal=USR1@120`."""
 
 
 def run(context: Context) -> None:
@@ -91,6 +97,8 @@ def settings_of(experiment: Experiment, calibration: Calibration | None, steps: 
         grad_clip=chosen.grad_clip,
         dtype=chosen.dtype,
         checkpoint_every=chosen.checkpoint_every,
+        checkpoint_keep=chosen.checkpoint_keep,
+        on_non_finite=chosen.on_non_finite,
         peak_flops=calibration.peak_flops if calibration else 0.0,
         flops_per_token=flops_per_token(experiment.model, chosen.sequence),
         collective_timeout_s=experiment.cluster.comm_timeout_s,
@@ -115,12 +123,36 @@ def dataset(context: Context) -> ByteDataset:
 
 
 def _resume_from(context: Context) -> Path | None:
-    """A requeued job goes on from its own newest checkpoint, a new one from `train.resume_from`."""
-    own = context.run.checkpoints
-    if context.rank_env.attempt > 0 and latest(own) is not None:
-        return own
-    given = context.experiment.train.resume_from
-    return Path(given).expanduser() if given is not None else None
+    """The checkpoint to start from, the same on all ranks. Collective.
+
+    A requeued job goes on from its own newest checkpoint, a new one from `train.resume_from`. Raises CheckpointError
+    where that has none. The record says what was taken.
+    """
+
+    def on_first_rank() -> Path | None:
+        found = newest(context.run.checkpoints) if context.rank_env.attempt > 0 else None
+        given = context.experiment.train.resume_from
+        if found is None and given is not None:
+            folder = Path(given).expanduser()
+            found = newest(folder)
+            if found is None:
+                raise CheckpointError.of(folder, "holds no whole checkpoint")
+        if found is not None:
+            sidecar = Sidecar.read(found)
+            same = sidecar.origin.same_place(context.rank_map(layout_of(context)))
+            record = {"resumed": {"checkpoint": str(found), "step": sidecar.step, "same_layout_and_nodes": same}}
+            manifest = context.run.manifest()
+            context.run.write_manifest(manifest | {"job": manifest["job"] | record})
+        return found
+
+    return broadcast_from_rank0(on_first_rank)
+
+
+def _stop_on_signal() -> Callable[[], bool]:
+    """From now on SIGUSR1 asks this rank to end after the step; whether it did."""
+    asked = Event()
+    signal.signal(STOP_SIGNAL, lambda number, frame: asked.set())
+    return asked.is_set
 
 
 def execute(
@@ -141,8 +173,10 @@ def execute(
         tracker.log(row)
 
     keep = experiment.train.checkpoint_last or experiment.train.checkpoint_every
+    stop_asked = _stop_on_signal()
+    resume_from = _resume_from(context)
     try:
-        train(
+        done = train(
             experiment.model,
             layout,
             experiment.workload,
@@ -150,9 +184,10 @@ def execute(
             rank_map=context.rank_map(layout),
             device=context.device,
             data=dataset(context),
-            configs=selected_configs(context, calibration, layout),
+            configs=selected_configs(context, calibration, layout, resume_from),
             checkpoint_dir=context.run.checkpoints if keep else None,
-            resume_from=_resume_from(context),
+            resume_from=resume_from,
+            stop_asked=stop_asked,
             on_step=on_step,
             on_spans=None if traces is None else lambda step, spans: traces.append((step, spans)),
         )
@@ -161,6 +196,9 @@ def execute(
             tracker.finish("failed")
         raise
     if context.is_first:
+        if done < steps:
+            reason = f"asked by {STOP_SIGNAL.name} to stop: {done} of {steps} steps are done"
+            context.run.write_status(replace(context.run.status(), reason=reason))
         tracker.finish("completed")
 
 

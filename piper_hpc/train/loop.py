@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for, clock_offset_s
 from piper_hpc.profiling.memory import LiveBytes, rss_bytes
 from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
+from piper_hpc.runs.checkpoints import Origin
 from piper_hpc.spec import Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.layout import Layout, RankMap
@@ -31,7 +33,7 @@ from piper_hpc.train.data import Dataset
 from piper_hpc.train.optimizer import Optimizer, learning_rate
 from piper_hpc.train.record import Records, RecordShape, gather, rank_record
 from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
-from piper_hpc.train.vote import Vote, end_of_step
+from piper_hpc.train.vote import NonFiniteError, Vote, end_of_step, non_finite_error
 
 END_OF_STEP = Message(ALL_RANKS)
 CLOCK_DRIFT_STEPS = 200
@@ -169,9 +171,36 @@ class Trainer:
             counts[layer] = router.tokens_per_expert
         return counts
 
-    def non_finite(self) -> list[str]:
-        """Logical tensors of this rank whose gradient is not finite."""
-        return [name for bucket in self.store.buckets for name in bucket.non_finite()]
+    def non_finite_error(self, step: int) -> NonFiniteError:
+        """What is not finite of the gradient of the last step, number `step`, the same on all ranks. Collective."""
+        names = [name for bucket in self.store.buckets for name in bucket.non_finite()]
+        return non_finite_error(step, names, self._groups.world)
+
+    def load(self, path: Path, model: ModelSpec) -> checkpoint.Progress:
+        """Take up the checkpoint `path`, see `checkpoint.load`. Collective."""
+        return checkpoint.load(
+            path,
+            self.store,
+            self.optimizer,
+            model=model,
+            seed=self._settings.seed,
+            dtype=self._settings.dtype,
+            group=self._groups.world,
+        )
+
+    def saver(self, folder: Path, origin: Origin, saved: checkpoint.Progress) -> checkpoint.Saver:
+        """What writes checkpoints of all ranks into `folder`, next after `saved`."""
+        return checkpoint.Saver(
+            folder,
+            origin,
+            self.store,
+            self.optimizer,
+            saved=saved,
+            every=self._settings.checkpoint_every,
+            keep=self._settings.checkpoint_keep,
+            group=self._groups.world,
+            device=self._device,
+        )
 
     def aligned_spans(self) -> list[Span]:
         """The spans of the last step on rank 0's clock."""
@@ -210,34 +239,46 @@ def train(
     configs: AllToAllConfigs | None = None,
     checkpoint_dir: Path | None = None,
     resume_from: Path | None = None,
+    stop_asked: Callable[[], bool] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_spans: Callable[[int, Sequence[Span]], None] | None = None,
-) -> None:
+) -> int:
     """Train up to `settings.steps` optimizer steps; collective over the default process group, made by the caller.
 
     on_step gets each step's row of metrics, on rank 0 alone; its `wall_s` is from the row before (in the first, from
     the start) to this one, so that barrier, record, on_step itself and checkpoints are in it. on_spans gets
     (step, spans) on every rank, with times on rank 0's clock. With a `checkpoint_dir`, checkpoints are written there.
-    `resume_from` is a folder of checkpoints, of any layout, whose newest is where to start; raises FileNotFoundError
-    where it holds no whole one. configs: what was chosen where layout.all_to_all is auto.
-    Rows of an attempt's first steps say `warmup`: their times are not representative.
+    `resume_from` is a checkpoint, of any layout, to start from. configs: what was chosen where layout.all_to_all is
+    auto. stop_asked: whether this rank asks to end; all ranks then end after the same step, with a checkpoint. Returns
+    the number of steps done by then.
+
+    Rows of an attempt's first steps say `warmup`: their times are not representative. A row of a step that was skipped
+    has why in `skipped`. Raises NonFiniteError on all ranks, and CheckpointError.
     """
     trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device, configs=configs)
-    progress = checkpoint.Progress(step=0, samples=0, seed=settings.seed)
-    if resume_from is not None:
-        newest = checkpoint.latest(resume_from)
-        if newest is None:
-            raise FileNotFoundError(f"resume_from={resume_from}: holds no whole checkpoint")
-        progress = checkpoint.load(newest, trainer.store, trainer.optimizer)
-    first, origin = progress.step, progress.samples
+    reached = checkpoint.Progress(step=0, samples=0) if resume_from is None else trainer.load(resume_from, model)
+    saver = None
+    if checkpoint_dir is not None:
+        origin = Origin.of(model, rank_map, configs, seed=settings.seed, dtype=settings.dtype)
+        saver = trainer.saver(checkpoint_dir, origin, reached)
+    first, done, first_sample = reached.step, reached.step, reached.samples
     row_made_s = time.monotonic()
     memory_step = min(first + WARMUP_STEPS, settings.steps) - 1
+    failure: NonFiniteError | None = None
     for step in range(first, settings.steps):
         if (step - first) % CLOCK_DRIFT_STEPS == 0:
             trainer.align_clock()
         rate = learning_rate(step, settings)
-        first_sample = origin + (step - first) * workload.global_batch
-        trainer.step(data, first_sample, rate, sample_memory=step == memory_step)
+        trainer.stop = stop_asked is not None and stop_asked()
+        vote = trainer.step(data, first_sample, rate, sample_memory=step == memory_step)
+        done = step + 1
+        first_sample += workload.global_batch
+        skipped = None if vote.finite else trainer.non_finite_error(step)
+        if skipped is None:
+            reached = checkpoint.Progress(done, first_sample)
+        elif settings.on_non_finite == "stop":
+            failure = skipped
+            break
         records = trainer.record()
         if records is not None and on_step is not None:
             row = metrics.summarise(records, layout, tokens=workload.tokens)
@@ -246,14 +287,21 @@ def train(
                 {"step": step, "learning_rate": rate, "warmup": step < first + WARMUP_STEPS}
                 | row
                 | _rates(row, settings, layout)
+                | ({} if skipped is None else {"skipped": str(skipped), "grad_norm": math.nan})
             )
         if on_spans is not None:
             on_spans(step, trainer.aligned_spans())
-        done = step + 1
-        due = settings.checkpoint_every and done % settings.checkpoint_every == 0
-        if checkpoint_dir is not None and (due or done == settings.steps):
-            reached = checkpoint.Progress(done, first_sample + workload.global_batch, settings.seed)
-            checkpoint.save(checkpoint_dir, trainer.store, trainer.optimizer, reached)
+        if saver is not None:
+            saver.after_step(reached)
+        if vote.stop:
+            break
+    if saver is not None:
+        if failure is None:
+            saver.save(reached)
+        saver.close()
+    if failure is not None:
+        raise failure
+    return done
 
 
 def _rates(row: dict[str, Any], settings: TrainSettings, layout: Layout) -> dict[str, float]:

@@ -16,7 +16,10 @@ class TrainSettings:
     `minimum_learning_rate` at the last step along half a cosine (`cosine`).
     grad_clip: the largest global gradient norm; infinity for no clipping.
     dtype: of parameters, activations, gradients and optimizer state alike: float32, bfloat16, or float64 for tests.
-    checkpoint_every: steps between checkpoints; 0 writes one at the end only.
+    checkpoint_every: steps between checkpoints; 0 writes one at the end only. checkpoint_keep: how many whole ones
+    stay, the newest; 0: all.
+    on_non_finite: what a gradient that is not finite does: `stop` ends training on all ranks, `skip` goes on with the
+    next step, weights and moments as they were.
     peak_flops: FLOP/s of one rank, the denominator of MFU; flops_per_token: model FLOPs, forward and backward.
     collective_timeout_s: how long a rank waits for its peers before it gives up.
     """
@@ -34,6 +37,8 @@ class TrainSettings:
     grad_clip: float = 1.0
     dtype: str = "float32"
     checkpoint_every: int = 0
+    checkpoint_keep: int = 2
+    on_non_finite: str = "stop"
     peak_flops: float = 0.0
     flops_per_token: float = 0.0
     collective_timeout_s: float = 600.0

@@ -1,146 +1,122 @@
-"""A checkpoint written by one layout is read by others: every parameter, every expert, both moments, the position."""
+"""A checkpoint written at one layout is read at any other: masters, every expert, both moments, the position."""
 
 from __future__ import annotations
 
-import shutil
+from functools import cache
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from piper_hpc.spec import Layout, ModelSpec, RankMap, Workload
-from piper_hpc.train import checkpoint
-from piper_hpc.train.data import ByteDataset
-from piper_hpc.train.loop import Trainer, train
-from piper_hpc.train.settings import TrainSettings
+from piper_hpc.runs.checkpoints import Sidecar
+from piper_hpc.train.checkpoint import Progress
+from tests.full import full
 from tests.processes import run_ranks
+from tests.train import layouts
+from tests.train.layouts import LAYOUTS, MODEL, WORKLOAD
 
-MODEL = ModelSpec(
-    "tiny", layers=3, hidden=16, heads=2, kv_heads=1, head_dim=8, experts=8, top_k=2, expert_ffn=16, vocab=64
-)
-WORKLOAD = Workload(global_batch=8, sequence=8)
-WRITER = Layout(pp=2, ep=2, micro_batch=1)
-CPU = torch.device("cpu")
-
-
-def settings(steps: int) -> TrainSettings:
-    return TrainSettings(steps=steps, seed=3, schedule="constant", checkpoint_every=2, collective_timeout_s=30.0)
+NAMES = list(LAYOUTS)
+# Every layout writes once and reads once what another wrote; one reads itself.
+COVER = {(writer, NAMES[(at + 1) % len(NAMES)]) for at, writer in enumerate(NAMES)} | {("dp3_zero1", "dp3_zero1")}
+PAIRS = [pytest.param(*pair, marks=[] if pair in COVER else full) for pair in product(NAMES, NAMES)]
+pytestmark = pytest.mark.processes
 
 
-def place(layout: Layout) -> RankMap:
-    return RankMap.block(layout, layout.ranks, (0,))
+class Written:
+    """Checkpoints of the module's layouts, each written when it is first asked for."""
 
+    def __init__(self, folder: Path) -> None:
+        self.corpus = layouts.corpus(folder)
+        self._folder = folder
+        self.of = cache(self._of)
 
-def run(layout: Layout, steps: int, corpus: Path, folder: Path | None, resume: bool) -> dict[int, float]:
-    """Train on one rank; loss by step, on rank 0."""
-    here = place(layout).places[dist.get_rank()]
-    data = ByteDataset(
-        corpus, sequence=WORKLOAD.sequence, global_batch=8, dense_dp=layout.dense_dp, place=here, ep=layout.ep, seed=3
-    )
-    losses: dict[int, float] = {}
-    train(
-        MODEL,
-        layout,
-        WORKLOAD,
-        settings(steps),
-        rank_map=place(layout),
-        device=CPU,
-        data=data,
-        checkpoint_dir=folder,
-        resume_from=folder if resume else None,
-        on_step=lambda row: losses.__setitem__(row["step"], row["loss"]),
-    )
-    return losses
-
-
-def loaded(layout: Layout, path: Path) -> tuple[checkpoint.Progress, dict[str, torch.Tensor], set[float]]:
-    """What one rank holds after reading `path`, by logical name."""
-    trainer = Trainer(MODEL, layout, WORKLOAD, settings(4), rank_map=place(layout), device=CPU)
-    progress = checkpoint.load(path, trainer.stage, trainer.optimizer, trainer.experts)
-    tensors = checkpoint.state_tensors(trainer.stage, trainer.optimizer, trainer.experts)
-    steps = {float(held["step"]) for held in trainer.optimizer.state.values()}
-    return progress, {name: tensor.clone() for name, tensor in tensors.items()}, steps
+    def _of(self, name: str, dtype: str = "float32") -> tuple[Path, dict[str, torch.Tensor]]:
+        """The checkpoint, and what the ranks that wrote it held."""
+        folder, layout = self._folder / name / dtype, LAYOUTS[name]
+        ranks = run_ranks(layout.ranks, layouts.write, layout, self.corpus, folder, dtype)
+        return folder / "step-00000002", layouts.whole(ranks)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "bytes.bin"
-    np.random.default_rng(1).integers(0, MODEL.vocab, 3000, dtype=np.uint8).tofile(path)
-    return path
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return Written(tmp_path_factory.mktemp("checkpoints"))
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """Checkpoints after 2 and 4 steps at PP2 x EP2."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    run_ranks(WRITER.ranks, run, WRITER, 4, corpus, folder, False)
-    return folder
+@pytest.mark.parametrize(("writer", "reader"), PAIRS)
+def test_any_layout_reads_what_another_wrote(writer: str, reader: str, written: Written) -> None:
+    path, stored = written.of(writer)
+    layout = LAYOUTS[reader]
+    ranks = run_ranks(layout.ranks, layouts.read, layout, path)
+    for progress, optimizer_steps, _, weights_are_published in ranks:
+        assert progress == Progress(step=2, samples=2 * WORKLOAD.global_batch)
+        assert optimizer_steps == 2 and weights_are_published
+    assert_same(layouts.whole(parts for _, _, parts, _ in ranks), stored)
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    "layout", [Layout(micro_batch=4), Layout(ep=4, micro_batch=2), WRITER], ids=lambda layout: layout.name()
-)
-def test_other_layouts_read_every_tensor(layout: Layout, written: Path) -> None:
-    newest = checkpoint.latest(written)
-    assert newest is not None and newest.name == "step-00000004"
-    stored = read_plain(newest)
-    ranks = run_ranks(layout.ranks, loaded, layout, newest)
-    for progress, tensors, steps in ranks:
-        assert progress == checkpoint.Progress(step=4, samples=32, seed=3)
-        assert steps == {4.0}
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, stored[name]), name
-    assert set().union(*(tensors for _, tensors, _ in ranks)) == set(stored)
+@pytest.mark.parametrize(("writer", "reader"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_bfloat16_and_float32_have_the_same_masters(writer: str, reader: str, written: Written) -> None:
+    path, stored = written.of("pp2_ep2", writer)
+    layout = LAYOUTS["ep2_dp2_zero1"]
+    ranks = run_ranks(layout.ranks, layouts.read, layout, path, reader)
+    assert all(published for _, _, _, published in ranks)
+    read = layouts.whole(parts for _, _, parts, _ in ranks)
+    assert {tensor.dtype for tensor in read.values()} == {torch.float32}
+    assert_same(read, stored)
 
 
-@pytest.mark.processes
-def test_names_tell_nothing_of_the_layout(written: Path) -> None:
-    newest = checkpoint.latest(written)
-    assert newest is not None
-    stored = read_plain(newest)
+def test_torch_itself_reads_the_files(written: Written) -> None:
+    """Slices of three ranks, by torch's own reader of safetensors."""
+    path, stored = written.of("dp3_zero1")
+    read = {name: torch.full_like(tensor, torch.nan) for name, tensor in stored.items()}
+    dcp.load(read, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    assert_same(read, stored)
+
+
+def test_names_tell_nothing_of_the_layout(written: Written) -> None:
+    path, stored = written.of("v_pp2_dp2_zero1")
     names = {name.removeprefix("model.") for name in stored if name.startswith("model.")}
     per_layer = {"attention_norm.weight", "router_norm.weight", "router.gate.weight"}
     per_layer |= {f"attention.{letter}.weight" for letter in "qkvo"}
-    per_layer |= {f"experts.{expert}.{weight}" for expert in range(8) for weight in ("w1", "w2", "w3")}
-    expected = {f"layers.{layer}.{name}" for layer in range(3) for name in per_layer}
+    per_layer |= {f"experts.{expert}.{weight}" for expert in range(MODEL.experts) for weight in ("w1", "w2", "w3")}
+    expected = {f"layers.{layer}.{name}" for layer in range(MODEL.layers) for name in per_layer}
     assert names == expected | {"embedding.weight", "norm.weight", "head.weight"}
     moments = {f"optimizer.{name}.{moment}" for name in names for moment in ("exp_avg", "exp_avg_sq")}
     assert {name for name in stored if name.startswith("optimizer.")} == moments
     assert all(stored[name].abs().sum() > 0 for name in moments)
+    assert sum(tensor.numel() for name, tensor in stored.items() if name in moments) == 2 * MODEL.parameters
+    assert Sidecar.read(path).tensors.keys() == stored.keys()
 
 
-@pytest.mark.processes
-def test_resumed_run_continues_the_same_losses(written: Path, corpus: Path, tmp_path: Path) -> None:
-    """Six steps in one go, and two more steps after the checkpoint of step 4, at another layout."""
-    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
-    whole = run_ranks(WRITER.ranks, run, WRITER, 6, corpus, None, False)[0]
-    single = Layout(micro_batch=4)
-    resumed = run_ranks(1, run, single, 6, corpus, tmp_path, True)[0]
-    assert set(resumed) == {4, 5}
-    assert [resumed[4], resumed[5]] == pytest.approx([whole[4], whole[5]], rel=1e-5)
+def test_copies_share_the_work(written: Written) -> None:
+    """Two copies of each of two stages: no tensor twice, and no rank idle."""
+    path, stored = written.of("uneven_pp2_dp2")
+    files = Sidecar.read(path).files
+    assert sorted(name for file in files for name in file.rows) == sorted(stored)
+    assert len(files) == 4 and all(file.rows for file in files)
 
 
-def test_partial_checkpoint_is_not_the_latest(tmp_path: Path) -> None:
-    for name in ("step-00000002", "step-00000010", "step-00000012.partial"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / ".metadata").touch()
-    (tmp_path / "step-00000011").mkdir()
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000010"
-    assert checkpoint.latest(tmp_path / "nothing") is None
+@pytest.mark.parametrize("name", ["pp2_ep2", "v_pp2_dp2_zero1"])
+def test_the_same_layout_goes_on_bit_for_bit(name: str, written: Written, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
+    whole = run_ranks(layout.ranks, layouts.losses, layout, 5, written.corpus, tmp_path, None)[0]
+    saved = tmp_path / "step-00000002"
+    resumed = run_ranks(layout.ranks, layouts.losses, layout, 5, written.corpus, None, saved)[0]
+    assert resumed == {step: whole[step] for step in (2, 3, 4)}
 
 
-def read_plain(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, read without the code under test."""
-    reader = dcp.FileSystemReader(path)
-    metadata = reader.read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.items()
-        if hasattr(entry, "size")
-    }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors
+def test_another_layout_goes_on_with_the_same_losses(written: Written, tmp_path: Path) -> None:
+    layout = LAYOUTS["dp3_zero1"]
+    whole = run_ranks(layout.ranks, layouts.losses, layout, 4, written.corpus, tmp_path, None)[0]
+    one = LAYOUTS["one"]
+    resumed = run_ranks(1, layouts.losses, one, 4, written.corpus, None, tmp_path / "step-00000002")[0]
+    assert list(resumed) == [2, 3]
+    assert [resumed[2], resumed[3]] == pytest.approx([whole[2], whole[3]], rel=1e-5)
+
+
+def assert_same(read: dict[str, torch.Tensor], stored: dict[str, torch.Tensor]) -> None:
+    assert read.keys() == stored.keys()
+    for name, tensor in read.items():
+        assert torch.equal(tensor, stored[name]), name
