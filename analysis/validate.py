@@ -3,6 +3,7 @@
 python -m analysis.validate exact
 python -m analysis.validate runs RUN...
 python -m analysis.validate published --rows FILE.csv
+python -m analysis.validate replay RUN...
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from analysis.validation import replay
 from analysis.validation.exact import command as exact
 from analysis.validation.published import command as published
 from piper_hpc.report.load import UsageError, comparable, metrics, open_run, steady
@@ -211,12 +213,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     published.add(commands, _tolerance)
     exact.add(commands)
+    replayed = commands.add_parser("replay", help="put a profiled run's own passes through the schedule model")
+    replayed.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run of task=profile, or its id")
+    replayed.add_argument("--json", action="store_true", help="print one JSON document")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "published":
             return OK if published.run(chosen) else FAILED
         if chosen.command == "exact":
             return OK if exact.run(chosen) else FAILED
+        if chosen.command == "replay":
+            replay.run(chosen.runs, as_json=chosen.json)
+            return OK
         comparisons = [Comparison.of(open_run(name)) for name in chosen.runs] or _all()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

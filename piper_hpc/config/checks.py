@@ -222,9 +222,9 @@ def train(config: TrainConfig) -> Iterator[Problem]:
         rule = f"a cosine ends below train.learning_rate = {highest:g}; train.lr_schedule=constant holds that rate"
         works = f"train.minimum_learning_rate={highest / 10:g}"
         yield Problem("train.minimum_learning_rate", lowest, rule, works)
-    for key, works in (("beta1", 0.9), ("beta2", 0.95)):
+    for key, usual in (("beta1", 0.9), ("beta2", 0.95)):
         if not 0 <= getattr(config, key) < 1:
-            yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")
+            yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={usual}")
 
 
 def resume(config: TrainConfig, spec: ModelSpec) -> Iterator[Problem]:

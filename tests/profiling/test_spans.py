@@ -160,4 +160,4 @@ def test_trace_has_one_row_per_rank_and_microseconds(tmp_path: Path) -> None:
         (0, "attention", "backward", 500_000, 2000),
         (1, "wait", "forward", 1_000_000, 500_000),
     ]
-    assert events[-1]["args"] == {"for": "activations", "micro_batch": 3}
+    assert events[-1]["args"] == {"for": "activations", "stage": 1, "micro_batch": 3}
