@@ -39,7 +39,7 @@ def _held_chunks(
 
 @lru_cache(maxsize=4096)
 def neighbours_by_rank(schedule: str, pp: int, vpp: int) -> tuple[int, ...]:
-    """Boundaries of stages over which each pipeline rank sends and receives, those inside the rank not counted, [pp]."""
+    """Boundaries of stages over which each pipeline rank exchanges messages with another, [pp]."""
     count = [0] * pp
     for sender, receiver in pairwise(holders(schedule, pp, vpp)):
         if sender != receiver:
