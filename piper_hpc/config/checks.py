@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from glob import iglob
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ CHOICES = {
     "task.ep_domain": ("none", "switch", "node"),
     "parallelism.all_to_all": (*ALGORITHMS, AUTO),
     **{f"parallelism.{axis}": values for axis, values in executor.LAYOUT_AXES.items()},
+    "parallelism.schedule": (*executor.LAYOUT_AXES["schedule"], AUTO),
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda", "xpu"),
     "cluster.quota": ("auto", "off"),
@@ -297,5 +299,7 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         yield Problem("parallelism", f"pp={p.pp} ep={p.ep} dp={dp}", rule, works)
         return
     asked = layout_of(config)
+    if asked.schedule == AUTO:  # what each schedule asks for is seen when one is chosen
+        asked = replace(asked, schedule="1f1b", vpp=1, stage_layers=())
     problems = list(layout_problems(spec, asked, Workload(batch, config.train.sequence)))
     yield from problems or executor.missing_of_layout(asked)
