@@ -18,8 +18,9 @@ from piper_hpc.parallel.dispatcher import AllToAllConfigs, make_dispatcher
 from piper_hpc.parallel.gradients import Gradients
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.pipeline import Pipeline
-from piper_hpc.profiling.clock import clock_for, clock_offset_s
+from piper_hpc.profiling.clock import clock_for, compare_with_rank_0
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
+from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
 from piper_hpc.spec import Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
@@ -32,8 +33,8 @@ from piper_hpc.train.record import Records, RecordShape, gather, rank_record
 from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
 
 GRAD_NORM_REDUCE = Message(ALL_RANKS, 0)
-CLOCK_DRIFT_STEPS = 200
-"""Clocks of different nodes are compared again after this many steps."""
+CLOCK_REFRESH_S = 30.0
+"""Clocks of different nodes are compared again after this long; in between they are taken to drift steadily."""
 
 
 class Trainer:
@@ -87,20 +88,25 @@ class Trainer:
         self._settings = settings
         self._groups = groups
         self._device = device
-        self._offset_s = 0.0
+        self._clock_offset: ClockOffset | None = None
         self._peak_memory_bytes = 0
         self._norm = torch.zeros((), dtype=torch.float64, device=device)
         self.spans: list[Span] = []
 
-    def align_clock(self) -> None:
-        """Compare this rank's clock with rank 0's. Collective."""
-        if self._groups.world is not None:
-            self._offset_s = clock_offset_s(self._device)
+    def _start_together(self) -> None:
+        """Wait for all ranks; where it is time on any of them, all compare their clocks with rank 0's. Collective."""
+        before, now_s = self._clock_offset, time.monotonic()
+        due = torch.tensor([before is None or now_s - before.at_s > CLOCK_REFRESH_S], dtype=torch.int32)
+        due = due.to(self._device)
+        dist.all_reduce(due, dist.ReduceOp.MAX)  # a barrier whose result all ranks share
+        if due.item():
+            offset = compare_with_rank_0(self._device)
+            self._clock_offset = offset if before is None else before.then(offset.at_s, offset.offset_s)
 
     def step(self, data: Dataset, first_sample: int, rate: float, *, sample_memory: bool) -> None:
         """One optimizer step on the samples from `first_sample` on, all ranks starting together."""
         if self._groups.world is not None:
-            dist.barrier()
+            self._start_together()
         if self._device.type != "cpu":
             memory = torch.get_device_module(self._device)
             memory.reset_peak_memory_stats(self._device)
@@ -135,6 +141,12 @@ class Trainer:
                 gradients.clip(self._norm, self._settings.grad_clip)
                 self.optimizer.step()
         self.spans = recorder.finish()
+
+    @property
+    def _offset_s(self) -> float:
+        """What brings times of the last step to rank 0's clock: the offset at its middle."""
+        middle_s = (self.spans[0].start_s + self.spans[0].end_s) / 2
+        return self._clock_offset.at(middle_s) if self._clock_offset is not None else 0.0
 
     def aligned_spans(self) -> list[Span]:
         """The spans of the last step on rank 0's clock."""
@@ -195,8 +207,6 @@ def train(
     row_made_s = time.monotonic()
     memory_step = min(first + WARMUP_STEPS, settings.steps) - 1
     for step in range(first, settings.steps):
-        if (step - first) % CLOCK_DRIFT_STEPS == 0:
-            trainer.align_clock()
         rate = learning_rate(step, settings)
         first_sample = origin + (step - first) * workload.global_batch
         trainer.step(data, first_sample, rate, sample_memory=step == memory_step)

@@ -1,21 +1,18 @@
-"""Regions: nesting, backward, waits; clocks on different hosts; live bytes; the trace document."""
+"""Regions: nesting, backward, waits; live bytes; the trace document."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from piper_hpc.profiling.clock import CpuClock, clock_offset_s
+from piper_hpc.profiling.clock import CpuClock
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
 from piper_hpc.profiling.spans import FORWARD, Message, Recorder, Span, self_seconds, split_wait_s
 from piper_hpc.profiling.trace import write_trace
 from piper_hpc.spec import Layout, RankMap
-from tests.processes import run_ranks
 
 
 class Ticks:
@@ -91,23 +88,6 @@ def test_wait_is_split_where_the_sender_posted(
     start: float, end: float, posted: float, bubble: float, transfer: float
 ) -> None:
     assert split_wait_s(start, end, posted) == (bubble, transfer)
-
-
-def offset_with_wrong_clock(error_s: float, same_host: bool) -> float:
-    rank = dist.get_rank()
-    host = "one" if same_host or rank == 0 else f"host {rank}"
-    return clock_offset_s(torch.device("cpu"), now=lambda: time.monotonic() + rank * error_s, host=host)
-
-
-@pytest.mark.processes
-@pytest.mark.alone
-def test_clocks_of_other_hosts_are_aligned_with_rank_0() -> None:
-    assert run_ranks(3, offset_with_wrong_clock, 100.0, False) == pytest.approx([0.0, -100.0, -200.0], abs=5e-3)
-
-
-@pytest.mark.processes
-def test_clock_shared_by_ranks_of_one_host_needs_no_correction() -> None:
-    assert run_ranks(2, offset_with_wrong_clock, 100.0, True) == [0.0, 0.0]
 
 
 def test_peak_counts_live_storages_once_and_forgets_the_freed() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import Span
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
+from piper_hpc.train import loop
 from piper_hpc.train.corpus import prepare_corpus, standard_library_files
 from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import Trainer, train
@@ -108,6 +111,45 @@ def test_loss_falls_and_every_row_is_whole(tmp_path: Path) -> None:
     training_state = 16 * MODEL.parameters  # weights, gradients and two moments in float32
     assert all(training_state / 4 < peak < 3 * training_state for peak in rows[-1]["peak_memory_bytes"])
     assert all(rss > 50e6 for rss in rows[-1]["rss_bytes"])
+
+
+def run_with_drift(due_on: int) -> tuple[int, list[float]]:
+    """How often this rank compared clocks in three steps, of which only rank `due_on` finds them due; and by how much
+    each record says that the clock of rank 1, which is on another host and gains 1 s between steps, is wrong."""
+    layout, rank = Layout(ep=2, micro_batch=4), dist.get_rank()
+    comparisons: list[ClockOffset] = []
+
+    def compare(device: torch.device) -> ClockOffset:
+        dist.barrier()  # collective: a rank that came alone would wait for ever
+        comparisons.append(ClockOffset(time.monotonic(), -float(rank * len(comparisons))))
+        return comparisons[-1]
+
+    trainer = Trainer(
+        MODEL, layout, WORKLOAD, TrainSettings(steps=3, collective_timeout_s=10.0),
+        rank_map=RankMap.block(layout, 2, (0,)), device=torch.device("cpu"),
+    )  # fmt: skip
+    starts: list[float] = []
+    with (
+        patch.object(loop, "compare_with_rank_0", compare),
+        patch.object(loop, "CLOCK_REFRESH_S", -1.0 if rank == due_on else 1e9),
+    ):
+        for step in range(3):
+            trainer.step(RepeatedData(), step, 1e-3, sample_memory=False)
+            here_s, records = trainer.spans[0].start_s, trainer.record()
+            moved = trainer.aligned_spans()[0].start_s - here_s
+            starts.append(moved)
+            if records is not None:
+                assert records.ranks["start_s"][0] == pytest.approx(here_s)
+    return len(comparisons), starts
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("due_on", [0, 1])
+def test_all_ranks_compare_clocks_when_it_is_time_on_one(due_on: int) -> None:
+    (first, still), (second, moved) = run_ranks(2, run_with_drift, due_on)
+    assert first == second == 3 and still == [0.0] * 3
+    # The drift goes on after a comparison, so that the middle of a step is further off than its comparison said.
+    assert moved[0] == 0.0 and moved[1] < -1.0 and moved[2] < -2.0
 
 
 def run_in_bfloat16() -> tuple[list[float], set[torch.dtype]]:
