@@ -247,6 +247,7 @@ class TrainConfig:
     beta2: float = 0.95  # of AdamW
     grad_clip: float = 1.0  # largest norm of all gradients together
     dtype: str = "float32"  # float32, bfloat16 or float64
+    timing: bool = True  # where every step's time went, by term and stage; false: its whole length alone
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     checkpoint_every: int = 0  # steps between checkpoints; 0: none on the way
     checkpoint_last: bool = False  # a checkpoint after the last step as well

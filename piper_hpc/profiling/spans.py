@@ -8,6 +8,7 @@ less all other terms: they add up to it exactly, and none but `other_s` is such 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -101,11 +102,11 @@ class Recorder:
         self._posts.clear()
         self.clock.start()
 
-    def region(self, name: str) -> Region:
+    def region(self, name: str) -> AbstractContextManager[None]:
         """`with recorder.region("optimizer"): ...`"""
         return Region(self, name)
 
-    def waiting(self, message: Message | None) -> Region:
+    def waiting(self, message: Message | None) -> AbstractContextManager[None]:
         """A wait for `message`, or only for own sends to leave (None)."""
         return Region(self, WAIT, message)
 
@@ -132,7 +133,7 @@ class Recorder:
                 output.register_hook(backward.on_output_gradient)
         return result
 
-    def backward_pass(self) -> BackwardPass:
+    def backward_pass(self) -> AbstractContextManager[None]:
         """Around one call of autograd: closes the regions whose inputs need no gradient (the embedding's)."""
         return BackwardPass(self)
 

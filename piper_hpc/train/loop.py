@@ -22,6 +22,7 @@ from piper_hpc.profiling.clock import clock_for, compare_with_rank_0
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
 from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
+from piper_hpc.profiling.untimed import UntimedRecorder
 from piper_hpc.spec import Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.layout import Layout, RankMap
@@ -56,7 +57,7 @@ class Trainer:
         groups = make_groups(rank_map, timeout)
         placement = ExpertPlacement.linear(model.experts, layout.ep)
         self.experts = placement.experts_of(groups.place.shard)
-        self.recorder = Recorder(clock_for(device))
+        self.recorder = (Recorder if settings.timing else UntimedRecorder)(clock_for(device))
         self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
         self.stage = Stage(
             model,
@@ -83,7 +84,11 @@ class Trainer:
             dtype=dtype,
         )
         self._shape = RecordShape.of(
-            layout, layout.micro_batches(workload.global_batch), layers=model.layers, experts=model.experts
+            layout,
+            layout.micro_batches(workload.global_batch),
+            layers=model.layers,
+            experts=model.experts,
+            timed=settings.timing,
         )
         self._settings = settings
         self._groups = groups

@@ -35,27 +35,32 @@ Index = TypeVar("Index", int, np.ndarray)
 
 @dataclass(frozen=True)
 class RecordShape:
-    """What fixes a record's length: micro-batches of a step, experts of the model, layers of each pipeline rank."""
+    """What fixes a record's length: micro-batches of a step, experts of the model, layers of each pipeline rank.
+
+    timed: whether what is inside the step was timed; else a record has no waits and no posts, and its `seconds` say
+    nothing.
+    """
 
     micro_batches: int
     experts: int
     layers: tuple[tuple[int, ...], ...]
+    timed: bool = True
 
     @staticmethod
-    def of(layout: Layout, micro_batches: int, *, layers: int, experts: int) -> RecordShape:
+    def of(layout: Layout, micro_batches: int, *, layers: int, experts: int, timed: bool = True) -> RecordShape:
         """That of a model of `layers` layers, held as `layout` says."""
         held = layout.layers_by_stage(layers)
-        return RecordShape(micro_batches, experts, tuple(tuple(held[stage]) for stage in range(layout.pp)))
+        return RecordShape(micro_batches, experts, tuple(tuple(held[stage]) for stage in range(layout.pp)), timed)
 
     @property
     def waits(self) -> int:
         """More waits than any stage of 1F1B has: two receives and two sends a micro-batch, and the clipping's."""
-        return 4 * self.micro_batches + 2
+        return 4 * self.micro_batches + 2 if self.timed else 0
 
     @property
     def posts(self) -> int:
         """Messages a rank may post: each micro-batch both ways, and its arrival at the clipping."""
-        return 2 * self.micro_batches + 1
+        return 2 * self.micro_batches + 1 if self.timed else 0
 
     def post_index(self, kind: Index, micro_batch: Index) -> Index:
         """Where `posts_s` has a message; those of kind ALL_RANKS are the last."""

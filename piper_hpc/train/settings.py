@@ -19,6 +19,7 @@ class TrainSettings:
     checkpoint_every: steps between checkpoints; 0 writes one at the end only.
     peak_flops: FLOP/s of one rank, the denominator of MFU; flops_per_token: model FLOPs, forward and backward.
     collective_timeout_s: how long a rank waits for its peers before it gives up.
+    timing: whether every step is timed by term; else rows have its whole length alone.
     """
 
     steps: int
@@ -37,3 +38,4 @@ class TrainSettings:
     peak_flops: float = 0.0
     flops_per_token: float = 0.0
     collective_timeout_s: float = 600.0
+    timing: bool = True

@@ -12,6 +12,7 @@ from piper_hpc.profiling.clock import CpuClock
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
 from piper_hpc.profiling.spans import FORWARD, Message, Recorder, Span, self_seconds, split_wait_s
 from piper_hpc.profiling.trace import write_trace
+from piper_hpc.profiling.untimed import UntimedRecorder
 from piper_hpc.spec import Layout, RankMap
 
 
@@ -78,6 +79,20 @@ def test_region_without_differentiable_input_ends_with_the_backward_pass() -> No
     outer, inner = (span for span in recorder.finish() if span.backward)
     assert (outer.name, inner.name) == ("other", "head")
     assert outer.start_s < inner.start_s < inner.end_s <= outer.end_s
+
+
+def test_training_that_is_not_timed_gets_no_spans_hooks_or_posts() -> None:
+    recorder = UntimedRecorder(Ticks())
+    recorder.start()  # the step begins at 1
+    given = torch.ones(3, requires_grad=True)
+    with recorder.region("host"), recorder.waiting(Message(FORWARD, 0)), recorder.waiting(None):
+        result = recorder.timed("expert", lambda x: x, given)
+        recorder.post(Message(FORWARD, 0))
+        with recorder.backward_pass():
+            (2 * result).sum().backward()
+    assert result is given and not given._backward_hooks, "neither a view nor a hook"
+    assert given.grad is not None and given.grad.tolist() == [2.0] * 3
+    assert recorder.finish() == [Span("other", 1.0, 2.0)] and recorder.posts() == {}
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class RepeatedData:
         return torch.arange(8)[:, None].expand(8, WORKLOAD.sequence + 1)
 
 
-def run(cache: Path, steps: int) -> tuple[list[dict[str, Any]], list[Span]]:
+def run(cache: Path, steps: int, timing: bool = True) -> tuple[list[dict[str, Any]], list[Span]]:
     """Rows of metrics (on rank 0) and the spans of the last step."""
     rank_map = RankMap.block(LAYOUT, 4, (0,))
     data = ByteDataset(
@@ -65,8 +65,9 @@ def run(cache: Path, steps: int) -> tuple[list[dict[str, Any]], list[Span]]:
     rows: list[dict[str, Any]] = []
     spans: dict[int, Any] = {}
     settings = TrainSettings(
-        steps=steps, learning_rate=1e-2, warmup_steps=3, flops_per_token=1e6, peak_flops=1e9, collective_timeout_s=30.0
-    )
+        steps=steps, learning_rate=1e-2, warmup_steps=3, flops_per_token=1e6, peak_flops=1e9, collective_timeout_s=30.0,
+        timing=timing,
+    )  # fmt: skip
     train(
         MODEL, LAYOUT, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"), data=data,
         on_step=rows.append, on_spans=spans.__setitem__,
@@ -111,6 +112,18 @@ def test_loss_falls_and_every_row_is_whole(tmp_path: Path) -> None:
     training_state = 16 * MODEL.parameters  # weights, gradients and two moments in float32
     assert all(training_state / 4 < peak < 3 * training_state for peak in rows[-1]["peak_memory_bytes"])
     assert all(rss > 50e6 for rss in rows[-1]["rss_bytes"])
+
+
+@pytest.mark.processes
+def test_training_that_is_not_timed_learns_the_same(tmp_path: Path) -> None:
+    (timed, _), *_ = run_ranks(4, run, tmp_path, 4)
+    (untimed, spans), *_ = run_ranks(4, run, tmp_path, 4, False)
+    for key in ("loss", "aux_loss", "grad_norm", "expert_load"):
+        for row, other in zip(untimed, timed, strict=True):
+            assert row[key] == pytest.approx(other[key], rel=1e-5)
+    assert [span.name for span in spans] == ["other"]
+    assert all(0 < row["step_time_s"] < row["wall_s"] and row["mfu"] > 0 for row in untimed)
+    assert not any(term in row for row in untimed for term in (*TERMS, "stages"))
 
 
 def run_with_drift(due_on: int) -> tuple[int, list[float]]:
