@@ -67,7 +67,10 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
         console.print(line, highlight=False, soft_wrap=True)
     rows = table.predicted_against_measured(run)
     console.print(table.render(rows))
-    console.print(facts.rates_line(load.metrics(run)), highlight=False, soft_wrap=True)
+    taken = load.metrics(run)
+    if not load.timed(taken):
+        console.print(facts.NOT_TIMED, highlight=False)
+    console.print(facts.rates_line(taken), highlight=False, soft_wrap=True)
     routed = table.with_measured_routing(run)
     if routed is not None:
         console.print(routed.line, highlight=False)

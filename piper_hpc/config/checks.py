@@ -183,6 +183,8 @@ def task(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         if not 0 < count <= ranks:
             rule = f"must lie between 1 and cluster.nodes * cluster.ranks_per_node = {ranks}"
             yield Problem("task.ranks", count, rule, f"task.ranks=[{ranks}]")
+    if config.task.name == "profile" and not config.train.timing:
+        yield Problem("train.timing", False, "task=profile shows where time went", "train.timing=true")
     if config.task.name == "microbench":
         yield from _microbench(config, spec, ranks)
 

@@ -8,6 +8,7 @@ less all other terms: they add up to it exactly, and none but `other_s` is such 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -121,11 +122,11 @@ class Recorder:
         self._posts.clear()
         self.clock.start()
 
-    def region(self, name: str, action: Pass | None = None) -> Region:
+    def region(self, name: str, action: Pass | None = None) -> AbstractContextManager[None]:
         """`with recorder.region("optimizer"): ...`; action: the pass of the pipeline that it is."""
         return Region(self, name, action)
 
-    def waiting(self, message: Message | None) -> Region:
+    def waiting(self, message: Message | None) -> AbstractContextManager[None]:
         """A wait for `message`, or only for own sends to leave (None)."""
         return Region(self, WAIT, message)
 
@@ -152,7 +153,7 @@ class Recorder:
                 output.register_hook(backward.on_output_gradient)
         return result
 
-    def backward_pass(self, name: str = "other", action: Pass | None = None) -> BackwardPass:
+    def backward_pass(self, name: str = "other", action: Pass | None = None) -> AbstractContextManager[None]:
         """Around one call of autograd: closes the regions whose inputs need no gradient (the embedding's).
 
         What no region claims counts as `name`.

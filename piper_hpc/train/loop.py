@@ -20,9 +20,11 @@ from piper_hpc.parallel.dispatcher import AllToAllConfigs, make_dispatcher
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline
-from piper_hpc.profiling.clock import clock_for, clock_offset_s
+from piper_hpc.profiling.clock import clock_for, compare_with_rank_0
 from piper_hpc.profiling.memory import LiveBytes, rss_bytes
+from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
+from piper_hpc.profiling.untimed import UntimedRecorder
 from piper_hpc.runs.checkpoints import Origin
 from piper_hpc.spec import Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
@@ -36,8 +38,8 @@ from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
 from piper_hpc.train.vote import NonFiniteError, Vote, end_of_step, non_finite_error
 
 END_OF_STEP = Message(ALL_RANKS)
-CLOCK_DRIFT_STEPS = 200
-"""Clocks of different nodes are compared again after this many steps."""
+CLOCK_REFRESH_S = 30.0
+"""Clocks of different nodes are compared again after this long; in between they are taken to drift steadily."""
 
 
 class Trainer:
@@ -59,7 +61,7 @@ class Trainer:
         groups = make_groups(rank_map, timeout)
         placement = ExpertPlacement.linear(model.experts, layout.ep)
         self.experts = placement.experts_of(groups.place.shard)
-        self.recorder = Recorder(clock_for(device))
+        self.recorder = (Recorder if settings.timing else UntimedRecorder)(clock_for(device))
         self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
         layers = layout.layers_by_stage(model.layers)
         self.chunks = [
@@ -93,22 +95,31 @@ class Trainer:
             on_gradients=self._start_reduction,
         )
         self._shape = RecordShape.of(
-            layout, layout.micro_batches(workload.global_batch), layers=model.layers, experts=model.experts
+            layout,
+            layout.micro_batches(workload.global_batch),
+            layers=model.layers,
+            experts=model.experts,
+            timed=settings.timing,
         )
         self._layers_and_experts = (model.layers, model.experts)
         self._settings = settings
         self._groups = groups
         self._device = device
-        self._offset_s = 0.0
+        self._clock_offset: ClockOffset | None = None
         self._peak_memory_bytes = 0
         self._vote: Vote | None = None
         self.stop = False
         self.spans: list[Span] = []
 
-    def align_clock(self) -> None:
-        """Compare this rank's clock with rank 0's. Collective."""
-        if self._groups.world is not None:
-            self._offset_s = clock_offset_s(self._device)
+    def _start_together(self) -> None:
+        """Wait for all ranks; where it is time on any of them, all compare their clocks with rank 0's. Collective."""
+        before, now_s = self._clock_offset, time.monotonic()
+        due = torch.tensor([before is None or now_s - before.at_s > CLOCK_REFRESH_S], dtype=torch.int32)
+        due = due.to(self._device)
+        dist.all_reduce(due, dist.ReduceOp.MAX)  # a barrier whose result all ranks share
+        if due.item():
+            offset = compare_with_rank_0(self._device)
+            self._clock_offset = offset if before is None else before.then(offset.at_s, offset.offset_s)
 
     def step(self, data: Dataset, first_sample: int, rate: float, *, sample_memory: bool) -> Vote:
         """One optimizer step on the samples from `first_sample` on, all ranks starting together.
@@ -116,7 +127,7 @@ class Trainer:
         Where a gradient is not finite, weights and moments stay as they are. `stop` is this rank's part in the vote.
         """
         if self._groups.world is not None:
-            dist.barrier()
+            self._start_together()
         if self._device.type != "cpu":
             memory = torch.get_device_module(self._device)
             memory.reset_peak_memory_stats(self._device)
@@ -202,6 +213,12 @@ class Trainer:
             device=self._device,
         )
 
+    @property
+    def _offset_s(self) -> float:
+        """What brings times of the last step to rank 0's clock: the offset at its middle."""
+        middle_s = (self.spans[0].start_s + self.spans[0].end_s) / 2
+        return self._clock_offset.at(middle_s) if self._clock_offset is not None else 0.0
+
     def aligned_spans(self) -> list[Span]:
         """The spans of the last step on rank 0's clock."""
         offset_s = self._offset_s
@@ -266,8 +283,6 @@ def train(
     memory_step = min(first + WARMUP_STEPS, settings.steps) - 1
     failure: NonFiniteError | None = None
     for step in range(first, settings.steps):
-        if (step - first) % CLOCK_DRIFT_STEPS == 0:
-            trainer.align_clock()
         rate = learning_rate(step, settings)
         trainer.stop = stop_asked is not None and stop_asked()
         vote = trainer.step(data, first_sample, rate, sample_memory=step == memory_step)
