@@ -14,11 +14,11 @@ import torch.distributed as dist
 from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import Span
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
-from piper_hpc.train import loop
 from piper_hpc.train.corpus import prepare_corpus, standard_library_files
 from piper_hpc.train.data import ByteDataset
-from piper_hpc.train.loop import Trainer, train
+from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.trainer import Trainer
 from tests.processes import run_ranks
 
 MODEL = ModelSpec(
@@ -143,8 +143,8 @@ def run_with_drift(due_on: int) -> tuple[int, list[float]]:
     )  # fmt: skip
     starts: list[float] = []
     with (
-        patch.object(loop, "compare_with_rank_0", compare),
-        patch.object(loop, "CLOCK_REFRESH_S", -1.0 if rank == due_on else 1e9),
+        patch.object(trainer_code, "compare_with_rank_0", compare),
+        patch.object(trainer_code, "CLOCK_REFRESH_S", -1.0 if rank == due_on else 1e9),
     ):
         for step in range(3):
             trainer.step(RepeatedData(), step, 1e-3, sample_memory=False)

@@ -23,8 +23,8 @@ from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline, TokenLoss
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.train import metrics
-from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.trainer import Trainer
 from tests.processes import run_ranks
 
 MODEL = ModelSpec(

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from piper_hpc.config import Experiment
 from piper_hpc.spec import RankMap
-from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.trainer import Trainer
 from tests.presets import experiment
 from tests.processes import run_ranks
 
