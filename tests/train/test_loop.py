@@ -14,6 +14,7 @@ import torch.distributed as dist
 from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import Span
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
+from piper_hpc.train import trainer as trainer_code
 from piper_hpc.train.corpus import prepare_corpus, standard_library_files
 from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import train
