@@ -3,6 +3,7 @@
 python -m analysis.validate exact
 python -m analysis.validate runs RUN...
 python -m analysis.validate published --rows FILE.csv
+python -m analysis.validate replay RUN...
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
+from analysis.validation import replay
 from analysis.validation.exact import command as exact
 from analysis.validation.published import command as published
+from piper_hpc.report.facts import NOT_TIMED
 from piper_hpc.report.load import UsageError, comparable, metrics, open_run, steady
 from piper_hpc.report.table import MeasuredRouting, Row, predicted_against_measured, render, with_measured_routing
 from piper_hpc.report.units import percent, seconds
@@ -69,10 +72,15 @@ class Comparison:
         return error
 
     @property
-    def terms_error_pct(self) -> float:
-        """Absolute errors of all terms, summed, over the measured step: unlike the step's own, none cancels another."""
+    def terms_error_pct(self) -> float | None:
+        """Absolute errors of all terms, summed, over the measured step: unlike the step's own, none cancels another.
+
+        None of a run whose steps were not timed by term.
+        """
         step_time_s = next(row.measured for row in self.rows if row.key == "step_time_s")
         terms = [row for row in self.rows if row.key in TERMS and row.predicted is not None]
+        if not terms:
+            return None
         return 100 * sum(abs((row.predicted or 0.0) - row.measured) for row in terms) / step_time_s
 
     def document(self) -> dict[str, Any]:
@@ -115,6 +123,7 @@ def _all() -> list[Comparison]:
 
 def summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Over all runs: absolute errors of step time and memory, and how many measured values the intervals cover."""
+    by_terms = [each.terms_error_pct for each in comparisons if each.terms_error_pct is not None]
     judged = [row for each in comparisons for row in each.rows if row.covered is not None]
     return {
         "runs": len(comparisons),
@@ -122,7 +131,7 @@ def summary(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "peak_memory": _absolute(
             [row.error_pct for each in comparisons for row in each.rows if row.key == "peak_memory_bytes"]
         ),
-        "terms_error_pct": fmean(each.terms_error_pct for each in comparisons),
+        "terms_error_pct": fmean(by_terms) if by_terms else None,
         "interval_level": 0.9,
         "intervals": len(judged),
         "coverage": fmean(bool(row.covered) for row in judged) if judged else None,
@@ -163,9 +172,9 @@ def _print(comparisons: Sequence[Comparison], tolerance_pct: float | None, conso
         console.print(render(each.rows, title))
         if each.routed is not None:
             console.print(each.routed.line, highlight=False)
-        console.print(
-            f"errors of all terms, none cancelling: {each.terms_error_pct:.1f} % of the step\n", highlight=False
-        )
+        known = each.terms_error_pct is not None
+        said = f"errors of all terms, none cancelling: {each.terms_error_pct:.1f} % of the step" if known else NOT_TIMED
+        console.print(f"{said}\n", highlight=False)
     found = summary(comparisons)
     coverage = found["coverage"]
     console.print(
@@ -211,12 +220,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     published.add(commands, _tolerance)
     exact.add(commands)
+    replayed = commands.add_parser("replay", help="put a profiled run's own passes through the schedule model")
+    replayed.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run of task=profile, or its id")
+    replayed.add_argument("--json", action="store_true", help="print one JSON document")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "published":
             return OK if published.run(chosen) else FAILED
         if chosen.command == "exact":
             return OK if exact.run(chosen) else FAILED
+        if chosen.command == "replay":
+            replay.run(chosen.runs, as_json=chosen.json)
+            return OK
         comparisons = [Comparison.of(open_run(name)) for name in chosen.runs] or _all()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,12 +31,12 @@ from piper_hpc.paths import data_folder
 from piper_hpc.planner import Plan
 from piper_hpc.planner import save as saved
 from piper_hpc.planner import trace as traced
-from piper_hpc.planning import better_layout, cluster_of, plan_of
+from piper_hpc.planning import better_layout, cluster_of, plan_of, schedule_of
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
 from piper_hpc.runs.manifest import provenance
-from piper_hpc.spec import Prediction, SpecError
+from piper_hpc.spec import AUTO, Prediction, SpecError
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
 from piper_hpc.train.settings import WARMUP_STEPS
@@ -58,6 +58,11 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
     if experiment.layout is None and experiment.task.name != "microbench":
         # The executor's own space: what it lacks cannot be trained.
         composed = _with_best_layout(composed, plan_of(experiment, machine, "piper"))
+        experiment = check_experiment(composed)
+    if experiment.layout is not None and experiment.layout.schedule == AUTO:
+        choice = schedule_of(experiment, machine)
+        show.chosen_schedule(choice, console)
+        composed = _with(composed, schedule=choice.layout.schedule, vpp=choice.layout.vpp)
         experiment = check_experiment(composed)
     placement = request(experiment.cluster, experiment.layout, machine.environment)
     prediction = _predict(experiment, machine)
@@ -132,9 +137,12 @@ def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
         rule = f"no layout fits ({reasons})"
         raise ConfigError(Problem("parallelism", "auto", rule, "more cluster.nodes, or a smaller model"))
     placement = composed.parallelism.placement  # the order of ranks is the user's, whatever the degrees
-    best = asdict(found.candidates[0].layout) | {"auto": False, "placement": placement}
-    chosen = OmegaConf.create({"parallelism": best})
-    merged = OmegaConf.merge(composed, chosen)
+    return _with(composed, **asdict(found.candidates[0].layout) | {"auto": False, "placement": placement})
+
+
+def _with(composed: DictConfig, **parallelism: Any) -> DictConfig:
+    """The configuration with other values of `parallelism`."""
+    merged = OmegaConf.merge(composed, OmegaConf.create({"parallelism": parallelism}))
     assert isinstance(merged, DictConfig)
     return merged
 

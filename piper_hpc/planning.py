@@ -11,7 +11,10 @@ from piper_hpc.planner import Axes, Plan, plan
 from piper_hpc.planner.engines import engine_of
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.resource_model.predict import predict
-from piper_hpc.spec import RECIPES, ClusterSpec, Layout, Recipe, SpecError
+from piper_hpc.spec import AUTO, RECIPES, ClusterSpec, Layout, Recipe, SpecError
+from piper_hpc.spec.executor import missing_of_layout
+from piper_hpc.spec.rules import layout_problems
+from piper_hpc.spec.schedules import SCHEDULES
 
 MAX_RANKS = 64
 """Most ranks for which a finished run is planned again: the search takes a fraction of a second."""
@@ -66,6 +69,43 @@ def plan_of(experiment: Experiment, machine: Machine, executor: str) -> Plan:
         raise ConfigError(*error.problems) from error
     except ResourceModelError as error:
         raise ConfigError(Problem("task.executor", executor, str(error), "task.executor=piper")) from error
+
+
+@dataclass(frozen=True)
+class ScheduleChoice:
+    """The layout with the schedule that `parallelism.schedule=auto` takes, and seconds of a step predicted by schedule,
+    each with its better vpp, fastest first. fits: whether they fit the memory; where none does, all are compared."""
+
+    layout: Layout
+    step_time_s: dict[str, float]
+    fits: bool
+
+
+def schedule_of(experiment: Experiment, machine: Machine) -> ScheduleChoice:
+    """The schedule with the shortest predicted step of those that fit the memory, with the degrees as they are given.
+
+    vpp is what is given, or where that is 1 also 2. ConfigError where nothing is known of the cluster, or no schedule
+    runs with these degrees.
+    """
+    given, cluster = experiment.layout, cluster_of(experiment, machine)
+    assert given is not None and given.schedule == AUTO
+    model, workload = experiment.model, experiment.workload
+    layouts = [
+        replace(given, schedule=schedule, vpp=vpp)
+        for schedule in SCHEDULES
+        for vpp in ((1, 2) if given.vpp == 1 else (given.vpp,))
+    ]
+    broken = {layout: [*layout_problems(model, layout, workload), *missing_of_layout(layout)] for layout in layouts}
+    runs = [layout for layout in layouts if not broken[layout]]
+    if not runs:
+        raise ConfigError(*broken[layouts[SCHEDULES.index("1f1b")]])
+    predictions = [predict(model, cluster, layout, workload) for layout in runs]
+    fitting = [one for one in predictions if max(one.peak_memory_bytes) <= cluster.memory_bytes]
+    ranked = sorted(fitting or predictions, key=lambda one: one.step_time_s)
+    step_time_s: dict[str, float] = {}
+    for one in ranked:
+        step_time_s.setdefault(one.layout.schedule, one.step_time_s)
+    return ScheduleChoice(ranked[0].layout, step_time_s, bool(fitting))
 
 
 def _has_gemm_rate(cluster: ClusterSpec, recipe: Recipe) -> bool:

@@ -39,6 +39,13 @@ def metrics_row(step: int, slow: float = 1.0, **changes: Any) -> dict[str, Any]:
     }
 
 
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as it is with train.timing=false."""
+    exchange = {key: value for key, value in row["exchange"].items() if key != "exposed_s"}
+    left_out = {*TERMS, "critical_stage", "stages"}
+    return {key: value for key, value in row.items() if key not in left_out} | {"exchange": exchange}
+
+
 def prediction() -> dict[str, Any]:
     """A prediction that is right for every term but `expert_s`, which it doubles."""
     terms = {term: TERM_S for term in TERMS} | {"expert_s": 2 * TERM_S, "other_s": 0.0}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 COLLECTIVE_TIMEOUT_S = 30.0
-PRELOADED = ["piper_hpc.train.loop", "piper_hpc.train.checkpoint"]
+PRELOADED = ["piper_hpc.train.trainer", "piper_hpc.train.checkpoint"]
 """What ranks import, torch above all: seconds for each of up to sixteen, if the server did not do it once for all."""
 
 

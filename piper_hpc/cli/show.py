@@ -12,12 +12,12 @@ from rich.table import Table
 
 from piper_hpc.cli.measured import fitted, summary
 from piper_hpc.config import Experiment
-from piper_hpc.planning import FasterLayout
+from piper_hpc.planning import FasterLayout, ScheduleChoice
 from piper_hpc.report import facts, load, nccl_tests, table
 from piper_hpc.report import write as report
 from piper_hpc.report.units import seconds
 from piper_hpc.runs import RunFolder, Status
-from piper_hpc.spec import Prediction
+from piper_hpc.spec import Layout, Prediction
 
 
 def preview(text: str, prediction: Prediction | None, experiment: Experiment, console: Console) -> None:
@@ -67,7 +67,10 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
         console.print(line, highlight=False, soft_wrap=True)
     rows = table.predicted_against_measured(run)
     console.print(table.render(rows))
-    console.print(facts.rates_line(load.metrics(run)), highlight=False, soft_wrap=True)
+    taken = load.metrics(run)
+    if not load.timed(taken):
+        console.print(facts.NOT_TIMED, highlight=False)
+    console.print(facts.rates_line(taken), highlight=False, soft_wrap=True)
     routed = table.with_measured_routing(run)
     if routed is not None:
         console.print(routed.line, highlight=False)
@@ -94,7 +97,11 @@ def stale_calibration(notes: Iterable[str], console: Console) -> None:
 
 def suggest_layout(layout: FasterLayout, overrides: Sequence[str], console: Console) -> None:
     """What `parallelism=auto` would give instead of the run that ended, and the command for it."""
-    degrees = " ".join(f"{axis}={getattr(layout.layout, axis)}" for axis in ("pp", "ep", "dp", "micro_batch"))
+    default, always = Layout(), ("pp", "ep", "dp", "micro_batch")
+    chosen = {axis: value for axis, value in vars(layout.layout).items() if value != getattr(default, axis)}
+    others = {axis: value for axis, value in chosen.items() if axis not in (*always, "all_to_all", "placement")}
+    shown = {axis: getattr(layout.layout, axis) for axis in always} | others
+    degrees = " ".join(f"{axis}={list(value) if isinstance(value, tuple) else value}" for axis, value in shown.items())
     kept = [word for word in overrides if not word.lstrip("+~").startswith("parallelism") or _kept_by_auto(word)]
     command = shlex.join(["python", "-m", "piper_hpc.launch", *kept, "parallelism=auto"])
     console.print(
@@ -102,6 +109,20 @@ def suggest_layout(layout: FasterLayout, overrides: Sequence[str], console: Cons
         f"{seconds(layout.this_step_time_s)} for this layout; try it: {command}",
         highlight=False,
         markup=False,
+        soft_wrap=True,
+    )
+
+
+def chosen_schedule(choice: ScheduleChoice, console: Console) -> None:
+    """Which schedule `parallelism.schedule=auto` takes, and what the others would give."""
+    name, layout = choice.layout.schedule, choice.layout
+    others = [f"{other} {seconds(time_s)}" for other, time_s in choice.step_time_s.items() if other != name]
+    against = f" against {', '.join(others)}" if others else ", the only one that runs with these degrees"
+    memory = "" if choice.fits else "; no schedule is predicted to fit the memory"
+    console.print(
+        f"schedule=auto: {name} with vpp={layout.vpp}, {seconds(choice.step_time_s[name])} a step predicted"
+        f"{against}{memory}",
+        highlight=False,
         soft_wrap=True,
     )
 

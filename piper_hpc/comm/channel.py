@@ -97,7 +97,7 @@ class GroupChannel:
             )
         except RuntimeError as error:
             raise self.failed(error, self.entered) from None
-        return GroupWork(self, work, self.entered)
+        return GroupWork(self, work, self.entered, blocks=wait_blocks(output))
 
     @property
     def host_timeout_s(self) -> float:
@@ -151,11 +151,16 @@ def with_padding_row(
     return output.new_empty((1, *output.shape[1:])), source, recv_rows, padded
 
 
-class GroupWork:
-    """All-to-all `number` of a channel."""
+def wait_blocks(output: torch.Tensor) -> bool:
+    """Whether the `wait` of a work that fills `output` blocks the host and raises; on a device it orders streams."""
+    return output.device.type == "cpu"
 
-    def __init__(self, channel: GroupChannel, work: dist.Work, number: int) -> None:
-        self._channel, self._work, self._number = channel, work, number
+
+class GroupWork:
+    """All-to-all `number` of a channel. blocks: see `wait_blocks`."""
+
+    def __init__(self, channel: GroupChannel, work: dist.Work, number: int, *, blocks: bool) -> None:
+        self._channel, self._work, self._number, self._blocks = channel, work, number, blocks
         self._posted_s = time.monotonic()
 
     def wait(self) -> None:
@@ -167,6 +172,8 @@ class GroupWork:
 
     def wait_on_host(self) -> None:
         """See `piper_hpc.comm.channel.wait_on_host`."""
+        if self._blocks:
+            return
         while not self._work.is_completed():
             waited_s = time.monotonic() - self._posted_s
             if waited_s > self._channel.host_timeout_s:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from glob import iglob
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ CHOICES = {
     "task.ep_domain": ("none", "switch", "node"),
     "parallelism.all_to_all": (*ALGORITHMS, AUTO),
     **{f"parallelism.{axis}": values for axis, values in executor.LAYOUT_AXES.items()},
+    "parallelism.schedule": (*executor.LAYOUT_AXES["schedule"], AUTO),
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda", "xpu"),
     "cluster.quota": ("auto", "off"),
@@ -181,6 +183,8 @@ def task(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         if not 0 < count <= ranks:
             rule = f"must lie between 1 and cluster.nodes * cluster.ranks_per_node = {ranks}"
             yield Problem("task.ranks", count, rule, f"task.ranks=[{ranks}]")
+    if config.task.name == "profile" and not config.train.timing:
+        yield Problem("train.timing", False, "task=profile shows where time went", "train.timing=true")
     if config.task.name == "microbench":
         yield from _microbench(config, spec, ranks)
 
@@ -222,9 +226,9 @@ def train(config: TrainConfig) -> Iterator[Problem]:
         rule = f"a cosine ends below train.learning_rate = {highest:g}; train.lr_schedule=constant holds that rate"
         works = f"train.minimum_learning_rate={highest / 10:g}"
         yield Problem("train.minimum_learning_rate", lowest, rule, works)
-    for key, works in (("beta1", 0.9), ("beta2", 0.95)):
+    for key, usual in (("beta1", 0.9), ("beta2", 0.95)):
         if not 0 <= getattr(config, key) < 1:
-            yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")
+            yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={usual}")
 
 
 def resume(config: TrainConfig, spec: ModelSpec) -> Iterator[Problem]:
@@ -297,5 +301,7 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         yield Problem("parallelism", f"pp={p.pp} ep={p.ep} dp={dp}", rule, works)
         return
     asked = layout_of(config)
+    if asked.schedule == AUTO:  # what each schedule asks for is seen when one is chosen
+        asked = replace(asked, schedule="1f1b", vpp=1, stage_layers=())
     problems = list(layout_problems(spec, asked, Workload(batch, config.train.sequence)))
     yield from problems or executor.missing_of_layout(asked)

@@ -26,8 +26,9 @@ from piper_hpc.spec import RECIPES, TRAINED, Layout, ModelSpec, Recipe, Routing,
 
 @dataclass(frozen=True)
 class Experiment:
-    """One checked configuration. `layout` is None where it is planned first, or not needed; all_to_all: its algorithm,
-    which a plan for this project's executor takes too; model_sequence: tokens of a sequence of its own pre-training."""
+    """One checked configuration. `layout` is None where it is planned first, or not needed; its schedule may be `auto`,
+    which `planning.schedule_of` replaces. all_to_all: its algorithm, which a plan for this project's executor takes
+    too; model_sequence: tokens of a sequence of its own pre-training."""
 
     task: TaskConfig
     model: ModelSpec

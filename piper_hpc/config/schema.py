@@ -103,7 +103,7 @@ class ParallelismConfig:
     cp: int = 1  # context parallelism: ranks over which a sequence is split
     dp: int | None = None  # replicas of an expert; null: ranks / (pp * ep * etp)
     zero: int = 0  # ZeRO stage: 0, 1 optimizer states, 2 and gradients, 3 and weights are sharded
-    schedule: str = "1f1b"  # of the pipeline, see plan.axes.schedule
+    schedule: str = "1f1b"  # of the pipeline, see plan.axes.schedule; auto: the one predicted fastest
     micro_batch: int = 1  # sequences of one micro-batch on one rank
     recompute: str = "none"  # none, full, or parts joined by +: norm, activation, mla_up, moe, attention
     all_to_all: str = "flat"  # of dispatch and combine, see plan.axes.all_to_all and docs/all_to_all.md; or auto
@@ -247,6 +247,7 @@ class TrainConfig:
     beta2: float = 0.95  # of AdamW
     grad_clip: float = 1.0  # largest norm of all gradients together
     dtype: str = "float32"  # float32, bfloat16 or float64
+    timing: bool = True  # where every step's time went, by term and stage; false: its whole length alone
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     checkpoint_every: int = 0  # steps between checkpoints; 0: none on the way
     checkpoint_last: bool = False  # a checkpoint after the last step as well

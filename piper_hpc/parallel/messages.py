@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, schedules
 
-from piper_hpc.profiling.spans import BACKWARD, FORWARD, Message, Recorder
+from piper_hpc.profiling.spans import BACKWARD, FORWARD, Message, Pass, Recorder
 
 
 class WorkBatch(list[dist.Work]):
@@ -53,17 +53,27 @@ class InstrumentedStage(PipelineStage):
         message = Message(BACKWARD, self.stage_index - 1, bwd_chunk_id)
         return tag_operations(super().get_bwd_send_ops(bwd_chunk_id), message)
 
-    def forward_maybe_with_nosync(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-        with self.recorder.region("other"):
-            return super().forward_maybe_with_nosync(*args, **kwargs)
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with self.recorder.region("other", Pass("F", self.stage_index, fwd_chunk_id)):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
 
-    def backward_maybe_with_nosync(
-        self, backward_type: str, bwd_kwargs: dict[str, Any], last_backward: bool = False
-    ) -> tuple[tuple[torch.Tensor | None, ...], list[dict[str, Any]] | None]:
+    def backward_one_chunk(
+        self,
+        bwd_chunk_id: int,
+        loss: torch.Tensor | None = None,
+        full_backward: bool = True,
+        last_backward: bool = False,
+    ) -> None:
+        action = Pass("B" if full_backward else "I", self.stage_index, bwd_chunk_id)
+        with self.recorder.backward_pass("other", action):
+            super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
         # A pass for weight gradients alone goes through no region of the modules. Stage 0 has no input gradient: its
         # whole backward comes as one, where the weight gradients belong, and is timed by module.
-        with self.recorder.backward_pass("weight_grad" if backward_type == "weight" else "other"):
-            return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
+        name = "weight_grad" if self.stage_index else "other"
+        with self.recorder.backward_pass(name, Pass("W", self.stage_index, bwd_chunk_id)):
+            super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
 
     def perform_reduce_grad(self, grad_scale_factor: int) -> None:
         self.on_gradients()

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from piper_hpc.planner.grid import DUPLICATE, LayoutGrid, Mask, degrees
+from piper_hpc.planner.grid import LayoutGrid, Mask, degrees
 from piper_hpc.planner.search_spec import (
+    DUPLICATE,
     MEMORY_RELAXATION,
     NO_FIT,
+    WRONG_MICRO_BATCHES,
+    WRONG_VPP,
     RankedLayout,
     SearchResult,
     SearchSpec,
@@ -37,8 +40,6 @@ from piper_hpc.spec.schedules import schedule_problem
 Array = npt.NDArray[np.float64]
 
 PP_DIVIDES_RANKS = "Eq 7: pp must divide the ranks"
-WRONG_VPP = "schedule: needs another number of chunks a rank (vpp), or more than one stage"
-WRONG_MICRO_BATCHES = "schedule: needs more micro-batches a step, or a multiple of pp"
 
 
 @dataclass

@@ -1,26 +1,37 @@
-"""The search for executor=piper, on measured curves: branch and bound over pp, ep, dp and micro_batch."""
+"""The search for executor=piper, on measured curves: branch and bound over all that it trains."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+from piper_hpc.planner.balance import balanced_layers
 from piper_hpc.planner.search_spec import (
+    DUPLICATE,
     MEMORY_RELAXATION,
     NO_FIT,
+    WRONG_MICRO_BATCHES,
+    WRONG_VPP,
     RankedLayout,
     SearchResult,
     SearchSpec,
     domain_tier,
     pareto,
 )
+from piper_hpc.resource_model.eager.dispatch import pools
 from piper_hpc.resource_model.eager.groups import TIERS, layout_groups
-from piper_hpc.resource_model.eager.memory import peak_bytes
-from piper_hpc.resource_model.eager.predict import predict_from_cost, step_lower_bound_s
-from piper_hpc.resource_model.eager.step import StepCost, step_cost
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload
+from piper_hpc.resource_model.eager.memory import rank_memories
+from piper_hpc.resource_model.eager.pipeline import Held, alive_by_rank
+from piper_hpc.resource_model.eager.predict import step_lower_bound_s, step_time_s
+from piper_hpc.resource_model.eager.step import StepCost, StepPricer
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload, executor
 from piper_hpc.spec.rules import LAYERS, RULES, DegreeArrays
+from piper_hpc.spec.schedules import SPLIT_BACKWARD, V_SHAPED, schedule_problem
+
+RECOMPUTES_TWICE = "executor: recompute=full with a schedule that splits the backward"
+NOT_TRAINED = "executor: no value of an axis of the search trains"
 
 
 def divisors(number: int) -> list[int]:
@@ -51,7 +62,7 @@ class BoundedLayout:
 def search(spec: SearchSpec) -> SearchResult:
     """Every layout that the executor has, those excluded that a bound proves to be of no interest.
 
-    A layout's step takes at least its busiest stage's work. One whose bound is beaten is not put on a timeline: it can
+    A layout's step takes at least its busiest rank's work. One whose bound is beaten is not put on a timeline: it can
     be none of the best, nor on the front, nor the best inside Eq 10's domain, nor the best with more memory.
     """
     result = SearchResult()
@@ -71,8 +82,7 @@ def search(spec: SearchSpec) -> SearchResult:
             continue
         if not candidate.fits and beaten(with_more_memory):
             continue
-        prediction = predict_from_cost(candidate.cost, spec.model, spec.cluster, candidate.layout, spec.workload)
-        ranked = _ranked(spec, candidate, prediction.step_time_s)
+        ranked = _ranked(spec, candidate, step_time_s(candidate.cost, spec.cluster))
         result.searched += 1
         with_more_memory = sorted([*with_more_memory, ranked], key=lambda entry: entry.key)[:1]
         if candidate.fits:
@@ -81,6 +91,7 @@ def search(spec: SearchSpec) -> SearchResult:
             result.front = pareto([*result.front, ranked])
             if candidate.in_domain:
                 in_domain = sorted([*in_domain, ranked], key=lambda entry: entry.key)[:1]
+    result.rejected = +result.rejected  # without rules that nothing broke
     result.in_domain, result.with_more_memory = next(iter(in_domain), None), next(iter(with_more_memory), None)
     return result
 
@@ -104,35 +115,118 @@ def _bound(spec: SearchSpec, candidate: BoundedLayout) -> RankedLayout:
 
 def _candidates(spec: SearchSpec, rejected: Counter[str]) -> Iterator[BoundedLayout]:
     """Layouts that break no rule, or memory's by so little that more memory is asked about; others are counted."""
-    model, cluster, workload, axes = spec.model, spec.cluster, spec.workload, spec.axes
-    eq10 = domain_tier(cluster, "switch")
+    pricer = StepPricer(spec.model, spec.cluster, spec.workload)
+    eq10 = domain_tier(spec.cluster, "switch")
+    if not (_trained(spec, "zero") and _trained(spec, "recompute")):
+        rejected[NOT_TRAINED] += 1
     for ranks in spec.ranks:
         for degree in degrees(ranks):
-            if degree.pp not in axes.pp or degree.ep not in axes.ep:
+            if degree.pp not in spec.axes.pp or degree.ep not in spec.axes.ep:
                 continue
-            rule = _broken_by_degrees(degree, model, cluster, workload, spec.ep_domain)
+            rule = _broken_by_degrees(degree, spec.model, spec.cluster, spec.workload, spec.ep_domain)
             if rule is not None:
                 rejected[rule] += 1
                 continue
-            in_domain = widest_tier(degree, cluster) <= eq10
-            for micro_batch in divisors(workload.global_batch // degree.dense_dp):
-                if micro_batch not in axes.micro_batch:
-                    continue
-                layout = replace(degree, micro_batch=micro_batch, all_to_all=spec.all_to_all)
-                peak = max(peak_bytes(model, layout, workload))
-                fits = peak <= cluster.memory_bytes
-                if not fits:
-                    rejected[NO_FIT] += 1
-                if fits or peak <= MEMORY_RELAXATION * cluster.memory_bytes:
-                    cost = step_cost(model, cluster, layout, workload)
-                    yield BoundedLayout(layout, cost, step_lower_bound_s(cost, cluster), peak, fits, in_domain)
+            in_domain = widest_tier(degree, spec.cluster) <= eq10
+            for vpp, schedules in _pipelines(spec, degree, rejected):
+                for layout, running in _shaped(spec, pricer, replace(degree, vpp=vpp), schedules, rejected):
+                    yield from _fitting(spec, pricer, layout, running, in_domain, rejected)
+
+
+def _pipelines(spec: SearchSpec, degree: Layout, rejected: Counter[str]) -> Iterator[tuple[int, list[str]]]:
+    """vpp, and the schedules that run with it and place the stages alike; a single rank needs only one of them."""
+    only = next((name for name in spec.axes.schedule if schedule_problem(name, 1, 1, 1) is None), None)
+    for vpp in spec.axes.vpp:
+        alike: dict[bool, list[str]] = {False: [], True: []}
+        for schedule in spec.axes.schedule:
+            if degree.pp * vpp > spec.model.layers:
+                rejected[LAYERS] += 1
+            elif schedule_problem(schedule, degree.pp, vpp, 2 * degree.pp) is not None:
+                rejected[WRONG_VPP] += 1
+            elif degree.pp == 1 and schedule != only:
+                rejected[DUPLICATE] += 1
+            else:
+                alike[schedule in V_SHAPED].append(schedule)
+        yield from ((vpp, schedules) for schedules in alike.values() if schedules)
+
+
+def _shaped(
+    spec: SearchSpec, pricer: StepPricer, degree: Layout, schedules: list[str], rejected: Counter[str]
+) -> Iterator[tuple[Layout, list[str]]]:
+    """Every micro-batch, recomputation, split of the layers and ZeRO stage of the degrees, as a layout of the first of
+    the schedules that run with it, and these."""
+    for micro_batch in divisors(spec.workload.global_batch // degree.dense_dp):
+        if micro_batch not in spec.axes.micro_batch:
+            continue
+        sized = replace(degree, micro_batch=micro_batch, all_to_all=spec.all_to_all)
+        count = sized.micro_batches(spec.workload.global_batch)
+        runs = [name for name in schedules if schedule_problem(name, sized.pp, sized.vpp, count) is None]
+        rejected[WRONG_MICRO_BATCHES] += len(schedules) - len(runs)
+        for recompute in _trained(spec, "recompute"):
+            whole = [name for name in runs if recompute != "full" or name not in SPLIT_BACKWARD]
+            rejected[RECOMPUTES_TWICE] += len(runs) - len(whole)
+            if not whole:
+                continue
+            again = replace(sized, schedule=whole[0], recompute=recompute)
+            for split in dict.fromkeys(((), _balanced(pricer, again))):
+                for zero in _trained(spec, "zero"):
+                    if zero and sized.dense_dp == 1:
+                        rejected[DUPLICATE] += len(whole)
+                        continue
+                    yield replace(again, stage_layers=split, zero=zero), whole
+
+
+def _balanced(pricer: StepPricer, layout: Layout) -> tuple[int, ...]:
+    """The uneven split that embedding and head ask for."""
+    if layout.stages == 1:
+        return ()
+    group = pricer.groups(layout).stages[0].experts
+
+    def seconds(layers: int, first: bool = False, last: bool = False) -> float:
+        chunk = pricer.chunk(layout, group, Held(layers, first, last))
+        return chunk.forward_s + chunk.backward_s
+
+    one = seconds(1)
+    ends = seconds(1, first=True) - one, seconds(1, last=True) - one
+    return balanced_layers(layout, pricer.model.layers, seconds(2) - one, *ends)
+
+
+def _fitting(
+    spec: SearchSpec,
+    pricer: StepPricer,
+    layout: Layout,
+    schedules: list[str],
+    in_domain: bool,
+    rejected: Counter[str],
+) -> Iterator[BoundedLayout]:
+    """The layout under each schedule that fits, or does with more memory. They differ in what is alive at once."""
+    cost = pricer.cost(layout)
+    memories = rank_memories(spec.model, layout, spec.workload)
+    kept = pools(cost, spec.model, layout, spec.workload)
+    for schedule in schedules:
+        scheduled = replace(layout, schedule=schedule)
+        alive = alive_by_rank(scheduled, cost.micro_batches)
+        peak = max(
+            memory.peak_bytes(moments) + pool for memory, moments, pool in zip(memories, alive, kept, strict=True)
+        )
+        fits = peak <= spec.cluster.memory_bytes
+        if not fits:
+            rejected[NO_FIT] += 1
+        if fits or peak <= MEMORY_RELAXATION * spec.cluster.memory_bytes:
+            own = replace(cost, schedule=schedule)
+            yield BoundedLayout(scheduled, own, step_lower_bound_s(own, spec.cluster), peak, fits, in_domain)
+
+
+def _trained(spec: SearchSpec, axis: str) -> list[Any]:
+    """Values of an axis that the executor has."""
+    return [value for value in getattr(spec.axes, axis) if value in executor.LAYOUT_AXES[axis]]
 
 
 def _broken_by_degrees(
     layout: Layout, model: ModelSpec, cluster: ClusterSpec, workload: Workload, ep_domain: str
 ) -> str | None:
     """The first rule that no micro-batch size can mend, or None: a micro-batch of one sequence is the least."""
-    if layout.pp * layout.vpp > model.layers:
+    if layout.pp > model.layers:
         return LAYERS
     case = DegreeArrays.of(model, workload, replace(layout, micro_batch=1))
     broken = next((rule.text for rule in RULES if not rule.holds(case).all()), None)

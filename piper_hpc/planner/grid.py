@@ -20,8 +20,6 @@ from piper_hpc.spec import ALGORITHMS, FLAT, TIERS, Algorithm, Layout, ModelSpec
 from piper_hpc.spec.rules import DEGREES, RULES, DegreeArrays, Ints, Mask
 from piper_hpc.spec.schedules import schedule_problem
 
-DUPLICATE = "another name for a layout that is counted already"
-
 
 @dataclass(frozen=True)
 class LayoutGrid:

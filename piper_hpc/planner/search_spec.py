@@ -15,6 +15,10 @@ RANK_BY = ("mfu", "tokens_per_s", "memory")
 NO_FIT = "Eq 11: peak memory must fit the rank's memory"
 """By which both searches count what does not fit."""
 
+DUPLICATE = "another name for a layout that is counted already"
+WRONG_VPP = "schedule: needs another number of chunks a rank (vpp), or more than one stage"
+WRONG_MICRO_BATCHES = "schedule: needs more micro-batches a step, or a multiple of pp"
+
 EP_DOMAINS = ("none", "switch", "node")
 
 MEMORY_RELAXATION = 1.25
@@ -61,7 +65,7 @@ class RankedLayout:
             *(layout.ranks, layout.pp, layout.vpp, layout.ep, layout.etp, layout.tp, layout.cp, layout.dp),
             *(layout.zero, layout.micro_batch),
         )
-        names = (layout.schedule, layout.recompute, layout.all_to_all, layout.placement)
+        names = (layout.schedule, layout.recompute, layout.all_to_all, layout.placement, layout.stage_layers)
         return self.score, self.step_time_s, degrees, *names
 
 

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from piper_hpc.profiling.offset import ClockOffset
+
 Mark = Any
 """A moment on a device: seconds on a CPU, an event on a GPU until it is resolved."""
 
@@ -91,32 +93,32 @@ def host_identity() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def clock_offset_s(
+def compare_with_rank_0(
     device: torch.device,
     *,
     now: Callable[[], float] = time.monotonic,
     host: str | None = None,
     rounds: int = 20,
-) -> float:
-    """Seconds to add to this rank's clock to read rank 0's clock. Collective over the default group.
+) -> ClockOffset:
+    """What to add to this rank's clock to read rank 0's clock, as it is now. Collective over the default group.
 
-    Ranks on rank 0's host share its clock and need nothing. Every other rank in turn asks rank 0 for its time, `rounds`
-    times; of the quickest round trip, offset = answer - (sent + received) / 2, since the answer is
-    taken to be from its middle (Cristian's algorithm, 1989). It is off by at most half of that round trip.
-    `host` defaults to `host_identity()`.
+    Ranks of one host share its clock, and those on rank 0's host need nothing. The first rank of every other host in
+    turn asks rank 0 for its time, `rounds` times; of the quickest round trip, offset = answer - (sent + received) / 2,
+    since the answer is taken to be from its middle (Cristian's algorithm, 1989). It is off by at most half of that
+    round trip. `host` defaults to `host_identity()`.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     hosts: list[str] = [""] * size
     dist.all_gather_object(hosts, host if host is not None else host_identity())
-    offset = 0.0
-    for peer in range(1, size):
-        if hosts[peer] == hosts[0]:
-            continue
+    mine = ClockOffset(now(), 0.0)
+    for peer in sorted(hosts.index(other) for other in set(hosts) - {hosts[0]}):
         if rank == 0:
             _serve_clock(peer, device, now, rounds)
         elif rank == peer:
-            offset = _request_clock(device, now, rounds)
-    return offset
+            mine = _request_clock(device, now, rounds)
+    found = [mine] * size
+    dist.all_gather_object(found, mine)
+    return found[hosts.index(hosts[rank])]
 
 
 def _serve_clock(peer: int, device: torch.device, now: Callable[[], float], rounds: int) -> None:
@@ -128,15 +130,16 @@ def _serve_clock(peer: int, device: torch.device, now: Callable[[], float], roun
         dist.send(message, peer)
 
 
-def _request_clock(device: torch.device, now: Callable[[], float], rounds: int) -> float:
+def _request_clock(device: torch.device, now: Callable[[], float], rounds: int) -> ClockOffset:
     message = torch.zeros(1, dtype=torch.float64, device=device)
-    best_delay, best_offset = float("inf"), 0.0
+    best_delay_s, best = float("inf"), ClockOffset(0.0, 0.0)
     for _ in range(rounds):
         sent = now()
         dist.send(message, 0)
         dist.recv(message, 0)
         theirs = float(message.item())
         received = now()
-        if received - sent < best_delay:
-            best_delay, best_offset = received - sent, theirs - (sent + received) / 2
-    return best_offset
+        if received - sent < best_delay_s:
+            middle_s = (sent + received) / 2
+            best_delay_s, best = received - sent, ClockOffset(middle_s, theirs - middle_s)
+    return best

@@ -8,6 +8,7 @@ less all other terms: they add up to it exactly, and none but `other_s` is such 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,6 +20,9 @@ from piper_hpc.profiling.clock import Clock, Mark
 
 WAIT = "wait"
 """Name of the regions that wait for another rank; `Message` says for what."""
+
+POST = "post"
+"""Name of the spans without length at which a rank posts a message."""
 
 FORWARD, BACKWARD, ALL_RANKS = 0, 1, 2
 """What a message carries: activations, gradients, or a rank's arrival at a collective of the whole job."""
@@ -40,23 +44,36 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """One action of a pipeline rank: `kind` F, B, I or W as in spec.orders, of one micro-batch through one stage."""
+
+    kind: str
+    stage: int
+    micro_batch: int
+
+
+About = Message | Pass | None
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
-    """One region: its term, its start and end on the host's monotonic clock, and what a wait received."""
+    """One region: its term, its start and end on the host's monotonic clock, the message or pass that it is about."""
 
     name: str
     start_s: float
     end_s: float
     backward: bool = False
     message: Message | None = None
+    action: Pass | None = None
 
 
 class Region:
     """Context manager of one region in forward order."""
 
-    __slots__ = ("_message", "_name", "_recorder", "_start")
+    __slots__ = ("_about", "_name", "_recorder", "_start")
 
-    def __init__(self, recorder: Recorder, name: str, message: Message | None = None) -> None:
-        self._recorder, self._name, self._message = recorder, name, message
+    def __init__(self, recorder: Recorder, name: str, about: About = None) -> None:
+        self._recorder, self._name, self._about = recorder, name, about
 
     def __enter__(self) -> None:
         self._start = self._recorder.clock.now()
@@ -65,7 +82,7 @@ class Region:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         recorder = self._recorder
-        recorder.raw.append((self._name, False, self._start, recorder.clock.now(), self._message))
+        recorder.raw.append((self._name, False, self._start, recorder.clock.now(), self._about))
 
 
 class BackwardRegion:
@@ -94,7 +111,7 @@ class Recorder:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.raw: list[tuple[str, bool, Mark, Mark, Message | None]] = []
+        self.raw: list[tuple[str, bool, Mark, Mark, About]] = []
         self.running: list[BackwardRegion] = []
         self._posts: dict[Message, Mark] = {}
 
@@ -105,17 +122,19 @@ class Recorder:
         self._posts.clear()
         self.clock.start()
 
-    def region(self, name: str) -> Region:
-        """`with recorder.region("optimizer"): ...`"""
-        return Region(self, name)
+    def region(self, name: str, action: Pass | None = None) -> AbstractContextManager[None]:
+        """`with recorder.region("optimizer"): ...`; action: the pass of the pipeline that it is."""
+        return Region(self, name, action)
 
-    def waiting(self, message: Message | None) -> Region:
+    def waiting(self, message: Message | None) -> AbstractContextManager[None]:
         """A wait for `message`, or only for own sends to leave (None)."""
         return Region(self, WAIT, message)
 
     def post(self, message: Message) -> None:
         """This rank posts `message` now; its receiver's wait is judged by this moment."""
-        self._posts[message] = self.clock.now()
+        now = self.clock.now()
+        self._posts[message] = now
+        self.raw.append((POST, False, now, now, message))
 
     def timed(self, name: str, function: Callable[..., Result], *inputs: torch.Tensor) -> Result:
         """Return `function(*inputs)`; its forward and the backward of it count as `name`.
@@ -134,20 +153,27 @@ class Recorder:
                 output.register_hook(backward.on_output_gradient)
         return result
 
-    def backward_pass(self, name: str = "other") -> BackwardPass:
+    def backward_pass(self, name: str = "other", action: Pass | None = None) -> AbstractContextManager[None]:
         """Around one call of autograd: closes the regions whose inputs need no gradient (the embedding's).
 
         What no region claims counts as `name`.
         """
-        return BackwardPass(self, name)
+        return BackwardPass(self, name, action)
 
     def finish(self) -> list[Span]:
         """End the step; its spans in order of their start."""
         self.clock.finish()
         seconds = self.clock.seconds
         spans = [
-            Span(name, seconds(start), seconds(end), backward, message)
-            for name, backward, start, end, message in self.raw
+            Span(
+                name,
+                seconds(start),
+                seconds(end),
+                backward,
+                about if isinstance(about, Message) else None,
+                about if isinstance(about, Pass) else None,
+            )
+            for name, backward, start, end, about in self.raw
         ]
         return sorted(spans, key=lambda span: (span.start_s, -span.end_s))
 
@@ -159,8 +185,8 @@ class Recorder:
 class BackwardPass:
     """Context manager: collects the backward regions that ran inside one call of autograd."""
 
-    def __init__(self, recorder: Recorder, name: str) -> None:
-        self._recorder, self._name = recorder, name
+    def __init__(self, recorder: Recorder, name: str, action: Pass | None) -> None:
+        self._recorder, self._name, self._action = recorder, name, action
 
     def __enter__(self) -> None:
         self._start = self._recorder.clock.now()
@@ -170,7 +196,7 @@ class BackwardPass:
     ) -> None:
         recorder = self._recorder
         end = recorder.clock.now()
-        recorder.raw.append((self._name, True, self._start, end, None))
+        recorder.raw.append((self._name, True, self._start, end, self._action))
         recorder.raw.extend(
             (region.name, True, region.start, end if region.end is None else region.end, None)
             for region in recorder.running

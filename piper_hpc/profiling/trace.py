@@ -51,5 +51,12 @@ def _event(span: Span, place: RankPlace, origin_s: float) -> dict[str, Any]:
         "dur": (span.end_s - span.start_s) * 1e6,
     }
     if span.message is not None:
-        event["args"] = {"for": MESSAGES[span.message.kind], "micro_batch": span.message.micro_batch}
+        about = {"stage": span.message.stage, "micro_batch": span.message.micro_batch}
+        event["args"] = {"for": MESSAGES[span.message.kind]} | about
+    if span.action is not None:
+        event["args"] = {
+            "action": span.action.kind,
+            "stage": span.action.stage,
+            "micro_batch": span.action.micro_batch,
+        }
     return event

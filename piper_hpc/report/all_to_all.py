@@ -52,8 +52,12 @@ def levels(rows: Sequence[MetricsRow], prediction: dict[str, Any] | None) -> lis
 
 
 def line(rows: Sequence[MetricsRow]) -> str:
-    """How long dispatch and combine keep a step; empty where the run did not record it."""
-    shown = [(row["exchange"]["exposed_s"], row["step_time_s"]) for row in steady(rows) if "exchange" in row]
+    """How long dispatch and combine keep a step; empty where the run did not record it, or was not timed."""
+    shown = [
+        (row["exchange"]["exposed_s"], row["step_time_s"])
+        for row in steady(rows)
+        if "exposed_s" in row.get("exchange", {})
+    ]
     if not shown:
         return ""
     exposed, step = (median(values) for values in zip(*shown, strict=True))

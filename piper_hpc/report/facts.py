@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from piper_hpc.report.load import Row as MetricsRow
-from piper_hpc.report.load import steady, typical
+from piper_hpc.report.load import steady, timed, typical
 from piper_hpc.report.table import Row
 from piper_hpc.report.units import count, percent, seconds, size
 from piper_hpc.runs import RunFolder
+
+NOT_TIMED = "terms were not timed (train.timing=false)"
 
 
 def summary_sentence(run: RunFolder, rows: Sequence[MetricsRow]) -> str:
@@ -81,7 +83,8 @@ def selected_algorithms(run: RunFolder) -> list[str]:
 
 def measurement_note(rows: Sequence[MetricsRow]) -> str:
     """How measured values were taken."""
-    return f"Measured: median over {len(steady(rows))} steady of {len(rows)} steps, on the critical stage."
+    where = "on the critical stage" if timed(rows) else NOT_TIMED
+    return f"Measured: median over {len(steady(rows))} steady of {len(rows)} steps, {where}."
 
 
 def calibration_note(prediction: dict[str, Any] | None) -> str:

@@ -79,6 +79,11 @@ def steady(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if not row.get("warmup")] or list(rows)
 
 
+def timed(rows: Sequence[Row]) -> bool:
+    """Whether every step was timed by term (`train.timing`)."""
+    return all("stages" in row for row in rows)
+
+
 def typical(rows: Sequence[Row], key: str) -> float:
     """The median of one quantity over steady rows."""
     return median(row[key] for row in rows)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from piper_hpc.report.load import TERMS_OF_LATER_VERSIONS, metrics, steady, typical
+from piper_hpc.report.load import TERMS_OF_LATER_VERSIONS, metrics, steady, timed, typical
 from piper_hpc.report.load import Row as Metrics
 from piper_hpc.report.units import percent, quantity
 from piper_hpc.runs import RunFolder
@@ -61,7 +61,8 @@ class Row:
 
 
 def predicted_against_measured(run: RunFolder) -> list[Row]:
-    """Every term, the step time, the wall clock from row to row where it was recorded, and the peak memory of a run.
+    """Step time and peak memory of a run, before them every term where steps were timed by term, and between them the
+    wall clock from row to row where it was recorded.
 
     Measured times are medians over the steady steps, each quantity on its own, so that terms add up to the step time
     only nearly; the peak of memory is the largest over all steps and ranks.
@@ -72,7 +73,8 @@ def predicted_against_measured(run: RunFolder) -> list[Row]:
 
 def _rows(rows: Sequence[Metrics], steady_rows: Sequence[Metrics], prediction: dict[str, Any] | None) -> list[Row]:
     step_time_s = typical(steady_rows, "step_time_s")
-    terms = [_row(term, typical(steady_rows, term), prediction, step_time_s) for term in TERMS]
+    shown = TERMS if timed(steady_rows) else ()
+    terms = [_row(term, typical(steady_rows, term), prediction, step_time_s) for term in shown]
     peak = max(size for row in rows for size in row["peak_memory_bytes"])
     return [
         *terms,

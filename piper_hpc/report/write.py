@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from piper_hpc.report import all_to_all, facts
-from piper_hpc.report.load import metrics
+from piper_hpc.report.load import metrics, timed
 from piper_hpc.report.table import COLUMNS, Row, cells, predicted_against_measured, with_measured_routing
 from piper_hpc.runs import RunFolder
 
@@ -73,15 +73,12 @@ def html(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -
 
     prediction = run.prediction()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    # In the order of the page; what shows terms is left out where there are none.
     drawn = figures.html(
-        {
-            "terms": figures.predicted_against_measured(table),
-            "loss": figures.loss_curve(rows, run.config()["model"]["vocab"]),
-            "throughput": figures.throughput(rows),
-            "breakdown": figures.breakdown(rows),
-            "stages": figures.stages(rows),
-            "experts": figures.expert_load(rows),
-        }
+        ({"terms": figures.predicted_against_measured(table)} if timed(rows) else {})
+        | {"loss": figures.loss_curve(rows, run.config()["model"]["vocab"]), "throughput": figures.throughput(rows)}
+        | ({"breakdown": figures.breakdown(rows), "stages": figures.stages(rows)} if timed(rows) else {})
+        | {"experts": figures.expert_load(rows)}
     )
     return environment.from_string(TEMPLATE.read_text()).render(
         run_id=run.run_id,

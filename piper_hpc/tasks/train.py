@@ -102,6 +102,7 @@ def settings_of(experiment: Experiment, calibration: Calibration | None, steps: 
         peak_flops=calibration.peak_flops if calibration else 0.0,
         flops_per_token=flops_per_token(experiment.model, chosen.sequence),
         collective_timeout_s=experiment.cluster.comm_timeout_s,
+        timing=chosen.timing,
     )
 
 

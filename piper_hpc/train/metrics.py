@@ -41,21 +41,15 @@ def terms_by_rank(records: Records, layout: Layout) -> dict[str, np.ndarray]:
 def summarise(records: Records, layout: Layout, *, tokens: int) -> dict[str, Any]:
     """The measured part of a row of metrics.
 
-    The terms are those of the critical stage, the one with the longest busy time (its step without bubble and p2p), as
-    the mean over its ranks; `stages` has them for every stage. Their `other_s` makes them add up to `step_time_s`, the
-    time from the first rank's start to the last rank's end. `exchange` has what all ranks sent, counted from their
-    plans (rows, and beside them the metadata of those that choices share), and the critical stage's dispatch and
-    combine, of which the executor hides nothing. `other_self_s` is what the critical stage's ranks measured in regions
-    of no other term: `other_s` is that and the time before the stage's ranks began and after they ended.
+    `exchange` has what all ranks sent, counted from their plans (rows, and beside them the metadata of those that
+    choices share), and where steps are timed the critical stage's dispatch and combine, of which the executor hides
+    nothing; so have timed steps what `_stages` gives.
     """
     ranks = records.ranks
     step_time_s = float(ranks["end_s"].max() - ranks["start_s"].min())
-    by_stage = {term: each.reshape(layout.pp, -1).mean(axis=1) for term, each in terms_by_rank(records, layout).items()}
-    by_stage["other_s"] += step_time_s - sum(by_stage.values())
-    stages = [{term: float(each[stage]) for term, each in by_stage.items()} for stage in range(layout.pp)]
-    critical = int(np.argmin(by_stage["bubble_s"] + by_stage["p2p_s"]))
     expert_load, rank_load = _loads(records, layout)
-    return {
+    exchange: dict[str, Any] = {name: _by_level(ranks[name]) for name in ("payload_bytes", "metadata_bytes")}
+    row = {
         "loss": float(ranks["loss"].sum()),
         "aux_loss": float(ranks["aux_loss"].sum()),
         "grad_norm": float(ranks["grad_norm"][0]),
@@ -66,14 +60,31 @@ def summarise(records: Records, layout: Layout, *, tokens: int) -> dict[str, Any
         "rss_bytes": ranks["rss_bytes"].astype(int).tolist(),
         "expert_load": expert_load.tolist(),
         "rank_load": rank_load.tolist(),
-        "exchange": {
-            "payload_bytes": _by_level(ranks["payload_bytes"]),
-            "metadata_bytes": _by_level(ranks["metadata_bytes"]),
-            "exposed_s": stages[critical]["dispatch_s"] + stages[critical]["combine_s"],
-        },
+        "exchange": exchange,
+    }
+    if records.shape.timed:
+        row |= _stages(records, layout, step_time_s)
+        exchange["exposed_s"] = row["dispatch_s"] + row["combine_s"]
+    return row
+
+
+def _stages(records: Records, layout: Layout, step_time_s: float) -> dict[str, Any]:
+    """The terms of a row: of the critical stage, and in `stages` those of every stage.
+
+    The critical stage is the one with the longest busy time (its step without bubble and p2p), and its terms are the
+    mean over its ranks. Their `other_s` makes them add up to `step_time_s`, the time from the first rank's start to the
+    last rank's end. `other_self_s` is what the critical stage's ranks measured in regions of no other term: `other_s`
+    is that and the time before the stage's ranks began and after they ended.
+    """
+    by_stage = {term: each.reshape(layout.pp, -1).mean(axis=1) for term, each in terms_by_rank(records, layout).items()}
+    by_stage["other_s"] += step_time_s - sum(by_stage.values())
+    stages = [{term: float(each[stage]) for term, each in by_stage.items()} for stage in range(layout.pp)]
+    critical = int(np.argmin(by_stage["bubble_s"] + by_stage["p2p_s"]))
+    other_self_s = records.ranks["seconds"][OTHER].reshape(layout.pp, -1)[critical].mean()
+    return {
         "critical_stage": critical,
         **stages[critical],
-        "other_self_s": float(ranks["seconds"][OTHER].reshape(layout.pp, -1)[critical].mean()),
+        "other_self_s": float(other_self_s),
         "stages": stages,
     }
 

@@ -36,15 +36,20 @@ Numbers = int | np.ndarray
 
 @dataclass(frozen=True)
 class RecordShape:
-    """What fixes a record's length: micro-batches of a step, experts, and stages and layers of each pipeline rank."""
+    """What fixes a record's length: micro-batches of a step, experts, and stages and layers of each pipeline rank.
+
+    timed: whether what is inside the step was timed; else a record has no waits and no posts, and its `seconds` say
+    nothing.
+    """
 
     micro_batches: int
     experts: int
     stages: tuple[tuple[int, ...], ...]
     layers: tuple[tuple[int, ...], ...]
+    timed: bool = True
 
     @staticmethod
-    def of(layout: Layout, micro_batches: int, *, layers: int, experts: int) -> RecordShape:
+    def of(layout: Layout, micro_batches: int, *, layers: int, experts: int, timed: bool = True) -> RecordShape:
         """That of a model of `layers` layers, held as `layout` says."""
         held = layout.layers_by_stage(layers)
         stages = tuple(
@@ -52,7 +57,7 @@ class RecordShape:
             for rank in range(layout.pp)
         )
         layers_of = tuple(tuple(layer for stage in of_rank for layer in held[stage]) for of_rank in stages)
-        return RecordShape(micro_batches, experts, stages, layers_of)
+        return RecordShape(micro_batches, experts, stages, layers_of, timed)
 
     @property
     def passes(self) -> int:
@@ -62,12 +67,12 @@ class RecordShape:
     @property
     def waits(self) -> int:
         """The most waits: two receives and two sends a pass, and the one at the end of the step."""
-        return 4 * self.passes + 1
+        return 4 * self.passes + 1 if self.timed else 0
 
     @property
     def posts(self) -> int:
         """Messages a rank may post: two a pass, and its arrival at the end of the step."""
-        return 2 * self.passes + 1
+        return 2 * self.passes + 1 if self.timed else 0
 
     @cached_property
     def holders(self) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import pytest
 from analysis.validate import main
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import TERMS
-from tests.finished_run import STEP_S, TERM_S, make_run, metrics_row, prediction
+from tests.finished_run import STEP_S, TERM_S, make_run, metrics_row, prediction, untimed
 
 
 def test_the_document_has_every_term_and_a_summary(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,6 +51,20 @@ def test_two_runs_are_summarised_together(run: RunFolder, tmp_path: Path, capsys
     errors = [abs(0.12 - STEP_S) / STEP_S, abs(0.12 - 2 * STEP_S) / (2 * STEP_S)]
     assert step_time["n"] == 2
     assert step_time["mean_abs_error_pct"] == pytest.approx(100 * sum(errors) / 2)
+
+
+def test_run_that_was_not_timed_is_judged_by_its_step_alone(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [untimed(metrics_row(step)) for step in range(4)]
+    plain = make_run(tmp_path / "untimed", rows, prediction())
+    assert main(["runs", str(plain.path)]) == 0
+    assert "terms were not timed" in capsys.readouterr().out
+    assert main(["runs", str(run.path), str(plain.path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    timed, alone = (each["terms_error_pct"] for each in document["runs"])
+    assert alone is None and document["summary"]["terms_error_pct"] == timed
+    assert document["runs"][1]["step_time_error_pct"] is not None
 
 
 def test_a_tolerance_decides_the_exit_code(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
@@ -130,7 +131,12 @@ def on_a_device(questions: float, error: RuntimeError | None = None) -> tuple[li
         made.append(DeviceWork(original(*arguments, **more), questions, error))
         return made[-1]
 
-    return made, patch.object(dist, "all_to_all_single", posting)
+    @contextmanager
+    def device() -> Iterator[None]:
+        with patch.object(dist, "all_to_all_single", posting), patch.object(channel, "wait_blocks", return_value=False):
+            yield
+
+    return made, device()
 
 
 def asked_of_a_device(algorithm: str) -> list[int]:

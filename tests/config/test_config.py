@@ -121,6 +121,7 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
             "below train.learning_rate = 0.0003; train.lr_schedule=constant",
             "train.minimum_learning_rate=3e-05",
         ),
+        ("task=profile train.timing=false", "train.timing", "False", "shows where time went", "train.timing=true"),
         ("train.beta2=1.5", "train.beta2", "1.5", "[0, 1)", "train.beta2=0.95"),
         ("train.routing.skew=0.5", "train.routing.skew", "0.5", "at least 1", "train.routing.skew=1.5"),
         ("train.routing.mode=drop", "train.routing.mode", "drop", "drops no token", "train.routing.mode=dropless"),

@@ -20,8 +20,8 @@ from piper_hpc.parallel.groups import make_groups
 from piper_hpc.runtime.failures import classify
 from piper_hpc.spec import ALGORITHMS, OVERLAPS, ExpertPlacement, Layout, ModelSpec, Overlap, RankMap, Workload
 from piper_hpc.train import metrics
-from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.trainer import Trainer
 from tests.processes import run_ranks
 
 TOKENS, TOP_K, HIDDEN = 10, 3, 8

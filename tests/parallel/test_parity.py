@@ -18,9 +18,9 @@ from piper_hpc.comm import autograd
 from piper_hpc.model.names import logical_tensors
 from piper_hpc.spec import Layout, ModelSpec, RankMap, RankPlace, Workload
 from piper_hpc.train.data import ByteDataset
-from piper_hpc.train.loop import Trainer
 from piper_hpc.train.metrics import tokens_by_group
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.trainer import Trainer
 from tests.full import full
 from tests.parallel.matrix import AXES, RANKS, Cell, every_cell, pairwise_cover
 from tests.parallel.reference import Reference

@@ -16,8 +16,8 @@ from piper_hpc.parallel.messages import instrumented_schedule
 from piper_hpc.profiling.clock import CpuClock
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec import Layout, ModelSpec, RankMap, Workload
-from piper_hpc.train.loop import Trainer
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.trainer import Trainer
 from tests.processes import run_ranks
 
 MODEL = ModelSpec(

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from piper_hpc.planner import Axes, benchmark, plan
 from piper_hpc.planner.eager import divisors
 from piper_hpc.planner.engines import Megatron
-from piper_hpc.planner.grid import DUPLICATE
-from piper_hpc.planner.search_spec import RankedLayout, SearchSpec
+from piper_hpc.planner.search_spec import DUPLICATE, RankedLayout, SearchSpec
 from piper_hpc.resource_model import analytical
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.spec import EXECUTIONS, Layout, ModelSpec, Prediction

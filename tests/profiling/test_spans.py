@@ -1,21 +1,19 @@
-"""Regions: nesting, backward, waits; clocks on different hosts; live bytes; the trace document."""
+"""Regions: nesting, backward, waits; live bytes; the trace document."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from piper_hpc.profiling.clock import CpuClock, clock_offset_s
+from piper_hpc.profiling.clock import CpuClock
 from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
 from piper_hpc.profiling.spans import FORWARD, Message, Recorder, Span, self_seconds, split_wait_s
 from piper_hpc.profiling.trace import write_trace
+from piper_hpc.profiling.untimed import UntimedRecorder
 from piper_hpc.spec import Layout, RankMap
-from tests.processes import run_ranks
 
 
 class Ticks:
@@ -83,6 +81,20 @@ def test_region_without_differentiable_input_ends_with_the_backward_pass() -> No
     assert outer.start_s < inner.start_s < inner.end_s <= outer.end_s
 
 
+def test_training_that_is_not_timed_gets_no_spans_hooks_or_posts() -> None:
+    recorder = UntimedRecorder(Ticks())
+    recorder.start()  # the step begins at 1
+    given = torch.ones(3, requires_grad=True)
+    with recorder.region("host"), recorder.waiting(Message(FORWARD, 0)), recorder.waiting(None):
+        result = recorder.timed("expert", lambda x: x, given)
+        recorder.post(Message(FORWARD, 0))
+        with recorder.backward_pass():
+            (2 * result).sum().backward()
+    assert result is given and not given._backward_hooks, "neither a view nor a hook"
+    assert given.grad is not None and given.grad.tolist() == [2.0] * 3
+    assert recorder.finish() == [Span("other", 1.0, 2.0)] and recorder.posts() == {}
+
+
 @pytest.mark.parametrize(
     ("start", "end", "posted", "bubble", "transfer"),
     [(0, 5, 2, 2, 3), (0, 5, -1, 0, 5), (0, 5, 5, 5, 0), (0, 5, 6, 5, 0)],
@@ -91,23 +103,6 @@ def test_wait_is_split_where_the_sender_posted(
     start: float, end: float, posted: float, bubble: float, transfer: float
 ) -> None:
     assert split_wait_s(start, end, posted) == (bubble, transfer)
-
-
-def offset_with_wrong_clock(error_s: float, same_host: bool) -> float:
-    rank = dist.get_rank()
-    host = "one" if same_host or rank == 0 else f"host {rank}"
-    return clock_offset_s(torch.device("cpu"), now=lambda: time.monotonic() + rank * error_s, host=host)
-
-
-@pytest.mark.processes
-@pytest.mark.alone
-def test_clocks_of_other_hosts_are_aligned_with_rank_0() -> None:
-    assert run_ranks(3, offset_with_wrong_clock, 100.0, False) == pytest.approx([0.0, -100.0, -200.0], abs=5e-3)
-
-
-@pytest.mark.processes
-def test_clock_shared_by_ranks_of_one_host_needs_no_correction() -> None:
-    assert run_ranks(2, offset_with_wrong_clock, 100.0, True) == [0.0, 0.0]
 
 
 def test_peak_counts_live_storages_once_and_forgets_the_freed() -> None:
@@ -160,4 +155,4 @@ def test_trace_has_one_row_per_rank_and_microseconds(tmp_path: Path) -> None:
         (0, "attention", "backward", 500_000, 2000),
         (1, "wait", "forward", 1_000_000, 500_000),
     ]
-    assert events[-1]["args"] == {"for": "activations", "micro_batch": 3}
+    assert events[-1]["args"] == {"for": "activations", "stage": 1, "micro_batch": 3}

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from piper_hpc.report.facts import rates_line
+from piper_hpc.report.facts import measurement_note, rates_line
 from piper_hpc.report.load import UsageError, metrics, open_run, steady
 from piper_hpc.report.table import NOT_APPLICABLE, predicted_against_measured, render, with_measured_routing
 from piper_hpc.report.units import count, percent, seconds, size
+from piper_hpc.report.write import write
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
-from tests.finished_run import STEP_S, TERM_S, make_run, metrics_row, prediction
+from tests.finished_run import STEP_S, TERM_S, make_run, metrics_row, prediction, untimed
 
 
 def test_every_term_then_step_time_and_memory(run: RunFolder) -> None:
@@ -68,6 +69,16 @@ def test_wall_clock_stands_beside_the_step_where_it_was_recorded(tmp_path: Path,
     assert rates_line(metrics(run)) == both
     said = f"{both}; wall clock, with records and checkpoints: {2048 / STEP_S:,.0f} tokens/s, MFU 12.5 %"
     assert rates_line(metrics(made)) == said
+
+
+def test_run_that_was_not_timed_has_its_step_and_memory_alone(tmp_path: Path) -> None:
+    rows = [untimed(metrics_row(step)) for step in range(4)]
+    made = make_run(tmp_path, rows, prediction())
+    assert [row.key for row in predicted_against_measured(made)] == ["step_time_s", "peak_memory_bytes"]
+    assert measurement_note(metrics(made)).endswith("terms were not timed (train.timing=false).")
+    page, text = (path.read_text() for path in write(made))
+    assert 'id="figure-loss"' in page and 'id="figure-stages"' not in page and "Where each step went" not in page
+    assert "terms were not timed" in page and "terms were not timed" in text and "Dispatch and combine keep" not in text
 
 
 def test_a_later_attempt_replaces_the_steps_it_repeats(tmp_path: Path) -> None:

@@ -20,9 +20,17 @@ from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for
 from piper_hpc.profiling.memory import LiveBytes, peak_tensor_bytes
 from piper_hpc.profiling.spans import Recorder
-from piper_hpc.resource_model.eager.memory import memory_by_rank, peak_bytes, stage_parameters
-from piper_hpc.spec import RECIPES, Layout, ModelSpec, RankMap, Workload
+from piper_hpc.resource_model.eager.memory import (
+    head_activation_bytes,
+    layer_activation_bytes,
+    memory_by_rank,
+    peak_bytes,
+    stage_parameters,
+)
+from piper_hpc.resource_model.schedule import peak_held, rank_order
+from piper_hpc.spec import RECIPES, TRAINED, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
+from piper_hpc.spec.schedules import stage_of
 from piper_hpc.train.optimizer import Optimizer
 from piper_hpc.train.settings import TrainSettings
 from tests.resource_model.clusters import TINY, WIDE
@@ -65,6 +73,101 @@ def test_experts_are_divided_by_ep_and_nothing_else_is() -> None:
 @pytest.mark.parametrize("pp", [1, 2, 3, 4])
 def test_stages_hold_every_parameter_once(pp: int) -> None:
     assert sum(stage_parameters(TINY, Layout(pp=pp))) == TINY.parameters
+
+
+def kinds(layout: Layout, workload: Workload = WORKLOAD, model: ModelSpec = TINY) -> dict[str, list[int]]:
+    return memory_by_rank(model, layout, workload)
+
+
+def test_zero_1_shards_the_optimizer_and_keeps_its_part_of_the_master_apart() -> None:
+    """Dense parameters over all four ranks of the stage, experts over the two that hold the same; fp32 and bf16."""
+    layout = Layout(ep=2, dp=2)
+    experts = TINY.layers * TINY.experts // 2 * TINY.expert_parameters
+    dense = stage_parameters(TINY, layout)[0] - experts
+    for recipe, whole, sharded in (("float32", 8, 12), ("mixed_18", 12, 12)):
+        workload = replace(WORKLOAD, recipe=RECIPES[recipe])
+        assert kinds(layout, workload)["optimizer"] == [whole * (dense + experts)]
+        assert kinds(replace(layout, zero=1), workload)["optimizer"] == [sharded * (dense // 4 + experts // 2)]
+    mixed = kinds(layout, replace(WORKLOAD, recipe=TRAINED["bfloat16"]))
+    assert (mixed["parameters"], mixed["gradients"]) == ([2 * (dense + experts)], [4 * (dense + experts)])
+
+
+def test_the_shards_that_zero_1_receives_may_be_the_peak() -> None:
+    """One sequence of two tokens keeps next to nothing; the gradients of a shard come from every replica."""
+    short = Workload(global_batch=2, sequence=2)
+    plain, sharded = (kinds(Layout(dp=2, zero=zero), short) for zero in (0, 1))
+    experts = TINY.layers * TINY.experts * TINY.expert_parameters
+    assert experts > TINY.parameters / 2
+    assert sharded["activations"] == plain["activations"]
+    assert sharded["activations"][0] + sharded["workspace"][0] == 4 * experts
+    assert kinds(Layout(zero=1), short)["workspace"] == kinds(Layout(), short)["workspace"]  # alone, nothing comes
+
+
+def test_what_is_recomputed_is_not_kept() -> None:
+    """Two micro-batches are alive on the first of two ranks, each of two layers of 256 tokens in two experts."""
+    layout, tokens = Layout(pp=2, micro_batch=2), 256
+
+    def activations(recompute: str) -> int:
+        return kinds(replace(layout, recompute=recompute))["activations"][0]
+
+    output = tokens * (TINY.q_dim + TINY.heads) * 4
+    inner = 2 * tokens * TINY.top_k * TINY.expert_ffn * 4
+    assert activations("none") - activations("selective") == 2 * 2 * output
+    assert activations("none") - activations("activation") == 2 * 2 * inner
+    assert activations("none") - activations("attention+activation") == 2 * 2 * (output + inner)
+    hidden = tokens * TINY.hidden * 4
+    assert activations("full") == 2 * (2 * hidden + hidden)  # each layer's input, and what the stage returned
+    workspace = [kinds(replace(layout, recompute=name))["workspace"][0] for name in ("none", "activation", "full")]
+    layer = layer_activation_bytes(TINY, tokens, 1, 4)
+    assert [workspace[1] - workspace[0], workspace[2] - workspace[0]] == [inner, layer - hidden]
+
+
+def test_a_rank_keeps_what_the_order_of_its_schedule_keeps() -> None:
+    """Chunks of different sizes, whose most does not come when most of them are alive."""
+    deep = replace(TINY, layers=8)
+    for schedule, split in (("zbv", (1, 2, 3, 2)), ("dualpipev", (1, 1, 1, 5)), ("interleaved", (3, 2, 2, 1))):
+        layout = Layout(pp=2, vpp=2, schedule=schedule, micro_batch=2, stage_layers=split)
+        memory, micro_batches = kinds(layout, WORKLOAD, deep), layout.micro_batches(WORKLOAD.global_batch)
+        layer, head = layer_activation_bytes(deep, 256, 1, 4), head_activation_bytes(deep, 256, 4)
+        message, logits = 256 * deep.hidden * 4, 256 * deep.vocab * 4
+        # The first stage got no message; the last keeps the head's and its logits; the others return what they got.
+        kept = [split[0] * layer + message, split[1] * layer, split[2] * layer, split[3] * layer + head + logits]
+        kept[3] -= message
+        for rank in (0, 1):
+            own = [kept[stage_of(schedule, rank, chunk, 2)] for chunk in (0, 1)]
+            order = rank_order(schedule, rank, 2, 2, micro_batches)
+            assert memory["activations"][rank] == peak_held(order, own)
+
+
+def test_messages_are_of_neighbours_on_other_ranks() -> None:
+    deep = replace(TINY, layers=8)
+    buffer = (32 + 1) * 2 * 128 * deep.hidden * 4
+    assert kinds(Layout(pp=2, micro_batch=2), WORKLOAD, deep)["messages"] == [buffer, buffer]
+    zbv, interleaved = (
+        kinds(Layout(pp=2, vpp=2, schedule=name, micro_batch=2), WORKLOAD, deep)["messages"]
+        for name in ("zbv", "interleaved")
+    )
+    assert zbv == [2 * buffer, 2 * buffer]  # the turn of the V is inside the last rank
+    assert interleaved == [3 * buffer, 3 * buffer]
+
+
+def test_the_loss_of_a_bf16_run_has_four_bytes_a_number() -> None:
+    tokens, mixed = 256, replace(WORKLOAD, recipe=TRAINED["bfloat16"])
+    probabilities = tokens * TINY.vocab * 4
+    assert head_activation_bytes(TINY, tokens, 2) == tokens * (3 * TINY.hidden + 1) * 2 + probabilities
+    wide = replace(TINY, vocab=2**15)
+    assert kinds(Layout(micro_batch=2), mixed, wide)["workspace"] == [2 * tokens * 2**15 * 4]
+
+
+@pytest.mark.parametrize("vpp", [1, 2])
+def test_layers_may_lie_unevenly(vpp: int) -> None:
+    deep = replace(TINY, layers=8)
+    schedule = "interleaved" if vpp == 2 else "1f1b"
+    even = Layout(pp=2, vpp=vpp, schedule=schedule)
+    uneven = replace(even, stage_layers=(5, 3) if vpp == 1 else (3, 2, 2, 1))
+    moved = stage_parameters(deep, Layout(pp=8))[1]  # one layer
+    before, after = (stage_parameters(deep, layout) for layout in (even, uneven))
+    assert [after[0] - before[0], before[1] - after[1]] == [moved, moved]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from piper_hpc.spec import Layout, ModelSpec, RankMap, Workload
 from piper_hpc.train.checkpoint import Progress
 from piper_hpc.train.checkpoint.state import Part, held
 from piper_hpc.train.data import ByteDataset
-from piper_hpc.train.loop import Trainer, train
+from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.trainer import Trainer
 
 MODEL = ModelSpec(
     "tiny", layers=4, hidden=16, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_ffn=16, vocab=64

@@ -23,7 +23,7 @@ from piper_hpc.runs.checkpoints import SIDECAR, CheckpointError, Sidecar, Stored
 from piper_hpc.train.checkpoint import Progress
 from piper_hpc.train.checkpoint import write as writing
 from piper_hpc.train.checkpoint.state import Part
-from piper_hpc.train.loop import Trainer
+from piper_hpc.train.trainer import Trainer
 from tests.processes import run_ranks
 from tests.train import layouts
 from tests.train.layouts import LAYOUTS, MODEL, WORKLOAD

@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import Span
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
+from piper_hpc.train import trainer as trainer_code
 from piper_hpc.train.corpus import prepare_corpus, standard_library_files
 from piper_hpc.train.data import ByteDataset
-from piper_hpc.train.loop import Trainer, train
+from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.trainer import Trainer
 from tests.processes import run_ranks
 
 MODEL = ModelSpec(
@@ -47,7 +51,7 @@ class RepeatedData:
         return torch.arange(8)[:, None].expand(8, WORKLOAD.sequence + 1)
 
 
-def run(cache: Path, steps: int) -> tuple[list[dict[str, Any]], list[Span]]:
+def run(cache: Path, steps: int, timing: bool = True) -> tuple[list[dict[str, Any]], list[Span]]:
     """Rows of metrics (on rank 0) and the spans of the last step."""
     rank_map = RankMap.block(LAYOUT, 4, (0,))
     data = ByteDataset(
@@ -62,8 +66,9 @@ def run(cache: Path, steps: int) -> tuple[list[dict[str, Any]], list[Span]]:
     rows: list[dict[str, Any]] = []
     spans: dict[int, Any] = {}
     settings = TrainSettings(
-        steps=steps, learning_rate=1e-2, warmup_steps=3, flops_per_token=1e6, peak_flops=1e9, collective_timeout_s=30.0
-    )
+        steps=steps, learning_rate=1e-2, warmup_steps=3, flops_per_token=1e6, peak_flops=1e9, collective_timeout_s=30.0,
+        timing=timing,
+    )  # fmt: skip
     train(
         MODEL, LAYOUT, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"), data=data,
         on_step=rows.append, on_spans=spans.__setitem__,
@@ -108,6 +113,57 @@ def test_loss_falls_and_every_row_is_whole(tmp_path: Path) -> None:
     training_state = 16 * MODEL.parameters  # weights, gradients and two moments in float32
     assert all(training_state / 4 < peak < 3 * training_state for peak in rows[-1]["peak_memory_bytes"])
     assert all(rss > 50e6 for rss in rows[-1]["rss_bytes"])
+
+
+@pytest.mark.processes
+def test_training_that_is_not_timed_learns_the_same(tmp_path: Path) -> None:
+    (timed, _), *_ = run_ranks(4, run, tmp_path, 4)
+    (untimed, spans), *_ = run_ranks(4, run, tmp_path, 4, False)
+    for key in ("loss", "aux_loss", "grad_norm", "expert_load"):
+        for row, other in zip(untimed, timed, strict=True):
+            assert row[key] == pytest.approx(other[key], rel=1e-5)
+    assert [span.name for span in spans] == ["other"]
+    assert all(0 < row["step_time_s"] < row["wall_s"] and row["mfu"] > 0 for row in untimed)
+    assert not any(term in row for row in untimed for term in (*TERMS, "stages"))
+
+
+def run_with_drift(due_on: int) -> tuple[int, list[float]]:
+    """How often this rank compared clocks in three steps, of which only rank `due_on` finds them due; and by how much
+    each record says that the clock of rank 1, which is on another host and gains 1 s between steps, is wrong."""
+    layout, rank = Layout(ep=2, micro_batch=4), dist.get_rank()
+    comparisons: list[ClockOffset] = []
+
+    def compare(device: torch.device) -> ClockOffset:
+        dist.barrier()  # collective: a rank that came alone would wait for ever
+        comparisons.append(ClockOffset(time.monotonic(), -float(rank * len(comparisons))))
+        return comparisons[-1]
+
+    trainer = Trainer(
+        MODEL, layout, WORKLOAD, TrainSettings(steps=3, collective_timeout_s=10.0),
+        rank_map=RankMap.block(layout, 2, (0,)), device=torch.device("cpu"),
+    )  # fmt: skip
+    starts: list[float] = []
+    with (
+        patch.object(trainer_code, "compare_with_rank_0", compare),
+        patch.object(trainer_code, "CLOCK_REFRESH_S", -1.0 if rank == due_on else 1e9),
+    ):
+        for step in range(3):
+            trainer.step(RepeatedData(), step, 1e-3, sample_memory=False)
+            here_s, records = trainer.spans[0].start_s, trainer.record()
+            moved = trainer.aligned_spans()[0].start_s - here_s
+            starts.append(moved)
+            if records is not None:
+                assert records.ranks["start_s"][0] == pytest.approx(here_s)
+    return len(comparisons), starts
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("due_on", [0, 1])
+def test_all_ranks_compare_clocks_when_it_is_time_on_one(due_on: int) -> None:
+    (first, still), (second, moved) = run_ranks(2, run_with_drift, due_on)
+    assert first == second == 3 and still == [0.0] * 3
+    # The drift goes on after a comparison, so that the middle of a step is further off than its comparison said.
+    assert moved[0] == 0.0 and moved[1] < -1.0 and moved[2] < -2.0
 
 
 def run_in_bfloat16() -> tuple[list[float], set[torch.dtype], set[torch.dtype]]:

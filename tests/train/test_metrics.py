@@ -236,6 +236,20 @@ def test_layers_of_a_row_are_in_the_models_order_whatever_rank_holds_them() -> N
     assert row["expert_load"] == pytest.approx([2.0, 1.5, 1.0, 1.0])
 
 
+def test_row_of_a_step_that_was_not_timed_has_no_terms() -> None:
+    timed, untimed = (RecordShape.of(TWO_STAGES, 8, layers=2, experts=2, timed=timed) for timed in (True, False))
+    assert untimed.dtype.itemsize < timed.dtype.itemsize
+    record = rank_record(
+        untimed, [Span("other", 1.0, 3.0)], {}, 0.0, sent=SENT, expert_tokens=np.array([[3, 1]]),
+        loss=0.5, aux_loss=0.25, grad_norm=2.0, peak_memory_bytes=7, rss_bytes=9,
+    )  # fmt: skip
+    row = summarise(Records(untimed, np.concatenate([record, record])), TWO_STAGES, tokens=10)
+    assert (row["step_time_s"], row["tokens_per_s"], row["loss"], row["grad_norm"]) == (2.0, 5.0, 1.0, 2.0)
+    assert row["expert_load"] == [1.5, 1.5] and row["peak_memory_bytes"] == [7, 7]
+    assert set(row["exchange"]) == {"payload_bytes", "metadata_bytes"}
+    assert not {*TERMS, "other_self_s", "critical_stage", "stages"} & set(row)
+
+
 def lines_run(function: Any, *arguments: Any, **more: Any) -> int:
     """Lines of Python that a call runs, its callees included."""
     count = 0

@@ -188,6 +188,8 @@ def step_bytes(
 
 def pools(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workload) -> list[int]:
     """Bytes of the buffers that the all-to-all of each pipeline rank keeps."""
+    if all(exchange.selection.config.algorithm == FLAT.name for _, exchange in cost.all_to_alls):
+        return [0] * layout.pp
     tokens, load = layout.micro_batch * workload.sequence, float(workload.routing.load(layout.ep))
     topology, value = cost.curves.cluster.topology, workload.bytes_per_value
     return [

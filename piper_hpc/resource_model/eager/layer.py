@@ -11,21 +11,18 @@ from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine
 from piper_hpc.resource_model.eager.groups import Group
-from piper_hpc.resource_model.eager.pipeline import Held
 from piper_hpc.spec import Recompute
 
 HOST_OPERATIONS_PER_MICRO_BATCH = 120
 """Python of torch's pipeline per micro-batch of a chunk, in eager operations: 0.5 ms of 1F1B where one operation takes
 4 us, measured once on a CPU."""
 
-Modules = Mapping[str, ModuleCost]
-
 
 @dataclass(frozen=True)
-class ChunkCost:
-    """Seconds of one global stage for one micro-batch, by term."""
+class Work:
+    """Seconds of some modules for one micro-batch, by term."""
 
-    modules: Modules
+    modules: Mapping[str, ModuleCost]
 
     @cached_property
     def forward_s(self) -> float:
@@ -42,23 +39,49 @@ class ChunkCost:
         """Of them, those of the gradients of weights."""
         return sum(cost.weight.seconds for cost in self.modules.values())
 
+
+@dataclass(frozen=True)
+class ChunkCost:
+    """Seconds of one global stage for one micro-batch: `layers` layers, and what it does beside them.
+
+    torch computes no gradient of token ids: under a split backward the first stage does all of it with its weights'.
+    """
+
+    layer: Work
+    layers: int
+    beside: Work
+    first: bool
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds of one forward."""
+        return self.layers * self.layer.forward_s + self.beside.forward_s
+
+    @property
+    def backward_s(self) -> float:
+        """Seconds of one whole backward."""
+        return self.layers * self.layer.backward_s + self.beside.backward_s
+
+    @property
+    def weight_s(self) -> float:
+        """Of them, those of the gradients of weights."""
+        return self.backward_s if self.first else self.layers * self.layer.weight_s + self.beside.weight_s
+
     def terms(self, micro_batches: int, split: int) -> dict[str, Cost]:
         """Busy seconds of a step by term. split: for how many of the micro-batches the weights' gradients are computed
         apart from the inputs': their seconds are `weight_grad_s`."""
-        step = {
-            term: cost.forward * micro_batches
-            + cost.backward * (micro_batches - split)
-            + (cost.backward + cost.weight * -1) * split
-            for term, cost in self.modules.items()
-        }
-        for cost in self.modules.values() if split else ():
-            step["weight_grad_s"] = step.get("weight_grad_s", Cost()) + cost.weight * split
+        step: dict[str, Cost] = {}
+        scaled = {term: cost * self.layers for term, cost in self.layer.modules.items()}
+        for term, cost in (*scaled.items(), *self.beside.modules.items()):
+            weight = cost.backward if self.first else cost.weight
+            whole = cost.forward * micro_batches + cost.backward * (micro_batches - split)
+            step[term] = step.get(term, Cost()) + whole + (cost.backward + weight * -1) * split
+            if split:
+                step["weight_grad_s"] = step.get("weight_grad_s", Cost()) + weight * split
         return step
 
 
-def layer_cost(
-    batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombine, recompute: Recompute
-) -> dict[str, ModuleCost]:
+def layer_cost(batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombine, recompute: Recompute) -> Work:
     """Seconds of one layer by term, on the mean rank. Five all-to-alls synchronise its expert group, each with a wait.
 
     Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
@@ -98,19 +121,13 @@ def layer_cost(
         + ModuleCost(imbalance.forward, Cost()),
         "other_s": compute.autograd_overhead(batch),
     }
-    return {term: cost.again(cost.forward) for term, cost in modules.items()} if recompute.full else modules
+    if recompute.full:
+        modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
+    return Work(modules)
 
 
-def chunk_cost(batch: MicroBatch, layer: Modules, held: Held, *, pipelined: bool) -> ChunkCost:
-    """Seconds of a stage's layers and of the model's ends that it holds.
-
-    torch computes no gradient of token ids: under a split backward the first stage does all of it with its weights'.
-    """
-    modules = {term: cost * held.layers for term, cost in layer.items()}
-    ends = [compute.embedding(batch)] * held.first + [compute.head(batch)] * held.last
-    if ends:
-        modules["head_s"] = compute.sum_modules(*ends)
-    modules["host_s"] = batch.host(HOST_OPERATIONS_PER_MICRO_BATCH if pipelined else 0)
-    if held.first:
-        modules = {term: ModuleCost(cost.forward, cost.backward, cost.backward) for term, cost in modules.items()}
-    return ChunkCost(modules)
+def work_beside_layers(batch: MicroBatch, *, first: bool, last: bool, pipelined: bool) -> Work:
+    """What a stage does beside its layers: the model's ends where it holds them, and the Python of a pipeline."""
+    ends = [compute.embedding(batch)] * first + [compute.head(batch)] * last
+    modules = {"host_s": batch.host(HOST_OPERATIONS_PER_MICRO_BATCH if pipelined else 0)}
+    return Work(modules | ({"head_s": compute.sum_modules(*ends)} if ends else {}))

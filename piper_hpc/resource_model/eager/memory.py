@@ -6,13 +6,14 @@ Eq 1-5 of arXiv 2605.05049 as printed are in `resource_model.paper`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
+from operator import mul
 
 from piper_hpc.resource_model.eager.compute import loss_bytes
-from piper_hpc.resource_model.eager.pipeline import Held, held_chunks, most_alive, run_schedule
-from piper_hpc.spec import Layout, ModelSpec, Recompute, Workload
-from piper_hpc.spec.schedules import holders
+from piper_hpc.resource_model.eager.pipeline import Alive, Held, alive_by_rank, held_chunks, neighbours_by_rank
+from piper_hpc.spec import Layout, ModelSpec, Recompute, Routing, Workload
 
 INDEX_BYTES = 8
 """torch's indices are int64."""
@@ -28,6 +29,7 @@ def stage_parameters(model: ModelSpec, layout: Layout) -> list[int]:
     ]
 
 
+@lru_cache(maxsize=4096)
 def chunk_parameters(model: ModelSpec, ep: int, chunk: Held) -> tuple[int, int]:
     """(replicated over the whole stage, replicated over DP alone) parameters of one rank's chunk: its layers with E/EP
     experts, the embedding of the first stage, norm and head of the last."""
@@ -99,34 +101,46 @@ def backward_workspace_bytes(
     return max(2 * tokens * model.vocab * loss_bytes(value_bytes), experts - freed)
 
 
-def memory_by_rank(
-    model: ModelSpec, layout: Layout, workload: Workload, pools: Sequence[int] = ()
-) -> dict[str, list[int]]:
-    """Peak bytes of one rank by kind, each a list by pipeline rank; a rank's peak is the sum over kinds.
+@lru_cache(maxsize=256)
+def busiest_load(routing: Routing, ep: int) -> float:
+    """Rows of the busiest of `ep` ranks over the mean."""
+    return float(routing.load(ep))
 
-    The per-rank form of Eq 4 for any schedule: as many micro-batches of each chunk as its order keeps alive, and
-    neither attention nor expert activations are divided by EP, because each expert rank brings its own sequences. The
-    peak is at the start of a backward, when most is alive, or where ZeRO 1 receives the gradients of its shard.
-    pools: bytes of the all-to-all's buffers by pipeline rank (pool.pool_bytes), 0 unless given.
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one pipeline rank, whatever the order of its actions.
+
+    fixed: by kind; kept: of one micro-batch of each chunk, from its forward to the end of its backward; workspace: of a
+    backward for a while; shards: that ZeRO 1 receives after the last backward.
     """
-    recipe, recompute, value = workload.recipe, layout.recomputed, workload.bytes_per_value
-    tokens = layout.micro_batch * workload.sequence
-    micro_batches = layout.micro_batches(workload.global_batch)
+
+    fixed: dict[str, int]
+    kept: tuple[int, ...]
+    workspace: int
+    shards: int
+
+    def kinds(self, alive: Alive) -> dict[str, int]:
+        """Bytes by kind at the peak: the start of a backward, when most is alive, or where shards are received."""
+        activations = max(sum(map(mul, moment, self.kept)) for moment in alive)
+        return self.fixed | {"activations": activations, "workspace": max(self.workspace, self.shards - activations)}
+
+    def peak_bytes(self, alive: Alive) -> int:
+        """The sum of `kinds`."""
+        return sum(self.kinds(alive).values())
+
+
+def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[RankMemory]:
+    """The memory of every pipeline rank; equal for all schedules that place the stages alike."""
+    recipe, value = workload.recipe, workload.bytes_per_value
+    tokens, micro_batches = layout.micro_batch * workload.sequence, layout.micro_batches(workload.global_batch)
     message, logits = tokens * model.hidden * value, tokens * model.vocab * value
-    load = float(workload.routing.load(layout.ep))
-    layer = layer_activation_bytes(model, tokens, layout.ep, value, load, recompute)
-    head = head_activation_bytes(model, tokens, value)
-    workspaces = {
-        last: backward_workspace_bytes(model, tokens, layout.ep, value, last=last, load=load, recompute=recompute)
-        for last in (False, True)
-    }
+    load = busiest_load(workload.routing, layout.ep)
+    layer, head, workspaces = _of_micro_batch(model, tokens, layout.ep, value, load, layout.recomputed)
     rotary = workload.sequence * model.head_dim * value
     batch = micro_batches * layout.micro_batch * (workload.sequence + 1) * INDEX_BYTES
-    on_rank = holders(layout.schedule, layout.pp, layout.vpp)
-    neighbours = [0] * layout.pp
-    for sender, receiver in pairwise(on_rank):
-        for rank in {sender, receiver} if sender != receiver else ():
-            neighbours[rank] += 1
+    # Where the weight is the master, ZeRO 1 keeps its shard of it apart.
+    master = recipe.master_bytes or (recipe.weight_bytes if layout.zero else 0)
 
     def kept(chunk: Held) -> int:
         # A pipeline keeps what a stage returned until its backward; what it received lies in the message buffers, or
@@ -136,34 +150,60 @@ def memory_by_rank(
         return chunk.layers * layer + chunk.last * head + returned - received
 
     ranks = []
-    for rank, chunks in enumerate(held_chunks(layout, model.layers)):
+    chunks_of_rank = held_chunks(layout, model.layers)
+    for chunks, neighbours in zip(
+        chunks_of_rank, neighbours_by_rank(layout.schedule, layout.pp, layout.vpp), strict=True
+    ):
         sizes = [chunk_parameters(model, layout.ep, chunk) for chunk in chunks]
         held = sum(map(sum, sizes))
         shares = (ceil(dense / layout.dense_dp) + ceil(experts / layout.dp) for dense, experts in sizes)
-        updated = sum(shares) if layout.zero else held
-        # Where the weight is the master, ZeRO 1 keeps its shard of it apart.
-        master = recipe.master_bytes or (recipe.weight_bytes if layout.zero else 0)
-        each = [kept(chunk) for chunk in chunks]
-        moments = most_alive(run_schedule(layout), rank, layout.pp, layout.vpp, micro_batches)
-        activations = max(sum(n * size for n, size in zip(alive, each, strict=True)) for alive in moments)
         scattered = [(dense, layout.dense_dp) for dense, _ in sizes] + [(experts, layout.dp) for _, experts in sizes]
+        fixed = {
+            "parameters": held * recipe.weight_bytes,
+            "gradients": held * recipe.gradient_bytes,
+            "optimizer": (sum(shares) if layout.zero else held) * (recipe.moment_bytes + master),
+            # torch's stages hold a buffer for every micro-batch and neighbour, and a message on its way to each.
+            "messages": (micro_batches + 1) * message * neighbours,
+            "buffers": sum(chunk.layers for chunk in chunks) * rotary + batch,
+        }
         shards = layout.zero * max(count * (copies > 1) for count, copies in scattered) * recipe.gradient_bytes
-        ranks.append(
-            {
-                "parameters": held * recipe.weight_bytes,
-                "gradients": held * recipe.gradient_bytes,
-                "optimizer": updated * (recipe.moment_bytes + master),
-                "activations": activations,
-                "workspace": max(*(workspaces[chunk.last] for chunk in chunks), shards - activations),
-                # torch's stages hold a buffer for every micro-batch and neighbour, and a message on its way to each.
-                "messages": (micro_batches + 1) * message * neighbours[rank],
-                "exchange": pools[rank] if pools else 0,
-                "buffers": sum(chunk.layers for chunk in chunks) * rotary + batch,
-            }
+        workspace = max(workspaces[chunk.last] for chunk in chunks)
+        ranks.append(RankMemory(fixed, tuple(map(kept, chunks)), workspace, shards))
+    return ranks
+
+
+def memory_by_rank(
+    model: ModelSpec, layout: Layout, workload: Workload, pools: Sequence[int] = ()
+) -> dict[str, list[int]]:
+    """Peak bytes of one rank by kind, each a list by pipeline rank; a rank's peak is the sum over kinds.
+
+    The per-rank form of Eq 4 for any schedule: as many micro-batches of each chunk as its order keeps alive, and
+    neither attention nor expert activations are divided by EP, because each expert rank brings its own sequences.
+    pools: bytes of the all-to-all's buffers by pipeline rank (pool.pool_bytes), 0 unless given.
+    """
+    moments = alive_by_rank(layout, layout.micro_batches(workload.global_batch))
+    ranks = [
+        of_rank.kinds(alive) | {"exchange": pool}
+        for of_rank, alive, pool in zip(
+            rank_memories(model, layout, workload), moments, pools or [0] * layout.pp, strict=True
         )
+    ]
     return {kind: [bytes_[kind] for bytes_ in ranks] for kind in ranks[0]}
 
 
 def peak_bytes(model: ModelSpec, layout: Layout, workload: Workload, pools: Sequence[int] = ()) -> list[int]:
     """Peak bytes of one rank, by pipeline rank."""
     return [sum(kinds) for kinds in zip(*memory_by_rank(model, layout, workload, pools).values(), strict=True)]
+
+
+@lru_cache(maxsize=4096)
+def _of_micro_batch(
+    model: ModelSpec, tokens: int, ep: int, value_bytes: int, load: float, recompute: Recompute
+) -> tuple[int, int, tuple[int, int]]:
+    """Bytes kept of a layer and of the head, and the workspace of a stage that is not the last, and of the last."""
+    layer = layer_activation_bytes(model, tokens, ep, value_bytes, load, recompute)
+    workspaces = [
+        backward_workspace_bytes(model, tokens, ep, value_bytes, last=last, load=load, recompute=recompute)
+        for last in (False, True)
+    ]
+    return layer, head_activation_bytes(model, tokens, value_bytes), (workspaces[0], workspaces[1])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from piper_hpc.resource_model.schedule import rank_order
 from piper_hpc.spec import Layout
-from piper_hpc.spec.schedules import stage_of
+from piper_hpc.spec.schedules import holders, stage_of
+
+Alive = tuple[tuple[int, ...], ...]
+"""Micro-batches of each chunk, [moments][vpp]."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,29 @@ class Held:
     last: bool
 
 
-def held_chunks(layout: Layout, layers: int) -> list[tuple[Held, ...]]:
+def held_chunks(layout: Layout, layers: int) -> tuple[tuple[Held, ...], ...]:
     """The chunks of every pipeline rank, [pp][vpp], of a model of `layers` layers."""
-    ranges, last = layout.layers_by_stage(layers), layout.stages - 1
+    return _held_chunks(layout.schedule, layout.pp, layout.vpp, layout.stage_layers, layers)
+
+
+@lru_cache(maxsize=4096)
+def _held_chunks(
+    schedule: str, pp: int, vpp: int, stage_layers: tuple[int, ...], layers: int
+) -> tuple[tuple[Held, ...], ...]:
+    ranges, last = Layout(pp=pp, vpp=vpp, stage_layers=stage_layers).layers_by_stage(layers), pp * vpp - 1
     chunks = [Held(len(each), stage == 0, stage == last) for stage, each in enumerate(ranges)]
-    return [
-        tuple(chunks[stage_of(layout.schedule, rank, chunk, layout.pp)] for chunk in range(layout.vpp))
-        for rank in range(layout.pp)
-    ]
+    return tuple(tuple(chunks[stage_of(schedule, rank, chunk, pp)] for chunk in range(vpp)) for rank in range(pp))
+
+
+@lru_cache(maxsize=4096)
+def neighbours_by_rank(schedule: str, pp: int, vpp: int) -> tuple[int, ...]:
+    """Boundaries of stages over which each pipeline rank exchanges messages with another, [pp]."""
+    count = [0] * pp
+    for sender, receiver in pairwise(holders(schedule, pp, vpp)):
+        if sender != receiver:
+            count[sender] += 1
+            count[receiver] += 1
+    return tuple(count)
 
 
 def run_schedule(layout: Layout) -> str:
@@ -41,16 +60,21 @@ def split_micro_batches(schedule: str, rank: int, pp: int, vpp: int, micro_batch
     return tuple(late.count(chunk) for chunk in range(vpp))
 
 
-@lru_cache(maxsize=4096)
-def most_alive(schedule: str, rank: int, pp: int, vpp: int, micro_batches: int) -> tuple[tuple[int, ...], ...]:
-    """Micro-batches of each chunk that are alive at once, [moments][vpp]: the moments at which no other has as many.
+def alive_by_rank(layout: Layout, micro_batches: int) -> list[Alive]:
+    """`most_alive` of every pipeline rank, [pp]."""
+    schedule, pp, vpp = run_schedule(layout), layout.pp, layout.vpp
+    return [most_alive(schedule, rank, pp, vpp, micro_batches) for rank in range(pp)]
 
-    Whatever a micro-batch of a chunk keeps, the most that the rank holds is held at one of them: the same that
-    `peak_held` finds, for many sizes at once.
+
+@lru_cache(maxsize=4096)
+def most_alive(schedule: str, rank: int, pp: int, vpp: int, micro_batches: int) -> Alive:
+    """Micro-batches of each chunk that are alive at once, at the moments at which no other has as many.
+
+    Whatever a micro-batch of a chunk keeps, the most that the rank holds is held at one of them: what `peak_held` finds
+    for one size, for all sizes.
     """
-    order = rank_order(schedule, rank, pp, vpp, micro_batches)
     alive, moments = [0] * vpp, set()
-    for action in order:
+    for action in rank_order(schedule, rank, pp, vpp, micro_batches):
         for part in action.parts:
             if part.kind != "I":
                 alive[part.chunk] += 1 if part.kind == "F" else -1

@@ -6,7 +6,7 @@ from piper_hpc.spec import Algorithm, AllToAllCell, get_algorithm, reach_probabi
 
 
 def pool_bytes(cell: AllToAllCell, algorithm: str) -> int:
-    """Bytes of the buffers of one rank after a dispatch and a combine; 0 for `flat`, which keeps none.
+    """Bytes of the buffers of one rank after a step; 0 for `flat`, which keeps none.
 
     Rows for the own node are sent once. The others (remote) take one hop a level: what a rank receives at one hop it
     relays at the next, and combine brings it back the same way. Of balanced routing, but for the rows that arrive at
@@ -22,9 +22,9 @@ def pool_bytes(cell: AllToAllCell, algorithm: str) -> int:
     if found.dedup and domains:
         sent[-2] -= _entering(cell, domains[-1]) / domains[-1]  # a token's own node is not sent to
     ends = (choices - remote + sent[0]) + cell.imbalance * choices
-    dispatched = sum(sent[:-1]) + sum(sent[1:])
-    combined = sum(sent[1:-1]) if found.dedup else dispatched
-    return round((ends + dispatched + combined) * cell.row_bytes)
+    relayed, packed = sum(sent[:-1]), sum(sent[1:])
+    returned, unpacked = packed, 0.0 if found.dedup else relayed
+    return round((ends + relayed + packed + returned + unpacked) * cell.row_bytes)
 
 
 def _levels(algorithm: Algorithm, cell: AllToAllCell) -> list[int]:

@@ -64,12 +64,11 @@ def step_time_s(cost: StepCost, cluster: ClusterSpec) -> float:
 
 
 def step_lower_bound_s(cost: StepCost, cluster: ClusterSpec) -> float:
-    """Lower bound of the step, in seconds: the work of its busiest rank, or of all ranks on the cores they share."""
+    """Lower bound of the step, in seconds: of any rank (StepCost.least_s), or the work of all on cores they share."""
     contention = _contention(cluster)
-    alone_s = max(cost.busy_s) / contention
     if not cluster.devices_share_cores:
-        return alone_s
-    return max(alone_s, sum(cost.busy_s) * cost.copies / contention / cluster.cores)
+        return cost.least_s
+    return max(cost.least_s, sum(cost.busy_s) * cost.copies / cluster.cores) / contention
 
 
 def _contention(cluster: ClusterSpec) -> float:
@@ -103,12 +102,12 @@ def _play(cost: StepCost) -> Timeline:
 
 def _terms(cost: StepCost, cluster: ClusterSpec) -> dict[str, Cost]:
     """Terms of the critical rank, which add up to the step."""
-    pipeline, updates = _play(cost), [rank.update for rank in cost.ranks]
+    pipeline = _play(cost)
     # After its last backward a rank reduces its gradients; all ranks then clip by one norm, so they wait for the last.
-    arrival_s = max(end + update.before_norm_s for end, update in zip(pipeline.end_s, updates, strict=True))
-    alone_s = arrival_s + max(update.after_norm_s for update in updates)
+    arrival_s = max(end + rank.before_norm_s for end, rank in zip(pipeline.end_s, cost.ranks, strict=True))
+    alone_s = arrival_s + max(rank.update.after_norm_s for rank in cost.ranks)
     critical = cost.critical_rank
-    busy = cost.ranks[critical].terms(cost.micro_batches)
+    busy = cost.critical_terms
     terms = {term: busy.get(term, Cost()) for term in TERMS}
     terms["p2p_s"] = _rescaled_to(total(cost.messages), pipeline.p2p_s[critical])
     work = total(terms.values())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 from piper_hpc.resource_model.eager import communication
@@ -16,49 +17,58 @@ from piper_hpc.resource_model.eager.groups import Group, LayoutGroups, StageGrou
 from piper_hpc.resource_model.eager.layer import (
     HOST_OPERATIONS_PER_MICRO_BATCH,
     ChunkCost,
-    Modules,
-    chunk_cost,
+    Work,
     layer_cost,
+    work_beside_layers,
 )
-from piper_hpc.resource_model.eager.memory import chunk_parameters
+from piper_hpc.resource_model.eager.memory import busiest_load, chunk_parameters
 from piper_hpc.resource_model.eager.pipeline import Held, held_chunks, run_schedule, split_micro_batches
 from piper_hpc.resource_model.eager.update import UpdateCost, update_cost
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.rules import check_layout
 from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Tier, Workload, executor
-from piper_hpc.spec.schedules import stage_of
+from piper_hpc.spec.schedules import SPLIT_BACKWARD, stage_of
 
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class RankCost:
-    """Seconds of one pipeline rank: of its chunks for one micro-batch, and once a step. split: see ChunkCost.terms."""
+    """Seconds of one pipeline rank: of its chunks for one micro-batch, and once a step of its update, before which it
+    waits for the ranks that it reduces gradients with."""
 
     chunks: tuple[ChunkCost, ...]
-    split: tuple[int, ...]
     update: UpdateCost
+    reduce_wait: Cost
 
-    def terms(self, micro_batches: int) -> dict[str, Cost]:
-        """Busy time of the step by term."""
+    def terms(self, micro_batches: int, split: Sequence[int]) -> dict[str, Cost]:
+        """Busy time of the step by term. split: by chunk, see ChunkCost.terms."""
         step: dict[str, Cost] = {}
-        parts = [chunk.terms(micro_batches, split) for chunk, split in zip(self.chunks, self.split, strict=True)]
-        for part in (*parts, self.update.before_norm, self.update.after_norm):
+        parts = [chunk.terms(micro_batches, apart) for chunk, apart in zip(self.chunks, split, strict=True)]
+        wait = {"grad_reduce_s": self.reduce_wait}
+        for part in (*parts, wait, self.update.before_norm, self.update.after_norm):
             for term, cost in part.items():
                 step[term] = step.get(term, Cost()) + cost
         return step
 
     def busy_s(self, micro_batches: int) -> float:
         """Busy seconds of the step."""
-        once = self.update.before_norm_s + self.update.after_norm_s
+        once = self.before_norm_s + self.update.after_norm_s
         return micro_batches * sum(chunk.forward_s + chunk.backward_s for chunk in self.chunks) + once
+
+    @property
+    def before_norm_s(self) -> float:
+        """Seconds between the last backward and the arrival at the norm."""
+        return self.reduce_wait.seconds + self.update.before_norm_s
 
 
 @dataclass(frozen=True)
 class StepCost:
     """The costs of all pipeline ranks, of the messages over each boundary of global stages, and what the look-up of
-    curves had to say; of each rank the expert group, with its dispatch and combine. copies: ranks of the job for each
-    pipeline rank."""
+    curves had to say; of each rank the expert group, with its dispatch and combine.
+
+    copies: ranks of the job for each pipeline rank. All schedules that place the stages alike have the same costs.
+    """
 
     ranks: tuple[RankCost, ...]
     schedule: str
@@ -81,13 +91,40 @@ class StepCost:
 
     @cached_property
     def busy_s(self) -> tuple[float, ...]:
-        """Busy seconds by pipeline rank: no step of this layout is shorter than the longest."""
+        """Busy seconds by pipeline rank."""
         return tuple(rank.busy_s(self.micro_batches) for rank in self.ranks)
+
+    @property
+    def least_s(self) -> float:
+        """Seconds that no step is shorter than, with a device for every rank.
+
+        A rank begins once a micro-batch has come down to its first stage, and works through all of them. Where nothing
+        is put off, the last thing that it does is the backward of its first stage, which then goes back up.
+        """
+        stages, whole = self.stages, self.schedule not in SPLIT_BACKWARD
+        down = [0.0, *accumulate(stage.forward_s for stage in stages)]
+        up = [0.0, *accumulate(stage.backward_s for stage in stages)]
+        updated = self.ranks[0].before_norm_s  # by the rank of the first stage
+        ends = []
+        for index, rank in enumerate(self.ranks):
+            # Of every schedule the first chunk of rank r is stage r.
+            worked = down[index] + self.micro_batches * sum(chunk.forward_s + chunk.backward_s for chunk in rank.chunks)
+            ends.append(worked + rank.before_norm_s)
+            if whole:
+                ends.append(worked + up[index] + updated)
+        return max(ends) + max(rank.update.after_norm_s for rank in self.ranks)
 
     @property
     def critical_rank(self) -> int:
         """The busiest pipeline rank."""
         return self.busy_s.index(max(self.busy_s))
+
+    @property
+    def critical_terms(self) -> dict[str, Cost]:
+        """Busy time of the critical rank by term."""
+        rank, vpp = self.critical_rank, len(self.ranks[0].chunks)
+        split = split_micro_batches(self.schedule, rank, len(self.ranks), vpp, self.micro_batches)
+        return self.ranks[rank].terms(self.micro_batches, split)
 
 
 def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> StepCost:
@@ -120,14 +157,20 @@ class StepPricer:
             self.curves.note(
                 f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
             )
-        by_rank = zip(groups.stages, held_chunks(layout, self.model.layers), strict=True)
+        alike = {own: (self._layer(layout, own.experts), self._reduce_wait(layout, own)) for own in set(groups.stages)}
+        ranks = []
+        for own, held in zip(groups.stages, held_chunks(layout, self.model.layers), strict=True):
+            layer, wait = alike[own]
+            chunks = tuple(ChunkCost(layer, each.layers, self._beside(layout, each), each.first) for each in held)
+            ranks.append(RankCost(chunks, self._update(layout, own, groups.world, held), wait))
+        exchanges = {own: self._exchange(layout, own.experts) for own in alike}
         return StepCost(
-            tuple(self._rank(layout, own, groups.world, rank, held) for rank, (own, held) in enumerate(by_rank)),
+            tuple(ranks),
             run_schedule(layout),
             layout.micro_batches(self.workload.global_batch),
             tuple(Cost() if tier is None else self._message(layout, tier) for tier in groups.boundaries),
             self.curves,
-            tuple((of_rank.experts, self._exchange(layout, of_rank.experts)) for of_rank in groups.stages),
+            tuple((own.experts, exchanges[own]) for own in groups.stages),
             layout.ranks // layout.pp,
         )
 
@@ -138,43 +181,42 @@ class StepPricer:
 
     def chunk(self, layout: Layout, group: Group, held: Held) -> ChunkCost:
         """A stage on the ranks of an expert group."""
-        pipelined = layout.stages > 1
-        key = (layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all, held, pipelined)
-        return self._once(
-            ("chunk", key),
-            lambda: chunk_cost(self._batch(layout), self._layer(layout, group), held, pipelined=pipelined),
-        )
+        return ChunkCost(self._layer(layout, group), held.layers, self._beside(layout, held), held.first)
 
-    def _rank(self, layout: Layout, groups: StageGroups, world: Group, rank: int, held: tuple[Held, ...]) -> RankCost:
-        schedule, micro_batches = run_schedule(layout), layout.micro_batches(self.workload.global_batch)
-        return RankCost(
-            tuple(self.chunk(layout, groups.experts, chunk) for chunk in held),
-            split_micro_batches(schedule, rank, layout.pp, layout.vpp, micro_batches),
-            self._update(layout, groups, world, held),
+    def _beside(self, layout: Layout, held: Held) -> Work:
+        pipelined = layout.stages > 1
+        return self._once(
+            ("beside", layout.micro_batch, held.first, held.last, pipelined),
+            lambda: work_beside_layers(self._batch(layout), first=held.first, last=held.last, pipelined=pipelined),
         )
 
     def _update(self, layout: Layout, groups: StageGroups, world: Group, held: tuple[Held, ...]) -> UpdateCost:
-        key = (layout.micro_batch, layout.recompute, layout.ep, layout.zero, layout.all_to_all, groups, world, held)
-
-        def make() -> UpdateCost:
-            layer = self._layer(layout, groups.experts)
-            return update_cost(
-                self._batch(layout),
+        return self._once(
+            ("update", layout.ep, layout.zero, groups, world, held),
+            lambda: update_cost(
+                self.curves,
+                self.workload.recipe,
                 [chunk_parameters(self.model, layout.ep, chunk) for chunk in held],
                 sum(chunk.layers for chunk in held),
                 groups,
                 world,
                 layout.zero,
-                layer["router_s"].backward + layer["attention_s"].backward,
-            )
+            ),
+        )
 
-        return self._once(("update", key), make)
+    def _reduce_wait(self, layout: Layout, groups: StageGroups) -> Cost:
+        def make() -> Cost:
+            layer = self._layer(layout, groups.experts).modules
+            computed = layer["router_s"].backward + layer["attention_s"].backward
+            return communication.arrival_skew(self.curves, groups.stage, computed)
 
-    def _layer(self, layout: Layout, group: Group) -> Modules:
-        exchange = self._exchange(layout, group)
+        return self._once(("wait", layout.micro_batch, layout.recompute, layout.ep, layout.all_to_all, groups), make)
+
+    def _layer(self, layout: Layout, group: Group) -> Work:
+        key = ("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all)
         return self._once(
-            ("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all),
-            lambda: layer_cost(self._batch(layout), layout.ep, group, exchange, layout.recomputed),
+            key,
+            lambda: layer_cost(self._batch(layout), layout.ep, group, self._exchange(layout, group), layout.recomputed),
         )
 
     def _exchange(self, layout: Layout, group: Group) -> DispatchCombine:
@@ -184,8 +226,11 @@ class StepPricer:
         )
 
     def _batch(self, layout: Layout) -> MicroBatch:
-        workload, load = self.workload, float(self.workload.routing.load(layout.ep))
-        return MicroBatch(self.model, self.curves, layout.micro_batch, workload.sequence, workload.recipe, load)
+        def make() -> MicroBatch:
+            workload, load = self.workload, busiest_load(self.workload.routing, layout.ep)
+            return MicroBatch(self.model, self.curves, layout.micro_batch, workload.sequence, workload.recipe, load)
+
+        return self._once(("batch", layout.micro_batch, layout.ep), make)
 
     def _message(self, layout: Layout, tier: str) -> Cost:
         """A message between stages. Having posted it, torch's pipeline does some Python and then waits itself."""

@@ -72,8 +72,9 @@ def simulate(
     of chunk c keeps on rank r, in any unit (1 unless given).
 
     blocking: a message moves once both ends have posted it, and a receive is posted when it is needed, so that every
-    transfer is waited for (this project's executor, torch's schedules on gloo and NCCL). Otherwise it moves as soon as
-    it is sent, and only delays its receiver. Links are never shared or full; a sender never waits.
+    transfer is waited for (torch's schedules of one order, on gloo and NCCL). Otherwise it moves as soon as it is sent,
+    and only delays its receiver (this project's executor, whose receives are posted ahead). Links are never shared or
+    full; a sender never waits.
 
     Raises ResourceModelError for degrees that the schedule does not have and for lists of the wrong length.
     """

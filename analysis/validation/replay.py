@@ -1,0 +1,242 @@
+"""`python -m analysis.validate replay RUN...`: a profiled run's passes and messages, put through the schedule model.
+
+The trace of `task=profile` has every pass of a pipeline rank (F, B, I, W of one micro-batch through one stage) and
+every post of a message and wait for one. Their medians by stage go through `resource_model.schedule.simulate`, with
+the order of the run's schedule: what comes out should be the step that was measured, and what is missing is the
+schedule model's error, apart from that of the prices of passes and messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from piper_hpc.report.load import UsageError, metrics, open_run, steady
+from piper_hpc.report.units import percent, seconds
+from piper_hpc.resource_model.schedule import simulate
+from piper_hpc.runs import RunFolder
+from piper_hpc.spec.schedules import SPLIT_BACKWARD
+
+SCHEMA_VERSION = 1
+MICROSECONDS = 1e6
+
+
+@dataclass(frozen=True)
+class Event:
+    """One pass (kind F, B, I, W), wait, post, or whole step of a rank, in seconds on the run's clock."""
+
+    kind: str
+    rank: int
+    start_s: float
+    end_s: float
+    message: str = ""
+    stage: int = 0
+    micro_batch: int = 0
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A run's measured step against the schedule model with the run's own times.
+
+    step_time_s, replayed_s: medians over the steps; bubble_s: of the critical rank, measured, and predicted before the
+    run from the calibration alone (None without a prediction).
+    """
+
+    run: RunFolder
+    schedule: str
+    steps: int
+    step_time_s: float
+    replayed_s: float
+    bubble_s: float
+    predicted_bubble_s: float | None
+
+    @property
+    def error_pct(self) -> float:
+        """Of the replayed step."""
+        return 100 * (self.replayed_s / self.step_time_s - 1)
+
+    @property
+    def bubble_error_pct(self) -> float | None:
+        """Predicted less measured bubble, of the measured step."""
+        if self.predicted_bubble_s is None:
+            return None
+        return 100 * (self.predicted_bubble_s - self.bubble_s) / self.step_time_s
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "run_id": self.run.run_id,
+            "schedule": self.schedule,
+            "steps": self.steps,
+            "step_time_s": self.step_time_s,
+            "replayed_s": self.replayed_s,
+            "error_pct": self.error_pct,
+            "bubble_s": self.bubble_s,
+            "predicted_bubble_s": self.predicted_bubble_s,
+            "bubble_error_pct": self.bubble_error_pct,
+        }
+
+
+def replay(run: RunFolder) -> Replay:
+    """Read a run of `task=profile`. UsageError where it has no trace of several pipeline ranks."""
+    path = run.path / "trace.json"
+    layout = run.config()["parallelism"]
+    if not path.is_file() or layout["pp"] < 2:
+        raise UsageError(
+            f"RUN={run.path}: must be a run of task=profile with parallelism.pp of 2 or more; "
+            "python -m piper_hpc.launch task=profile parallelism=pp2_ep2"
+        )
+    rank_map = run.manifest()["job"]["rank_map"]
+    stages = {place["rank"]: tuple(place["stages"]) for place in rank_map}
+    steps = steps_of(events_of(json.loads(path.read_text())["traceEvents"]))
+    micro_batches = 1 + max(event.micro_batch for step in steps for event in step if event.kind == "F")
+    measured = [max(e.end_s for e in step) - min(e.start_s for e in step) for step in steps]
+    rows = steady(metrics(run))
+    prediction = run.prediction()
+    return Replay(
+        run,
+        layout["schedule"],
+        len(steps),
+        median(measured),
+        replayed_s(layout["schedule"], steps, stages, micro_batches),
+        median(float(row["bubble_s"]) for row in rows),
+        None if prediction is None else prediction["terms"]["bubble_s"],
+    )
+
+
+def events_of(trace: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """What of a trace the schedule model has: passes, waits and posts of messages, and each rank's whole steps."""
+    found = []
+    for event in trace:
+        if event["ph"] != "X":
+            continue
+        about, start_s = event.get("args", {}), event["ts"] / MICROSECONDS
+        times = (event["tid"], start_s, start_s + event["dur"] / MICROSECONDS)
+        if "action" in about:
+            found.append(Event(about["action"], *times, "", about["stage"], about["micro_batch"]))
+        elif event["name"] in ("wait", "post") and about:
+            found.append(Event(event["name"], *times, about["for"], about["stage"], about["micro_batch"]))
+        elif event["name"] == "wait":
+            found.append(Event("wait", *times))
+        elif event["name"] == "other" and event["cat"] == "forward":
+            found.append(Event("step", *times))
+    return found
+
+
+def steps_of(events: Sequence[Event]) -> list[list[Event]]:
+    """Events of every step: a rank's step is the span that no other encloses; ranks' n-th steps belong together."""
+    by_rank: dict[int, list[Event]] = defaultdict(list)
+    for event in sorted(events, key=lambda event: (event.start_s, -event.end_s)):
+        by_rank[event.rank].append(event)
+    steps: dict[int, list[Event]] = defaultdict(list)
+    for of_rank in by_rank.values():
+        number, end_s = -1, float("-inf")
+        for event in of_rank:
+            if event.kind == "step" and event.start_s >= end_s:
+                number, end_s = number + 1, event.end_s
+                steps[number].append(event)
+            elif event.kind != "step":
+                steps[number].append(event)
+    return [steps[number] for number in sorted(steps)]
+
+
+def replayed_s(
+    schedule: str, steps: Sequence[Sequence[Event]], stages: Mapping[int, tuple[int, ...]], micro_batches: int
+) -> float:
+    """Seconds of the step that the schedule model makes of the steps' median passes, messages, beginnings and ends.
+
+    stages: the global stages of each rank, by chunk.
+    """
+    passes: dict[tuple[str, int], list[float]] = defaultdict(list)
+    transfers: dict[tuple[str, int], list[float]] = defaultdict(list)
+    before: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    arrive: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    after = []
+    for step in steps:
+        began_s = min(event.start_s for event in step)
+        posted = {
+            (event.message, event.stage, event.micro_batch, event.rank): event.start_s
+            for event in step
+            if event.kind == "post"
+        }
+        arrivals = [at for (message, *_), at in posted.items() if message == "everyone"]
+        after.append(max(event.end_s for event in step) - max(arrivals))
+        for rank, held in stages.items():
+            own = sorted(
+                (event for event in step if event.rank == rank and event.kind in (*"FBIW", "wait")),
+                key=lambda event: event.start_s,
+            )
+            work = [event for event in own if event.kind != "wait"]
+            before[held].append(work[0].start_s - began_s)
+            arrive[held].append(posted["everyone", 0, 0, rank] - work[-1].end_s)
+            # Python between two passes belongs to the first: it lasts until the next pass or wait begins.
+            for event, following in pairwise(own):
+                if event.kind != "wait":
+                    is_last = event is work[-1]
+                    passes[event.kind, event.stage].append(
+                        (event.end_s if is_last else following.start_s) - event.start_s
+                    )
+            for event in own:
+                if event.message in ("activations", "gradients"):
+                    sent_s = _sent_s(posted, event, stages)
+                    if event.start_s <= sent_s:  # already waited for: all of the transfer is seen
+                        transfers[event.message, event.stage].append(event.end_s - sent_s)
+    count = sum(len(held) for held in set(stages.values()))
+    typical = {key: median(found) for key, found in passes.items()}
+    whole = [
+        typical.get(("B", stage), typical.get(("I", stage), 0.0) + typical.get(("W", stage), 0.0))
+        for stage in range(count)
+    ]
+    crossing = {key: median(found) for key, found in transfers.items()}
+    usual = median(crossing.values()) if crossing else 0.0
+    ranks = sorted(set(stages.values()))
+    timeline = simulate(
+        schedule,
+        len(ranks),
+        micro_batches,
+        [typical["F", stage] for stage in range(count)],
+        whole,
+        weight_s=[typical.get(("W", stage), 0.0) for stage in range(count)] if schedule in SPLIT_BACKWARD else (),
+        send_forward_s=[crossing.get(("activations", stage + 1), usual) for stage in range(count - 1)],
+        send_backward_s=[crossing.get(("gradients", stage), usual) for stage in range(count - 1)],
+        blocking=False,
+    )
+    begins_s = min(median(before[held]) for held in ranks)
+    arrival_s = max(end + median(arrive[held]) for end, held in zip(timeline.end_s, ranks, strict=True))
+    return begins_s + arrival_s + median(after)
+
+
+def _sent_s(
+    posted: Mapping[tuple[str, int, int, int], float], event: Event, stages: Mapping[int, tuple[int, ...]]
+) -> float:
+    """When the message that a rank waits for was posted, by the rank at its place of the stage before or after."""
+    source = event.stage - 1 if event.message == "activations" else event.stage + 1
+    of_stage = sorted(rank for rank, held in stages.items() if source in held)
+    place = sorted(rank for rank, held in stages.items() if event.stage in held).index(event.rank)
+    return posted[event.message, event.stage, event.micro_batch, of_stage[place]]
+
+
+def run(names: Sequence[str], *, as_json: bool) -> None:
+    """Print the replay of every run."""
+    found = [replay(open_run(name)) for name in names]
+    if as_json:
+        print(json.dumps({"schema_version": SCHEMA_VERSION, "replays": [each.document() for each in found]}, indent=2))
+        return
+    console = Console()
+    for each in found:
+        bubble = each.bubble_error_pct
+        foreseen = seconds(each.predicted_bubble_s or 0.0)
+        predicted = "" if bubble is None else f", predicted {foreseen} ({percent(bubble)} of the step)"
+        console.print(
+            f"{each.schedule:12} {each.run.run_id}: step {seconds(each.step_time_s)}, replayed "
+            f"{seconds(each.replayed_s)} ({percent(each.error_pct)}); bubble {seconds(each.bubble_s)}{predicted}",
+            highlight=False,
+            soft_wrap=True,
+        )

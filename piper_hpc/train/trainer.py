@@ -1,0 +1,241 @@
+"""One optimizer step of one rank: its chunks of the model, their parameters, the pipeline, and the record of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from piper_hpc.model import Stage
+from piper_hpc.model.names import initialise
+from piper_hpc.model.router import Router
+from piper_hpc.parallel.dispatcher import AllToAllConfigs, make_dispatcher
+from piper_hpc.parallel.groups import make_groups
+from piper_hpc.parallel.parameters import ParameterStore
+from piper_hpc.parallel.pipeline import Pipeline
+from piper_hpc.profiling.clock import clock_for, compare_with_rank_0
+from piper_hpc.profiling.memory import LiveBytes, rss_bytes
+from piper_hpc.profiling.offset import ClockOffset
+from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
+from piper_hpc.profiling.untimed import UntimedRecorder
+from piper_hpc.runs.checkpoints import Origin
+from piper_hpc.spec import Workload
+from piper_hpc.spec.expert_placement import ExpertPlacement
+from piper_hpc.spec.layout import Layout, RankMap
+from piper_hpc.spec.model import ModelSpec
+from piper_hpc.train import checkpoint
+from piper_hpc.train.data import Dataset
+from piper_hpc.train.optimizer import Optimizer
+from piper_hpc.train.record import Records, RecordShape, gather, rank_record
+from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.vote import NonFiniteError, Vote, end_of_step, non_finite_error
+
+END_OF_STEP = Message(ALL_RANKS)
+CLOCK_REFRESH_S = 30.0
+"""Clocks of different nodes are compared again after this long; in between they are taken to drift steadily."""
+
+
+class Trainer:
+    """Model chunks, optimizer and pipeline of one rank; `step` does one optimizer step, `record` says how it went."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        layout: Layout,
+        workload: Workload,
+        settings: TrainSettings,
+        *,
+        rank_map: RankMap,
+        device: torch.device,
+        configs: AllToAllConfigs | None = None,
+    ) -> None:
+        dtype = getattr(torch, settings.dtype)
+        timeout = timedelta(seconds=settings.collective_timeout_s)
+        groups = make_groups(rank_map, timeout)
+        placement = ExpertPlacement.linear(model.experts, layout.ep)
+        self.experts = placement.experts_of(groups.place.shard)
+        self.recorder = (Recorder if settings.timing else UntimedRecorder)(clock_for(device))
+        self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
+        layers = layout.layers_by_stage(model.layers)
+        self.chunks = [
+            Stage(
+                model,
+                layers[stage],
+                sequence=workload.sequence,
+                aux_scale=model.router_aux_coef / workload.global_batch,
+                dispatcher=self.dispatcher,
+                placement=placement,
+                recorder=self.recorder,
+                recompute=layout.recomputed,
+                device=device,
+                dtype=dtype,
+            )
+            for stage in groups.place.stages
+        ]
+        for chunk in self.chunks:
+            initialise(chunk, self.experts, layers=model.layers, seed=settings.seed)
+        self.store = ParameterStore(self.chunks, groups, layout, self.experts)
+        self.optimizer = Optimizer(self.store.buckets, settings)
+        self.pipeline = Pipeline(
+            self.chunks,
+            model=model,
+            layout=layout,
+            workload=workload,
+            groups=groups,
+            recorder=self.recorder,
+            device=device,
+            dtype=dtype,
+            on_gradients=self._start_reduction,
+        )
+        self._shape = RecordShape.of(
+            layout,
+            layout.micro_batches(workload.global_batch),
+            layers=model.layers,
+            experts=model.experts,
+            timed=settings.timing,
+        )
+        self._layers_and_experts = (model.layers, model.experts)
+        self._settings = settings
+        self._groups = groups
+        self._device = device
+        self._clock_offset: ClockOffset | None = None
+        self._peak_memory_bytes = 0
+        self._vote: Vote | None = None
+        self.stop = False
+        self.spans: list[Span] = []
+
+    def _start_together(self) -> None:
+        """Wait for all ranks; where it is time on any of them, all compare their clocks with rank 0's. Collective."""
+        before, now_s = self._clock_offset, time.monotonic()
+        due = torch.tensor([before is None or now_s - before.at_s > CLOCK_REFRESH_S], dtype=torch.int32)
+        due = due.to(self._device)
+        dist.all_reduce(due, dist.ReduceOp.MAX)  # a barrier whose result all ranks share
+        if due.item():
+            offset = compare_with_rank_0(self._device)
+            self._clock_offset = offset if before is None else before.then(offset.at_s, offset.offset_s)
+
+    def step(self, data: Dataset, first_sample: int, rate: float, *, sample_memory: bool) -> Vote:
+        """One optimizer step on the samples from `first_sample` on, all ranks starting together.
+
+        Where a gradient is not finite, weights and moments stay as they are. `stop` is this rank's part in the vote.
+        """
+        if self._groups.world is not None:
+            self._start_together()
+        if self._device.type != "cpu":
+            memory = torch.get_device_module(self._device)
+            memory.reset_peak_memory_stats(self._device)
+            self._vote = self._step(data, first_sample, rate)
+            self._peak_memory_bytes = memory.max_memory_allocated(self._device)
+        elif sample_memory:
+            with LiveBytes() as live:
+                self._vote = self._step(data, first_sample, rate)
+            self._peak_memory_bytes = live.peak_bytes
+        else:
+            self._vote = self._step(data, first_sample, rate)
+        return self._vote
+
+    def _step(self, data: Dataset, first_sample: int, rate: float) -> Vote:
+        recorder, store = self.recorder, self.store
+        recorder.start()
+        with recorder.region("other"):
+            with recorder.region("host"):
+                tokens = data.batch(first_sample).to(self._device)
+                store.zero()
+                for router in self.routers().values():
+                    router.reset()
+                self.pipeline.step(tokens)
+            with recorder.region("grad_reduce"):
+                store.finish_reduction()
+            with recorder.region("optimizer"):
+                squared_norm = store.squared_norm()
+            recorder.post(END_OF_STEP)
+            with recorder.waiting(END_OF_STEP):
+                vote = end_of_step(squared_norm, self.expert_tokens(), stop=self.stop, group=self._groups.world)
+            if vote.finite:
+                with recorder.region("optimizer"):
+                    store.clip(vote.grad_norm, self._settings.grad_clip)
+                    self.optimizer.step(rate)
+                with recorder.region("grad_reduce"):
+                    store.publish()
+        self.spans = recorder.finish()
+        return vote
+
+    def _start_reduction(self, chunk: int) -> None:
+        with self.recorder.region("grad_reduce"):
+            self.store.start_reduction(chunk)
+
+    def routers(self) -> dict[int, Router]:
+        """The router of each layer of this rank, by global layer index."""
+        return {layer: router for chunk in self.chunks for layer, router in chunk.routers().items()}
+
+    def expert_tokens(self) -> torch.Tensor:
+        """int64 [layers, experts]: what this rank routed in the step, 0 in layers that it does not hold."""
+        counts = torch.zeros(self._layers_and_experts, dtype=torch.int64, device=self._device)
+        for layer, router in self.routers().items():
+            counts[layer] = router.tokens_per_expert
+        return counts
+
+    def non_finite_error(self, step: int) -> NonFiniteError:
+        """What is not finite of the gradient of the last step, number `step`, the same on all ranks. Collective."""
+        names = [name for bucket in self.store.buckets for name in bucket.non_finite()]
+        return non_finite_error(step, names, self._groups.world)
+
+    def load(self, path: Path, model: ModelSpec) -> checkpoint.Progress:
+        """Take up the checkpoint `path`, see `checkpoint.load`. Collective."""
+        return checkpoint.load(
+            path,
+            self.store,
+            self.optimizer,
+            model=model,
+            seed=self._settings.seed,
+            dtype=self._settings.dtype,
+            group=self._groups.world,
+        )
+
+    def saver(self, folder: Path, origin: Origin, saved: checkpoint.Progress) -> checkpoint.Saver:
+        """What writes checkpoints of all ranks into `folder`, next after `saved`."""
+        return checkpoint.Saver(
+            folder,
+            origin,
+            self.store,
+            self.optimizer,
+            saved=saved,
+            every=self._settings.checkpoint_every,
+            keep=self._settings.checkpoint_keep,
+            group=self._groups.world,
+            device=self._device,
+        )
+
+    @property
+    def _offset_s(self) -> float:
+        """What brings times of the last step to rank 0's clock: the offset at its middle."""
+        middle_s = (self.spans[0].start_s + self.spans[0].end_s) / 2
+        return self._clock_offset.at(middle_s) if self._clock_offset is not None else 0.0
+
+    def aligned_spans(self) -> list[Span]:
+        """The spans of the last step on rank 0's clock."""
+        offset_s = self._offset_s
+        return [replace(each, start_s=each.start_s + offset_s, end_s=each.end_s + offset_s) for each in self.spans]
+
+    def record(self) -> Records | None:
+        """What all ranks know of the last step, on rank 0. Collective."""
+        assert self._vote is not None, "no step was done yet"
+        routers = list(self.routers().values())
+        mine = rank_record(
+            self._shape,
+            self.spans,
+            self.recorder.posts(),
+            self._offset_s,
+            sent=self.dispatcher.pop_sent_bytes(),
+            expert_tokens=torch.stack([router.tokens_per_expert for router in routers]).cpu().numpy(),
+            loss=float(self.pipeline.loss.total),
+            aux_loss=float(torch.stack([router.aux_loss for router in routers]).sum()),
+            grad_norm=self._vote.grad_norm,
+            peak_memory_bytes=self._peak_memory_bytes,
+            rss_bytes=rss_bytes(),
+        )
+        return gather(mine, self._shape, self._device)
