@@ -152,8 +152,11 @@ class Sidecar:
             raise CheckpointError.of(folder, rule)
         if digest != _digest(document):
             raise CheckpointError.of(folder, f"{SIDECAR} is not as it was written: its blake2b differs")
-        files = tuple(StoredFile(**each) for each in document.pop("files"))
-        return Sidecar(origin=Origin(**document.pop("origin")), files=files, **document)
+        try:
+            files = tuple(StoredFile(**each) for each in document.pop("files"))
+            return Sidecar(origin=Origin(**document.pop("origin")), files=files, **document)
+        except (TypeError, KeyError) as error:
+            raise CheckpointError.of(folder, f"{SIDECAR} has not the keys that it must have ({error})") from None
 
     @staticmethod
     def of_whole(folder: Path) -> Sidecar:

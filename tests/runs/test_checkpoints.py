@@ -113,3 +113,14 @@ def test_a_removal_that_is_cut_off_leaves_nothing_that_looks_whole(tmp_path: Pat
         Sidecar.read(old)
     prune(tmp_path, 1, done)
     assert names(tmp_path) == [done.name]
+
+
+def test_a_sidecar_without_its_keys_is_refused(tmp_path: Path) -> None:
+    path = whole(tmp_path, 2)
+    document = json.loads((path / SIDECAR).read_text())
+    for key in ("files", "origin", "step"):
+        less = {each: value for each, value in document.items() if each not in (key, "schema_version", "blake2b")}
+        signed = {"schema_version": 1, "blake2b": checkpoints._digest(less)} | less
+        (path / SIDECAR).write_text(json.dumps(signed))
+        with pytest.raises(CheckpointError, match=f"has not the keys .*{key}"):
+            Sidecar.read(path)

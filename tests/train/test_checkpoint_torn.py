@@ -21,6 +21,7 @@ import torch.distributed as dist
 from piper_hpc.runs import checkpoints
 from piper_hpc.runs.checkpoints import SIDECAR, CheckpointError, Sidecar, StoredFile, newest
 from piper_hpc.train.checkpoint import Progress
+from piper_hpc.train.checkpoint import read as reading
 from piper_hpc.train.checkpoint import write as writing
 from piper_hpc.train.checkpoint.state import Part
 from piper_hpc.train.trainer import Trainer
@@ -238,6 +239,8 @@ def test_a_tensor_of_another_shape_or_name_is_refused(trainer: Trainer, checkpoi
     files = [replace(file, rows={name: at for name, at in file.rows.items() if name != NAME}) for file in sidecar.files]
     replace(sidecar, tensors=tensors, files=tuple(files)).write(checkpoint)
     assert f"{NAME} is in no file" in refused(trainer, checkpoint)
+    replace(sidecar, tensors=tensors).write(checkpoint)
+    assert f"{FILE} has rows of {NAME}, of which no shape is known" in refused(trainer, checkpoint)
 
 
 # Foreign ----------------------------------------------------------------------------------------------------------
@@ -327,3 +330,8 @@ def test_steps_that_were_skipped_are_no_updates(trainer: Trainer, checkpoint: Pa
     replace(Sidecar.read(checkpoint), optimizer_steps=1).write(checkpoint)
     assert trainer.load(checkpoint, MODEL) == Progress(2, 2 * WORKLOAD.global_batch)
     assert trainer.optimizer.steps == 1
+
+
+def test_a_file_that_the_disk_does_not_give_is_named(trainer: Trainer, checkpoint: Path) -> None:
+    with patch.object(reading, "file_digest", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
+        assert f"{FILE} cannot be read (Input/output error)" in refused(trainer, checkpoint)

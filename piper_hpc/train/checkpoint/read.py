@@ -69,6 +69,8 @@ def spans(path: Path, sidecar: Sidecar) -> dict[str, list[_Span]]:
     found: dict[str, list[_Span]] = {name: [] for name in sidecar.tensors}
     for file in sidecar.files:
         for name, (start, stop) in file.rows.items():
+            if name not in found:
+                raise CheckpointError.of(path, f"{file.name} has rows of {name}, of which no shape is known")
             found[name].append(_Span(file, start, stop))
     for name, parts in found.items():
         parts.sort(key=lambda span: span.start)
@@ -116,7 +118,11 @@ def _copy(stored: Any, part: Part, span: _Span) -> None:
 
 def _verify(path: Path, files: Sequence[StoredFile]) -> None:
     for file in files:
-        if file_digest(path / file.name) != file.blake2b:
+        try:
+            digest = file_digest(path / file.name)
+        except OSError as error:
+            raise CheckpointError.of(path, f"{file.name} cannot be read ({error.strerror})") from None
+        if digest != file.blake2b:
             raise CheckpointError.of(path, f"{file.name} is not as it was written: its blake2b differs")
 
 
