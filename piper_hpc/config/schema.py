@@ -103,9 +103,7 @@ class ParallelismConfig:
     cp: int = 1  # context parallelism: ranks over which a sequence is split
     dp: int | None = None  # replicas of an expert; null: ranks / (pp * ep * etp)
     zero: int = 0  # ZeRO stage: 0, 1 optimizer states, 2 and gradients, 3 and weights are sharded
-    schedule: str = (
-        "1f1b"  # of the pipeline, see plan.axes.schedule; auto: the one predicted fastest
-    )
+    schedule: str = "1f1b"  # of the pipeline, see plan.axes.schedule; auto: the one predicted fastest
     micro_batch: int = 1  # sequences of one micro-batch on one rank
     recompute: str = "none"  # none, full, or parts joined by +: norm, activation, mla_up, moe, attention
     all_to_all: str = "flat"  # of dispatch and combine, see plan.axes.all_to_all and docs/all_to_all.md; or auto
