@@ -218,8 +218,8 @@ def train(config: TrainConfig) -> Iterator[Problem]:
     highest, lowest = config.learning_rate, config.minimum_learning_rate
     if config.lr_schedule == "cosine" and highest > 0 and not 0 <= lowest < highest:
         rule = f"a cosine ends below train.learning_rate = {highest:g}; train.lr_schedule=constant holds that rate"
-        works = f"train.minimum_learning_rate={highest / 10:g}"
-        yield Problem("train.minimum_learning_rate", lowest, rule, works)
+        lower = f"train.minimum_learning_rate={highest / 10:g}"
+        yield Problem("train.minimum_learning_rate", lowest, rule, lower)
     for key, works in (("beta1", 0.9), ("beta2", 0.95)):
         if not 0 <= getattr(config, key) < 1:
             yield Problem(f"train.{key}", getattr(config, key), "must lie in [0, 1)", f"train.{key}={works}")
