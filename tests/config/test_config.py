@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.paths import data_folder
+from piper_hpc.runs.checkpoints import Origin, Sidecar, new_folder
+from piper_hpc.spec import Layout, RankMap
 from tests.full import examples
 from tests.presets import experiment
 
@@ -132,6 +134,8 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
             "testbed.sbatch",
         ),
         ("cluster.calibration=/nowhere", "cluster.calibration", "/nowhere", "is no file", "calibration=auto"),
+        ("train.on_non_finite=ignore", "train.on_non_finite", "ignore", "must be one of stop", "on_non_finite=stop"),
+        ("train.checkpoint_keep=-1", "train.checkpoint_keep", "-1", "not be negative", "train.checkpoint_keep=0"),
         ("train.resume_from=/nowhere", "train.resume_from", "/nowhere", "no checkpoints folder", "resume_from=null"),
         (
             "cluster=testbed cluster.racks=[0]",
@@ -148,6 +152,25 @@ def test_a_broken_rule_is_named_with_a_value_that_works(override, key, value, ru
     message = str(caught.value)
     assert message.startswith(f"{key} = ")
     assert value in message and rule in message and works in message
+
+
+def test_a_checkpoint_of_other_facts_is_refused_before_anything_starts(tmp_path: Path):
+    model = checked().model
+    origin = Origin.of(model, RankMap.block(Layout(), 1, (0,)), None, seed=7, dtype="float32")
+    Sidecar(2, 16, 2, origin, {}, ()).write(new_folder(tmp_path, 2))
+    resume = f"train.resume_from={tmp_path}"
+    assert checked(resume, "train.seed=7").train.seed == 7
+    with pytest.raises(ConfigError) as caught:
+        checked(resume, "model.top_k=1")
+    told = {problem.key: problem.works for problem in caught.value.problems}
+    assert told == {"train.seed": "train.seed=7", "model.top_k": f"model.top_k={model.top_k}"}
+
+
+def test_a_checkpoint_that_would_be_unpickled_is_refused(tmp_path: Path):
+    (tmp_path / "step-00000002").mkdir()
+    (tmp_path / "step-00000002" / ".metadata").write_bytes(b"a pickle")
+    with pytest.raises(ConfigError, match="of an earlier version, and would be unpickled"):
+        checked(f"train.resume_from={tmp_path}")
 
 
 def test_all_broken_rules_are_told_at_once():
