@@ -57,6 +57,7 @@ ELSEWHERE = {
     "train.global_batch=4096": ("tests/test_docs.py", "docs/plan_output.py"),
     "python -m piper_hpc.planner.benchmark": ("tests/planner/test_analytical_search.py", "piper_hpc.planner.benchmark"),
     "python -m analysis.validate published": ("tests/analysis/test_published_validate.py", 'main(["published"])'),
+    "python -m analysis.validate replay runs/PROFILE": ("tests/test_local_run.py", '"replay"'),
     "python -m piper_hpc.studies.all_to_all --show RUN": ("tests/studies/test_all_to_all_study.py", "--show"),
     "sbatch -A PROJECT sbatch_templates/frontier.sbatch train=paper": ("tests/slurm/test_runs.py", "by_hand"),
     f"{TESTBED} up": ("tests/slurm/conftest.py", 'run_testbed("up"'),

@@ -173,6 +173,10 @@ def test_a_profile_is_a_trace_with_every_rank(first, folder):
     assert {event["tid"] for event in spans} == {0, 1, 2, 3}
     assert {"attention", "expert", "dispatch"} <= {event["name"].split()[0] for event in spans}
     assert str(run.path / "trace.json") in ended.stdout.replace("\n", "")
+    command = [sys.executable, "-m", "analysis.validate", "replay", str(run.path), "--json"]
+    (found,) = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["replays"]
+    assert (found["schedule"], found["steps"]) == ("1f1b", 3)
+    assert abs(found["error_pct"]) < 50  # three steps of a busy machine; docs/validation.md has quiet ones
 
 
 def test_a_microbench_run_shows_its_rows(folder):

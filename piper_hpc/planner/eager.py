@@ -168,7 +168,7 @@ def _shaped(
             if not whole:
                 continue
             again = replace(sized, schedule=whole[0], recompute=recompute)
-            for split in dict.fromkeys(((), _balanced(pricer, again))):
+            for split in dict.fromkeys(((), balanced_split(pricer, again))):
                 for zero in _trained(spec, "zero"):
                     if zero and sized.dense_dp == 1:
                         rejected[DUPLICATE] += len(whole)
@@ -176,7 +176,7 @@ def _shaped(
                     yield replace(again, stage_layers=split, zero=zero), whole
 
 
-def _balanced(pricer: StepPricer, layout: Layout) -> tuple[int, ...]:
+def balanced_split(pricer: StepPricer, layout: Layout) -> tuple[int, ...]:
     """The uneven split that embedding and head ask for."""
     if layout.stages == 1:
         return ()
