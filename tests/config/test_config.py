@@ -110,7 +110,15 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
             "cluster.racks=",
         ),
         ("parallelism.tp=2", "parallelism.tp", "2", "must be one of 1", "parallelism.tp=1"),
-        ("parallelism.schedule=zbv", "parallelism.schedule", "zbv", "must be one of 1f1b", "schedule=1f1b"),
+        ("parallelism.schedule=zb", "parallelism.schedule", "zb", "must be one of 1f1b", "schedule=1f1b"),
+        ("parallelism.schedule=zbv", "parallelism.schedule", "zbv", "vpp=2 chunks a rank", "parallelism.vpp=1"),
+        (
+            "parallelism.schedule=zb_h1 parallelism.recompute=full",
+            "parallelism.recompute",
+            "full",
+            "splits the backward",
+            "parallelism.recompute=selective",
+        ),
         ("train.steps=0", "train.steps", "0", "greater than 0", "train.steps=1"),
         ("train.beta2=1.5", "train.beta2", "1.5", "[0, 1)", "train.beta2=0.95"),
         ("train.routing.skew=0.5", "train.routing.skew", "0.5", "at least 1", "train.routing.skew=1.5"),
@@ -140,6 +148,23 @@ def test_a_broken_rule_is_named_with_a_value_that_works(override, key, value, ru
     message = str(caught.value)
     assert message.startswith(f"{key} = ")
     assert value in message and rule in message and works in message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [("float32", (4, 4, 0, 8)), ("float64", (8, 8, 0, 16)), ("bfloat16", (2, 4, 4, 8))],
+)
+def test_training_in_bf16_keeps_gradients_masters_and_moments_in_fp32(dtype, kept):
+    recipe = checked(f"train.dtype={dtype}").workload.recipe
+    assert (recipe.weight_bytes, recipe.gradient_bytes, recipe.master_bytes, recipe.moment_bytes) == kept
+    assert checked("task=plan", f"train.dtype={dtype}", "task.recipe=bfloat16").workload.recipe.name == "bfloat16"
+
+
+def test_a_schedule_may_be_left_to_be_chosen():
+    layout = checked("parallelism.schedule=auto", "parallelism.pp=2").layout
+    assert (layout.schedule, layout.pp) == ("auto", 2)
+    with pytest.raises(ConfigError, match="Eq 9"):
+        checked("parallelism.schedule=auto", "parallelism.pp=4", "model.layers=2", "cluster.ranks_per_node=8")
 
 
 def test_all_broken_rules_are_told_at_once():
