@@ -39,7 +39,9 @@ def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> sub
         (["parallelism.ep=3", "cluster.ranks_per_node=6"], ["parallelism.ep = 3", "must divide", "parallelism.ep=2"]),
         pytest.param(["model.layers=1"], ["parallelism.pp = 2", "model.layers=2"], marks=full),
         pytest.param(
-            ["train.global_batch=4"], ["train.global_batch = 4", "at least pp = 2", "train.global_batch=8"], marks=full
+            ["parallelism.schedule=dualpipev", "parallelism.vpp=2", "train.global_batch=4"],
+            ["parallelism.schedule = 'dualpipev'", "at least 2 pp = 4", "parallelism.schedule=1f1b"],
+            marks=full,
         ),
         pytest.param(
             ["train.global_batch=30"], ["train.global_batch = 30", "multiple of", "train.global_batch=32"], marks=full
@@ -110,6 +112,16 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(tmp_path):
     assert "#SBATCH --account=abc" in ended.stdout
     assert "node-hours" in ended.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_is_chosen_before_submission_and_said(tmp_path):
+    degrees = ("parallelism.pp=4", "model.layers=8", "train.global_batch=512", "parallelism.schedule=auto")
+    ended = launch("cluster=frontier", "cluster.account=abc", "dry_run=true", *degrees, "format=json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    layout = json.loads(ended.stdout)["prediction"]["layout"]
+    told = f"schedule=auto: {layout['schedule']} with vpp={layout['vpp']}, "
+    assert layout["schedule"] != "auto" and told in ended.stderr
+    assert "a step predicted against" in ended.stderr
 
 
 def test_a_sweep_with_format_json_is_one_array(tmp_path):

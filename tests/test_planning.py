@@ -12,7 +12,7 @@ from rich.console import Console
 from piper_hpc import launch, planning
 from piper_hpc.cli import show
 from piper_hpc.cluster.machine import Machine
-from piper_hpc.config import Experiment
+from piper_hpc.config import ConfigError, Experiment
 from piper_hpc.spec import DATA_SHEET
 from tests.presets import experiment
 from tests.resource_model.clusters import cluster
@@ -58,6 +58,71 @@ def test_what_was_not_measured_or_is_large_is_not_planned_again(monkeypatch, mea
     assert planning.better_layout(slow, MACHINE) is None
     monkeypatch.setattr(planning, "calibration_of", lambda *_: None)
     assert planning.better_layout(slow, MACHINE) is None
+
+
+def deep(*overrides: str) -> Experiment:
+    return asked("parallelism=single", "parallelism.schedule=auto", "parallelism.pp=4", "model.layers=8", *overrides)
+
+
+def test_the_schedule_that_is_chosen_has_the_shortest_step_of_those_that_run(measured):
+    one = deep("train.global_batch=16")
+    choice, where = planning.schedule_of(one, MACHINE), planning.cluster_of(one, MACHINE)
+    steps = {}
+    for schedule, vpp in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb_h1", 1), ("zbv", 2), ("dualpipev", 2)):
+        layout = replace(one.layout, schedule=schedule, vpp=vpp)
+        steps[schedule] = planning.predict(one.model, where, layout, one.workload).step_time_s
+    assert choice.step_time_s == steps and choice.fits
+    assert list(choice.step_time_s) == sorted(steps, key=steps.__getitem__)
+    assert choice.layout == replace(
+        one.layout, schedule=min(steps, key=steps.__getitem__), vpp=choice.layout.vpp
+    ) and choice.layout.vpp in (1, 2)
+
+
+def test_only_schedules_that_run_and_fit_are_compared(measured):
+    # Two micro-batches of sixteen sequences: neither a multiple of pp = 4 nor twice as many.
+    few = planning.schedule_of(deep("train.global_batch=4"), MACHINE)
+    assert set(few.step_time_s) == {"gpipe", "1f1b", "zb_h1", "zbv"}
+    again = planning.schedule_of(deep("train.global_batch=4", "parallelism.recompute=full"), MACHINE)
+    assert set(again.step_time_s) == {"gpipe", "1f1b"}
+    uneven = planning.schedule_of(deep("train.global_batch=16", "parallelism.stage_layers=[3,2,2,1]"), MACHINE)
+    assert uneven.layout.stage_layers == (3, 2, 2, 1) and set(uneven.step_time_s) == {"gpipe", "1f1b", "zb_h1"}
+    three = planning.schedule_of(deep("train.global_batch=16", "parallelism.vpp=3", "model.layers=12"), MACHINE)
+    assert list(three.step_time_s) == ["interleaved"] and three.layout.vpp == 3
+
+
+def test_a_schedule_that_does_not_fit_is_taken_only_where_none_does(measured):
+    one = deep("train.global_batch=64")
+    roomy = planning.schedule_of(one, MACHINE)
+    spec = planning.cluster_of(one, MACHINE)
+    peaks = {
+        schedule: max(
+            planning.predict(one.model, spec, replace(one.layout, schedule=schedule), one.workload).peak_memory_bytes
+        )
+        for schedule in ("gpipe", "1f1b")
+    }
+    assert peaks["1f1b"] < peaks["gpipe"]
+    tight = planning.schedule_of(one, replace(MACHINE, memory_bytes=peaks["gpipe"] - 1))
+    assert tight.fits and "gpipe" in roomy.step_time_s and "gpipe" not in tight.step_time_s
+    none = planning.schedule_of(one, replace(MACHINE, memory_bytes=4))
+    assert not none.fits and none.layout == roomy.layout
+
+
+def test_nothing_runs_where_no_schedule_does(measured):
+    with pytest.raises(ConfigError, match=r"parallelism.vpp=1"):
+        planning.schedule_of(deep("train.global_batch=16", "parallelism.vpp=3", "parallelism.recompute=full",
+                                  "parallelism.micro_batch=2", "model.layers=8"), MACHINE)  # fmt: skip
+
+
+def test_a_choice_is_told_with_what_it_was_against():
+    console = Console(file=io.StringIO(), width=80)
+    layout = replace(layouts()[0].layout, pp=4, schedule="zbv", vpp=2)
+    show.chosen_schedule(planning.ScheduleChoice(layout, {"zbv": 0.2, "1f1b": 0.25}, fits=True), console)
+    show.chosen_schedule(planning.ScheduleChoice(layout, {"zbv": 0.2}, fits=False), console)
+    assert console.file.getvalue().splitlines() == [
+        "schedule=auto: zbv with vpp=2, 200 ms a step predicted against 1f1b 250 ms",
+        "schedule=auto: zbv with vpp=2, 200 ms a step predicted, the only one that runs with these degrees; "
+        "no schedule is predicted to fit the memory",
+    ]
 
 
 def test_planning_again_for_sixty_four_ranks_takes_a_moment(measured):

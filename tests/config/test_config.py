@@ -92,7 +92,13 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
         ("parallelism.ep=4", "parallelism", "ep=4", "= 8 must equal the ranks", "cluster.ranks_per_node=8"),
         ("parallelism.ep=4 model.experts=6 parallelism.pp=1", "parallelism.ep", "4", "must divide", "parallelism.ep=3"),
         ("model.layers=1", "parallelism.pp", "2", "at most model.layers = 1", "model.layers=2"),
-        ("train.global_batch=4", "train.global_batch", "4", "1 micro-batches", "train.global_batch=8"),
+        (
+            "parallelism.schedule=interleaved parallelism.vpp=2 train.global_batch=4",
+            "parallelism.schedule",
+            "interleaved",
+            "a multiple of pp=2 micro-batches",
+            "parallelism.schedule=1f1b parallelism.vpp=1",
+        ),
         ("train.global_batch=30", "train.global_batch", "30", "multiple of", "train.global_batch=32"),
         ("model.top_k=9", "model.top_k", "9", "model.experts = 8", "model.top_k=8"),
         ("model.kv_heads=3", "model.kv_heads", "3", "must divide model.heads = 4", "model.kv_heads=4"),
@@ -112,7 +118,15 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
             "cluster.racks=",
         ),
         ("parallelism.tp=2", "parallelism.tp", "2", "must be one of 1", "parallelism.tp=1"),
-        ("parallelism.schedule=zbv", "parallelism.schedule", "zbv", "must be one of 1f1b", "schedule=1f1b"),
+        ("parallelism.schedule=zb", "parallelism.schedule", "zb", "must be one of 1f1b", "schedule=1f1b"),
+        ("parallelism.schedule=zbv", "parallelism.schedule", "zbv", "vpp=2 chunks a rank", "parallelism.vpp=1"),
+        (
+            "parallelism.schedule=zb_h1 parallelism.recompute=full",
+            "parallelism.recompute",
+            "full",
+            "splits the backward",
+            "parallelism.recompute=selective",
+        ),
         ("train.steps=0", "train.steps", "0", "greater than 0", "train.steps=1"),
         (
             "train.learning_rate=3e-4",
@@ -171,6 +185,23 @@ def test_a_checkpoint_that_would_be_unpickled_is_refused(tmp_path: Path):
     (tmp_path / "step-00000002" / ".metadata").write_bytes(b"a pickle")
     with pytest.raises(ConfigError, match="of an earlier version, and would be unpickled"):
         checked(f"train.resume_from={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [("float32", (4, 4, 0, 8)), ("float64", (8, 8, 0, 16)), ("bfloat16", (2, 4, 4, 8))],
+)
+def test_training_in_bf16_keeps_gradients_masters_and_moments_in_fp32(dtype, kept):
+    recipe = checked(f"train.dtype={dtype}").workload.recipe
+    assert (recipe.weight_bytes, recipe.gradient_bytes, recipe.master_bytes, recipe.moment_bytes) == kept
+    assert checked("task=plan", f"train.dtype={dtype}", "task.recipe=bfloat16").workload.recipe.name == "bfloat16"
+
+
+def test_a_schedule_may_be_left_to_be_chosen():
+    layout = checked("parallelism.schedule=auto", "parallelism.pp=2").layout
+    assert (layout.schedule, layout.pp) == ("auto", 2)
+    with pytest.raises(ConfigError, match="Eq 9"):
+        checked("parallelism.schedule=auto", "parallelism.pp=4", "model.layers=2", "cluster.ranks_per_node=8")
 
 
 def test_all_broken_rules_are_told_at_once():

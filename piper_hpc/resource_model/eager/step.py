@@ -153,24 +153,27 @@ class StepPricer:
     def cost(self, layout: Layout) -> StepCost:
         """Costs of a layout that trains, breaks no rule and has its ranks; see step_cost."""
         groups = self.groups(layout)
-        if any(of_rank.experts.tier == Tier.SYSTEM.value for of_rank in groups.stages):
+        shared = {
+            own: (self._layer(layout, own.experts), self._reduce_wait(layout, own), self._exchange(layout, own.experts))
+            for own in set(groups.stages)
+        }
+        if any(own.experts.tier == Tier.SYSTEM.value for own in shared):
             self.curves.note(
                 f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
             )
-        alike = {own: (self._layer(layout, own.experts), self._reduce_wait(layout, own)) for own in set(groups.stages)}
-        ranks = []
+        ranks, all_to_alls = [], []
         for own, held in zip(groups.stages, held_chunks(layout, self.model.layers), strict=True):
-            layer, wait = alike[own]
+            layer, wait, exchange = shared[own]
             chunks = tuple(ChunkCost(layer, each.layers, self._beside(layout, each), each.first) for each in held)
             ranks.append(RankCost(chunks, self._update(layout, own, groups.world, held), wait))
-        exchanges = {own: self._exchange(layout, own.experts) for own in alike}
+            all_to_alls.append((own.experts, exchange))
         return StepCost(
             tuple(ranks),
             run_schedule(layout),
             layout.micro_batches(self.workload.global_batch),
             tuple(Cost() if tier is None else self._message(layout, tier) for tier in groups.boundaries),
             self.curves,
-            tuple((own.experts, exchanges[own]) for own in groups.stages),
+            tuple(all_to_alls),
             layout.ranks // layout.pp,
         )
 
