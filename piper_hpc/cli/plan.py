@@ -142,10 +142,15 @@ def _layout_columns(layouts: Sequence[Layout]) -> tuple[list[Column], str]:
     for axis in others:
         values = [getattr(one, axis) for one in layouts]
         if axis == "micro_batch" or len(set(values)) > 1:
-            columns.append(Column(HEADS.get(axis, axis), list(map(str, values))))
+            columns.append(Column(HEADS.get(axis, axis), list(map(_text, values))))
         elif values[0] != default[axis]:
-            alike.append(f"{axis}={values[0]}")
+            alike.append(f"{axis}={_text(values[0])}")
     return columns, f"all: {' '.join(alike)}" if alike else ""
+
+
+def _text(value: Any) -> str:
+    """A value of a layout; layers of stages as `3+2+2+1`, and where they are not given `even`."""
+    return ("+".join(map(str, value)) or "even") if isinstance(value, tuple) else str(value)
 
 
 def _table(columns: Sequence[Column]) -> Table:

@@ -204,7 +204,8 @@ def _fitting(
     memories = rank_memories(spec.model, layout, spec.workload)
     kept = pools(cost, spec.model, layout, spec.workload)
     for schedule in schedules:
-        scheduled = replace(layout, schedule=schedule)
+        same = schedule == layout.schedule
+        scheduled = layout if same else replace(layout, schedule=schedule)
         alive = alive_by_rank(scheduled, cost.micro_batches)
         peak = max(
             memory.peak_bytes(moments) + pool for memory, moments, pool in zip(memories, alive, kept, strict=True)
@@ -213,7 +214,7 @@ def _fitting(
         if not fits:
             rejected[NO_FIT] += 1
         if fits or peak <= MEMORY_RELAXATION * spec.cluster.memory_bytes:
-            own = replace(cost, schedule=schedule)
+            own = cost if same else replace(cost, schedule=schedule)
             yield BoundedLayout(scheduled, own, step_lower_bound_s(own, spec.cluster), peak, fits, in_domain)
 
 

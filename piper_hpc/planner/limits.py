@@ -119,7 +119,7 @@ def _relaxed(spec: SearchSpec) -> Iterator[tuple[str, str, SearchSpec]]:
         curves = {name: eased(name, curve) for name, curve in cluster.calibration.curves.items()}
         return replace(cluster.calibration, curves=curves)
 
-    collectives = ("p2p", "all_to_all", "all_reduce")
+    collectives = ("p2p", "all_to_all", "all_reduce", "all_gather")
     far = tuple(tier for tier in TIERS if tier not in NEAR)
     device = cluster.accelerator
     eased = {

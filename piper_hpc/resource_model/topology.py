@@ -29,12 +29,12 @@ class Group:
 
     peers: tuple[Number, ...] = (0,) * len(TIERS)
 
-    @property
+    @cached_property
     def size(self) -> Number:
         """Members of the group."""
         return 1 + sum(self.peers)
 
-    @property
+    @cached_property
     def tier(self) -> str:
         """The widest link in the group; `node` for a group of one. For a single group, not for a grid."""
         return next((tier for tier, count in zip(TIERS[::-1], self.peers[::-1], strict=True) if count), Tier.NODE.value)

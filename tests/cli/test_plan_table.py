@@ -76,6 +76,14 @@ def test_a_narrow_terminal_says_what_it_leaves_out():
     assert "too narrow" not in " ".join(wide)
 
 
+def test_an_uneven_split_is_told_from_the_even_one():
+    one = found("piper")
+    split = replace(one.shapes[0], layout=replace(one.shapes[0].layout, stage_layers=(3, 1)))
+    lines = shown(replace(one, shapes=[one.shapes[0], split]), 200)
+    first = next(number for number, line in enumerate(lines) if "stage_layers" in line)
+    assert " even " in lines[first + 1] and " 3+1 " in lines[first + 2]
+
+
 def test_one_row_a_shape_and_its_shades_on_request():
     one = found("megatron")
     shapes = rows(shown(one, 200))

@@ -98,16 +98,12 @@ def _nearest_group(curves: Curves, operator: str, group: Group) -> str | None:
     found = [
         (size, tier)
         for tier in (*TIERS[place:], *reversed(TIERS[:place]))
-        for size in _sizes(curves, f"{operator}/{tier}/")
+        for size in curves.sizes(f"{operator}/{tier}/")
     ]
     if not found:
         return None
     nearest = _nearest_size([size for size, _ in found], group)
     return next(f"{operator}/{tier}/{size}" for size, tier in found if size == nearest)
-
-
-def _sizes(curves: Curves, prefix: str) -> list[int]:
-    return [int(name.removeprefix(prefix)) for name in curves.calibration.curves if name.startswith(prefix)]
 
 
 def _nearest_size(sizes: list[int], group: Group) -> int:
@@ -123,7 +119,7 @@ def _collective(curves: Curves, operator: str, group: Group, buffer_bytes: float
     if group.size == 1 or buffer_bytes <= 0:
         return Cost()
     prefix = f"{operator}/{group.tier}/"
-    sizes = _sizes(curves, prefix)
+    sizes = curves.sizes(prefix)
     if not sizes:
         return None
     size = _nearest_size(sizes, group)

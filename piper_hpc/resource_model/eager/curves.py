@@ -74,6 +74,7 @@ class Curves:
         self.calibration: Calibration = cluster.calibration
         self.notes: dict[str, None] = {}
         self.extrapolated: dict[str, tuple[float, float]] = {}
+        self._sizes: dict[str, list[int]] = {}
         self._stand_ins = {
             "grouped_gemm": _StandIn("gemm", "one GEMM of the same FLOPs"),
             "attention_forward": _StandIn("gemm", "a GEMM of the same FLOPs"),
@@ -108,6 +109,13 @@ class Curves:
 
     def __contains__(self, name: str) -> bool:
         return name in self.calibration.curves
+
+    def sizes(self, prefix: str) -> list[int]:
+        """Sizes of the groups that `prefix`, for example `all_reduce/node/`, was measured in."""
+        if prefix not in self._sizes:
+            names = [name for name in self.calibration.curves if name.startswith(prefix)]
+            self._sizes[prefix] = [int(name.removeprefix(prefix)) for name in names]
+        return self._sizes[prefix]
 
     @property
     def peak_flops(self) -> float:

@@ -149,11 +149,7 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
         received = 0 if chunk.first else message
         return chunk.layers * layer + chunk.last * head + returned - received
 
-    ranks = []
-    chunks_of_rank = held_chunks(layout, model.layers)
-    for chunks, neighbours in zip(
-        chunks_of_rank, neighbours_by_rank(layout.schedule, layout.pp, layout.vpp), strict=True
-    ):
+    def of_rank(chunks: tuple[Held, ...], neighbours: int) -> RankMemory:
         sizes = [chunk_parameters(model, layout.ep, chunk) for chunk in chunks]
         held = sum(map(sum, sizes))
         shares = (ceil(dense / layout.dense_dp) + ceil(experts / layout.dp) for dense, experts in sizes)
@@ -168,8 +164,12 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
         }
         shards = layout.zero * max(count * (copies > 1) for count, copies in scattered) * recipe.gradient_bytes
         workspace = max(workspaces[chunk.last] for chunk in chunks)
-        ranks.append(RankMemory(fixed, tuple(map(kept, chunks)), workspace, shards))
-    return ranks
+        return RankMemory(fixed, tuple(map(kept, chunks)), workspace, shards)
+
+    neighbours_of_rank = neighbours_by_rank(layout.schedule, layout.pp, layout.vpp)
+    ranks = list(zip(held_chunks(layout, model.layers), neighbours_of_rank, strict=True))
+    known = {rank: of_rank(*rank) for rank in set(ranks)}
+    return [known[rank] for rank in ranks]
 
 
 def memory_by_rank(

@@ -161,19 +161,21 @@ class StepPricer:
             self.curves.note(
                 f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
             )
-        ranks, all_to_alls = [], []
-        for own, held in zip(groups.stages, held_chunks(layout, self.model.layers), strict=True):
-            layer, wait, exchange = shared[own]
+
+        def of_rank(own: StageGroups, held: tuple[Held, ...]) -> RankCost:
+            layer, wait, _ = shared[own]
             chunks = tuple(ChunkCost(layer, each.layers, self._beside(layout, each), each.first) for each in held)
-            ranks.append(RankCost(chunks, self._update(layout, own, groups.world, held), wait))
-            all_to_alls.append((own.experts, exchange))
+            return RankCost(chunks, self._update(layout, own, groups.world, held), wait)
+
+        ranks = list(zip(groups.stages, held_chunks(layout, self.model.layers), strict=True))
+        known = {rank: of_rank(*rank) for rank in set(ranks)}
         return StepCost(
-            tuple(ranks),
+            tuple(known[rank] for rank in ranks),
             run_schedule(layout),
             layout.micro_batches(self.workload.global_batch),
             tuple(Cost() if tier is None else self._message(layout, tier) for tier in groups.boundaries),
             self.curves,
-            tuple(all_to_alls),
+            tuple((own.experts, shared[own][2]) for own in groups.stages),
             layout.ranks // layout.pp,
         )
 
