@@ -66,11 +66,10 @@ def search(spec: SearchSpec) -> SearchResult:
     be none of the best, nor on the front, nor the best inside Eq 10's domain, nor the best with more memory.
     """
     result = SearchResult()
-    by_bound = sorted(_candidates(spec, result.rejected), key=lambda candidate: _bound(spec, candidate).key)
+    bounded = [(_bound(spec, candidate), candidate) for candidate in _candidates(spec, result.rejected)]
     in_domain: list[RankedLayout] = []
     with_more_memory: list[RankedLayout] = []
-    for candidate in by_bound:
-        bound = _bound(spec, candidate)
+    for bound, candidate in sorted(bounded, key=lambda each: each[0].key):
 
         def beaten(known: list[RankedLayout], limit: RankedLayout = bound) -> bool:
             return bool(known) and known[-1].score < limit.score
