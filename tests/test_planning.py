@@ -133,7 +133,7 @@ def test_planning_again_for_sixty_four_ranks_takes_a_moment(measured):
     machine = replace(MACHINE, rack_of_node=(0,) * 8)
     began = time.process_time()
     planning.better_layout(large, machine)
-    assert time.process_time() - began < 1.0
+    assert time.process_time() - began < 4.0  # every axis that trains: tens of thousands of layouts
 
 
 def test_the_command_keeps_the_users_other_words():

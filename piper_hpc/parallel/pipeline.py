@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -109,10 +109,8 @@ class Pipeline:
         micro_batches = zip(inputs.split(self._micro_batch), targets.split(self._micro_batch), strict=True)
         for micro_inputs, micro_targets in micro_batches:
             with self._recorder.region("other"):
-                hidden = micro_inputs
-                for chunk in self._chunks:
-                    hidden = chunk(hidden)
-                loss = self.loss(hidden, micro_targets)
+                # No name may keep the logits, which the loss needs no longer, through the backward.
+                loss = self.loss(reduce(lambda hidden, chunk: chunk(hidden), self._chunks, micro_inputs), micro_targets)
             with self._recorder.backward_pass():
                 loss.backward()
         for index in range(len(self._chunks)):

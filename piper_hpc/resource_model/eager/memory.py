@@ -139,8 +139,13 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
     layer, head, workspaces = _of_micro_batch(model, tokens, layout.ep, value, load, layout.recomputed)
     rotary = workload.sequence * model.head_dim * value
     batch = micro_batches * layout.micro_batch * (workload.sequence + 1) * INDEX_BYTES
-    # Where the weight is the master, ZeRO 1 keeps its shard of it apart.
-    master = recipe.master_bytes or (recipe.weight_bytes if layout.zero else 0)
+
+    def optimizer_bytes(count: int, copies: int) -> int:
+        if not layout.zero or copies == 1:
+            return count * (recipe.moment_bytes + recipe.master_bytes)
+        # A slice of the master lies apart, also where the weight is the master, and so does the sum of its gradient.
+        master = recipe.master_bytes or recipe.weight_bytes
+        return ceil(count / copies) * (recipe.moment_bytes + master + recipe.gradient_bytes)
 
     def kept(chunk: Held) -> int:
         # A pipeline keeps what a stage returned until its backward; what it received lies in the message buffers, or
@@ -152,17 +157,20 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
     def of_rank(chunks: tuple[Held, ...], neighbours: int) -> RankMemory:
         sizes = [chunk_parameters(model, layout.ep, chunk) for chunk in chunks]
         held = sum(map(sum, sizes))
-        shares = (ceil(dense / layout.dense_dp) + ceil(experts / layout.dp) for dense, experts in sizes)
         scattered = [(dense, layout.dense_dp) for dense, _ in sizes] + [(experts, layout.dp) for _, experts in sizes]
         fixed = {
             "parameters": held * recipe.weight_bytes,
             "gradients": held * recipe.gradient_bytes,
-            "optimizer": (sum(shares) if layout.zero else held) * (recipe.moment_bytes + master),
+            "optimizer": sum(optimizer_bytes(count, copies) for count, copies in scattered),
             # torch's stages hold a buffer for every micro-batch and neighbour, and a message on its way to each.
             "messages": (micro_batches + 1) * message * neighbours,
             "buffers": sum(chunk.layers for chunk in chunks) * rotary + batch,
         }
-        shards = layout.zero * max(count * (copies > 1) for count, copies in scattered) * recipe.gradient_bytes
+        # Slices of all chunks wait until the step's end for their sum; those of one chunk at a time are on their way.
+        travelling = [
+            (layout.dense_dp > 1) * dense + (layout.dp > 1) * experts for dense, experts in sizes if layout.zero
+        ]
+        shards = (sum(travelling) + max(travelling, default=0)) * recipe.gradient_bytes
         workspace = max(workspaces[chunk.last] for chunk in chunks)
         return RankMemory(fixed, tuple(map(kept, chunks)), workspace, shards)
 
