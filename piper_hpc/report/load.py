@@ -66,8 +66,9 @@ def metrics(run: RunFolder) -> list[Row]:
 def _numbers(row: Row) -> Row:
     """JSON has no NaN: what was not finite was written as null. Terms that the record is too old for are added."""
     numbers = {key: math.nan if value is None else value for key, value in row.items()}
-    stages = [TERMS_OF_LATER_VERSIONS | stage for stage in row.get("stages", [])]
-    return TERMS_OF_LATER_VERSIONS | numbers | {"stages": stages}
+    if "stages" not in row:  # not timed by term
+        return numbers
+    return TERMS_OF_LATER_VERSIONS | numbers | {"stages": [TERMS_OF_LATER_VERSIONS | stage for stage in row["stages"]]}
 
 
 def steady(rows: Sequence[Row]) -> list[Row]:
