@@ -72,8 +72,8 @@ def test_the_file_has_a_process_for_every_stage_of_the_best(tmp_path: Path) -> N
 
 
 def test_no_plan_has_no_timeline(tmp_path: Path) -> None:
-    where = cluster(nodes=2, ranks_per_node=2)
-    found = plan(TINY, where, Workload(global_batch=1, sequence=128), executor="piper", ranks=[3])
+    where = cluster(nodes=5, ranks_per_node=1)  # more than TINY's layers, and neither experts nor batch divide by it
+    found = plan(TINY, where, Workload(global_batch=1, sequence=128), executor="piper", ranks=[5])
     assert not found.candidates
     with pytest.raises(SpecError, match="no layout fits") as raised:
         write(found, TINY, where, tmp_path / "best.json")
