@@ -8,6 +8,8 @@ not meet, whoever has it (tests/turns.py):
 - `processes`: other ranks. They run beside each other, but would starve beside those on Slurm.
 - `alone`: it measures time, quotas or links. Nothing runs beside it.
 
+`slow` says nothing of the kind: such tests run beside all others, and only `make quick` leaves them out.
+
 Units are given out in this order: Slurm, which takes longest (its first test has the machine alone, as bringing the
 testbed up does, while the others have hardly begun), beside it what starts nothing, then `processes`, `alone` last.
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.full import full
 
-pytestmark = pytest.mark.processes  # a launch a test, a second each
+pytestmark = pytest.mark.slow  # a launch a test, a second each
 
 TORCH_FREE = ("launch", "jobs", "planner.search", "resource_model.predict", "spec", "forecast", "runs", "config")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.processes  # builds, installs and launches
+pytestmark = pytest.mark.slow  # builds, installs and launches
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_launch import launch
 
-pytestmark = pytest.mark.processes  # most search every axis, seconds each
+pytestmark = pytest.mark.slow  # most search every axis, seconds each
 
 
 def test_a_plan_is_one_document_of_the_contract(tmp_path):

@@ -159,7 +159,7 @@ def large(racks: tuple[tuple[int, ...], ...]) -> tuple[Places, Problem, list[Out
     return places, given, solve("flat", places, given)
 
 
-@pytest.mark.processes  # threads: one a rank
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "racks"),
     [
