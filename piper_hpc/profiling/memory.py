@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -60,13 +60,6 @@ class LiveBytes(TorchDispatchMode):
         self._storages[key] = weakref.ref(storage, freed)
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-
-
-def peak_tensor_bytes(work: Callable[[], None]) -> int:
-    """Run `work`; the peak of live tensor bytes meanwhile."""
-    with LiveBytes() as memory:
-        work()
-    return memory.peak_bytes
 
 
 def rss_bytes() -> int:

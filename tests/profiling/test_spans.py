@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from piper_hpc.profiling.clock import CpuClock
-from piper_hpc.profiling.memory import peak_tensor_bytes, rss_bytes
+from piper_hpc.profiling.memory import rss_bytes
 from piper_hpc.profiling.spans import FORWARD, Message, Recorder, Span, self_seconds, split_wait_s
 from piper_hpc.profiling.trace import write_trace
 from piper_hpc.profiling.untimed import UntimedRecorder
 from piper_hpc.spec import Layout, RankMap
+from tests.peak import peak_tensor_bytes
 
 
 class Ticks:

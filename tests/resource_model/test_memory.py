@@ -18,7 +18,7 @@ from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for
-from piper_hpc.profiling.memory import LiveBytes, peak_tensor_bytes
+from piper_hpc.profiling.memory import LiveBytes
 from piper_hpc.profiling.spans import Recorder
 from piper_hpc.resource_model.eager.memory import (
     head_activation_bytes,
@@ -33,6 +33,7 @@ from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.schedules import stage_of
 from piper_hpc.train.optimizer import Optimizer
 from piper_hpc.train.settings import TrainSettings
+from tests.peak import peak_tensor_bytes
 from tests.resource_model.clusters import TINY, WIDE
 
 WORKLOAD = Workload(global_batch=64, sequence=128)
