@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,18 @@ SECONDS_TO_END = 20
 def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "piper_hpc.launch", *overrides]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def started(*overrides: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """A launcher that is interrupted at the end, should it still run."""
+    process = start(*overrides, cwd=cwd)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=30)
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
@@ -40,10 +54,10 @@ def processes_of(run: RunFolder) -> list[psutil.Process]:
 
 def rank_process(run: RunFolder, rank: int) -> psutil.Process:
     for process in processes_of(run):
-        if "python" not in process.name():  # srun carries the environment of rank 0 too
-            continue
-        environment = process.environ()
-        if str(rank) in (environment.get("SUBMITIT_LOCAL_GLOBALID"), environment.get("SLURM_PROCID")):
+        if process.name() == f"piper rank {rank}":  # of this machine
+            return process
+        # On Slurm; srun carries the environment of rank 0 too.
+        if "python" in process.name() and process.environ().get("SLURM_PROCID") == str(rank):
             return process
     raise AssertionError(f"rank {rank} is not running")
 

@@ -12,7 +12,7 @@ import pytest
 
 from piper_hpc.jobs import describe
 from piper_hpc.runs import RunFolder
-from tests.live import SECONDS_TO_END, SECONDS_TO_START, processes_of, rank_process, start, training, until
+from tests.live import SECONDS_TO_END, SECONDS_TO_START, processes_of, rank_process, start, started, training, until
 
 pytestmark = pytest.mark.processes
 
@@ -23,13 +23,8 @@ ENDLESS = (*QUICK, "train.steps=100000")
 
 @pytest.fixture
 def launcher(tmp_path):
-    process = start(*ENDLESS, cwd=tmp_path)
-    try:
+    with started(*ENDLESS, cwd=tmp_path) as process:
         yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=30)
 
 
 @pytest.mark.parametrize("rank", [2, 0], ids=["middle rank", "rank 0"])

@@ -17,7 +17,7 @@ from piper_hpc.runs import RunFolder, find
 from piper_hpc.runs.checkpoints import Origin, Sidecar, new_folder, newest
 from piper_hpc.spec import AllToAllConfig, Layout, ModelSpec, RankMap
 from piper_hpc.tasks.all_to_all import selected_configs
-from tests.live import SECONDS_TO_END, SECONDS_TO_START, rank_process, start, training, until
+from tests.live import SECONDS_TO_END, SECONDS_TO_START, rank_process, start, started, training, until
 from tests.processes import run_ranks
 
 pytestmark = pytest.mark.processes
@@ -46,13 +46,13 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
     seed = time.time_ns()
     print(f"seed {seed}")  # of the moment: pytest shows it where the test fails
     draw = random.Random(seed)
-    launcher = start(*RUN, "train.steps=100000", "train.checkpoint_every=4", cwd=tmp_path)
-    killed = training(launcher, tmp_path / "runs")
-    until(lambda: newest(killed.checkpoints) is not None, SECONDS_TO_START, "a checkpoint is whole")
-    time.sleep(draw.uniform(0.0, 1.0))
-    for process in [rank_process(killed, rank) for rank in range(4)]:
-        process.kill()
-    launcher.communicate(timeout=SECONDS_TO_END)
+    with started(*RUN, "train.steps=100000", "train.checkpoint_every=4", cwd=tmp_path) as launcher:
+        killed = training(launcher, tmp_path / "runs")
+        until(lambda: newest(killed.checkpoints) is not None, SECONDS_TO_START, "a checkpoint is whole")
+        time.sleep(draw.uniform(0.0, 1.0))
+        for process in [rank_process(killed, rank) for rank in range(4)]:
+            process.kill()
+        launcher.communicate(timeout=SECONDS_TO_END)
     assert killed.status().failure_class == "killed"
     saved = newest(killed.checkpoints)
     assert saved is not None
@@ -66,12 +66,11 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_asked_to_stop_ends_well_with_a_checkpoint(tmp_path: Path) -> None:
-    launcher = start(
-        "train=smoke", "cluster.calibration=off", "train.steps=100000", "train.checkpoint_last=true", cwd=tmp_path
-    )
-    run = training(launcher, tmp_path / "runs")
-    os.kill(rank_process(run, 1).pid, signal.SIGUSR1)
-    output, errors = launcher.communicate(timeout=SECONDS_TO_END)
+    endless = ("train=smoke", "cluster.calibration=off", "train.steps=100000", "train.checkpoint_last=true")
+    with started(*endless, cwd=tmp_path) as launcher:
+        run = training(launcher, tmp_path / "runs")
+        os.kill(rank_process(run, 1).pid, signal.SIGUSR1)
+        output, errors = launcher.communicate(timeout=SECONDS_TO_END)
     assert launcher.returncode == 0, output + errors
     status, done = run.status(), len(run.metrics())
     assert (status.state, status.step) == ("completed", done - 1)

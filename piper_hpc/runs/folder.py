@@ -69,6 +69,11 @@ class RunFolder:
         """Where logs go, per attempt and rank."""
         return self.path / "logs"
 
+    @property
+    def submitit(self) -> Path:
+        """Where submitit passes the work to the ranks, and their results back."""
+        return self.logs / "submitit"
+
     def newest_attempt(self) -> int:
         """The attempt that logged last, whether or not it came far enough to say so in the status."""
         found = (path.name.removeprefix("attempt-") for path in self.logs.glob("attempt-*"))

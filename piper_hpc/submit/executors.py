@@ -27,7 +27,7 @@ class TemplateSlurmExecutor(submitit.SlurmExecutor):
     """submitit's Slurm executor, with the batch script rendered from the site's template."""
 
     def __init__(self, run: RunFolder, cluster: ClusterConfig, placement: Mapping[str, str]) -> None:
-        super().__init__(folder=run.logs / "submitit")
+        super().__init__(folder=run.submitit)
         self._run, self._cluster, self._placement = run, cluster, placement
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
@@ -38,7 +38,7 @@ class SupervisedLocalExecutor(LocalExecutor):
     """submitit's local executor, with a supervisor that ends all ranks when one dies and records why."""
 
     def __init__(self, run: RunFolder, dies_with_launcher: bool) -> None:
-        super().__init__(folder=run.logs / "submitit", max_num_timeout=0)
+        super().__init__(folder=run.submitit, max_num_timeout=0)
         self._run, self._dies_with_launcher = run, dies_with_launcher
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
@@ -54,8 +54,6 @@ class SupervisedLocalExecutor(LocalExecutor):
                     "piper_hpc.submit.supervisor",
                     str(self._run.path),
                     *options,
-                    "--",
-                    *shlex.split(command),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -120,9 +118,8 @@ def _variables(values: dict[str, str]) -> Iterator[None]:
 def preview(run_path: Path, cluster: ClusterConfig, placement: Mapping[str, str]) -> str:
     """What would be submitted: the batch script, or the command of the local supervisor."""
     run = RunFolder(run_path)
-    command = f"{sys.executable} -u -m submitit.core._submit {run.logs / 'submitit'}"
     if cluster.scheduler == "slurm":
+        command = f"{sys.executable} -u -m submitit.core._submit {run.submitit}"
         return script(cluster, run, sys.executable, command, placement)
     variables = "".join(f"{key}={shlex.quote(value)} " for key, value in sorted(cluster.environment.items()))
-    supervisor = f"{sys.executable} -m piper_hpc.submit.supervisor {run.path} --ranks {cluster.ranks_per_node}"
-    return f"{variables}{supervisor} -- {command}\n"
+    return f"{variables}{sys.executable} -m piper_hpc.submit.supervisor {run.path} --ranks {cluster.ranks_per_node}\n"

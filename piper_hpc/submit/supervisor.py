@@ -1,28 +1,35 @@
 """The parent of a local run's ranks: starts them, ends all when one dies, cleans up, records the outcome.
 
-It stands where submitit's own local controller would, which lets the others wait for a dead peer until the limit.
+It stands where submitit's own local controller would, which lets the others wait for a dead peer until the limit. It
+imports what takes longest once and forks the ranks: two cores start four ranks in half the time.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from types import FrameType
+
+from submitit.core.submission import submitit_main
 
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime import quota
 from piper_hpc.submit.outcome import failure_status
-from piper_hpc.submit.process import die_with_parent, local_job
+from piper_hpc.submit.process import die_with_parent, local_job, name_process
 
 GRACE_S = 3.0
 """How long peers of a dead rank may take to leave their own word."""
 POLL_S = 0.05
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PRELOADED = ("torch", "torch.distributed.pipelining")
+"""Imported before the ranks are forked. None of it may start threads or touch an accelerator."""
 
 
 class Stopped(Exception):
@@ -33,38 +40,47 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(signal.Signals(number).name)
 
 
-def _start(run: RunFolder, ranks: int, command: list[str]) -> list[subprocess.Popen[bytes]]:
-    processes = []
-    for rank in range(ranks):
-        environment = os.environ | {
-            # The protocol by which submitit's job environment finds its place.
-            "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_JOB_ID": str(os.getpid()),
-            "SUBMITIT_LOCAL_NTASKS": str(ranks),
-            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-            "SUBMITIT_LOCAL_NODEID": "0",
-            "SUBMITIT_LOCAL_GLOBALID": str(rank),
-            "SUBMITIT_LOCAL_LOCALID": str(rank),
-        }
-        with run.log(0, rank).open("ab") as log:
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=die_with_parent,
-                )
-            )
+def _start(run: RunFolder, ranks: int) -> list[BaseProcess]:
+    for module in PRELOADED:
+        importlib.import_module(module)
+    fork, supervisor = multiprocessing.get_context("fork"), os.getpid()
+    processes: list[BaseProcess] = [
+        fork.Process(target=_rank, args=(run, rank, ranks, supervisor), name=f"rank {rank}") for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
     return processes
 
 
-def _watch(processes: list[subprocess.Popen[bytes]]) -> dict[int, int]:
+def _rank(run: RunFolder, rank: int, ranks: int, supervisor: int) -> None:
+    """A rank's process: what submitit's own command does, with the rank's log as its output."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    die_with_parent(parent=supervisor)
+    name_process(f"piper rank {rank}")
+    # The protocol by which submitit's job environment finds its place.
+    os.environ |= {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": str(supervisor),
+        "SUBMITIT_LOCAL_NTASKS": str(ranks),
+        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_LOCAL_NODEID": "0",
+        "SUBMITIT_LOCAL_GLOBALID": str(rank),
+        "SUBMITIT_LOCAL_LOCALID": str(rank),
+    }
+    with run.log(0, rank).open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.argv = ["submitit", str(run.submitit)]
+    submitit_main()
+
+
+def _watch(processes: list[BaseProcess]) -> dict[int, int]:
     """Wait until all ranks end, or until one fails and its peers had time to speak. Returns exit codes by rank."""
     deadline = None
     while True:
-        codes = {rank: process.poll() for rank, process in enumerate(processes)}
+        codes = {rank: process.exitcode for rank, process in enumerate(processes)}
         ended = {rank: code for rank, code in codes.items() if code is not None}
         if len(ended) == len(processes) or (deadline is not None and time.monotonic() > deadline):
             return ended
@@ -73,21 +89,20 @@ def _watch(processes: list[subprocess.Popen[bytes]]) -> dict[int, int]:
         time.sleep(POLL_S)
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+def _end(processes: list[BaseProcess]) -> None:
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
     for process in processes:
-        process.wait()
+        process.join()
 
 
-def supervise(run: RunFolder, ranks: int, command: list[str]) -> int:
+def supervise(run: RunFolder, ranks: int) -> int:
     """Run the ranks to their end; returns 0 when all succeeded."""
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[BaseProcess] = []
     codes: dict[int, int] = {}
     stopped = None
     try:
-        processes = _start(run, ranks, command)
+        processes = _start(run, ranks)
         codes = _watch(processes)
     except Stopped as reason:
         stopped = str(reason)
@@ -116,7 +131,6 @@ def main() -> int:
     parser.add_argument("run")
     parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--dies-with-launcher", type=int, metavar="PID")
-    parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
     run = RunFolder(arguments.run)
     for number in STOP_SIGNALS:
@@ -129,7 +143,7 @@ def main() -> int:
     except Stopped as stopped:
         run.write_status(Status("failed", 0, "launcher_lost", f"the launcher ended before the run began ({stopped})"))
         return 1
-    return supervise(run, arguments.ranks, arguments.command)
+    return supervise(run, arguments.ranks)
 
 
 if __name__ == "__main__":
