@@ -29,7 +29,7 @@ CHOICES = {
     "task.rank_by": ("mfu", "tokens_per_s", "memory"),
     "task.ep_domain": ("none", "switch", "node"),
     "parallelism.all_to_all": (*ALGORITHMS, AUTO),
-    **{f"parallelism.{axis}": values for axis, values in executor.LAYOUT_AXES.items()},
+    **{f"parallelism.{axis}": values for axis, values in executor.LAYOUT_AXES.items() if axis != "recompute"},
     "parallelism.schedule": (*executor.LAYOUT_AXES["schedule"], AUTO),
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda", "xpu"),

@@ -1,11 +1,12 @@
-"""Timing of pipeline p2p messages: when a sender posted each one, and how long its receiver waited for it.
+"""Pipeline p2p messages: when a sender posted each one, how long its receiver waited, and when what was sent is freed.
 
 torch's pipeline runtime posts and waits through two module functions; while a step runs they are replaced by ones that
-mark the time around them. Nothing else of the schedule changes.
+mark the time around them, and that wait for all but the last few sends, for which torch waits at the end of the step.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, schedules
 
 from piper_hpc.profiling.spans import BACKWARD, FORWARD, Message, Pass, Recorder
+from piper_hpc.spec.executor import SENDS_UNDER_WAY
 
 
 class WorkBatch(list[dist.Work]):
@@ -83,6 +85,9 @@ class InstrumentedStage(PipelineStage):
 def instrumented_schedule(recorder: Recorder) -> Iterator[None]:
     """Within, every post and every wait of a torch pipeline schedule in this process is marked on `recorder`.
 
+    A handle of a send keeps its tensor alive: a rank that has SENDS_UNDER_WAY younger ones waits for the oldest. That
+    blocks nobody for ever, as torch has placed each receive where, in one order of all ranks' actions, its send is.
+
     Raises RuntimeError with a torch whose schedules do not post through these functions.
     """
     names = ("_batch_p2p", "_wait_batch_p2p")
@@ -92,6 +97,7 @@ def instrumented_schedule(recorder: Recorder) -> Iterator[None]:
             "messages between stages cannot be timed; torch 2.13 can"
         )
     post, wait = (getattr(schedules, name) for name in names)
+    under_way: deque[WorkBatch] = deque()
 
     def marked_post(operations: list[dist.P2POp], desc: str | None = None) -> WorkBatch:
         for operation in operations:
@@ -100,6 +106,12 @@ def instrumented_schedule(recorder: Recorder) -> Iterator[None]:
         works = WorkBatch(post(operations, desc))
         received = [operation.message for operation in operations if operation.op is dist.irecv]  # type: ignore[attr-defined]
         works.received = received[0] if received else None
+        if works and not received:
+            under_way.append(works)
+            if len(under_way) > SENDS_UNDER_WAY:
+                oldest = under_way.popleft()
+                marked_wait(oldest)
+                oldest.clear()
         return works
 
     def marked_wait(works: list[dist.Work]) -> None:

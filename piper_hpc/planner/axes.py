@@ -64,7 +64,9 @@ class Axes:
     @property
     def trains(self) -> bool:
         """Whether this project's executor has every value of every axis."""
-        return all(set(getattr(self, axis)) <= set(values) for axis, values in executor.LAYOUT_AXES.items())
+        return all(
+            executor.trains_with(field.name, value) for field in fields(self) for value in getattr(self, field.name)
+        )
 
     def of_model(self, model: ModelSpec) -> Axes:
         """Without values that name the same layout twice for this model: parts it has not cannot be recomputed.

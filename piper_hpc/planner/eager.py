@@ -26,7 +26,7 @@ from piper_hpc.resource_model.eager.memory import rank_memories
 from piper_hpc.resource_model.eager.pipeline import Held, alive_by_rank
 from piper_hpc.resource_model.eager.predict import step_lower_bound_s, step_time_s
 from piper_hpc.resource_model.eager.step import StepCost, StepPricer
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Workload, executor
+from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Recompute, Workload, executor
 from piper_hpc.spec.rules import LAYERS, RULES, DegreeArrays
 from piper_hpc.spec.schedules import SPLIT_BACKWARD, V_SHAPED, schedule_problem
 
@@ -162,7 +162,7 @@ def _shaped(
         runs = [name for name in schedules if schedule_problem(name, sized.pp, sized.vpp, count) is None]
         rejected[WRONG_MICRO_BATCHES] += len(schedules) - len(runs)
         for recompute in _trained(spec, "recompute"):
-            whole = [name for name in runs if recompute != "full" or name not in SPLIT_BACKWARD]
+            whole = [name for name in runs if not Recompute.parse(recompute).full or name not in SPLIT_BACKWARD]
             rejected[RECOMPUTES_TWICE] += len(runs) - len(whole)
             if not whole:
                 continue
@@ -219,7 +219,7 @@ def _fitting(
 
 def _trained(spec: SearchSpec, axis: str) -> list[Any]:
     """Values of an axis that the executor has."""
-    return [value for value in getattr(spec.axes, axis) if value in executor.LAYOUT_AXES[axis]]
+    return [value for value in getattr(spec.axes, axis) if executor.trains_with(axis, value)]
 
 
 def _broken_by_degrees(

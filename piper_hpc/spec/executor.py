@@ -13,6 +13,7 @@ from typing import Any
 from piper_hpc.spec.layout import Layout
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.spec.problem import Problem
+from piper_hpc.spec.recompute import Recompute
 from piper_hpc.spec.schedules import SCHEDULES, SPLIT_BACKWARD
 
 LAYOUT_AXES: Mapping[str, tuple[Any, ...]] = {
@@ -24,8 +25,8 @@ LAYOUT_AXES: Mapping[str, tuple[Any, ...]] = {
     "recompute": ("none", "selective", "attention", "activation", "attention+activation", "full"),
     "placement": ("linear", "pack"),
 }
-"""Values that train, the default first. Axes that are not here (pp, vpp, ep, dp, micro_batch, ...) train with
-any."""
+"""Values that train, the default first; parts of `recompute` in any order. Axes that are not here (pp, vpp, ep, dp,
+micro_batch, ...) train with any."""
 
 MODEL_FEATURES = frozenset(
     (
@@ -38,6 +39,9 @@ MODEL_FEATURES = frozenset(
 GROUPED_GEMM_ROW_BYTES = 16
 """torch.nn.functional.grouped_mm reads rows of whole 16-byte words; float64 takes a plain loop instead."""
 
+SENDS_UNDER_WAY = 4
+"""Messages to pipeline neighbours that one rank keeps for their receiver; with one more it waits for the oldest."""
+
 
 @dataclass(frozen=True)
 class Support:
@@ -47,15 +51,23 @@ class Support:
     trains: tuple[Any, ...] | None
 
 
+def trains_with(axis: str, value: Any) -> bool:
+    """Whether the executor has this value of a layout's axis; of `recompute` any that Recompute.parse reads."""
+    values = LAYOUT_AXES.get(axis)
+    if values is None or value in values:
+        return True
+    return axis == "recompute" and Recompute.parse(value) in map(Recompute.parse, values)
+
+
 def missing_of_layout(layout: Layout) -> Iterator[Problem]:
     """What a layout asks for that does not train, with the value that does."""
     for axis, values in LAYOUT_AXES.items():
         value = getattr(layout, axis)
-        if value not in values:
+        if not trains_with(axis, value):
             listed = ", ".join(map(str, values))
             rule = f"must be {listed} to train: task=plan models other values, the executor lacks them"
             yield Problem(f"parallelism.{axis}", value, rule, f"parallelism.{axis}={values[0]}")
-    if layout.recompute == "full" and layout.schedule in SPLIT_BACKWARD:
+    if layout.recomputed.full and layout.schedule in SPLIT_BACKWARD:
         rule = f"schedule {layout.schedule} splits the backward, and each half would compute whole layers again"
         yield Problem("parallelism.recompute", layout.recompute, rule, "parallelism.recompute=selective")
 

@@ -103,7 +103,7 @@ class Trainer:
         self._groups = groups
         self._device = device
         self._clock_offset: ClockOffset | None = None
-        self._peak_memory_bytes = 0
+        self.peak_memory_bytes = 0
         self._vote: Vote | None = None
         self.stop = False
         self.spans: list[Span] = []
@@ -129,11 +129,11 @@ class Trainer:
             memory = torch.get_device_module(self._device)
             memory.reset_peak_memory_stats(self._device)
             self._vote = self._step(data, first_sample, rate)
-            self._peak_memory_bytes = memory.max_memory_allocated(self._device)
+            self.peak_memory_bytes = memory.max_memory_allocated(self._device)
         elif sample_memory:
             with LiveBytes() as live:
                 self._vote = self._step(data, first_sample, rate)
-            self._peak_memory_bytes = live.peak_bytes
+            self.peak_memory_bytes = live.peak_bytes
         else:
             self._vote = self._step(data, first_sample, rate)
         return self._vote
@@ -235,7 +235,7 @@ class Trainer:
             loss=float(self.pipeline.loss.total),
             aux_loss=float(torch.stack([router.aux_loss for router in routers]).sum()),
             grad_norm=self._vote.grad_norm,
-            peak_memory_bytes=self._peak_memory_bytes,
+            peak_memory_bytes=self.peak_memory_bytes,
             rss_bytes=rss_bytes(),
         )
         return gather(mine, self._shape, self._device)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.paths import data_folder
 from piper_hpc.runs.checkpoints import Origin, Sidecar, new_folder
-from piper_hpc.spec import Layout, RankMap
+from piper_hpc.spec import Layout, RankMap, Recompute
 from tests.full import examples
 from tests.presets import experiment
 
@@ -127,6 +127,8 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
             "splits the backward",
             "parallelism.recompute=selective",
         ),
+        ("parallelism.recompute=norm", "parallelism.recompute", "norm", "to train", "parallelism.recompute=none"),
+        ("parallelism.recompute=half", "parallelism.recompute", "half", "none, selective or", "recompute=none"),
         ("train.steps=0", "train.steps", "0", "greater than 0", "train.steps=1"),
         (
             "train.learning_rate=3e-4",
@@ -166,6 +168,12 @@ def test_a_broken_rule_is_named_with_a_value_that_works(override, key, value, ru
     message = str(caught.value)
     assert message.startswith(f"{key} = ")
     assert value in message and rule in message and works in message
+
+
+def test_parts_of_a_layer_are_recomputed_in_whatever_order_they_are_named():
+    for named in ("attention+activation", "activation+attention"):
+        layout = checked(f"parallelism.recompute={named}").layout
+        assert layout is not None and layout.recomputed == Recompute(attention=1, activation=1)
 
 
 def test_a_checkpoint_of_other_facts_is_refused_before_anything_starts(tmp_path: Path):

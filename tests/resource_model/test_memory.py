@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -25,11 +26,14 @@ from piper_hpc.resource_model.eager.memory import (
     layer_activation_bytes,
     memory_by_rank,
     peak_bytes,
+    split_activation_bytes,
     stage_parameters,
 )
-from piper_hpc.resource_model.schedule import peak_held, rank_order
+from piper_hpc.resource_model.schedule import rank_order
 from piper_hpc.spec import RECIPES, TRAINED, Layout, ModelSpec, RankMap, Workload
+from piper_hpc.spec.executor import SENDS_UNDER_WAY
 from piper_hpc.spec.expert_placement import ExpertPlacement
+from piper_hpc.spec.orders import Action
 from piper_hpc.spec.schedules import stage_of
 from piper_hpc.train.optimizer import Optimizer
 from piper_hpc.train.settings import TrainSettings
@@ -132,25 +136,42 @@ def test_a_rank_keeps_what_the_order_of_its_schedule_keeps() -> None:
         memory, micro_batches = kinds(layout, WORKLOAD, deep), layout.micro_batches(WORKLOAD.global_batch)
         layer, head = layer_activation_bytes(deep, 256, 1, 4), head_activation_bytes(deep, 256, 4)
         message, logits = 256 * deep.hidden * 4, 256 * deep.vocab * 4
-        # The first stage got no message; the last keeps the head's and its logits; the others return what they got.
+        # The first stage got no message; the last keeps the head's and its logits; the others return what they got,
+        # but for the turn of a V, where what is returned lies in a buffer.
         kept = [split[0] * layer + message, split[1] * layer, split[2] * layer, split[3] * layer + head + logits]
         kept[3] -= message
+        kept[1] -= (schedule != "interleaved") * message
+        left = [
+            split_activation_bytes(deep, 256, 4, layers=layers, last=stage == 3) if stage else 0
+            for stage, layers in enumerate(split)
+        ]
         for rank in (0, 1):
-            own = [kept[stage_of(schedule, rank, chunk, 2)] for chunk in (0, 1)]
+            stages = [stage_of(schedule, rank, chunk, 2) for chunk in (0, 1)]
             order = rank_order(schedule, rank, 2, 2, micro_batches)
-            assert memory["activations"][rank] == peak_held(order, own)
+            assert memory["activations"][rank] == most_held(order, stages, kept, left)
+
+
+def most_held(order: Iterable[Action], stages: list[int], kept: list[int], left: list[int]) -> int:
+    """The most bytes after any action; kept: of each stage from F to B or W, left: from I to W."""
+    held = most = 0
+    for part in (part for action in order for part in action.parts):
+        stage = stages[part.chunk]
+        held += {"F": kept[stage], "B": -kept[stage], "I": left[stage], "W": -kept[stage] - left[stage]}[part.kind]
+        most = max(most, held)
+    return most
 
 
 def test_messages_are_of_neighbours_on_other_ranks() -> None:
-    deep = replace(TINY, layers=8)
-    buffer = (32 + 1) * 2 * 128 * deep.hidden * 4
-    assert kinds(Layout(pp=2, micro_batch=2), WORKLOAD, deep)["messages"] == [buffer, buffer]
-    zbv, interleaved = (
-        kinds(Layout(pp=2, vpp=2, schedule=name, micro_batch=2), WORKLOAD, deep)["messages"]
-        for name in ("zbv", "interleaved")
-    )
-    assert zbv == [2 * buffer, 2 * buffer]  # the turn of the V is inside the last rank
-    assert interleaved == [3 * buffer, 3 * buffer]
+    deep, message = replace(TINY, layers=8), 2 * 128 * TINY.hidden * 4
+
+    def messages(schedule: str, vpp: int) -> list[float]:
+        layout = Layout(pp=2, vpp=vpp, micro_batch=2, schedule=schedule)
+        return [bytes_ / message for bytes_ in kinds(layout, WORKLOAD, deep)["messages"]]
+
+    assert messages("1f1b", 1) == [32 + SENDS_UNDER_WAY] * 2
+    assert messages("interleaved", 2) == [3 * 32 + SENDS_UNDER_WAY] * 2
+    # The turn of the V is inside the last rank, which passes on to itself and back.
+    assert messages("zbv", 2) == [2 * 32 + SENDS_UNDER_WAY, 4 * 32 + SENDS_UNDER_WAY]
 
 
 def test_the_loss_of_a_bf16_run_has_four_bytes_a_number() -> None:

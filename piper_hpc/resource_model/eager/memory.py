@@ -14,6 +14,7 @@ from operator import mul
 from piper_hpc.resource_model.eager.compute import loss_bytes
 from piper_hpc.resource_model.eager.pipeline import Alive, Held, alive_by_rank, held_chunks, neighbours_by_rank
 from piper_hpc.spec import Layout, ModelSpec, Recompute, Routing, Workload
+from piper_hpc.spec.executor import SENDS_UNDER_WAY
 
 INDEX_BYTES = 8
 """torch's indices are int64."""
@@ -70,6 +71,31 @@ def head_activation_bytes(model: ModelSpec, tokens: int, value_bytes: int) -> in
     return tokens * ((3 * model.hidden + 1) * value_bytes + model.vocab * loss_bytes(value_bytes))
 
 
+def split_activation_bytes(
+    model: ModelSpec, tokens: int, value_bytes: int, load: float = 1.0, *, layers: int, last: bool
+) -> int:
+    """Bytes that the backward of a chunk's input (I) leaves for that of its weights (W), less those that it frees.
+
+    torch keeps the gradient of what each weight made: of both norms, queries, keys, values, the output projection, the
+    router's logits, and the experts' products. The last stage trades the loss's probabilities for the gradients of the
+    logits and of the final norm; any other frees the copies that the combine of its last layer weighed.
+    """
+    products = 2 if model.matrices_per_expert == 3 else 1
+    values = layers * tokens * (3 * model.hidden + model.q_dim + 2 * model.kv_dim + model.experts)
+    values += layers * round(load * tokens * model.top_k) * (model.hidden + products * model.expert_ffn)
+    if last:
+        values += tokens * (model.hidden + model.vocab)
+        return values * value_bytes - tokens * model.vocab * loss_bytes(value_bytes)
+    return (values - tokens * model.top_k * model.hidden) * value_bytes
+
+
+def combine_workspace_bytes(model: ModelSpec, tokens: int, ep: int, value_bytes: int, load: float = 1.0) -> int:
+    """Bytes that the forward of a layer needs for a while at its end, beyond what it keeps: the experts' rows, what an
+    exchange received of them, and the copies after they were weighed."""
+    rows = tokens * model.top_k
+    return (round(load * rows) + (2 if ep > 1 else 1) * rows) * model.hidden * value_bytes
+
+
 def backward_workspace_bytes(
     model: ModelSpec,
     tokens: int,
@@ -92,7 +118,8 @@ def backward_workspace_bytes(
     experts = max(inner + weight, (2 if gated else 1) * inner) * value_bytes
     if recompute.full:
         whole = layer_activation_bytes(model, tokens, ep, value_bytes, load)
-        experts += whole - layer_activation_bytes(model, tokens, ep, value_bytes, load, recompute)
+        again = combine_workspace_bytes(model, tokens, ep, value_bytes, load) + tokens * model.hidden * value_bytes
+        experts = whole - tokens * model.hidden * value_bytes + max(experts, again)
     elif recompute.activation:
         experts += (2 if gated else 1) * inner * value_bytes
     if not last:
@@ -111,8 +138,9 @@ def busiest_load(routing: Routing, ep: int) -> float:
 class RankMemory:
     """Bytes of one pipeline rank, whatever the order of its actions.
 
-    fixed: by kind; kept: of one micro-batch of each chunk, from its forward to the end of its backward; workspace: of a
-    backward for a while; shards: that ZeRO 1 receives after the last backward.
+    fixed: by kind; kept: of one micro-batch of each chunk from its forward to the end of its backward, then of each
+    between the backward of its input and that of its weights; workspace: of a forward or backward for a while; shards:
+    that ZeRO 1 receives after the last backward.
     """
 
     fixed: dict[str, int]
@@ -121,7 +149,7 @@ class RankMemory:
     shards: int
 
     def kinds(self, alive: Alive) -> dict[str, int]:
-        """Bytes by kind at the peak: the start of a backward, when most is alive, or where shards are received."""
+        """Bytes by kind at the peak: between two passes, when most is alive, or where shards are received."""
         activations = max(sum(map(mul, moment, self.kept)) for moment in alive)
         return self.fixed | {"activations": activations, "workspace": max(self.workspace, self.shards - activations)}
 
@@ -148,22 +176,30 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
         return ceil(count / copies) * (recipe.moment_bytes + master + recipe.gradient_bytes)
 
     def kept(chunk: Held) -> int:
-        # A pipeline keeps what a stage returned until its backward; what it received lies in the message buffers, or
-        # was returned by another chunk of the rank.
-        returned = 0 if layout.stages == 1 else logits if chunk.last else message
+        # A pipeline keeps what a stage returned until its backward; what it received lies in the message buffers, and
+        # so does what passes from one chunk to the next of the same rank.
+        returned = 0 if layout.stages == 1 or chunk.turns else logits if chunk.last else message
         received = 0 if chunk.first else message
         return chunk.layers * layer + chunk.last * head + returned - received
 
+    def left(chunk: Held) -> int:
+        # torch does the whole backward of the first stage where that of its weights belongs.
+        if chunk.first:
+            return 0
+        return split_activation_bytes(model, tokens, value, load, layers=chunk.layers, last=chunk.last)
+
     def of_rank(chunks: tuple[Held, ...], neighbours: int) -> RankMemory:
         sizes = [chunk_parameters(model, layout.ep, chunk) for chunk in chunks]
-        held = sum(map(sum, sizes))
+        held, messages = sum(map(sum, sizes)), micro_batches * neighbours
+        passed_on = 2 * micro_batches * sum(chunk.turns for chunk in chunks)
         scattered = [(dense, layout.dense_dp) for dense, _ in sizes] + [(experts, layout.dp) for _, experts in sizes]
         fixed = {
             "parameters": held * recipe.weight_bytes,
             "gradients": held * recipe.gradient_bytes,
             "optimizer": sum(optimizer_bytes(count, copies) for count, copies in scattered),
-            # torch's stages hold a buffer for every micro-batch and neighbour, and a message on its way to each.
-            "messages": (micro_batches + 1) * message * neighbours,
+            # torch's stages hold a buffer for every micro-batch and neighbour, and all that passes between two chunks
+            # of one rank; what was sent last is on its way.
+            "messages": (messages + passed_on + min(messages, SENDS_UNDER_WAY)) * message,
             "buffers": sum(chunk.layers for chunk in chunks) * rotary + batch,
         }
         # Slices of all chunks wait until the step's end for their sum; those of one chunk at a time are on their way.
@@ -172,7 +208,7 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
         ]
         shards = (sum(travelling) + max(travelling, default=0)) * recipe.gradient_bytes
         workspace = max(workspaces[chunk.last] for chunk in chunks)
-        return RankMemory(fixed, tuple(map(kept, chunks)), workspace, shards)
+        return RankMemory(fixed, (*map(kept, chunks), *map(left, chunks)), workspace, shards)
 
     neighbours_of_rank = neighbours_by_rank(layout.schedule, layout.pp, layout.vpp)
     ranks = list(zip(held_chunks(layout, model.layers), neighbours_of_rank, strict=True))
@@ -210,8 +246,13 @@ def _of_micro_batch(
 ) -> tuple[int, int, tuple[int, int]]:
     """Bytes kept of a layer and of the head, and the workspace of a stage that is not the last, and of the last."""
     layer = layer_activation_bytes(model, tokens, ep, value_bytes, load, recompute)
+    head = head_activation_bytes(model, tokens, value_bytes)
+    forward = combine_workspace_bytes(model, tokens, ep, value_bytes, load)
     workspaces = [
-        backward_workspace_bytes(model, tokens, ep, value_bytes, last=last, load=load, recompute=recompute)
+        max(
+            backward_workspace_bytes(model, tokens, ep, value_bytes, last=last, load=load, recompute=recompute),
+            forward - last * head,
+        )
         for last in (False, True)
     ]
-    return layer, head_activation_bytes(model, tokens, value_bytes), (workspaces[0], workspaces[1])
+    return layer, head, (workspaces[0], workspaces[1])

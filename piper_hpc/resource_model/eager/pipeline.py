@@ -11,16 +11,18 @@ from piper_hpc.spec import Layout
 from piper_hpc.spec.schedules import holders, stage_of
 
 Alive = tuple[tuple[int, ...], ...]
-"""Micro-batches of each chunk, [moments][vpp]."""
+"""Micro-batches of each chunk from their forward on, then of each between I and W, [moments][2 vpp]."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """One chunk of a rank: its layers, and whether it is the model's first or last stage."""
+    """One chunk of a rank: its layers, whether it is the model's first or last stage, and whether the same rank holds
+    the next one too."""
 
     layers: int
     first: bool
     last: bool
+    turns: bool = False
 
 
 def held_chunks(layout: Layout, layers: int) -> tuple[tuple[Held, ...], ...]:
@@ -33,7 +35,11 @@ def _held_chunks(
     schedule: str, pp: int, vpp: int, stage_layers: tuple[int, ...], layers: int
 ) -> tuple[tuple[Held, ...], ...]:
     ranges, last = Layout(pp=pp, vpp=vpp, stage_layers=stage_layers).layers_by_stage(layers), pp * vpp - 1
-    chunks = [Held(len(each), stage == 0, stage == last) for stage, each in enumerate(ranges)]
+    ranks = holders(schedule, pp, vpp)
+    chunks = [
+        Held(len(each), stage == 0, stage == last, pp > 1 and stage < last and ranks[stage] == ranks[stage + 1])
+        for stage, each in enumerate(ranges)
+    ]
     return tuple(tuple(chunks[stage_of(schedule, rank, chunk, pp)] for chunk in range(vpp)) for rank in range(pp))
 
 
@@ -70,15 +76,17 @@ def alive_by_rank(layout: Layout, micro_batches: int) -> list[Alive]:
 def most_alive(schedule: str, rank: int, pp: int, vpp: int, micro_batches: int) -> Alive:
     """Micro-batches of each chunk that are alive at once, at the moments at which no other has as many.
 
-    Whatever a micro-batch of a chunk keeps, the most that the rank holds is held at one of them: what `peak_held` finds
-    for one size, for all sizes.
+    Whatever a micro-batch of a chunk keeps, and whatever I leaves for W, the most that the rank holds is held at one of
+    them: what `peak_held` finds for one size, for all sizes.
     """
-    alive, moments = [0] * vpp, set()
+    alive, moments = [0] * (2 * vpp), set()
     for action in rank_order(schedule, rank, pp, vpp, micro_batches):
         for part in action.parts:
             if part.kind != "I":
                 alive[part.chunk] += 1 if part.kind == "F" else -1
-                moments.add(tuple(alive))
+            if part.kind in ("I", "W"):
+                alive[vpp + part.chunk] += 1 if part.kind == "I" else -1
+            moments.add(tuple(alive))
     return tuple(
         one
         for one in sorted(moments)
