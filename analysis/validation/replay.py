@@ -3,7 +3,8 @@
 The trace of `task=profile` has every pass of a pipeline rank (F, B, I, W of one micro-batch through one stage) and
 every post of a message and wait for one. Their medians by stage go through `resource_model.schedule.simulate`, with
 the order of the run's schedule: what comes out should be the step that was measured, and what is missing is the
-schedule model's error, apart from that of the prices of passes and messages.
+schedule model's error, apart from that of the prices of passes and messages. Of several runs a table has the medians by
+schedule.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from piper_hpc.report.load import UsageError, metrics, open_run, steady
 from piper_hpc.report.units import percent, seconds
@@ -45,8 +47,9 @@ class Event:
 class Replay:
     """A run's measured step against the schedule model with the run's own times.
 
-    step_time_s, replayed_s: medians over the steps; bubble_s: of the critical rank, measured, and predicted before the
-    run from the calibration alone (None without a prediction).
+    step_time_s, replayed_s: medians over the steps; bubble_s: of the critical rank, measured; predicted_s and
+    predicted_bubble_s: of the step and the bubble, predicted before the run from the calibration alone (None without a
+    prediction).
     """
 
     run: RunFolder
@@ -55,6 +58,7 @@ class Replay:
     step_time_s: float
     replayed_s: float
     bubble_s: float
+    predicted_s: float | None
     predicted_bubble_s: float | None
 
     @property
@@ -79,6 +83,7 @@ class Replay:
             "replayed_s": self.replayed_s,
             "error_pct": self.error_pct,
             "bubble_s": self.bubble_s,
+            "predicted_s": self.predicted_s,
             "predicted_bubble_s": self.predicted_bubble_s,
             "bubble_error_pct": self.bubble_error_pct,
         }
@@ -107,6 +112,7 @@ def replay(run: RunFolder) -> Replay:
         median(measured),
         replayed_s(layout["schedule"], steps, stages, micro_batches),
         median(float(row["bubble_s"]) for row in rows),
+        None if prediction is None else prediction["step_time_s"],
         None if prediction is None else prediction["terms"]["bubble_s"],
     )
 
@@ -240,3 +246,28 @@ def run(names: Sequence[str], *, as_json: bool) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if len(found) > 1:
+        console.print(by_schedule(found))
+
+
+def by_schedule(replays: Sequence[Replay]) -> Table:
+    """Medians over the runs of each schedule, those with a prediction."""
+    table = Table(title="medians by schedule", title_justify="left", box=None)
+    table.add_column("")
+    for column in ("runs", "step", "predicted step", "replayed", "bubble", "predicted bubble", "error, of step"):
+        table.add_column(column, justify="right")
+    for schedule in dict.fromkeys(each.schedule for each in replays):
+        runs = [each for each in replays if each.schedule == schedule]
+        foreseen = [each for each in runs if each.predicted_s is not None]
+        errors = [each.bubble_error_pct for each in foreseen if each.bubble_error_pct is not None]
+        table.add_row(
+            schedule,
+            str(len(runs)),
+            seconds(median(each.step_time_s for each in runs)),
+            seconds(median(each.predicted_s or 0.0 for each in foreseen)) if foreseen else "",
+            percent(median(each.error_pct for each in runs)),
+            seconds(median(each.bubble_s for each in runs)),
+            seconds(median(each.predicted_bubble_s or 0.0 for each in foreseen)) if foreseen else "",
+            percent(median(errors)) if errors else "",
+        )
+    return table

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from analysis.validation.replay import Event, events_of, replayed_s, steps_of
+from analysis.validation.replay import Event, Replay, by_schedule, events_of, replayed_s, steps_of
 from piper_hpc.resource_model.schedule import simulate
+from piper_hpc.runs import RunFolder
 from piper_hpc.spec.schedules import SCHEDULES, SPLIT_BACKWARD, stage_of
 
 PP, MICRO_BATCHES, TRANSFER_S = 4, 8, 0.25
@@ -85,3 +88,14 @@ def test_steps_of_ranks_are_numbered_each_for_itself() -> None:
     first, second = steps_of(events)
     assert [(event.kind, event.rank) for event in first] == [("step", 0), ("step", 1)]
     assert [(event.kind, event.rank) for event in second] == [("step", 0), ("step", 1), ("F", 1)]
+
+
+def test_runs_of_a_schedule_are_one_row_of_medians() -> None:
+    run = RunFolder(Path("run"))
+    replays = [Replay(run, "1f1b", 10, step, step, 0.1 * step, 2.0, 0.4) for step in (1.0, 2.0, 4.0)]
+    replays.append(Replay(run, "zbv", 10, 1.0, 0.9, 0.2, None, None))
+    console = Console(width=100, record=True)
+    console.print(by_schedule(replays))
+    first, second = (line.split() for line in console.export_text().splitlines()[-2:])
+    assert first == ["1f1b", "3", *("2.00", "s") * 2, *("+0.0", "%"), *("200", "ms"), *("400", "ms"), "+10.0", "%"]
+    assert second == ["zbv", "1", "1.00", "s", "-10.0", "%", "200", "ms"]
