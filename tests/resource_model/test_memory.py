@@ -27,7 +27,6 @@ from piper_hpc.resource_model.eager.memory import (
     memory_by_rank,
     peak_bytes,
     split_activation_bytes,
-    stage_parameters,
 )
 from piper_hpc.resource_model.schedule import rank_order
 from piper_hpc.spec import RECIPES, TRAINED, Layout, ModelSpec, RankMap, Workload
@@ -82,6 +81,11 @@ def test_stages_hold_every_parameter_once(pp: int) -> None:
 
 def kinds(layout: Layout, workload: Workload = WORKLOAD, model: ModelSpec = TINY) -> dict[str, list[int]]:
     return memory_by_rank(model, layout, workload)
+
+
+def stage_parameters(model: ModelSpec, layout: Layout) -> list[int]:
+    """Parameters of one rank, by pipeline rank, in float32."""
+    return [held // 4 for held in kinds(layout, model=model)["parameters"]]
 
 
 def test_zero_1_shards_the_optimizer_and_keeps_its_part_of_master_and_gradient_apart() -> None:

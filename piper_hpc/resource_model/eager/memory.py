@@ -22,14 +22,6 @@ INDEX_BYTES = 8
 NOTHING = Recompute()
 
 
-def stage_parameters(model: ModelSpec, layout: Layout) -> list[int]:
-    """Parameters that one rank holds, by pipeline rank: its layers with E/EP experts, the model's ends."""
-    return [
-        sum(sum(chunk_parameters(model, layout.ep, chunk)) for chunk in chunks)
-        for chunks in held_chunks(layout, model.layers)
-    ]
-
-
 @lru_cache(maxsize=4096)
 def chunk_parameters(model: ModelSpec, ep: int, chunk: Held) -> tuple[int, int]:
     """(replicated over the whole stage, replicated over DP alone) parameters of one rank's chunk: its layers with E/EP
