@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.processes, pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
-QUICK = ("cluster=testbed", "train=smoke", "train.global_batch=32", "cluster.calibration=off")
+UNMEASURED = ("train=smoke", "cluster.calibration=off")
+QUICK = ("cluster=testbed", "cluster.ranks_per_node=1", *UNMEASURED)  # half of the ranks start in half the time
 ENDLESS = (*QUICK, "train.steps=100000")
 
 
@@ -82,7 +83,7 @@ def test_the_table_prints_the_step_time_with_its_error(trained):
     assert sum(rows[-1][term] for term in TERMS) == pytest.approx(rows[-1]["step_time_s"])
 
 
-@pytest.mark.parametrize("rank", [3, 0], ids=["middle rank", "rank 0"])
+@pytest.mark.parametrize("rank", [2, 0], ids=["middle rank", "rank 0"])
 def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
     launcher = start(*ENDLESS, cwd=tmp_path)
     run = training(launcher, tmp_path / "runs")
@@ -120,7 +121,7 @@ def test_jobs_follow_a_run_in_the_background(testbed, tmp_path):
     until(lambda: len(run.metrics()) > 1, SECONDS_TO_START, "training starts")
     assert json.loads(jobs("status", run.run_id, "--json").stdout)["status"]["state"] == "running"
     assert run.run_id in jobs("list").stdout
-    assert jobs("logs", "latest", "--rank", "5").returncode == 0
+    assert jobs("logs", "latest", "--rank", "2").returncode == 0
     slurm(testbed, "scancel", "--signal=USR2", run.job()["id"])  # a warning, not the end
     steps = len(run.metrics())
     until(lambda: len(run.metrics()) > steps + 1, SECONDS_TO_END, "training goes on")
@@ -133,7 +134,7 @@ def test_the_batch_script_runs_by_hand(testbed, tmp_path):
     environment = os.environ | testbed.environment
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     script = ROOT / "sbatch_templates" / "testbed.sbatch"
-    command = ["sbatch", "--wait", str(script), *QUICK[1:], "train.steps=3"]
+    command = ["sbatch", "--wait", str(script), *UNMEASURED, "train.global_batch=32", "train.steps=3"]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     log = "".join(path.read_text() for path in tmp_path.glob("slurm-*.out"))
     assert ended.returncode == 0, ended.stderr + log
