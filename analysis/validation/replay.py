@@ -1,8 +1,8 @@
 """`python -m analysis.validate replay RUN...`: a profiled run's passes and messages, put through the schedule model.
 
 The trace of `task=profile` has every pass of a pipeline rank (F, B, I, W of one micro-batch through one stage) and
-every post of a message and wait for one. Their medians by stage go through `resource_model.schedule.simulate`, with
-the order of the run's schedule: what comes out should be the step that was measured, and what is missing is the
+every post of a message and wait for one. They go step by step through `resource_model.schedule.simulate`, with the
+order of the run's schedule: what comes out should be the step that was measured, and what is missing is the
 schedule model's error, apart from that of the prices of passes and messages. Of several runs a table has the medians by
 schedule.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -24,7 +24,6 @@ from piper_hpc.report.load import UsageError, metrics, open_run, steady
 from piper_hpc.report.units import percent, seconds
 from piper_hpc.resource_model.schedule import simulate
 from piper_hpc.runs import RunFolder
-from piper_hpc.spec.schedules import SPLIT_BACKWARD
 
 SCHEMA_VERSION = 1
 MICROSECONDS = 1e6
@@ -156,67 +155,83 @@ def steps_of(events: Sequence[Event]) -> list[list[Event]]:
 def replayed_s(
     schedule: str, steps: Sequence[Sequence[Event]], stages: Mapping[int, tuple[int, ...]], micro_batches: int
 ) -> float:
-    """Seconds of the step that the schedule model makes of the steps' median passes, messages, beginnings and ends.
+    """Seconds that the schedule model makes of a step, median over the steps.
 
     stages: the global stages of each rank, by chunk.
     """
-    passes: dict[tuple[str, int], list[float]] = defaultdict(list)
-    transfers: dict[tuple[str, int], list[float]] = defaultdict(list)
-    before: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    return median(_replayed_s(schedule, step, stages, micro_batches) for step in steps)
+
+
+def _replayed_s(
+    schedule: str, step: Sequence[Event], stages: Mapping[int, tuple[int, ...]], micro_batches: int
+) -> float:
+    """One step: its passes and messages by micro-batch, the median of ranks that hold the same stage."""
+    passes: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    transfers: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     arrive: dict[tuple[int, ...], list[float]] = defaultdict(list)
-    after = []
-    for step in steps:
-        began_s = min(event.start_s for event in step)
-        posted = {
-            (event.message, event.stage, event.micro_batch, event.rank): event.start_s
-            for event in step
-            if event.kind == "post"
-        }
-        arrivals = [at for (message, *_), at in posted.items() if message == "everyone"]
-        after.append(max(event.end_s for event in step) - max(arrivals))
-        for rank, held in stages.items():
-            own = sorted(
-                (event for event in step if event.rank == rank and event.kind in (*"FBIW", "wait")),
-                key=lambda event: event.start_s,
-            )
-            work = [event for event in own if event.kind != "wait"]
-            before[held].append(work[0].start_s - began_s)
-            arrive[held].append(posted["everyone", 0, 0, rank] - work[-1].end_s)
-            # Python between two passes belongs to the first: it lasts until the next pass or wait begins.
-            for event, following in pairwise(own):
-                if event.kind != "wait":
-                    is_last = event is work[-1]
-                    passes[event.kind, event.stage].append(
-                        (event.end_s if is_last else following.start_s) - event.start_s
-                    )
-            for event in own:
-                if event.message in ("activations", "gradients"):
-                    sent_s = _sent_s(posted, event, stages)
-                    if event.start_s <= sent_s:  # already waited for: all of the transfer is seen
-                        transfers[event.message, event.stage].append(event.end_s - sent_s)
-    count = sum(len(held) for held in set(stages.values()))
-    typical = {key: median(found) for key, found in passes.items()}
-    whole = [
-        typical.get(("B", stage), typical.get(("I", stage), 0.0) + typical.get(("W", stage), 0.0))
-        for stage in range(count)
-    ]
-    crossing = {key: median(found) for key, found in transfers.items()}
-    usual = median(crossing.values()) if crossing else 0.0
+    began_s, began_passes_s = min(event.start_s for event in step), float("inf")
+    posted = {
+        (event.message, event.stage, event.micro_batch, event.rank): event.start_s
+        for event in step
+        if event.kind == "post"
+    }
+    after_s = max(event.end_s for event in step) - max(at for (to, *_), at in posted.items() if to == "everyone")
+    for rank, held in stages.items():
+        own = sorted(
+            (event for event in step if event.rank == rank and event.kind in (*"FBIW", "wait")),
+            key=lambda event: event.start_s,
+        )
+        work = [event for event in own if event.kind != "wait"]
+        began_passes_s = min(began_passes_s, work[0].start_s)
+        arrive[held].append(posted["everyone", 0, 0, rank] - work[-1].end_s)
+        # Python between two passes belongs to the first: it lasts until the next pass or wait begins.
+        for event, following in pairwise(own):
+            if event.kind != "wait":
+                end_s = event.end_s if event is work[-1] else following.start_s
+                passes[event.kind, event.stage, event.micro_batch].append(end_s - event.start_s)
+        for event in own:
+            if event.message in ("activations", "gradients"):
+                # Of a message that was there before it was waited for, this is the most that it can have taken.
+                sent_s = _sent_s(posted, event, stages)
+                transfers[event.message, event.stage, event.micro_batch].append(event.end_s - sent_s)
     ranks = sorted(set(stages.values()))
-    timeline = simulate(
-        schedule,
-        len(ranks),
-        micro_batches,
-        [typical["F", stage] for stage in range(count)],
-        whole,
-        weight_s=[typical.get(("W", stage), 0.0) for stage in range(count)] if schedule in SPLIT_BACKWARD else (),
-        send_forward_s=[crossing.get(("activations", stage + 1), usual) for stage in range(count - 1)],
-        send_backward_s=[crossing.get(("gradients", stage), usual) for stage in range(count - 1)],
-        blocking=False,
-    )
-    begins_s = min(median(before[held]) for held in ranks)
+    times = _times(passes, transfers, 1 + max(map(max, ranks)), micro_batches)
+    timeline = simulate(schedule, len(ranks), micro_batches, **times, blocking=False)
     arrival_s = max(end + median(arrive[held]) for end, held in zip(timeline.end_s, ranks, strict=True))
-    return begins_s + arrival_s + median(after)
+    return began_passes_s - began_s + arrival_s + after_s
+
+
+def _times(
+    passes: Mapping[tuple[str, int, int], list[float]],
+    transfers: Mapping[tuple[str, int, int], list[float]],
+    count: int,
+    micro_batches: int,
+) -> dict[str, Any]:
+    """What `simulate` asks for, by stage (or boundary) and micro-batch, `count` stages in all."""
+    taken = {key: median(found) for key, found in passes.items()}
+    crossing = {key: median(found) for key, found in transfers.items()}
+
+    def table(stages: Iterable[int], seconds: Callable[[int, int], float]) -> list[list[float]]:
+        return [[seconds(stage, index) for index in range(micro_batches)] for stage in stages]
+
+    def weight_s(stage: int, index: int) -> float:
+        return taken.get(("W", stage, index), 0.0)
+
+    return {
+        "forward_s": table(range(count), lambda stage, index: taken["F", stage, index]),
+        # Whole where it ran as one, else its halves; torch's first stage has no pass for its input.
+        "backward_s": table(
+            range(count),
+            lambda stage, index: taken.get(
+                ("B", stage, index), taken.get(("I", stage, index), 0.0) + weight_s(stage, index)
+            ),
+        ),
+        "weight_s": table(range(count), weight_s),
+        "send_forward_s": table(
+            range(count - 1), lambda stage, index: crossing.get(("activations", stage + 1, index), 0.0)
+        ),
+        "send_backward_s": table(range(count - 1), lambda stage, index: crossing.get(("gradients", stage, index), 0.0)),
+    }
 
 
 def _sent_s(

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piper_hpc.resource_model import predict
+from piper_hpc.resource_model.eager.compute import ModuleCost
+from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.groups import layout_groups
 from piper_hpc.resource_model.eager.pipeline import held_chunks, most_alive
 from piper_hpc.resource_model.eager.predict import step_lower_bound_s, step_time_s
@@ -46,8 +48,9 @@ def test_zb_h1_by_hand() -> None:
     first, last = cost.stages
     (message,) = (each.seconds for each in cost.messages)
     f0, b0, f1, w1 = first.forward_s, first.backward_s, last.forward_s, last.weight_s
-    i1 = last.backward_s - w1
+    i1 = last.backward_s + last.split.backward.seconds - w1
     assert first.weight_s == b0 and 0 < w1 < last.backward_s
+    assert first.split == ModuleCost(Cost(), Cost()) and last.split.backward.seconds > last.split.weight.seconds > 0
     down = f0 + message  # the last rank: F0 I0 F1 I1 W0 W1
     i1_of_0 = down + f1 + i1
     i1_of_1 = max(i1_of_0, 2 * f0 + message) + f1 + i1

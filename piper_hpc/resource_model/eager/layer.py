@@ -16,6 +16,10 @@ from piper_hpc.spec import Recompute
 HOST_OPERATIONS_PER_MICRO_BATCH = 120
 """Python of torch's pipeline per micro-batch of a chunk, in eager operations: 0.5 ms of 1F1B where one operation takes
 4 us, measured once on a CPU."""
+SPLIT_OPERATIONS = 90, 170
+"""Python of torch's split backward per layer beyond a backward in whole, in eager operations: walks over the graph in
+I, a call of autograd for each group of weights in W. Their sum is one reading of `python -m tests.parallel.split_cost`:
+216 to 339 on chunks of one to three layers, median 260, of which a third is laid on I."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,15 @@ class Work:
 class ChunkCost:
     """Seconds of one global stage for one micro-batch: `layers` layers, and what it does beside them.
 
-    torch computes no gradient of token ids: under a split backward the first stage does all of it with its weights'.
+    split: what a backward in two halves costs beyond one in whole. torch computes no gradient of token ids: under a
+    split backward the first stage does all of it with its weights', and nothing in halves.
     """
 
     layer: Work
     layers: int
     beside: Work
     first: bool
+    split: ModuleCost
 
     @property
     def forward_s(self) -> float:
@@ -65,7 +71,9 @@ class ChunkCost:
     @property
     def weight_s(self) -> float:
         """Of them, those of the gradients of weights."""
-        return self.backward_s if self.first else self.layers * self.layer.weight_s + self.beside.weight_s
+        if self.first:
+            return self.backward_s
+        return self.layers * self.layer.weight_s + self.beside.weight_s + self.split.weight.seconds
 
     def terms(self, micro_batches: int, split: int) -> dict[str, Cost]:
         """Busy seconds of a step by term. split: for how many of the micro-batches the weights' gradients are computed
@@ -78,7 +86,18 @@ class ChunkCost:
             step[term] = step.get(term, Cost()) + whole + (cost.backward + weight * -1) * split
             if split:
                 step["weight_grad_s"] = step.get("weight_grad_s", Cost()) + weight * split
+        if split:
+            step["weight_grad_s"] += self.split.weight * split
+            step["other_s"] += (self.split.backward + self.split.weight * -1) * split
         return step
+
+
+def split_cost(batch: MicroBatch, layers: int, *, first: bool) -> ModuleCost:
+    """What the backward of a chunk of `layers` layers costs in two halves beyond one in whole."""
+    if first:
+        return ModuleCost(Cost(), Cost())
+    half_input, half_weight = (batch.curves.launches(layers * count) for count in SPLIT_OPERATIONS)
+    return ModuleCost(Cost(), half_input + half_weight, half_weight)
 
 
 def layer_cost(batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombine, recompute: Recompute) -> Work:

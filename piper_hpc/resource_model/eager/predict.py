@@ -92,7 +92,7 @@ def _play(cost: StepCost) -> Timeline:
         len(cost.ranks),
         cost.micro_batches,
         [stage.forward_s for stage in stages],
-        [stage.backward_s for stage in stages],
+        cost.backward_s,
         weight_s=[stage.weight_s for stage in stages],
         send_forward_s=messages,
         send_backward_s=messages,

@@ -19,6 +19,7 @@ from piper_hpc.resource_model.eager.layer import (
     ChunkCost,
     Work,
     layer_cost,
+    split_cost,
     work_beside_layers,
 )
 from piper_hpc.resource_model.eager.memory import busiest_load, chunk_parameters
@@ -51,10 +52,11 @@ class RankCost:
                 step[term] = step.get(term, Cost()) + cost
         return step
 
-    def busy_s(self, micro_batches: int) -> float:
-        """Busy seconds of the step."""
+    def busy_s(self, micro_batches: int, split: Sequence[int]) -> float:
+        """Busy seconds of the step. split: by chunk, see ChunkCost.terms."""
         once = self.before_norm_s + self.update.after_norm_s
-        return micro_batches * sum(chunk.forward_s + chunk.backward_s for chunk in self.chunks) + once
+        halves_s = sum(apart * chunk.split.backward.seconds for chunk, apart in zip(self.chunks, split, strict=True))
+        return micro_batches * sum(chunk.forward_s + chunk.backward_s for chunk in self.chunks) + halves_s + once
 
     @property
     def before_norm_s(self) -> float:
@@ -81,18 +83,36 @@ class StepCost:
     @property
     def stages(self) -> list[ChunkCost]:
         """The chunks in the order of the model: by global stage."""
+        return [self.ranks[rank].chunks[chunk] for rank, chunk in self._places]
+
+    @property
+    def backward_s(self) -> list[float]:
+        """Seconds of a backward by global stage: the mean of those in whole and those in two halves."""
+        return [
+            self.ranks[rank].chunks[chunk].backward_s
+            + self.ranks[rank].chunks[chunk].split.backward.seconds * self.split[rank][chunk] / self.micro_batches
+            for rank, chunk in self._places
+        ]
+
+    @property
+    def _places(self) -> list[tuple[int, int]]:
+        """(rank, chunk) of every global stage."""
         pp, vpp = len(self.ranks), len(self.ranks[0].chunks)
-        of_stage = {
-            stage_of(self.schedule, rank, chunk, pp): self.ranks[rank].chunks[chunk]
-            for rank in range(pp)
-            for chunk in range(vpp)
-        }
-        return [of_stage[stage] for stage in range(pp * vpp)]
+        return sorted(
+            ((rank, chunk) for rank in range(pp) for chunk in range(vpp)),
+            key=lambda place: stage_of(self.schedule, place[0], place[1], pp),
+        )
+
+    @cached_property
+    def split(self) -> tuple[tuple[int, ...], ...]:
+        """For how many micro-batches of each chunk of a rank the backward comes in two halves, [pp][vpp]."""
+        pp, vpp = len(self.ranks), len(self.ranks[0].chunks)
+        return tuple(split_micro_batches(self.schedule, rank, pp, vpp, self.micro_batches) for rank in range(pp))
 
     @cached_property
     def busy_s(self) -> tuple[float, ...]:
         """Busy seconds by pipeline rank."""
-        return tuple(rank.busy_s(self.micro_batches) for rank in self.ranks)
+        return tuple(rank.busy_s(self.micro_batches, split) for rank, split in zip(self.ranks, self.split, strict=True))
 
     @property
     def least_s(self) -> float:
@@ -122,9 +142,8 @@ class StepCost:
     @property
     def critical_terms(self) -> dict[str, Cost]:
         """Busy time of the critical rank by term."""
-        rank, vpp = self.critical_rank, len(self.ranks[0].chunks)
-        split = split_micro_batches(self.schedule, rank, len(self.ranks), vpp, self.micro_batches)
-        return self.ranks[rank].terms(self.micro_batches, split)
+        rank = self.critical_rank
+        return self.ranks[rank].terms(self.micro_batches, self.split[rank])
 
 
 def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> StepCost:
@@ -164,7 +183,7 @@ class StepPricer:
 
         def of_rank(own: StageGroups, held: tuple[Held, ...]) -> RankCost:
             layer, wait, _ = shared[own]
-            chunks = tuple(ChunkCost(layer, each.layers, self._beside(layout, each), each.first) for each in held)
+            chunks = tuple(self._chunk(layout, layer, each) for each in held)
             return RankCost(chunks, self._update(layout, own, groups.world, held), wait)
 
         ranks = list(zip(groups.stages, held_chunks(layout, self.model.layers), strict=True))
@@ -186,7 +205,11 @@ class StepPricer:
 
     def chunk(self, layout: Layout, group: Group, held: Held) -> ChunkCost:
         """A stage on the ranks of an expert group."""
-        return ChunkCost(self._layer(layout, group), held.layers, self._beside(layout, held), held.first)
+        return self._chunk(layout, self._layer(layout, group), held)
+
+    def _chunk(self, layout: Layout, layer: Work, held: Held) -> ChunkCost:
+        split = split_cost(self._batch(layout), held.layers, first=held.first)
+        return ChunkCost(layer, held.layers, self._beside(layout, held), held.first, split)
 
     def _beside(self, layout: Layout, held: Held) -> Work:
         pipelined = layout.stages > 1

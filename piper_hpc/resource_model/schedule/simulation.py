@@ -37,10 +37,10 @@ class TimedAction(NamedTuple):
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds of one micro-batch.
+    """Seconds of each micro-batch, [stages * micro_batches] by stage.
 
-    seconds: of every kind (F, B, I, W), by global stage; down, up: of a message over the boundary after a stage, to
-    the next stage and back; saved: what an overlapped pair saves, by rank.
+    seconds: of every kind (F, B, I, W), by global stage; send_forward_s, send_backward_s: of a message over the
+    boundary after a stage, to the next stage and back; overlap_s: what an overlapped pair saves, by rank.
     """
 
     seconds: dict[str, list[float]]
@@ -56,12 +56,12 @@ def simulate_orders(
     costs: StageTimes,
     blocking: bool,
 ) -> tuple[list[list[TimedAction]], list[float]]:
-    """Timed actions and bubble seconds by rank, for any orders; place[rank][chunk]: the global stage.
+    """Timed actions and bubble seconds by rank, for any orders; stage_of_chunk[rank][chunk]: the global stage.
 
     A rank runs until it needs a message that nobody has posted, and goes on when somebody does: linear in actions.
     """
     send_forward_s, send_backward_s = costs.send_forward_s, costs.send_backward_s
-    stages = len(send_forward_s) + 1
+    stages = len(costs.seconds["F"]) // micro_batches
     timed_actions: list[list[TimedAction]] = [[] for _ in orders]
     bubble = [0.0] * len(orders)
     # When the activations of (stage, micro-batch) were posted, and behind them, when its gradients were.
@@ -79,14 +79,15 @@ def simulate_orders(
             missing, messages = -1, []
             for kind, index, chunk, _ in (action,) if action.backward is None else action.parts:
                 stage = own[chunk]
-                seconds += costs.seconds[kind][stage]
+                message = stage * micro_batches + index
+                seconds += costs.seconds[kind][message]
                 if kind == "W":
                     continue
-                message = stage * micro_batches + index
                 if kind == "F":
-                    source, transfer = (message - micro_batches, send_forward_s[stage - 1]) if stage else (-1, 0.0)
+                    source = message - micro_batches
+                    transfer = send_forward_s[source] if stage else 0.0
                 elif stage < stages - 1:
-                    source, transfer = gradients + message + micro_batches, send_backward_s[stage]
+                    source, transfer = gradients + message + micro_batches, send_backward_s[message]
                 else:
                     source, transfer = message, 0.0  # the loss, of this stage's own forward
                 messages.append(message if kind == "F" else gradients + message)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.schedule.simulation import StageTimes, TimedAction, simulate_orders
 from piper_hpc.spec.orders import Action, rank_order
 from piper_hpc.spec.schedules import SPLIT_BACKWARD, schedule_problem, stage_of
+
+T = TypeVar("T")
+Times = Sequence[float | Sequence[float]]
+"""Seconds by stage, or by boundary of stages: of every micro-batch, or of each."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +58,18 @@ def simulate(
     schedule: str,
     pp: int,
     micro_batches: int,
-    forward_s: Sequence[float],
-    backward_s: Sequence[float],
+    forward_s: Times,
+    backward_s: Times,
     *,
-    weight_s: Sequence[float] = (),
-    send_forward_s: Sequence[float] = (),
-    send_backward_s: Sequence[float] = (),
+    weight_s: Times = (),
+    send_forward_s: Times = (),
+    send_backward_s: Times = (),
     overlap_s: Sequence[float] = (),
     held: Sequence[Sequence[float]] = (),
     blocking: bool = True,
 ) -> Timeline:
-    """Simulate one step of `schedule` on `pp` ranks; every time is of one micro-batch, in seconds.
+    """Simulate one step of `schedule` on `pp` ranks; every time is of one micro-batch, in seconds: a number where all
+    take as long, else one for each.
 
     forward_s, backward_s: by global stage (PP * vpp of them); backward_s is the whole backward, weight_s[s] the share
     of it that is the weight gradient (required where the schedule splits it). send_forward_s[s]: a message from stage
@@ -73,8 +79,8 @@ def simulate(
 
     blocking: a message moves once both ends have posted it, and a receive is posted when it is needed, so that every
     transfer is waited for (torch's schedules of one order, on gloo and NCCL). Otherwise it moves as soon as it is sent,
-    and only delays its receiver (this project's executor, whose receives are posted ahead). Links are never shared or
-    full; a sender never waits.
+    and only delays its receiver; without overlap_s the two of an overlapped pair then run one after the other (this
+    project's executor, whose receives are posted ahead). Links are never shared or full; a sender never waits.
 
     Raises ResourceModelError for degrees that the schedule does not have and for lists of the wrong length.
     """
@@ -85,9 +91,9 @@ def simulate(
         raise ResourceModelError(broken)
     if schedule in SPLIT_BACKWARD and not weight_s:
         raise ResourceModelError(f"schedule {schedule} splits the backward: weight_s needs {stages} values")
-    forward = _values_or_zeros("forward_s", forward_s, stages)
-    weight = _values_or_zeros("weight_s", weight_s, stages)
-    backward = _values_or_zeros("backward_s", backward_s, stages)
+    forward = _by_micro_batch("forward_s", forward_s, [True] * stages, micro_batches)
+    weight = _by_micro_batch("weight_s", weight_s, [True] * stages, micro_batches)
+    backward = _by_micro_batch("backward_s", backward_s, [True] * stages, micro_batches)
     stage_of_chunk = [[stage_of(schedule, rank, chunk, pp) for chunk in range(vpp)] for rank in range(pp)]
     rank_of = {stage: rank for rank, of_rank in enumerate(stage_of_chunk) for stage in of_rank}
     crosses = [rank_of[stage] != rank_of[stage + 1] for stage in range(stages - 1)]
@@ -98,11 +104,13 @@ def simulate(
             "I": [whole - share for whole, share in zip(backward, weight, strict=True)],
             "W": weight,
         },
-        send_forward_s=_between_ranks("send_forward_s", send_forward_s, crosses),
-        send_backward_s=_between_ranks("send_backward_s", send_backward_s, crosses),
-        overlap_s=_values_or_zeros("overlap_s", overlap_s, pp),
+        send_forward_s=_by_micro_batch("send_forward_s", send_forward_s, crosses, micro_batches),
+        send_backward_s=_by_micro_batch("send_backward_s", send_backward_s, crosses, micro_batches),
+        overlap_s=list(_values_or_zeros("overlap_s", overlap_s, pp)),
     )
     orders = [rank_order(schedule, rank, pp, vpp, micro_batches) for rank in range(pp)]
+    if not (blocking or overlap_s):
+        orders = [[part for action in order for part in action.parts] for order in orders]
     kept = list(held) or [[1.0] * vpp] * pp
     if [len(of_rank) for of_rank in kept] != [vpp] * pp:
         raise ResourceModelError(f"held needs {vpp} values for each of {pp} ranks")
@@ -118,13 +126,19 @@ def simulate(
     )
 
 
-def _between_ranks(name: str, values: Sequence[float], crosses: Sequence[bool]) -> list[float]:
-    """Seconds of a message over each stage boundary, [stages - 1]; 0 where both stages are of one rank."""
-    return [seconds * far for seconds, far in zip(_values_or_zeros(name, values, len(crosses)), crosses, strict=True)]
+def _by_micro_batch(name: str, values: Times, counts: Sequence[bool], micro_batches: int) -> list[float]:
+    """Seconds of every micro-batch of each stage or boundary that counts, 0 of the others, in one list."""
+    spread: list[float] = []
+    for seconds, counted in zip(_values_or_zeros(name, values, len(counts)), counts, strict=True):
+        each = [seconds] * micro_batches if isinstance(seconds, (int, float)) else list(seconds)
+        if len(each) != micro_batches:
+            raise ResourceModelError(f"{name} has {len(each)} micro-batches, this step has {micro_batches}")
+        spread += each if counted else [0.0] * micro_batches
+    return spread
 
 
-def _values_or_zeros(name: str, values: Sequence[float], length: int) -> list[float]:
+def _values_or_zeros(name: str, values: Sequence[T], length: int) -> Sequence[T | float]:
     """The values, or zeros where none are given."""
     if len(values) not in (0, length):
         raise ResourceModelError(f"{name} has {len(values)} values, this pipeline needs {length}")
-    return list(values) or [0.0] * length
+    return values or [0.0] * length
