@@ -196,7 +196,7 @@ def _replayed_s(
                 transfers[event.message, event.stage, event.micro_batch].append(event.end_s - sent_s)
     ranks = sorted(set(stages.values()))
     times = _times(passes, transfers, 1 + max(map(max, ranks)), micro_batches)
-    timeline = simulate(schedule, len(ranks), micro_batches, **times, blocking=False)
+    timeline = simulate(schedule, len(ranks), micro_batches, **times, blocking=False, paired=False)
     arrival_s = max(end + median(arrive[held]) for end, held in zip(timeline.end_s, ranks, strict=True))
     return began_passes_s - began_s + arrival_s + after_s
 

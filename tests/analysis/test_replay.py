@@ -27,7 +27,7 @@ def trace_of(schedule: str) -> tuple[list[dict[str, Any]], dict[int, tuple[int, 
     transfers = [TRANSFER_S] * (stages - 1)
     timeline = simulate(
         schedule, PP, MICRO_BATCHES, forward, whole, weight_s=weight,
-        send_forward_s=transfers, send_backward_s=transfers, blocking=False,
+        send_forward_s=transfers, send_backward_s=transfers, blocking=False, paired=False,
     )  # fmt: skip
     held = {rank: tuple(stage_of(schedule, rank, chunk, PP) for chunk in range(vpp)) for rank in range(PP)}
     rank_of = {stage: rank for rank, of_rank in held.items() for stage in of_rank}
@@ -58,7 +58,6 @@ def trace_of(schedule: str) -> tuple[list[dict[str, Any]], dict[int, tuple[int, 
                 target = {"F": stage + 1, "W": -1}.get(part.kind, stage - 1)
                 if 0 <= target < stages and rank_of[target] != rank:
                     message = "activations" if part.kind == "F" else "gradients"
-                    # The model posts what an overlapped pair sends at the pair's end.
                     add(
                         rank,
                         "post",

@@ -97,6 +97,7 @@ def _play(cost: StepCost) -> Timeline:
         send_forward_s=messages,
         send_backward_s=messages,
         blocking=False,
+        paired=False,
     )
 
 

@@ -67,6 +67,7 @@ def simulate(
     overlap_s: Sequence[float] = (),
     held: Sequence[Sequence[float]] = (),
     blocking: bool = True,
+    paired: bool = True,
 ) -> Timeline:
     """Simulate one step of `schedule` on `pp` ranks; every time is of one micro-batch, in seconds: a number where all
     take as long, else one for each.
@@ -79,8 +80,9 @@ def simulate(
 
     blocking: a message moves once both ends have posted it, and a receive is posted when it is needed, so that every
     transfer is waited for (torch's schedules of one order, on gloo and NCCL). Otherwise it moves as soon as it is sent,
-    and only delays its receiver; without overlap_s the two of an overlapped pair then run one after the other (this
-    project's executor, whose receives are posted ahead). Links are never shared or full; a sender never waits.
+    and only delays its receiver (this project's executor, whose receives are posted ahead). Links are never shared or
+    full; a sender never waits. paired: an overlapped pair begins with the messages of both, and posts at its end;
+    otherwise they run one after the other, as torch runs them, and overlap_s saves nothing.
 
     Raises ResourceModelError for degrees that the schedule does not have and for lists of the wrong length.
     """
@@ -109,7 +111,7 @@ def simulate(
         overlap_s=list(_values_or_zeros("overlap_s", overlap_s, pp)),
     )
     orders = [rank_order(schedule, rank, pp, vpp, micro_batches) for rank in range(pp)]
-    if not (blocking or overlap_s):
+    if not paired:
         orders = [[part for action in order for part in action.parts] for order in orders]
     kept = list(held) or [[1.0] * vpp] * pp
     if [len(of_rank) for of_rank in kept] != [vpp] * pp:
