@@ -18,8 +18,8 @@ HOST_OPERATIONS_PER_MICRO_BATCH = 120
 4 us, measured once on a CPU."""
 SPLIT_OPERATIONS = 90, 170
 """Python of torch's split backward per layer beyond a backward in whole, in eager operations: walks over the graph in
-I, a call of autograd for each group of weights in W. Their sum is one reading of `python -m tests.parallel.split_cost`:
-216 to 339 on chunks of one to three layers, median 260, of which a third is laid on I."""
+I, a call of autograd for each group of weights in W. One reading of their sum on chunks of one to three layers, median
+260 of 216 to 339, of which a third is laid on I; `python -m tests.parallel.split_cost` then gave 229 to 319."""
 
 
 @dataclass(frozen=True)
