@@ -266,7 +266,7 @@ def run(names: Sequence[str], *, as_json: bool) -> None:
 
 
 def by_schedule(replays: Sequence[Replay]) -> Table:
-    """Medians over the runs of each schedule, those with a prediction."""
+    """Medians over the runs of each schedule; what was predicted, over those that have a prediction."""
     table = Table(title="medians by schedule", title_justify="left", box=None)
     table.add_column("")
     for column in ("runs", "step", "predicted step", "replayed", "bubble", "predicted bubble", "error, of step"):
