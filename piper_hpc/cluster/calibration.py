@@ -22,6 +22,9 @@ SCHEMA_VERSION = 2
 VENDORS = ("nccl-tests", "osu")
 """Back ends of rows that the vendors' own benchmarks printed, in a type of their own choice."""
 
+DIFFERENCES = ("skew/", "overhead/")
+"""Curves of differences of times, which noise may take below zero."""
+
 SAME_WORK = 1.1
 """Points whose work differs by less than this factor become one point of the curve."""
 
@@ -47,9 +50,10 @@ def fit(
 
     A row's time is the statistic that it names (`"statistic": "mean"` is its `mean_s`), and its median where it names
     none. Repeats and shapes of nearly equal work become one point, their median; a curve never falls (more work never
-    takes less time: noise that says so is levelled). Skew is a difference of times: a row that found none is no point.
-    Curves come from torch.distributed and from shapes of the calibration suite; a model's own matrices (rows with a
-    `part`) and other back ends become fits. A row that its link's counters refused, and all of its curve, is left out.
+    takes less time: noise that says so is levelled). Skew and overhead are differences of times: a row that found none
+    is no point. Curves come from torch.distributed and from shapes of the calibration suite; a model's own matrices
+    (rows with a `part`) and other back ends become fits. A row that its link's counters refused, and all of its curve,
+    is left out.
     `peak_flops` is the best rate of any `gemm` row. source: where the rows are kept; measured_at: ISO time, now if
     empty; previous: what these rows add to, point by point; its age stays. Raises CalibrationError for rows that
     delivered wrong values, that mix types or versions of the benchmark, or that have no `gemm` and nothing before.
@@ -170,7 +174,7 @@ def _check(rows: list[Row], cluster: str, *, needs_gemm: bool) -> None:
             shape = row.get("shape", {})
             raise CalibrationError(f"cluster '{cluster}': {row['operator']} {shape} gave wrong values; {again}")
         if row["operator"] != DISPATCH_COMBINE and not (
-            row["work"] > 0 and (_seconds(row) > 0 or row["operator"].startswith("skew/"))
+            row["work"] > 0 and (_seconds(row) > 0 or row["operator"].startswith(DIFFERENCES))
         ):
             raise CalibrationError(
                 f"cluster '{cluster}': {row['operator']} has work={row['work']} and "

@@ -38,6 +38,18 @@ def pairs(ranks: RankMap) -> dict[str, tuple[int, int]]:
     return dict(sorted(found.items(), key=lambda item: _TIER_ORDER[item[0]]))
 
 
+def pair_families(ranks: RankMap) -> list[GroupFamily]:
+    """For each tier of links as many disjoint pairs of ranks as are found one after the other, near tiers first."""
+    found: dict[str, list[tuple[int, int]]] = {tier: [] for tier in pairs(ranks)}
+    taken: dict[str, set[int]] = {tier: set() for tier in found}
+    for pair in combinations(range(len(ranks.places)), 2):
+        tier = ranks.tier(*pair)
+        if taken[tier].isdisjoint(pair):
+            found[tier].append(pair)
+            taken[tier].update(pair)
+    return [GroupFamily(2, tier, tuple(groups)) for tier, groups in found.items()]
+
+
 def group_families(ranks: RankMap) -> list[GroupFamily]:
     """One family for each (size, tier) that training can form, smallest first.
 

@@ -16,12 +16,14 @@ class Grid:
 
         compute: operator -> shapes, the keyword arguments of its builder in `operators.py`;
         messages: exchange -> bytes, `p2p` of one message, `all_to_all` and `all_reduce` of one rank's whole buffer;
-    arrival_skew: seconds that ranks would compute before they meet, were there no meetings.
+    arrival_skew: seconds that ranks would compute before they meet, were there no meetings;
+    overhead: bytes of a message that is under way while ranks compute.
     """
 
     compute: dict[str, tuple[Shape, ...]]
     messages: dict[str, tuple[int, ...]]
     arrival_skew: tuple[float, ...]
+    overhead: tuple[int, ...]
 
 
 _CPU_ATTENTION: tuple[Shape, ...] = (
@@ -93,6 +95,7 @@ CPU = Grid(
         "all_reduce": (KIB, 64 * KIB, 512 * KIB, 4 * MIB),
     },
     arrival_skew=(4e-4, 1.5e-3, 5e-3, 1.5e-2),
+    overhead=(KIB, 64 * KIB, 512 * KIB),
 )
 
 GPU = Grid(
@@ -150,6 +153,7 @@ GPU = Grid(
         "all_reduce": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
     },
     arrival_skew=(3e-4, 3e-3, 1e-2, 3e-2),
+    overhead=(64 * KIB, MIB, 16 * MIB),
 )
 
 

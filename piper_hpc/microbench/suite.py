@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from piper_hpc.microbench.arrival_skew import time_arrival_skew
 from piper_hpc.microbench.exchanges import BUS_FACTOR, COLLECTIVES, Exchange, no_exchange, process_group, round_trip
-from piper_hpc.microbench.groups import GroupFamily, group_families, pairs
+from piper_hpc.microbench.groups import GroupFamily, group_families, pair_families, pairs
 from piper_hpc.microbench.operators import build
+from piper_hpc.microbench.overhead import neighbour_exchange, time_overhead
 from piper_hpc.microbench.rows import OnRow, RowWriter
 from piper_hpc.microbench.shapes import Grid, grid_for
 from piper_hpc.microbench.timing import Budget, Call, Team, Timing, time_compute, time_exchange
@@ -19,6 +20,9 @@ from piper_hpc.spec import RankMap
 
 ARRIVAL_SKEW_POINTS = 6
 """A point of skew is measured as long as so many others: it is the mean of times with a heavy tail."""
+
+OVERHEAD_POINTS = 6
+"""Likewise: a small difference of two times."""
 
 UNIT_POINTS = 3
 
@@ -69,6 +73,7 @@ def run(
     )
     points += bool(families) * UNIT_POINTS
     points += len(_nearest(families)) * ARRIVAL_SKEW_POINTS * len(grid.arrival_skew)
+    points += len(pairs(ranks)) * OVERHEAD_POINTS * len(grid.overhead)
     row_writer = RowWriter(Team(device), ranks, dtype, on_row, node_names, rack_names)
     rounds = max(1, min(ROUNDS, int(budget_s / ROUND_S)))
     for _ in range(rounds):
@@ -89,6 +94,8 @@ class _Suite:
         if not families:
             return
         work, work_s = self.time_smallest_gemm()
+        for pair_family in pair_families(self.ranks):
+            self.measure_overhead(pair_family, work, work_s)
         nearest = _nearest(families)
         for family in families:
             with process_group(family) as group:
@@ -132,6 +139,28 @@ class _Suite:
         timing = time_compute(call, self.team, self.budget.share(UNIT_POINTS))
         self.budget.spend(UNIT_POINTS)
         return call, float(timing.samples.mean())
+
+    def measure_overhead(self, family: GroupFamily, work: Call, work_s: float) -> None:
+        """What one end of a message costs ranks that compute: half of the exchange that each pair makes both ways."""
+        peers = {rank: sum(pair) - rank for pair in family.groups for rank in pair}
+        item = torch.empty((), dtype=self.dtype).element_size()
+        for size in self.grid.overhead:
+            elements = size // item
+            post, wrong = neighbour_exchange(peers.get(self.team.rank), elements, self.device, self.dtype)
+            both = time_overhead(work, work_s, post, self.team, self.budget.share(OVERHEAD_POINTS))
+            self.budget.spend(OVERHEAD_POINTS)
+            self.row_writer.write(
+                f"overhead/{family.tier}",
+                float(size),
+                "bytes",
+                {"elements": elements},
+                Timing(both.samples[family.ranks] / 2, both.iterations),
+                wrong,
+                family.ranks,
+                group_size=family.size,
+                tier=family.tier,
+                concurrent_groups=len(family.groups),
+            )
 
     def measure_arrival_skew(
         self, family: GroupFamily, group: dist.ProcessGroup | None, together_s: float, work: Call, work_s: float

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from piper_hpc.microbench.arrival_skew import time_arrival_skew
+from piper_hpc.microbench.overhead import neighbour_exchange, time_overhead
 from piper_hpc.microbench.shapes import CPU
 from piper_hpc.microbench.suite import run
 from piper_hpc.microbench.timing import Team, time_exchange
@@ -32,6 +33,7 @@ COMPUTE = {
 }  # fmt: skip
 SKEWS = {"skew/node/2", "skew/rack/4"}
 """Skew follows the size of a group: each size on its nearest tier."""
+OVERHEADS = {"overhead/node", "overhead/rack"}
 DELAY_S = 0.004
 DELAY_S_PER_BYTE = 1e-7
 
@@ -82,7 +84,7 @@ def test_every_operator_is_measured_under_its_name(rows: list[dict[str, Any]]) -
     exchanges = {"p2p/node", "p2p/rack"} | {
         f"{name}/{place}" for name in ("all_to_all", "all_reduce") for place in ("node/2", "rack/2", "rack/4")
     }
-    assert {row["operator"] for row in rows} == COMPUTE | exchanges | SKEWS
+    assert {row["operator"] for row in rows} == COMPUTE | exchanges | SKEWS | OVERHEADS
 
 
 def test_rows_have_the_contract_s_keys_and_are_right(rows: list[dict[str, Any]]) -> None:
@@ -91,7 +93,7 @@ def test_rows_have_the_contract_s_keys_and_are_right(rows: list[dict[str, Any]])
         assert row["correct"] is True, row["operator"]
         assert row["n"] >= 3 and row["dtype"] == "float32"
         assert row["statistic"] == ("mean" if row["operator"] in SKEWS else "median")
-        assert row["operator"].startswith("skew/") or row["min_s"] > 0  # skew is a difference of times
+        assert row["operator"] in SKEWS | OVERHEADS or row["min_s"] > 0  # those are differences of times
         assert row["min_s"] <= row["p5_s"] <= row["median_s"] <= row["p95_s"] <= row["max_s"]
         if row["operator"] in COMPUTE:
             assert row["ranks"] == [0, 1, 2, 3] and row["nodes"] == ["n0", "n1"]
@@ -123,6 +125,47 @@ def test_skew_is_measured_over_what_busy_ranks_compute(rows: list[dict[str, Any]
         per_gemm_s = [row["work"] / row["shape"]["gemms"] for row in curve]
         assert max(per_gemm_s) == pytest.approx(min(per_gemm_s))
         assert curve[0]["ranks"] == [0, 1, 2, 3] and curve[0]["together_s"] > 0
+
+
+def _overhead(busy_s: float) -> float:
+    """Usual seconds that a message costs two ranks whose sends and receives also compute for `busy_s`."""
+    team, values = Team(torch.device("cpu")), torch.ones(4096)
+    post, wrong = neighbour_exchange(1 - dist.get_rank(), 256, team.device, torch.float32)
+
+    def slow_post() -> Any:
+        started = time.perf_counter()
+        while time.perf_counter() - started < busy_s:
+            values.mul_(1.0)
+        return post()
+
+    timing = time_overhead(lambda: time.sleep(1e-3), 1e-3, slow_post if busy_s else post, team, 1.0)
+    assert wrong == 0
+    return float(np.median(timing.samples))
+
+
+def test_what_a_message_takes_from_computing_shows_as_its_overhead() -> None:
+    busy, free = (run_ranks(2, _overhead, busy_s)[0] for busy_s in (DELAY_S, 0.0))
+    assert busy - free == pytest.approx(DELAY_S, rel=0.4)
+    assert abs(free) < DELAY_S / 2
+
+
+def test_a_transfer_that_compute_hides_is_no_overhead() -> None:
+    assert abs(run_ranks(2, _hidden_transfer)[0]) < DELAY_S / 4
+
+
+def _hidden_transfer() -> float:
+    """Usual overhead of messages that take DELAY_S to arrive, and nobody's core."""
+    team = Team(torch.device("cpu"))
+
+    class Arriving:
+        def __init__(self) -> None:
+            self.there_s = time.perf_counter() + DELAY_S
+
+        def wait(self) -> None:
+            time.sleep(max(0.0, self.there_s - time.perf_counter()))
+
+    timing = time_overhead(lambda: time.sleep(1e-3), 1e-3, lambda: [Arriving()], team, 1.0)  # type: ignore[list-item]
+    return float(np.median(timing.samples))
 
 
 def _skew(late_s: float) -> list[float]:

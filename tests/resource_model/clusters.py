@@ -44,6 +44,8 @@ UNITS = {
     "all_reduce/system/8": ("bytes", 0.2e9),
     "skew/node/2": ("seconds", 4.0),
     "skew/rack/4": ("seconds", 2.0),
+    "overhead/node": ("bytes", 8e9),
+    "overhead/rack": ("bytes", 4e9),
 }
 """operator -> (unit, units of work per second)"""
 

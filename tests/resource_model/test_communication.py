@@ -12,6 +12,7 @@ from piper_hpc.resource_model.eager.communication import (
     all_to_all_bytes,
     arrival_skew,
     message,
+    overhead,
     p2p,
 )
 from piper_hpc.resource_model.eager.cost import Cost
@@ -139,6 +140,15 @@ def test_a_message_waits_for_what_its_sender_goes_on_with() -> None:
     alone = p2p(curves, "node", 1e5)
     assert message(curves, "node", 1e5, compute).seconds == pytest.approx(alone.seconds + 1e-5 + 1e-3 / 4)
     assert message(curves, "node", 1e5, Cost()).seconds == alone.seconds
+
+
+def test_an_end_of_a_message_costs_what_was_measured_and_nothing_where_nothing_was() -> None:
+    curves = read()
+    assert overhead(curves, "node", 8e5).seconds == seconds_at(line("overhead/node"), 8e5)
+    assert overhead(curves, "system", 8e5).curves == ["overhead/rack"]
+    bare = read("overhead/node", "overhead/rack")
+    assert overhead(bare, "node", 8e5) == Cost()
+    assert "overhead: not measured; messages between stages are taken to cost no compute" in bare.notes
 
 
 def test_no_link_at_all_is_refused_with_what_to_do() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from piper_hpc.resource_model import predict
 from piper_hpc.resource_model.eager.compute import ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost
+from piper_hpc.resource_model.eager.curves import seconds_at
 from piper_hpc.resource_model.eager.groups import layout_groups
 from piper_hpc.resource_model.eager.pipeline import held_chunks, most_alive
 from piper_hpc.resource_model.eager.predict import step_lower_bound_s, step_time_s
@@ -21,7 +22,7 @@ from piper_hpc.resource_model.schedule import peak_held, rank_order
 from piper_hpc.spec import TERMS, TRAINED, Calibration, ClusterSpec, Curve, Layout, Workload
 from piper_hpc.spec.executor import LAYOUT_AXES, trains
 from piper_hpc.spec.schedules import SCHEDULES, schedule_problem
-from tests.resource_model.clusters import TINY, cluster
+from tests.resource_model.clusters import TINY, calibration, cluster, line
 
 TOKENS = 128
 PEAK = 50e9
@@ -159,6 +160,24 @@ def test_chunks_of_a_rank_meet_without_a_message_and_interleaved_ones_come_round
     # Two ranks a node, two nodes a rack: partners of pipeline ranks 1 and 2, and of 3 and 0, are in two racks.
     assert tiers("zbv") == ("rack", "system", "rack", None, "rack", "system", "rack")
     assert tiers("interleaved") == ("rack", "system", "rack", "system", "rack", "system", "rack")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "vpp", "ends"),
+    # Of each pipeline rank the boundaries of its chunks: nodes are one rank each, all links are of tier rack.
+    [("1f1b", 1, (1, 2, 2, 1)), ("interleaved", 2, (3, 4, 4, 3)), ("zbv", 2, (2, 4, 4, 2))],
+)
+def test_every_end_of_a_message_costs_its_rank_compute(schedule: str, vpp: int, ends: tuple[int, ...]) -> None:
+    deep, batch, layout = replace(TINY, layers=8), workload(8), Layout(pp=4, vpp=vpp, schedule=schedule)
+
+    def busy_s(*without: str) -> tuple[float, ...]:
+        where = replace(cluster(calibration(*without), nodes=4, ranks_per_node=1), rack_of_node=(0, 0, 0, 0))
+        return step_cost(deep, where, layout, batch).busy_s
+
+    charged, free = busy_s(), busy_s("overhead/node", "overhead/rack")
+    one_s = seconds_at(line("overhead/rack"), TOKENS * TINY.hidden * 4)
+    # Over every boundary one message in forward and one in backward, of each micro-batch.
+    assert [a - b for a, b in zip(charged, free, strict=True)] == pytest.approx([2 * 8 * one_s * n for n in ends])
 
 
 def test_an_uneven_split_moves_work_between_ranks() -> None:

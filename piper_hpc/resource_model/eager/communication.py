@@ -38,6 +38,16 @@ def message(curves: Curves, tier: str, message_bytes: float, compute: Cost) -> C
     return p2p(curves, tier, message_bytes) + arrival_skew(curves, pair, compute)
 
 
+def overhead(curves: Curves, tier: str, message_bytes: float) -> Cost:
+    """Seconds of computing that one end of a message over a link of `tier` costs its rank: o of LogP (Culler et al.
+    1993), as `piper_hpc.microbench.overhead` measures it. Where nothing did, messages are taken to cost none."""
+    chosen = _nearest_tier(curves, "overhead", tier)
+    if chosen is None:
+        curves.note("overhead: not measured; messages between stages are taken to cost no compute")
+        return Cost()
+    return curves.measured(f"overhead/{chosen}", message_bytes)
+
+
 def all_to_all(curves: Curves, group: Group, send_bytes: float) -> Cost:
     """Seconds of one all-to-all in `group`; `send_bytes` is the whole send buffer of one rank."""
     measured = _collective(curves, "all_to_all", group, send_bytes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from piper_hpc.resource_model.eager import communication, compute
 from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
-from piper_hpc.resource_model.eager.cost import Cost
+from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine
 from piper_hpc.resource_model.eager.groups import Group
 from piper_hpc.spec import Recompute
@@ -145,8 +145,18 @@ def layer_cost(batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombi
     return Work(modules)
 
 
-def work_beside_layers(batch: MicroBatch, *, first: bool, last: bool, pipelined: bool) -> Work:
-    """What a stage does beside its layers: the model's ends where it holds them, and the Python of a pipeline."""
+def work_beside_layers(
+    batch: MicroBatch, *, first: bool, last: bool, pipelined: bool, boundaries: Sequence[str]
+) -> Work:
+    """What a stage does beside its layers: the model's ends where it holds them, the Python of a pipeline, and what
+    its messages cost. boundaries: tiers of the links to the stages before and after, but to those of the same rank;
+    over each goes one message in forward and one in backward."""
     ends = [compute.embedding(batch)] * first + [compute.head(batch)] * last
     modules = {"host_s": batch.host(HOST_OPERATIONS_PER_MICRO_BATCH if pipelined else 0)}
-    return Work(modules | ({"head_s": compute.sum_modules(*ends)} if ends else {}))
+    if ends:
+        modules["head_s"] = compute.sum_modules(*ends)
+    if boundaries:
+        message_bytes = batch.hidden * batch.bytes_per_value
+        messages = total(communication.overhead(batch.curves, tier, message_bytes) for tier in boundaries)
+        modules["other_s"] = ModuleCost(messages, messages)
+    return Work(modules)

@@ -54,6 +54,21 @@ def neighbours_by_rank(schedule: str, pp: int, vpp: int) -> tuple[int, ...]:
     return tuple(count)
 
 
+@lru_cache(maxsize=4096)
+def chunk_links(
+    schedule: str, pp: int, vpp: int, boundaries: tuple[str | None, ...]
+) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """Tiers of the links over which each chunk has messages, to the stages before and after it, [pp][vpp].
+
+    boundaries: as in groups.LayoutGroups.
+    """
+
+    def links(stage: int) -> tuple[str, ...]:
+        return tuple(tier for tier in boundaries[max(0, stage - 1) : stage + 1] if tier is not None)
+
+    return tuple(tuple(links(stage_of(schedule, rank, chunk, pp)) for chunk in range(vpp)) for rank in range(pp))
+
+
 def run_schedule(layout: Layout) -> str:
     """The order that runs: a single stage has no pipeline, and does forward and backward in turn."""
     return layout.schedule if layout.stages > 1 else "1f1b"

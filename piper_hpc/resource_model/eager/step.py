@@ -23,7 +23,7 @@ from piper_hpc.resource_model.eager.layer import (
     work_beside_layers,
 )
 from piper_hpc.resource_model.eager.memory import busiest_load, chunk_parameters
-from piper_hpc.resource_model.eager.pipeline import Held, held_chunks, run_schedule, split_micro_batches
+from piper_hpc.resource_model.eager.pipeline import Held, chunk_links, held_chunks, run_schedule, split_micro_batches
 from piper_hpc.resource_model.eager.update import UpdateCost, update_cost
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.rules import check_layout
@@ -181,12 +181,13 @@ class StepPricer:
                 f"ep={layout.ep}: expert groups reach beyond one switch, against Eq 10; their all-to-all pays for it"
             )
 
-        def of_rank(own: StageGroups, held: tuple[Held, ...]) -> RankCost:
+        def of_rank(own: StageGroups, held: tuple[Held, ...], links: tuple[tuple[str, ...], ...]) -> RankCost:
             layer, wait, _ = shared[own]
-            chunks = tuple(self._chunk(layout, layer, each) for each in held)
+            chunks = tuple(self._chunk(layout, layer, *each) for each in zip(held, links, strict=True))
             return RankCost(chunks, self._update(layout, own, groups.world, held), wait)
 
-        ranks = list(zip(groups.stages, held_chunks(layout, self.model.layers), strict=True))
+        links = chunk_links(layout.schedule, layout.pp, layout.vpp, groups.boundaries)
+        ranks = list(zip(groups.stages, held_chunks(layout, self.model.layers), links, strict=True))
         known = {rank: of_rank(*rank) for rank in set(ranks)}
         return StepCost(
             tuple(known[rank] for rank in ranks),
@@ -204,18 +205,20 @@ class StepPricer:
         return self._once(("groups", key), lambda: layout_groups(layout, self.cluster))
 
     def chunk(self, layout: Layout, group: Group, held: Held) -> ChunkCost:
-        """A stage on the ranks of an expert group."""
-        return self._chunk(layout, self._layer(layout, group), held)
+        """A stage on the ranks of an expert group, without what its messages cost."""
+        return self._chunk(layout, self._layer(layout, group), held, ())
 
-    def _chunk(self, layout: Layout, layer: Work, held: Held) -> ChunkCost:
+    def _chunk(self, layout: Layout, layer: Work, held: Held, boundaries: tuple[str, ...]) -> ChunkCost:
         split = split_cost(self._batch(layout), held.layers, first=held.first)
-        return ChunkCost(layer, held.layers, self._beside(layout, held), held.first, split)
+        return ChunkCost(layer, held.layers, self._beside(layout, held, boundaries), held.first, split)
 
-    def _beside(self, layout: Layout, held: Held) -> Work:
-        pipelined = layout.stages > 1
+    def _beside(self, layout: Layout, held: Held, boundaries: tuple[str, ...]) -> Work:
+        first, last, pipelined = held.first, held.last, layout.stages > 1
         return self._once(
-            ("beside", layout.micro_batch, held.first, held.last, pipelined),
-            lambda: work_beside_layers(self._batch(layout), first=held.first, last=held.last, pipelined=pipelined),
+            ("beside", layout.micro_batch, first, last, pipelined, boundaries),
+            lambda: work_beside_layers(
+                self._batch(layout), first=first, last=last, pipelined=pipelined, boundaries=boundaries
+            ),
         )
 
     def _update(self, layout: Layout, groups: StageGroups, world: Group, held: tuple[Held, ...]) -> UpdateCost:
