@@ -1,4 +1,4 @@
-"""Regions of a training step, timed where they happen: forward on entry and exit, backward by gradient hooks.
+"""Regions of a training step, timed where they happen: forward on entry and exit, backward by hooks of autograd.
 
 Every region belongs to one term. Regions nest, and a term gets only the time that no inner region claims, so that no
 second counts twice. What no region claims is `other_s`, which piper_hpc.train.metrics computes as the step's length
@@ -86,27 +86,18 @@ class Region:
 
 
 class BackwardRegion:
-    """The backward of one timed call: opens with the first gradient of an output, closes with the last of an input.
+    """The backward of one timed call: opens with the first gradient of an output, closes where the next one opens."""
 
-    Its hooks are those of autograd's nodes, registered in half the time that hooks of tensors take.
-    """
-
-    __slots__ = ("_recorder", "end", "name", "start")
+    __slots__ = ("_name", "_opened", "_recorder")
 
     def __init__(self, recorder: Recorder, name: str) -> None:
-        self._recorder, self.name = recorder, name
-        self.start: Mark | None = None
-        self.end: Mark | None = None
+        self._recorder, self._name, self._opened = recorder, name, False
 
-    def before_output(self, gradients: tuple[torch.Tensor | None, ...]) -> None:
-        """Before the node of an output: the region's backward starts with the first gradient that arrives."""
-        if self.start is None:
-            self.start = self._recorder.clock.now()
-            self._recorder.running.append(self)
-
-    def before_input(self, gradients: tuple[torch.Tensor | None, ...]) -> None:
-        """Before the node of an input: the region's backward ends with the last gradient that is produced."""
-        self.end = self._recorder.clock.now()
+    def open(self, gradients: tuple[torch.Tensor | None, ...]) -> None:
+        """Before the node of an output."""
+        if not self._opened:
+            self._opened = True
+            self._recorder.mark_backward(self._name)
 
 
 class Recorder:
@@ -115,13 +106,14 @@ class Recorder:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.raw: list[tuple[str, bool, Mark, Mark, About]] = []
-        self.running: list[BackwardRegion] = []
+        self.backward: list[tuple[str | None, Mark]] = []
+        """Of the pass of autograd that runs: which region opens when; None closes the one before and opens none."""
         self._posts: dict[Message, Mark] = {}
 
     def start(self) -> None:
         """Begin a step: forget the one before."""
         self.raw.clear()
-        self.running.clear()
+        self.backward.clear()
         self._posts.clear()
         self.clock.start()
 
@@ -142,22 +134,33 @@ class Recorder:
     def timed(self, name: str, function: Callable[..., Result], *inputs: torch.Tensor) -> Result:
         """Return `function(*inputs)`; its forward and the backward of it count as `name`.
 
-        Each input is given to the function as a view, whose gradient is ready exactly when the function's backward has
-        produced it, although the tensor itself may be used elsewhere. What the function closes over is not an input:
-        its gradient leaves the region without ending it. Autograd runs nodes in the reverse of their creation, so
-        regions that follow one another in forward do so in backward.
+        Autograd runs nodes in the reverse of their creation, so that regions which follow one another in forward do so
+        in backward: each closes where the one before it in forward opens, and hooks of its outputs' nodes are enough.
+        An input that no node made (what a stage received) has none before it: a view of it closes the region.
         """
-        backward = BackwardRegion(self, name)
-        views = [_hooked_view(tensor, backward.before_input) for tensor in inputs]
+        given = [self._closing(tensor) for tensor in inputs]
         with self.region(name):
-            result = function(*views)
+            result = function(*given)
+        backward = BackwardRegion(self, name)
         for output in result if isinstance(result, tuple) else (result,):
             if isinstance(output, torch.Tensor) and output.grad_fn is not None:
-                output.grad_fn.register_prehook(backward.before_output)
+                output.grad_fn.register_prehook(backward.open)
         return result
 
+    def mark_backward(self, name: str | None) -> None:
+        """In the backward the region `name` opens now, and the one before closes; None: that one only closes."""
+        self.backward.append((name, self.clock.now()))
+
+    def _closing(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.grad_fn is not None or not tensor.requires_grad or not torch.is_grad_enabled():
+            return tensor
+        view = tensor.view_as(tensor)
+        assert view.grad_fn is not None
+        view.grad_fn.register_prehook(lambda gradients: self.mark_backward(None))
+        return view
+
     def backward_pass(self, name: str = "other", action: Pass | None = None) -> AbstractContextManager[None]:
-        """Around one call of autograd: closes the regions whose inputs need no gradient (the embedding's).
+        """Around one call of autograd: closes the last region, where no input does (the embedding's need no gradient).
 
         What no region claims counts as `name`.
         """
@@ -200,20 +203,13 @@ class BackwardPass:
         recorder = self._recorder
         end = recorder.clock.now()
         recorder.raw.append((self._name, True, self._start, end, self._action))
+        closes = [*(opens for _, opens in recorder.backward[1:]), end]
         recorder.raw.extend(
-            (region.name, True, region.start, end if region.end is None else region.end, None)
-            for region in recorder.running
+            (name, True, opens, closed, None)
+            for (name, opens), closed in zip(recorder.backward, closes, strict=False)
+            if name is not None
         )
-        recorder.running.clear()
-
-
-def _hooked_view(tensor: torch.Tensor, hook: Callable[[tuple[torch.Tensor | None, ...]], None]) -> torch.Tensor:
-    if not tensor.requires_grad:
-        return tensor
-    view = tensor.view_as(tensor)
-    if view.grad_fn is not None:  # there is none where no gradient is recorded
-        view.grad_fn.register_prehook(hook)
-    return view
+        recorder.backward.clear()
 
 
 def self_seconds(spans: Iterable[Span]) -> dict[str, float]:

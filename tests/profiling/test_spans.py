@@ -70,6 +70,22 @@ def test_backward_of_each_region_is_found_in_reverse_order() -> None:
     assert torch.allclose(shared.grad, 2 * (1 + (2 * torch.ones(4)).cos()))
 
 
+def test_a_backward_region_ends_where_the_next_one_opens_and_the_last_with_its_leaf() -> None:
+    recorder = Recorder(Ticks())
+    recorder.start()
+    received = torch.ones(4, requires_grad=True)
+    hidden = recorder.timed("attention", lambda x: x * 2, received)  # forward from 1 to 2
+    hidden = recorder.timed("expert", lambda x: x.sin(), hidden)  # from 3 to 4
+    with recorder.backward_pass():  # from 5 to 9
+        hidden.sum().backward()
+    backward = [span for span in recorder.finish() if span.backward]
+    assert [(span.name, span.start_s, span.end_s) for span in backward] == [
+        ("other", 5.0, 9.0),
+        ("expert", 6.0, 7.0),
+        ("attention", 7.0, 8.0),
+    ]
+
+
 def test_region_without_differentiable_input_ends_with_the_backward_pass() -> None:
     recorder = Recorder(Ticks())
     recorder.start()
