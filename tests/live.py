@@ -35,6 +35,11 @@ def started(*overrides: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
             process.wait(timeout=30)
 
 
+def launch(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "piper_hpc.launch", *overrides]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+
+
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

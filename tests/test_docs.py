@@ -32,17 +32,17 @@ ELSEWHERE = {
     "source .venv/bin/activate": ("Makefile", "VENV ?= .venv"),
     LAUNCH: (".ci/run", "make run"),
     f"{LAUNCH} tracking=wandb_offline train=smoke": ("tests/test_local_run.py", "tracking=wandb_offline"),
-    f"{LAUNCH} task=microbench": ("tests/test_local_run.py", "task=microbench"),
+    f"{LAUNCH} task=microbench": ("tests/test_local_microbench.py", "task=microbench"),
     f"{LAUNCH} task=microbench 'task.suites=[calibration,gemm,p2p,all_to_all]' task.cell_s=0.05": (
-        "tests/test_local_run.py",
+        "tests/test_local_microbench.py",
         "task.suites=[calibration,gemm,p2p,all_to_all]",
     ),
     f"{LAUNCH} task=microbench 'task.suites=[calibration,dispatch]' task.cell_s=0.05": (
-        "tests/test_local_run.py",
+        "tests/test_local_microbench.py",
         "task.suites=[calibration,dispatch]",
     ),
     f"{LAUNCH} train=smoke parallelism.pp=1 parallelism.ep=4 parallelism.all_to_all=auto": (
-        "tests/test_local_run.py",
+        "tests/test_local_microbench.py",
         '"parallelism.pp=1", "parallelism.ep=4", "parallelism.all_to_all=auto"',
     ),
     f"{LAUNCH} task=plan": ("tests/test_local_run.py", "task=plan"),

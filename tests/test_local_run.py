@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
@@ -16,15 +15,11 @@ import pytest
 from piper_hpc.runs import RunFolder, find
 from piper_hpc.runtime import quota
 from piper_hpc.spec import TERMS
+from tests.live import launch
 
 pytestmark = pytest.mark.processes
 
 STEPS = 12
-
-
-def launch(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "piper_hpc.launch", *overrides]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +132,8 @@ def test_a_planned_layout_trains(first, folder):
 def test_without_quotas_ranks_share_cores_and_the_bubble_does_not_apply(first, folder):
     if len(os.sched_getaffinity(0)) >= 4:
         pytest.skip("four ranks do not share cores on a machine with four cores or more")
-    ended = launch("cluster.quota=off", "train=smoke", "task.budget_s=3", cwd=folder)
+    (measured,) = (folder / "runs" / "calibrations").glob("local-1x4-float32-*.json")
+    ended = launch("cluster.quota=off", "train=smoke", f"cluster.calibration={measured}", cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     run = find(folder / "runs")[-1]
     assert run.manifest()["machine"]["devices_share_cores"] is True
@@ -178,89 +174,6 @@ def test_a_profile_is_a_trace_with_every_rank(first, folder):
     (found,) = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["replays"]
     assert (found["schedule"], found["steps"]) == ("1f1b", 3)
     assert abs(found["error_pct"]) < 50  # three steps of a busy machine; docs/validation.md has quiet ones
-
-
-def test_a_microbench_run_shows_its_rows(folder):
-    ended = launch("task=microbench", "task.budget_s=3", cwd=folder)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "grouped_gemm" in ended.stdout
-    assert "all_to_all/node/2" in ended.stdout
-
-
-def test_wide_suites_are_added_to_a_calibration_where_there_is_one(folder, tmp_path):
-    """After the calibration suite of the same run; alone, on a machine where nothing was measured, they are rows."""
-    wide = ("task=microbench", "task.cell_s=0.02", "task.budget_s=3")
-    ended = launch(*wide, "task.suites=[calibration,gemm,p2p,all_to_all]", cwd=folder)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    path = max((folder / "runs" / "calibrations").glob("local-1x4-float32-*.json"), key=os.path.getmtime)
-    document = json.loads(path.read_text())
-    assert {"gemm", "host_op", "p2p/node", "all_to_all/node/4"} <= set(document["curves"])
-    assert {"gemm", "p2p/node", "all_to_all/node/2"} <= {fit["operator"] for fit in document["fits"]}
-    dry = launch("dry_run=true", "format=json", cwd=folder)
-    assert json.loads(dry.stdout)["prediction"]["calibration"]["measured"] is True
-
-    alone = launch(*wide, "task.suites=[gemm]", "cluster.ranks_per_node=1", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stdout + alone.stderr
-    (run,) = find(tmp_path / "runs")
-    assert run.measurements() and "no calibration to add to" in run.manifest()["job"]["calibration"][0]
-    assert not (tmp_path / "runs" / "calibrations").exists()
-
-
-def test_a_calibration_of_one_rank_cannot_predict_four_and_says_so(tmp_path):
-    """It has no curve of a link; nothing is submitted."""
-    alone = launch("task=microbench", "task.budget_s=2", "cluster.ranks_per_node=1", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stdout + alone.stderr
-    (path,) = (tmp_path / "runs" / "calibrations").glob("*.json")
-    refused = launch("dry_run=true", f"cluster.calibration={path}", cwd=tmp_path)
-    assert refused.returncode == 2 and "cluster.calibration=off" in refused.stderr and "p2p" in refused.stderr
-
-
-def test_auto_takes_what_the_dispatch_suite_measured(folder):
-    """From the suite over the calibration file to what a run exchanges by, and its record."""
-    suites = ("task.suites=[calibration,dispatch]", "task.budget_s=3", "task.cell_s=0.02")
-    ended = launch("task=microbench", *suites, cwd=folder)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "flat_dedup" in ended.stdout
-    of_all = ("train=smoke", "parallelism.pp=1", "parallelism.ep=4", "parallelism.all_to_all=auto")
-    trained = launch(*of_all, cwd=folder)
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    (chosen,) = find(folder / "runs")[-1].manifest()["job"]["all_to_all"]
-    assert chosen["ranks"] == [0, 1, 2, 3] and chosen["algorithm"] in ("flat", "flat_dedup")
-    assert "as measured at" in chosen["why"] and not chosen["notes"]
-    assert all(cell.startswith("groups of 4 ranks on 1 nodes in 1 rack:") for cell in chosen["rests_on"])
-    assert chosen["seconds"][min(chosen["seconds"], key=chosen["seconds"].get)] > 0
-
-
-def test_a_wide_suite_shows_its_rows_live_and_is_resumed(folder):
-    """The first run is interrupted; the second takes its rows over, and a third of another type is refused."""
-    suites = ("task=microbench", "task.suites=[p2p]", "task.cell_s=0.02", "cluster.ranks_per_node=2")
-    command = [sys.executable, "-m", "piper_hpc.launch", *suites, "task.cell_s=2"]
-    launcher = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert launcher.stdout is not None
-    shown = []
-    for line in launcher.stdout:
-        shown.append(line)
-        if line.startswith("  p2p/node"):
-            launcher.send_signal(signal.SIGINT)
-            break
-    shown += launcher.stdout.readlines()
-    assert launcher.wait() == 130, "".join(shown)
-    run, text = find(folder / "runs")[-1], "".join(shown)
-    assert "algbw" in text and f"task.resume={run.run_id}" in text and "rows were measured and are kept" in text
-    cells = {row["cell"] for row in run.measurements()}
-    assert cells and run.status().state == "cancelled"
-
-    ended = launch(*suites, f"task.resume={run.run_id}", cwd=folder)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    resumed = find(folder / "runs")[-1]
-    taken = {row["cell"] for row in resumed.measurements() if row.get("resumed_from") == run.run_id}
-    assert taken == cells and len(resumed.measurements()) > len(cells)
-    exported = json.loads((resumed.path / "measurements_nccl.json").read_text())
-    assert len(exported["results"]) == len(resumed.measurements())
-    assert {"time", "alg_bw", "bus_bw", "nwrong"} <= set(exported["results"][0]["out_of_place"])
-
-    refused = launch(*suites, f"task.resume={run.run_id}", "train.dtype=bfloat16", cwd=folder)
-    assert refused.returncode == 2 and "train.dtype was float32 and is bfloat16" in refused.stderr
 
 
 def test_an_exception_in_the_job_is_classified_and_the_command_fails(folder):

@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 def trained(testbed, folder) -> tuple[RunFolder, str, dict[str, int]]:
     """The whole loop on four nodes, and the bytes that each node's link sent meanwhile."""
     before = {node.name: counters(node.name)["tx_bytes"] for node in testbed.nodes}
-    launcher = start("cluster=testbed", f"train.steps={STEPS}", "parallelism=pp2_ep4", cwd=folder)
+    launcher = start("cluster=testbed", f"train.steps={STEPS}", "parallelism=pp2_ep4", "task.budget_s=8", cwd=folder)
     output, errors = launcher.communicate(timeout=400)
     assert launcher.returncode == 0, output + errors
     sent = {node.name: counters(node.name)["tx_bytes"] - before[node.name] for node in testbed.nodes}
