@@ -21,9 +21,9 @@ test: $(VENV)/test.stamp testbed-packages
 test-all: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m pytest -n auto $(BESIDE) --full $(ARGS)
 
-# The tests that start no Slurm, no ranks and no long commands: under two minutes.
+# The tests that start no Slurm, no ranks and no long commands, with a fifth of the examples: under two minutes.
 quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n logical $(BESIDE) -m "not slurm and not processes and not slow" $(ARGS)
+	$(BIN)/python -m pytest -n logical $(BESIDE) --hypothesis-profile=quick -m "not slurm and not processes and not slow" $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ from tests.turns import Turns, rooms
 
 # How long one example takes says what else the machine does.
 settings.register_profile("beside others", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=20)
 settings.load_profile("beside others")
 
 TURNS = pytest.StashKey[Turns]()

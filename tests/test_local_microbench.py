@@ -24,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_suites_show_their_rows_and_are_added_to_a_calibration_where_there_is_one(folder, tmp_path):
     """After the calibration suite of the same run; alone, on a machine where nothing was measured, they are rows."""
-    wide = ("task=microbench", "task.cell_s=0.02", "task.budget_s=3")
+    wide = ("task=microbench", "task.cell_s=0.1", "task.budget_s=3")
     ended = launch(*wide, "task.suites=[calibration,gemm,p2p,all_to_all]", cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "grouped_gemm" in ended.stdout and "all_to_all/node/2" in ended.stdout

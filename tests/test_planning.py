@@ -38,6 +38,7 @@ def layouts() -> list[Experiment]:
     ]
 
 
+@pytest.mark.slow
 def test_the_better_layout_is_the_plans_best_and_saves_over_a_twentieth(measured):
     best = planning.plan_of(layouts()[0], MACHINE, "piper").candidates[0]
     told = [(one, planning.better_layout(one, MACHINE)) for one in layouts()]

@@ -18,6 +18,8 @@ from analysis.validation.published.predict import predict
 from analysis.validation.published.rows import load, runs
 from piper_hpc.cluster import accelerator, efficiency
 
+pytestmark = pytest.mark.slow  # predicts every published row, and fits anew
+
 
 @pytest.fixture(scope="module")
 def judged() -> list[Judged]:

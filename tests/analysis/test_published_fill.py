@@ -25,6 +25,7 @@ def named(shipped: list[PublishedRun], row_id: str) -> PublishedRun:
     return next(run for run in shipped if any(row.row_id == row_id for row in run.rows))
 
 
+@pytest.mark.slow
 def test_every_shipped_run_is_filled_or_refused_with_a_reason(shipped: list[PublishedRun]) -> None:
     refused = []
     for run in shipped:

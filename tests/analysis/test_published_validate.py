@@ -300,6 +300,7 @@ def test_the_document_has_the_rows_own_columns(
     assert (mixtral["n"], mixtral["coverage"], mixtral["mean_abs_error_pct"]) == (2, 0.5, 90)
 
 
+@pytest.mark.slow
 def test_the_table_names_families_baselines_and_fitted_rows(
     predictor: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

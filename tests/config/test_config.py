@@ -218,6 +218,7 @@ def test_all_broken_rules_are_told_at_once():
     assert {problem.key for problem in caught.value.problems} == {"train.steps", "model.heads", "parallelism.cp"}
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(10, 25), deadline=None)
 @given(
     pp=st.integers(1, 5),

@@ -66,6 +66,7 @@ def distinct(values: list[float]) -> list[float]:
     return kept
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # one is slow enough
 @given(
     st.sampled_from([MOE, DENSE]),

@@ -36,6 +36,7 @@ def subsets(values: tuple) -> st.SearchStrategy[tuple]:
     return st.lists(st.sampled_from(values), min_size=1, max_size=3, unique=True).map(tuple)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_grid_and_single_layouts_agree_on_every_term_and_every_stages_memory(data: st.DataObject) -> None:

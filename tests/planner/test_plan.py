@@ -54,6 +54,7 @@ def layout_of(prediction: Prediction) -> Layout:
     return prediction.layout
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from([TINY, WIDE]),
@@ -158,6 +159,7 @@ def test_a_balanced_split_has_the_smallest_largest_rank(
     assert not found or (sum(found) == layers and min(found) >= 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank_by", ["mfu", "tokens_per_s", "memory"])
 def test_pruning_loses_no_candidate(rank_by: str) -> None:
     ranks = [2, 4, 8]
@@ -170,6 +172,7 @@ def test_pruning_loses_no_candidate(rank_by: str) -> None:
     assert few.fitting + few.pruned == few.feasible == everything.feasible
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from([TINY, WIDE, HEADY]),

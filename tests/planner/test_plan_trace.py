@@ -88,6 +88,7 @@ def test_a_file_that_cannot_be_is_refused(name: str, rule: str, tmp_path: Path) 
     assert raised.value.problems[0].works.startswith("plan.trace=")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     def launch(trace: str) -> subprocess.CompletedProcess[str]:
         axes = ["plan.axes.pp=[4]", "plan.axes.vpp=[1]", "plan.axes.schedule=[1f1b]", "cluster.nodes=2"]

@@ -15,6 +15,7 @@ from piper_hpc.jobs import describe
 from piper_hpc.runs import RunFolder, find
 from piper_hpc.spec import TERMS
 from piper_hpc.testbed.state import Testbed, counters
+from tests.full import full
 from tests.live import SECONDS_TO_END, SECONDS_TO_START, processes_of, rank_process, start, training, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.processes, pytest.mark.timeout(600)]
@@ -83,7 +84,7 @@ def test_the_table_prints_the_step_time_with_its_error(trained):
     assert sum(rows[-1][term] for term in TERMS) == pytest.approx(rows[-1]["step_time_s"])
 
 
-@pytest.mark.parametrize("rank", [2, 0], ids=["middle rank", "rank 0"])
+@pytest.mark.parametrize("rank", [2, pytest.param(0, marks=full)], ids=["middle rank", "rank 0"])
 def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
     launcher = start(*ENDLESS, cwd=tmp_path)
     run = training(launcher, tmp_path / "runs")

@@ -73,6 +73,7 @@ def test_the_papers_eight_is_out_of_reach_of_fewer_messages(on: Machine) -> None
     assert study.point(at, 64, 8.4e6).speedup("HALO V1, V2") == pytest.approx(4.44, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_document_and_writes_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
