@@ -32,22 +32,19 @@ def widest_tier(ranks: RankMap, group: Sequence[int]) -> str:
 
 def pairs(ranks: RankMap) -> dict[str, tuple[int, int]]:
     """The first pair of ranks of each tier that the placement has, near tiers first."""
-    found: dict[str, tuple[int, int]] = {}
-    for a, b in combinations(range(len(ranks.places)), 2):
-        found.setdefault(ranks.tier(a, b), (a, b))
-    return dict(sorted(found.items(), key=lambda item: _TIER_ORDER[item[0]]))
+    return {family.tier: (family.groups[0][0], family.groups[0][1]) for family in pair_families(ranks)}
 
 
 def pair_families(ranks: RankMap) -> list[GroupFamily]:
     """For each tier of links as many disjoint pairs of ranks as are found one after the other, near tiers first."""
-    found: dict[str, list[tuple[int, int]]] = {tier: [] for tier in pairs(ranks)}
-    taken: dict[str, set[int]] = {tier: set() for tier in found}
+    found: dict[str, list[tuple[int, int]]] = {}
+    taken: dict[str, set[int]] = {}
     for pair in combinations(range(len(ranks.places)), 2):
         tier = ranks.tier(*pair)
-        if taken[tier].isdisjoint(pair):
-            found[tier].append(pair)
+        if taken.setdefault(tier, set()).isdisjoint(pair):
+            found.setdefault(tier, []).append(pair)
             taken[tier].update(pair)
-    return [GroupFamily(2, tier, tuple(groups)) for tier, groups in found.items()]
+    return [GroupFamily(2, tier, tuple(found[tier])) for tier in sorted(found, key=_TIER_ORDER.__getitem__)]
 
 
 def group_families(ranks: RankMap) -> list[GroupFamily]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -203,10 +204,9 @@ class BackwardPass:
         recorder = self._recorder
         end = recorder.clock.now()
         recorder.raw.append((self._name, True, self._start, end, self._action))
-        closes = [*(opens for _, opens in recorder.backward[1:]), end]
         recorder.raw.extend(
-            (name, True, opens, closed, None)
-            for (name, opens), closed in zip(recorder.backward, closes, strict=False)
+            (name, True, opens, closes, None)
+            for (name, opens), (_, closes) in pairwise([*recorder.backward, (None, end)])
             if name is not None
         )
         recorder.backward.clear()
