@@ -5,13 +5,15 @@ takes as a whole: all tests on Slurm, which share one testbed; all that measure;
 not meet, whoever has it (tests/turns.py):
 
 - `slurm`: the testbed's ranks, whose quotas fill the cores and go before everything else.
-- `processes`: other ranks. They run beside each other, but would starve beside those on Slurm.
+- `untimed`, of those: nothing in it depends on how fast it runs, so that others' ranks may run beside it.
+- `processes`: other ranks. They run beside each other, but not beside what is timed on Slurm.
 - `alone`: it measures time, quotas or links. Nothing runs beside it.
 
 `slow` says nothing of the kind: such tests run beside all others, and only `make quick` leaves them out.
 
 Units are given out in this order: Slurm, which takes longest (its first test has the machine alone, as bringing the
-testbed up does, while the others have hardly begun), beside it what starts nothing, then `processes`, `alone` last.
+testbed up does, while the others have hardly begun; what is untimed comes last, beside `processes`), beside it what
+starts nothing, then `processes`, `alone` last.
 
 `make test` runs of large matrices a covering part; the rest is marked `full` and is for `make test-all` (`--full`).
 """
@@ -75,8 +77,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if getattr(config, "workerinput", None) is None:
         return
     size = Counter(item.path for item in items)
-    # Tests on Slurm keep their order: some take the testbed down and up again.
-    items.sort(key=lambda item: (_order(item), *((-size[item.path], item.path) if _order(item) else ())))
+    # Tests on Slurm keep their order otherwise: those of the testbed itself take it down and up again.
+    items.sort(key=lambda item: (_order(item), *((-size[item.path], item.path) if _order(item) else _turn(item))))
     if items and _is(items[0], "slurm"):
         items[0].add_marker("alone")  # it brings the testbed up, and that measures links
     for item in items:
@@ -94,6 +96,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def _order(item: pytest.Item) -> int:
     return 0 if _is(item, "slurm") else 3 if _is(item, "alone") else 2 if _is(item, "processes") else 1
+
+
+def _turn(item: pytest.Item) -> tuple[bool, bool]:
+    return (_is(item, "untimed"), item.path.stem != "test_testbed")
 
 
 def _is(item: pytest.Item, marker: str) -> bool:

@@ -15,7 +15,7 @@ import psutil
 from piper_hpc.runs import RunFolder, find
 
 SECONDS_TO_START = 150
-SECONDS_TO_END = 20
+SECONDS_TO_END = 40
 
 
 def start(*overrides: str, cwd: Path) -> subprocess.Popen[str]:

@@ -88,14 +88,14 @@ def test_axes_and_executor_are_the_users(tmp_path):
     plan = json.loads(ended.stdout)
     assert {candidate["layout"]["tp"] for candidate in plan["candidates"]} == {1}
     assert {one["ranks"] for one in plan["pareto"]} == {32, 64}
-    own = launch("task=plan", "experiment=paper_mixtral", "task.executor=piper", "format=json", cwd=tmp_path)
+    own = launch("task=plan", "experiment=paper_mixtral", "task.executor=piper", *NARROW, "format=json", cwd=tmp_path)
     plan = json.loads(own.stdout)
     assert plan["executor"] == "piper"
     assert {candidate["layout"]["tp"] for candidate in plan["candidates"]} == {1}
 
 
 def test_a_saved_plan_is_an_option_that_training_accepts(tmp_path):
-    plan = launch("task=plan", "experiment=paper_mixtral", "plan.save=mine", "format=json", cwd=tmp_path)
+    plan = launch("task=plan", "experiment=paper_mixtral", *NARROW, "plan.save=mine", "format=json", cwd=tmp_path)
     assert plan.returncode == 0, plan.stderr
     saved = json.loads(plan.stdout)["saved"]
     assert saved["path"] == str(tmp_path / "conf" / "parallelism" / "mine.yaml")
@@ -104,14 +104,14 @@ def test_a_saved_plan_is_an_option_that_training_accepts(tmp_path):
     assert dry.returncode == 0, dry.stderr
     assert json.loads(dry.stdout)["prediction"]["layout"] == saved["layout"]
     for name in ("mine", "single"):
-        again = launch("task=plan", "experiment=paper_mixtral", f"plan.save={name}", cwd=tmp_path)
+        again = launch("task=plan", "experiment=paper_mixtral", *NARROW, f"plan.save={name}", cwd=tmp_path)
         assert again.returncode == 2
         assert f"plan.save = '{name}'" in again.stderr and "plan.save=my_plan" in again.stderr
 
 
 def test_a_plan_that_the_executor_cannot_run_is_not_saved(tmp_path):
-    small = ("cluster=dgx_h100", "cluster.nodes=32", "model=deepseek_v3", "train=paper", "plan.axes.zero=[3]")
-    ended = launch("task=plan", *small, "plan.axes.micro_batch=[1]", "plan.save=v3", cwd=tmp_path)
+    small = ("cluster=dgx_h100", "cluster.nodes=32", "model=deepseek_v3", "train=paper", *NARROW, "plan.axes.zero=[3]")
+    ended = launch("task=plan", *small, "plan.save=v3", cwd=tmp_path)
     assert ended.returncode == 2, ended.stdout
     assert "the executor has no layout that fits" in ended.stderr and "zero=3" in ended.stderr
     assert list(tmp_path.iterdir()) == []

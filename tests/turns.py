@@ -14,9 +14,10 @@ RANKS, MACHINE = ROOMS = ("ranks", "machine")
 
 def rooms(item: pytest.Item) -> dict[str, bool]:
     """The rooms that a test enters, and whether alone: by its markers, which tests/conftest.py explains."""
-    alone, slurm, processes = (item.get_closest_marker(name) is not None for name in ("alone", "slurm", "processes"))
+    names = ("alone", "slurm", "untimed", "processes")
+    alone, slurm, untimed, processes = (item.get_closest_marker(name) is not None for name in names)
     if alone or slurm or processes:
-        return {RANKS: alone or slurm, MACHINE: alone}
+        return {RANKS: alone or (slurm and not untimed), MACHINE: alone}
     return {MACHINE: False}
 
 

@@ -28,6 +28,7 @@ from piper_hpc.spec import ALGORITHMS, ClusterSpec, Layout, ModelSpec, Predictio
 from piper_hpc.spec.executor import trains
 from piper_hpc.spec.rules import layout_problems
 from piper_hpc.spec.schedules import SCHEDULES, holders
+from tests.full import examples, full
 from tests.resource_model.clusters import TINY, WIDE, cluster
 
 WORKLOAD = Workload(global_batch=32, sequence=128)
@@ -160,7 +161,7 @@ def test_a_balanced_split_has_the_smallest_largest_rank(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank_by", ["mfu", "tokens_per_s", "memory"])
+@pytest.mark.parametrize("rank_by", [pytest.param("mfu", marks=full), "tokens_per_s", "memory"])
 def test_pruning_loses_no_candidate(rank_by: str) -> None:
     ranks = [2, 4, 8]
     wide = {"vpp": (1, 2), "zero": (0, 1), "schedule": ("1f1b", "zb_h1", "zbv"), "recompute": ("none", "activation")}
@@ -173,7 +174,7 @@ def test_pruning_loses_no_candidate(rank_by: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(10, 20), deadline=None)
 @given(
     st.sampled_from([TINY, WIDE, HEADY]),
     st.sampled_from([[4], [8], [2, 8]]),

@@ -12,7 +12,7 @@ from piper_hpc.runs import find
 from piper_hpc.testbed.state import Testbed, counters
 from tests.live import start
 
-pytestmark = [pytest.mark.slurm, pytest.mark.processes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.untimed, pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def trained(algorithm: str, testbed: Testbed, folder: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:

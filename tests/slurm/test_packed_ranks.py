@@ -11,7 +11,7 @@ from piper_hpc.runs import find
 from piper_hpc.testbed.state import Testbed
 from tests.live import start
 
-pytestmark = [pytest.mark.slurm, pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.untimed, pytest.mark.processes, pytest.mark.timeout(300)]
 
 CLUSTER = """\
 name: testbed

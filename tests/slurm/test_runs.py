@@ -84,6 +84,7 @@ def test_the_table_prints_the_step_time_with_its_error(trained):
     assert sum(rows[-1][term] for term in TERMS) == pytest.approx(rows[-1]["step_time_s"])
 
 
+@pytest.mark.untimed
 @pytest.mark.parametrize("rank", [2, pytest.param(0, marks=full)], ids=["middle rank", "rank 0"])
 def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
     launcher = start(*ENDLESS, cwd=tmp_path)
@@ -97,6 +98,7 @@ def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
     until(lambda: not processes_of(run), SECONDS_TO_END, "no process is left")
 
 
+@pytest.mark.untimed
 def test_the_status_agrees_with_slurm_after_the_launcher_was_killed(testbed, tmp_path):
     launcher = start(*ENDLESS, cwd=tmp_path)
     run = training(launcher, tmp_path / "runs")
@@ -110,6 +112,7 @@ def test_the_status_agrees_with_slurm_after_the_launcher_was_killed(testbed, tmp
     until(lambda: not processes_of(run), SECONDS_TO_END, "no process is left")
 
 
+@pytest.mark.untimed
 def test_jobs_follow_a_run_in_the_background(testbed, tmp_path):
     def jobs(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "piper_hpc.jobs", *words]
@@ -131,6 +134,7 @@ def test_jobs_follow_a_run_in_the_background(testbed, tmp_path):
     assert jobs("status", "nothing").returncode == 2
 
 
+@pytest.mark.untimed
 def test_the_batch_script_runs_by_hand(testbed, tmp_path):
     environment = os.environ | testbed.environment
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
@@ -144,6 +148,7 @@ def test_the_batch_script_runs_by_hand(testbed, tmp_path):
     assert len(run.metrics()) == 3
 
 
+@pytest.mark.untimed
 def test_more_nodes_than_there_are_is_refused_before_anything_is_submitted(testbed, tmp_path):
     launcher = start("cluster=testbed", "cluster.nodes=64", "train.global_batch=512", cwd=tmp_path)
     _, errors = launcher.communicate(timeout=60)
@@ -152,6 +157,7 @@ def test_more_nodes_than_there_are_is_refused_before_anything_is_submitted(testb
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.untimed
 def test_a_partition_that_does_not_exist_is_refused(testbed, tmp_path):
     launcher = start(*QUICK, "cluster.partition=nosuch", cwd=tmp_path)
     _, errors = launcher.communicate(timeout=60)
