@@ -56,8 +56,19 @@ class SegmentSum:
     @staticmethod
     def by(target: torch.Tensor, sums: int) -> SegmentSum:
         """Row i is added to sum target[i] of `sums`, rows of one sum in ascending order; target: int64 [rows]."""
+        return SegmentSum.ordered(target, target, sums)
+
+    @staticmethod
+    def by_expert(target: torch.Tensor, sums: int, expert: torch.Tensor, experts: int) -> SegmentSum:
+        """The same, rows of one sum by the logical expert that they come from, so that no placement inside of what is
+        summed changes a bit; expert: int64 [rows], of `experts`."""
+        return SegmentSum.ordered(target * experts + expert, target, sums)
+
+    @staticmethod
+    def ordered(key: torch.Tensor, target: torch.Tensor, sums: int) -> SegmentSum:
+        """Rows in ascending order of `key`, int64 [rows], which orders their targets as well."""
         counts = target.new_zeros(sums).scatter_add_(0, target, torch.ones_like(target))
-        return SegmentSum(torch.argsort(target, stable=True), counts.cumsum(0) - counts)
+        return SegmentSum(torch.argsort(key, stable=True), counts.cumsum(0) - counts)
 
     def part(self, rows: tuple[int, int], sums: tuple[int, int]) -> SegmentSum:
         """Only the sums `sums` (from, to), which add the rows `rows` (from, to) and no others: indices count from

@@ -184,7 +184,7 @@ class DispatchWeights(torch.autograd.Function):
 class CombineSums(torch.autograd.Function):
     """Expert outputs [rows, hidden] and dispatched weights [choices] to weighted sums [tokens, hidden], deduplicated.
 
-    Sums are taken in a fixed order: of a node by position of the expert, then of the other nodes' sums by node, racks
+    Sums are taken in a fixed order: of a node by logical expert, then of the other nodes' sums by node, racks
     likewise, to which at last the own node's is added. The backward dispatches the sums' gradient, weighted, and takes
     its product with the outputs for each weight's.
     """

@@ -124,9 +124,15 @@ def plan_hierarchical(
     dedup_plan = None
     if dedup:
         peers = tables.peer_of_position[positions[remote]]
-        chunks, remote_tokens, metadata, last_order = dedup_transfers(remote // top_k, peers, counts, tables, channels)
+        chunks, remote_tokens, metadata, last_order = dedup_transfers(
+            remote // top_k, peers, counts, tables, channels, inverse(position_of_expert)
+        )
+        local_experts = expert_ids.reshape(-1)[order[: local.send_total]]
         dedup_plan = DedupPlan(
-            metadata, last_order, SegmentSum.by(local_tokens, tokens), SegmentSum.by(remote_tokens, tokens)
+            metadata,
+            last_order,
+            SegmentSum.by_expert(local_tokens, tokens, local_experts, len(position_of_expert)),
+            SegmentSum.by(remote_tokens, tokens),
         )
     else:
         chunks, remote_tokens = plain_transfers(counts, tables), remote // top_k
@@ -170,12 +176,18 @@ def plain_transfers(counts: Counts, tables: Tables) -> list[tuple[Transfer, ...]
 
 
 def dedup_transfers(
-    token: torch.Tensor, peer: torch.Tensor, counts: Counts, tables: Tables, channels: Sequence[Channel]
+    token: torch.Tensor,
+    peer: torch.Tensor,
+    counts: Counts,
+    tables: Tables,
+    channels: Sequence[Channel],
+    expert_of_position: torch.Tensor,
 ) -> tuple[list[tuple[Transfer, ...]], torch.Tensor, tuple[MetadataTransfer, ...], torch.Tensor]:
     """The all-to-alls of each chunk, by level, where a token is one row at all levels but the last.
 
-    token, peer: of each remote choice in sending order, int64 [choices]. Returns beside the transfers the token of each
-    row sent at the first level, and `metadata` and `last_order` of DedupPlan.
+    token, peer: of each remote choice in sending order, int64 [choices]; expert_of_position: logical, int64 [experts].
+    A node's sums add by logical expert, which no move inside the node changes. Returns beside the transfers the token
+    of each row sent at the first level, and `metadata` and `last_order` of DedupPlan.
     """
     if not tables.chunks:
         return [], token, (), token
@@ -197,7 +209,9 @@ def dedup_transfers(
         row = row.index_select(0, index)
         bounds = [0, *accumulate(map(sum, recv))]
         if level == len(tables.levels) - 1:
-            sums = SegmentSum.by(row, bounds[-1])
+            sizes = counts.blocks_after[level - 1].index_select(0, table.send_blocks)
+            expert = expert_of_position[table.send_positions].repeat_interleave(sizes, output_size=row.numel())
+            sums = SegmentSum.by_expert(row, bounds[-1], expert, len(expert_of_position))
             levels.append(_transfers(level, of_level.send_on_host, of_level.recv_on_host, row, sums, bounds))
             break
         peer = torch.arange(table.peers, device=device).repeat(tables.chunks)

@@ -19,8 +19,9 @@ class LevelTable:
     """One hop. Counts before it are [chunks, sources, targets, slots], after it the same of the next level.
 
     peers: ranks in its group; send_blocks: blocks in sending order (chunk, peer, source, target, slot), int64
-    [chunks * blocks]; peer_of_block: of each block of a chunk, int64 [blocks]; peer_of_source: by source after the hop;
-    by_peer: order that brings (chunk, peer) to (peer, chunk), by_chunk: back.
+    [chunks * blocks]; send_positions: the position (rank * slots + slot) of each of them; peer_of_block: of each block
+    of a chunk, int64 [blocks]; peer_of_source: by source after the hop; by_peer: order that brings (chunk, peer) to
+    (peer, chunk), by_chunk: back.
     A message of counts: to each peer those of local rows (last hop), of its blocks by chunk, and of its deduplicated
     rows by chunk. message: index into (local, counts, rows) flattened; to_peer, from_peer: its length by peer; arrived:
     index into what was received that gives (local, counts after the hop, rows) flattened; shape: of those counts.
@@ -28,6 +29,7 @@ class LevelTable:
 
     peers: int
     send_blocks: torch.Tensor
+    send_positions: torch.Tensor
     peer_of_block: torch.Tensor
     peer_of_source: torch.Tensor
     by_peer: torch.Tensor
@@ -104,6 +106,7 @@ def _level(
     blocks = len(chain.sources[level]) * len(chain.domains[level]) * slots
     block_peer = _block_peers(chain, level, slots)
     in_order = _sending_order(chain, level, slots)
+    positions = [target * slots + slot for target in chain.domains[level] for slot in range(slots)]
     of_peer: list[list[int]] = [[] for _ in range(peers)]
     for block in in_order:
         of_peer[block_peer[block]].append(block)
@@ -130,6 +133,7 @@ def _level(
     return LevelTable(
         peers=peers,
         send_blocks=_index([chunk * blocks + block for chunk in range(chunks) for block in in_order], device),
+        send_positions=_index([positions[block % len(positions)] for block in in_order] * chunks, device),
         peer_of_block=_index(block_peer, device),
         peer_of_source=_index([peer for peer, count in enumerate(arriving) for _ in range(count)], device),
         by_peer=_index([chunk * peers + peer for peer in range(peers) for chunk in range(chunks)], device),

@@ -14,6 +14,8 @@ from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.runs.checkpoints import SIDECAR, Sidecar, newest
 from piper_hpc.spec import ALGORITHMS, AUTO, RECIPES, TIERS, Layout, ModelSpec, Workload, executor
+from piper_hpc.spec.migration import MIGRATIONS, OFF
+from piper_hpc.spec.routing_workloads import WORKLOADS
 from piper_hpc.spec.rules import layout_problems
 
 SUITES = (
@@ -30,6 +32,7 @@ CHOICES = {
     "task.ep_domain": ("none", "switch", "node"),
     "parallelism.all_to_all": (*ALGORITHMS, AUTO),
     **{f"parallelism.{axis}": values for axis, values in executor.LAYOUT_AXES.items() if axis != "recompute"},
+    "parallelism.migration": MIGRATIONS,
     "parallelism.schedule": (*executor.LAYOUT_AXES["schedule"], AUTO),
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda", "xpu"),
@@ -38,6 +41,7 @@ CHOICES = {
     "task.recipe": (None, *RECIPES),
     "train.lr_schedule": ("cosine", "constant"),
     "train.on_non_finite": ("stop", "skip"),
+    "train.routing.workload": (None, *WORKLOADS),
     "train.routing.mode": ("dropless", "drop", "forced"),
     "train.dtype": ("float32", "float64", "bfloat16"),
     "tracking.name": ("none", "wandb_offline", "wandb"),
@@ -45,7 +49,7 @@ CHOICES = {
 }
 
 POSITIVE = (
-    *(f"parallelism.{key}" for key in ("pp", "ep", "micro_batch")),
+    *(f"parallelism.{key}" for key in ("pp", "ep", "micro_batch", "migration_every")),
     *(f"cluster.{key}" for key in ("nodes", "ranks_per_node", "time_min", "cpus_per_task", "comm_timeout_s")),
     "cluster.switch_wait_min",
     *(f"train.{key}" for key in ("steps", "global_batch", "sequence", "learning_rate", "grad_clip")),
@@ -276,9 +280,13 @@ def replicas(config: Config) -> int:
     return max(1, ranks // (config.parallelism.pp * config.parallelism.ep * config.parallelism.etp))
 
 
+NO_DEGREES = ("auto", "dp", "migration", "migration_every", "migration_threshold")
+"""Keys of `parallelism` that a Layout does not have."""
+
+
 def layout_of(config: Config) -> Layout:
     """The layout that `parallelism` asks for, checked or not."""
-    degrees = {key: value for key, value in vars(config.parallelism).items() if key not in ("auto", "dp")}
+    degrees = {key: value for key, value in vars(config.parallelism).items() if key not in NO_DEGREES}
     degrees["stage_layers"] = tuple(degrees["stage_layers"] or ())
     return Layout(dp=replicas(config), **degrees)
 
@@ -305,3 +313,21 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         asked = replace(asked, schedule="1f1b", vpp=1, stage_layers=())
     problems = list(layout_problems(spec, asked, Workload(batch, config.train.sequence)))
     yield from problems or executor.missing_of_layout(asked)
+    if not problems and asked.recomputed.full and config.train.routing.workload is not None:
+        rule = "forced routing is given out by micro-batch, and whole layers that run again would ask for it twice"
+        yield Problem("train.routing.workload", config.train.routing.workload, rule, "train.routing.workload=null")
+    yield from _migration(config)
+
+
+def _migration(config: Config) -> Iterator[Problem]:
+    asked, cluster = config.parallelism, config.cluster
+    if asked.migration == OFF:
+        return
+    if asked.migration_threshold < 1:
+        rule = "must be at least 1, the load of every rank where routing is balanced"
+        yield Problem(
+            "parallelism.migration_threshold", asked.migration_threshold, rule, "parallelism.migration_threshold=1.1"
+        )
+    if cluster.calibration == "off" and cluster.data_sheet is None and cluster.accelerator is None:
+        rule = "weighs gain against cost, and cluster.calibration=off leaves nothing to price them by"
+        yield Problem("parallelism.migration", asked.migration, rule, "parallelism.migration=off")

@@ -22,6 +22,7 @@ from piper_hpc.config.schema import (
     TrainConfig,
 )
 from piper_hpc.spec import RECIPES, TRAINED, Layout, ModelSpec, Recipe, Routing, SpecError, Workload, executor
+from piper_hpc.spec.migration import MigrationSettings
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Experiment:
     model_sequence: int | None
     layout: Layout | None
     all_to_all: str
+    migration: MigrationSettings
     plan: PlanConfig
     workload: Workload
     cluster: ClusterConfig
@@ -94,6 +96,9 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         model_sequence=config.model.sequence,
         layout=layout,
         all_to_all=config.parallelism.all_to_all,
+        migration=MigrationSettings(
+            config.parallelism.migration, config.parallelism.migration_every, config.parallelism.migration_threshold
+        ),
         plan=config.plan,
         workload=Workload(
             config.train.global_batch,

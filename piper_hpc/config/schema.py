@@ -110,6 +110,9 @@ class ParallelismConfig:
     placement: str = (
         "linear"  # linear (ranks in node order) or pack (expert groups below one switch); plans: strided too
     )
+    migration: str = "off"  # of experts between ranks as loads change: off, auto (lpt), or a planner, lpt or swap
+    migration_every: int = 8  # steps between looks at the loads, and of the window that a plan is made from
+    migration_threshold: float = 1.1  # busiest rank over the mean below which no expert moves
     stage_layers: list[int] | None = None  # layers of each pipeline stage, [3,4,4,3]; null: as even as it goes
 
 
@@ -228,6 +231,7 @@ class RoutingConfig:
     skew: float = 1.0  # rows of the busiest rank of an expert group over the mean, 1 to ep
     capacity_factor: float = 1.0  # drop: capacity over the mean load
     histogram: list[float] | None = None  # share of copies that each expert draws, as measured; goes before skew
+    workload: str | None = None  # W0 ... W7: which experts tokens of a run go to, whatever its router says, to measure
 
 
 @dataclass

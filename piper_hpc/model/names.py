@@ -17,21 +17,30 @@ def is_expert(name: str) -> bool:
     return EXPERT_WEIGHTS in name
 
 
-def logical_names(name: str, experts: Sequence[int]) -> list[str]:
-    """Logical names in a parameter of a `Stage`: its own, or of a stack of experts one for each of `experts`."""
+ExpertsByLayer = Sequence[Sequence[int]]
+"""By global layer: the logical experts that a rank holds of it, in the order of its stacks."""
+
+
+def layer_of(name: str) -> int:
+    """The global layer that a parameter `layers.<layer>. ...` belongs to."""
+    return int(name.split(".")[1])
+
+
+def logical_names(name: str, experts: ExpertsByLayer) -> list[str]:
+    """Logical names in a parameter of a `Stage`: its own, or of a stack of experts one for each that it holds."""
     if not is_expert(name):
         return [name]
     prefix, weight = name.split(EXPERT_WEIGHTS)
-    return [f"{prefix}{EXPERT_WEIGHTS}{expert}.{weight}" for expert in experts]
+    return [f"{prefix}{EXPERT_WEIGHTS}{expert}.{weight}" for expert in experts[layer_of(name)]]
 
 
 def logical_tensors(
-    named: Iterable[tuple[str, torch.Tensor]], experts: Sequence[int]
+    named: Iterable[tuple[str, torch.Tensor]], experts: ExpertsByLayer
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Each tensor under its logical name; a stack `layers.3.experts.w1` gives `layers.3.experts.5.w1`, ... as views.
 
     named: tensors by the parameter names of a `Stage`, a stack of experts being [experts_per_rank, in, out] and
-    what it gives [in, out] each; experts: the rank's logical experts in the order of the stack.
+    what it gives [in, out] each.
     """
     for name, tensor in named:
         parts = tensor.unbind() if is_expert(name) else (tensor,)
@@ -39,7 +48,7 @@ def logical_tensors(
 
 
 @torch.no_grad()
-def initialise(stage: nn.Module, experts: Sequence[int], *, layers: int, seed: int) -> None:
+def initialise(stage: nn.Module, experts: ExpertsByLayer, *, layers: int, seed: int) -> None:
     """Give every parameter its first value, a function of `seed` and its logical name alone.
 
     Normal with standard deviation 0.02, divided by sqrt(2 layers) where a matrix writes into the residual stream

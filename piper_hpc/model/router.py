@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ class Router(nn.Module):
     be 1 whatever the gate says, and the task's loss would not reach the gate.
     `aux_scale` is the factor of one sequence's balancing loss in the loss of a step: coefficient over global sequences.
     The balancing loss is attached to the weights, so it needs no path of its own through the pipeline.
-    `tokens_per_expert` int64 [experts] and `aux_loss` add up what was routed since `reset`.
+    `forced`, int64 [micro-batches of a step][batch * sequence, top_k], has experts that tokens go to whatever the gate
+    says, for measurements; weights stay the gate's. It cannot be had where whole layers run again.
+    Since `reset`, `routed` has the choices of each expert by micro-batch, int64 [experts] each, and `aux_loss` adds up.
     """
 
     def __init__(self, spec: ModelSpec, aux_scale: float, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -26,7 +29,8 @@ class Router(nn.Module):
         self.top_k = spec.top_k
         self.aux_scale = aux_scale
         self.gate = nn.Linear(spec.hidden, spec.experts, bias=False, device=device, dtype=dtype)
-        self.tokens_per_expert = torch.zeros(spec.experts, dtype=torch.int64, device=device)
+        self.forced: Sequence[torch.Tensor] | None = None
+        self.routed: list[torch.Tensor] = []
         self.aux_loss = torch.zeros((), dtype=torch.float64, device=device)
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,19 +38,23 @@ class Router(nn.Module):
         logits = self.gate(hidden)
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         probabilities = logits.softmax(-1)
-        chosen, expert_ids = probabilities.topk(self.top_k, dim=-1)
+        if self.forced is None:
+            chosen, expert_ids = probabilities.topk(self.top_k, dim=-1)
+        else:
+            expert_ids = self.forced[len(self.routed)].view(*probabilities.shape[:-1], self.top_k)
+            chosen = probabilities.gather(-1, expert_ids)
         weights = chosen / chosen.sum(-1, keepdim=True) if self.top_k > 1 else chosen
         counts = count_choices(expert_ids, probabilities.shape[-1])
         aux_loss = self.aux_scale * balancing_loss(probabilities, counts, self.top_k).sum()
         if not is_rerun():
-            self.tokens_per_expert += counts.sum(0)
+            self.routed.append(counts.sum(0))
             self.aux_loss += aux_loss.detach()
         weights = AttachLoss.apply(weights, aux_loss)
         return expert_ids.view(-1, self.top_k), weights.view(-1, self.top_k).to(hidden.dtype)
 
     def reset(self) -> None:
         """Begin a new step's sums."""
-        self.tokens_per_expert.zero_()
+        self.routed.clear()
         self.aux_loss.zero_()
 
 

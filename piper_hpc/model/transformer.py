@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -75,8 +75,8 @@ class Stage(nn.Module):
     """The layers `layers` of the model, with the embedding before the first and the head after the last.
 
     Parameters carry global names (`layers.3.attention.q.weight`), so that no layout shows in them.
-    aux_scale: see `Router`. dispatcher and placement: of this rank's expert group. recompute: what of each layer is
-    computed again in the backward.
+    aux_scale: see `Router`. dispatcher: of this rank's expert group; placements: by global layer, which rank of that
+    group holds which expert. recompute: what of each layer is computed again in the backward.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Stage(nn.Module):
         sequence: int,
         aux_scale: float,
         dispatcher: Dispatcher,
-        placement: ExpertPlacement,
+        placements: Sequence[ExpertPlacement],
         recorder: Recorder,
         recompute: Recompute,
         device: torch.device,
@@ -108,7 +108,7 @@ class Stage(nn.Module):
                     sequence=sequence,
                     aux_scale=aux_scale,
                     dispatcher=dispatcher,
-                    placement=placement,
+                    placement=placements[index],
                     recorder=recorder,
                     recompute=recompute,
                     device=device,
@@ -134,6 +134,12 @@ class Stage(nn.Module):
             return hidden
         norm, head = self.norm, self.head
         return timed("head", lambda h: head(norm(h)), hidden)
+
+    def place(self, placements: Sequence[ExpertPlacement]) -> None:
+        """From the next forward on dispatch to where experts are then; placements: by global layer."""
+        for index, layer in self.layers.items():
+            assert isinstance(layer, Layer)
+            layer.placement = placements[int(index)]
 
     def routers(self) -> dict[int, Router]:
         """The router of each layer of this stage, by global layer index."""

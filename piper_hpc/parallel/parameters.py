@@ -12,7 +12,7 @@ as its all_reduce, and a sum in rank order is the same on every back end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from piper_hpc.model.names import is_expert, logical_names
+from piper_hpc.model.names import ExpertsByLayer, is_expert, layer_of, logical_names
 from piper_hpc.parallel.groups import Groups
 from piper_hpc.spec.layout import Layout
 
@@ -45,20 +45,26 @@ class Piece:
 class Slot:
     """One parameter of a bucket: a stack of logical tensors (`names`, one but for experts) of `shape` [rows, ...] each.
 
-    copies: how many slices each of them is cut into, 1 where it stays whole.
+    name: the parameter's; copies: how many slices each of them is cut into, 1 where it stays whole.
     """
 
+    name: str
     names: tuple[str, ...]
     parameter: nn.Parameter
     shape: tuple[int, ...]
     copies: int
 
     @staticmethod
-    def of(name: str, parameter: nn.Parameter, experts: Sequence[int], copies: int) -> Slot:
-        """experts: logical experts of the rank, in the order of its stacks."""
+    def of(name: str, parameter: nn.Parameter, experts: ExpertsByLayer, copies: int) -> Slot:
+        """experts: those of the rank."""
         stacked = is_expert(name)
         shape = parameter.shape[1:] if stacked else parameter.shape
-        return Slot(tuple(logical_names(name, experts)), parameter, tuple(shape), copies)
+        return Slot(name, tuple(logical_names(name, experts)), parameter, tuple(shape), copies)
+
+    @property
+    def layer(self) -> int | None:
+        """The global layer whose experts these are; None where they are no experts."""
+        return layer_of(self.name) if is_expert(self.name) else None
 
     @property
     def slice_rows(self) -> int:
@@ -92,6 +98,24 @@ class Slot:
                 yield Piece(name, self.shape, start, stop, offset + index * rows * _width(self.shape))
 
 
+@dataclass(frozen=True)
+class SquaredNorm:
+    """One rank's share of the squared global norm; the shares of all ranks add up to it.
+
+    dense: float64 scalar; experts: float64 [layers, experts, cuts], by logical expert, where an element gets parts from
+    two ranks at most: whatever order ranks are added in, no bit of the sum depends on which of them held the expert.
+    cuts: parts of an expert on ranks of their own, 1 where there are two of them or one.
+    """
+
+    dense: torch.Tensor
+    experts: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """The whole share, a float64 scalar."""
+        return self.dense + self.experts.sum()
+
+
 class Bucket:
     """Parameters of one chunk of layers that the same ranks hold copies of.
 
@@ -106,16 +130,23 @@ class Bucket:
         *,
         group: dist.ProcessGroup | None,
         zero: int,
-        experts: Sequence[int],
+        experts: ExpertsByLayer,
+        in_slices: bool = False,
     ) -> None:
-        """group: the ranks with copies; experts: logical experts of the rank, in the order of its stacks."""
+        """group: the ranks with copies; experts: those of the rank.
+
+        in_slices: add gradients up in slices of every logical tensor without ZeRO-1 too, so that no bit depends on
+        where a tensor lies: an all-reduce adds in an order that changes along its buffer. Of two copies none does.
+        """
         self.group = group
         self.copies = 1 if group is None else dist.get_world_size(group)
+        self.replica = 0 if group is None else dist.get_rank(group)
         self.sharded = zero > 0 and self.copies > 1
-        cuts = self.copies if self.sharded else 1
-        self.copy = dist.get_rank(group) if self.sharded else 0
+        self.in_slices = in_slices and self.copies > 2 and not self.sharded
+        self.copy = self.replica if self.sharded else 0
         matrices_first = sorted(named, key=lambda each: each[1].ndim == 1)
-        self.slots = [Slot.of(name, each, experts, cuts) for name, each in matrices_first]
+        self.slots = [Slot.of(name, each, experts, self.copies if self.sharded else 1) for name, each in matrices_first]
+        self.layers = list(dict.fromkeys(slot.layer for slot in self.slots if slot.layer is not None))
         compute = self.slots[0].parameter.dtype
         wide = torch.float64 if compute == torch.float64 else torch.float32
         self.weights = torch.cat([slot.parameter.detach().flatten() for slot in self.slots])
@@ -136,11 +167,15 @@ class Bucket:
         offsets = accumulate((slot.slice_size for slot in self.slots), initial=0)
         return [piece for slot, at in zip(self.slots, offsets, strict=False) for piece in slot.pieces(at, self.copy)]
 
+    def relabel(self, experts: ExpertsByLayer) -> None:
+        """From now on the stacks hold these experts; what is in them is the caller's."""
+        self.slots = [replace(slot, names=tuple(logical_names(slot.name, experts))) for slot in self.slots]
+
     def start_reduction(self) -> None:
         """Post the sum of the gradients over the copies. Collective over the group, which does it in one order."""
         if self.group is None:
             return
-        if not self.sharded:
+        if not self.sharded and not self.in_slices:
             self._work = dist.all_reduce(self.gradients, group=self.group, async_op=True)
             return
         outgoing = self._slices(self.gradients)
@@ -151,7 +186,9 @@ class Bucket:
         """Afterwards `reduced` is the sum over all copies of this rank's part; equal parts are equal bit for bit."""
         if self._work is not None:
             self._work.wait()
-        if self._received is not None:
+        if self._received is not None and self.in_slices:
+            self._gather(self._received.sum(0), self.gradients)
+        elif self._received is not None:
             torch.sum(self._received, 0, out=self.reduced)
         self._work = self._received = None
 
@@ -160,14 +197,22 @@ class Bucket:
         exact = torch.linalg.vector_norm(self.reduced, dtype=self.reduced.dtype).double().square()
         return exact if self.sharded else exact / self.copies
 
+    def squared_norm_by_expert(self) -> torch.Tensor:
+        """Of a bucket of experts the squared norm of what this rank holds of each, float64 [layers, experts_per_rank]:
+        each by itself, so that its place in the bucket changes no bit."""
+        parts = self.reduced.split([slot.slice_size for slot in self.slots])
+        norms = torch.stack(
+            [
+                torch.linalg.vector_norm(part.view(len(slot.names), -1), dim=1, dtype=part.dtype)
+                for slot, part in zip(self.slots, parts, strict=True)
+            ]
+        )
+        return norms.double().square().view(len(self.layers), -1, norms.shape[1]).sum(1)
+
     def publish(self) -> None:
         """Make the weights those of the master, on all copies. Collective over the group with ZeRO-1."""
         if self.sharded:
-            gathered = self.weights.new_empty(self.copies, len(self.master))
-            own = self.master.to(self.weights.dtype)
-            dist.all_gather(list(gathered.unbind()), own, group=self.group)
-            parts = gathered.split([slot.slice_size for slot in self.slots], dim=1)
-            torch.cat([slot.joined(part) for slot, part in zip(self.slots, parts, strict=True)], out=self.weights)
+            self._gather(self.master.to(self.weights.dtype), self.weights)
         elif self.master is not self.weights:
             self.weights.copy_(self.master)
 
@@ -178,7 +223,19 @@ class Bucket:
     def _slices(self, flat: torch.Tensor) -> torch.Tensor:
         """All parameters' elements [size] as [copies, size / copies], one row for each copy's master."""
         parts = flat.split([slot.parameter.numel() for slot in self.slots])
-        return torch.cat([slot.slices(part) for slot, part in zip(self.slots, parts, strict=True)], dim=1)
+        return torch.cat([slot.slices(part) for slot, part in zip(self._cut, parts, strict=True)], dim=1)
+
+    def _gather(self, own: torch.Tensor, out: torch.Tensor) -> None:
+        """All copies' slices [size / copies], of which `own` is this one's, joined into `out` [size]. Collective."""
+        gathered = own.new_empty(self.copies, len(own))
+        dist.all_gather(list(gathered.unbind()), own, group=self.group)
+        parts = gathered.split([slot.slice_size for slot in self._cut], dim=1)
+        torch.cat([slot.joined(part) for slot, part in zip(self._cut, parts, strict=True)], out=out)
+
+    @property
+    def _cut(self) -> list[Slot]:
+        """The parameters, cut into a slice for each copy."""
+        return [replace(slot, copies=self.copies) for slot in self.slots]
 
     def _point_parameters_here(self) -> None:
         sizes = [slot.parameter.numel() for slot in self.slots]
@@ -200,18 +257,28 @@ class ParameterStore:
     (sum over tokens / global tokens), so both are summed, once, after a chunk's last micro-batch.
     """
 
-    def __init__(self, chunks: Sequence[nn.Module], groups: Groups, layout: Layout, experts: Sequence[int]) -> None:
-        """experts: logical experts of this rank, in the order of its stacks; the same in every layer."""
+    def __init__(
+        self,
+        chunks: Sequence[nn.Module],
+        groups: Groups,
+        layout: Layout,
+        experts: ExpertsByLayer,
+        *,
+        experts_move: bool = False,
+    ) -> None:
+        """experts: those of this rank; experts_move: whether they may become others, see `relabel`."""
+        self.experts = experts
         self.by_chunk = [
             [
-                Bucket(named, group=group, zero=layout.zero, experts=experts)
-                for named, group in (
-                    ([each for each in chunk.named_parameters() if not is_expert(each[0])], groups.stage),
-                    ([each for each in chunk.named_parameters() if is_expert(each[0])], groups.replica),
+                Bucket(named, group=group, zero=layout.zero, experts=experts, in_slices=move)
+                for named, group, move in (
+                    ([each for each in chunk.named_parameters() if not is_expert(each[0])], groups.stage, False),
+                    ([each for each in chunk.named_parameters() if is_expert(each[0])], groups.replica, experts_move),
                 )
             ]
             for chunk in chunks
         ]
+        self._experts = layout.ep * len(experts[0])
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -233,9 +300,30 @@ class ParameterStore:
         for bucket in self.buckets:
             bucket.finish_reduction()
 
-    def squared_norm(self) -> torch.Tensor:
-        """This rank's share of the squared global norm, a float64 scalar; the shares of all ranks add up to it."""
-        return torch.stack([bucket.squared_norm() for bucket in self.buckets]).sum()
+    @property
+    def expert_buckets(self) -> list[Bucket]:
+        """Those of experts, by chunk."""
+        return [bucket for bucket in self.buckets if bucket.layers]
+
+    def relabel(self, experts: ExpertsByLayer) -> None:
+        """From now on the stacks hold these experts; what is in them is the caller's."""
+        self.experts = experts
+        for bucket in self.expert_buckets:
+            bucket.relabel(experts)
+
+    def squared_norm(self) -> SquaredNorm:
+        """This rank's share of the squared global norm."""
+        dense = torch.stack([bucket.squared_norm() for bucket in self.buckets if not bucket.layers]).sum()
+        cuts = max(bucket.copies if bucket.sharded else 1 for bucket in self.expert_buckets)
+        shares = dense.new_zeros(len(self.experts) * self._experts, cuts if cuts > 2 else 1)
+        for bucket in self.expert_buckets:
+            if bucket.replica and not bucket.sharded:
+                continue  # copies have equal bits: the first one's count
+            held = [layer * self._experts + expert for layer in bucket.layers for expert in self.experts[layer]]
+            index = torch.tensor(held, device=shares.device)
+            column = bucket.replica if shares.shape[1] > 1 else 0
+            shares[:, column].index_copy_(0, index, bucket.squared_norm_by_expert().flatten())
+        return SquaredNorm(dense, shares.view(len(self.experts), self._experts, -1))
 
     def clip(self, norm: float, max_norm: float) -> None:
         """Multiply all gradients by min(1, max_norm / (norm + 1e-6)), as torch's `clip_grad_norm_` does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -46,3 +47,39 @@ class ExpertPlacement:
         """Logical experts of one rank, in the order of its slots."""
         held = [expert for expert, owner in enumerate(self.rank_of_expert) if owner == rank]
         return tuple(sorted(held, key=lambda expert: self.slot_of_expert[expert]))
+
+    def moved(self, rank_of_expert: Sequence[int]) -> ExpertPlacement:
+        """The next version, with experts on these ranks: who stays keeps its slot, who comes takes what is free.
+
+        Newcomers of a rank in order of their numbers, free slots likewise, so that all ranks agree. Raises ValueError
+        unless every rank holds as many as before.
+        """
+        slots = list(self.slot_of_expert)
+        for rank in range(max(self.rank_of_expert) + 1):
+            taken = {
+                slots[expert]
+                for expert, (old, new) in enumerate(zip(self.rank_of_expert, rank_of_expert, strict=True))
+                if old == new == rank
+            }
+            free = [slot for slot in range(self.experts_per_rank) if slot not in taken]
+            coming = [e for e, new in enumerate(rank_of_expert) if new == rank and self.rank_of_expert[e] != rank]
+            for expert, slot in zip(coming, free, strict=False):
+                slots[expert] = slot
+        return ExpertPlacement(self.version + 1, tuple(rank_of_expert), tuple(slots))
+
+
+@dataclass(frozen=True)
+class ExpertMove:
+    """One expert's way from its slot on rank `source` of the expert group to another slot, maybe of the same rank."""
+
+    expert: int
+    source: int
+    source_slot: int
+    target: int
+    target_slot: int
+
+
+def moves_between(before: ExpertPlacement, after: ExpertPlacement) -> list[ExpertMove]:
+    """All experts that change their place, by number."""
+    places = zip(before.rank_of_expert, before.slot_of_expert, after.rank_of_expert, after.slot_of_expert, strict=True)
+    return [ExpertMove(expert, *place) for expert, place in enumerate(places) if place[:2] != place[2:]]

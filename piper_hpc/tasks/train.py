@@ -11,14 +11,17 @@ from typing import Any
 
 import torch.distributed as dist
 
+from piper_hpc.balance.balancer import Migration
 from piper_hpc.config import Experiment
 from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.profiling.spans import Span
+from piper_hpc.resource_model.eager.migration import migration_prices
 from piper_hpc.resource_model.flops import FLOP_CONVENTION, flops_per_token
 from piper_hpc.runs import Status
 from piper_hpc.runs.checkpoints import CheckpointError, Sidecar, newest
 from piper_hpc.runtime.group import broadcast_from_rank0
 from piper_hpc.spec import Calibration, Layout, RankPlace
+from piper_hpc.spec.migration import OFF, MigrationPrices
 from piper_hpc.tasks.all_to_all import selected_configs
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
@@ -102,6 +105,7 @@ def settings_of(experiment: Experiment, calibration: Calibration | None, steps: 
         peak_flops=calibration.peak_flops if calibration else 0.0,
         flops_per_token=flops_per_token(experiment.model, chosen.sequence),
         collective_timeout_s=experiment.cluster.comm_timeout_s,
+        routing=chosen.routing.workload,
         timing=chosen.timing,
     )
 
@@ -121,6 +125,20 @@ def dataset(context: Context) -> ByteDataset:
         ep=layout.ep,
         seed=context.experiment.train.seed,
     )
+
+
+def _migration(context: Context, calibration: Calibration | None, layout: Layout) -> Migration | None:
+    """When experts move and what that is worth, the same on all ranks; None where they stay. Collective."""
+    experiment = context.experiment
+    asked = experiment.migration
+    if asked.planner == OFF or layout.ep == 1 or calibration is None:
+        return None
+
+    def on_first_rank() -> MigrationPrices:
+        cluster = context.granted.spec(experiment.cluster, calibration)
+        return migration_prices(experiment.model, cluster, layout, experiment.workload)
+
+    return Migration(asked, broadcast_from_rank0(on_first_rank))
 
 
 def _resume_from(context: Context) -> Path | None:
@@ -186,6 +204,7 @@ def execute(
             device=context.device,
             data=dataset(context),
             configs=selected_configs(context, calibration, layout, resume_from),
+            migration=_migration(context, calibration, layout),
             checkpoint_dir=context.run.checkpoints if keep else None,
             resume_from=resume_from,
             stop_asked=stop_asked,

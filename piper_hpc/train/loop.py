@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from piper_hpc.balance.balancer import Migration
 from piper_hpc.parallel.dispatcher import AllToAllConfigs
 from piper_hpc.profiling.spans import Span
 from piper_hpc.runs.checkpoints import Origin
@@ -34,6 +35,7 @@ def train(
     device: torch.device,
     data: Dataset,
     configs: AllToAllConfigs | None = None,
+    migration: Migration | None = None,
     checkpoint_dir: Path | None = None,
     resume_from: Path | None = None,
     stop_asked: Callable[[], bool] | None = None,
@@ -46,13 +48,26 @@ def train(
     the start) to this one, so that barrier, record, on_step itself and checkpoints are in it. on_spans gets
     (step, spans) on every rank, with times on rank 0's clock. With a `checkpoint_dir`, checkpoints are written there.
     `resume_from` is a checkpoint, of any layout, to start from. configs: what was chosen where layout.all_to_all is
-    auto. stop_asked: whether this rank asks to end; all ranks then end after the same step, with a checkpoint. Returns
-    the number of steps done by then.
+    auto. migration: when experts move, and what that is worth; None: they stay. stop_asked: whether this rank asks to
+    end; all ranks then end after the same step, with a checkpoint. Returns the number of steps done by then.
 
     Rows of an attempt's first steps say `warmup`: their times are not representative. A row of a step that was skipped
     has why in `skipped`. Raises NonFiniteError on all ranks, and CheckpointError.
     """
-    trainer = Trainer(model, layout, workload, settings, rank_map=rank_map, device=device, configs=configs)
+    balancer = None
+    if migration is not None:
+        balancer = migration.balancer(model, layout, workload, settings.steps)
+    trainer = Trainer(
+        model,
+        layout,
+        workload,
+        settings,
+        rank_map=rank_map,
+        device=device,
+        configs=configs,
+        placements=None if balancer is None else balancer.placements,
+        counted=None if balancer is None else balancer.counted,
+    )
     reached = checkpoint.Progress(step=0, samples=0) if resume_from is None else trainer.load(resume_from, model)
     saver = None
     if checkpoint_dir is not None:
@@ -74,9 +89,20 @@ def train(
         elif settings.on_non_finite == "stop":
             failure = skipped
             break
+        placements, decision = trainer.placements, None
+        if balancer is not None and vote.finite:
+            looked_s = time.monotonic()
+            decision = balancer.after_step(step, vote.routed.cpu().numpy())
+            looked_s = time.monotonic() - looked_s
+            if decision is not None and decision.placements is not None:
+                trainer.migrate(decision.placements)
         records = trainer.record()
         if records is not None and on_step is not None:
-            row = metrics.summarise(records, layout, tokens=workload.tokens)
+            row = metrics.summarise(records, layout, tokens=workload.tokens, placements=placements)
+            if balancer is not None:
+                row["routed"] = metrics.tokens_by_group(records, layout).sum(axis=0).tolist()
+            if decision is not None:
+                row["migration"] = decision.document() | metrics.migrated(records) | {"planning_s": looked_s}
             row["wall_s"], row_made_s = time.monotonic() - row_made_s, time.monotonic()
             on_step(
                 {"step": step, "learning_rate": rate, "warmup": step < first + WARMUP_STEPS}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from piper_hpc.profiling.spans import ALL_RANKS, split_wait_s
 from piper_hpc.spec.all_to_all import LEVELS
+from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.layout import Layout
 from piper_hpc.spec.prediction import TERMS
 from piper_hpc.train.record import OTHER, OWN_SENDS, TIMED_REGIONS, Records
@@ -38,8 +40,10 @@ def terms_by_rank(records: Records, layout: Layout) -> dict[str, np.ndarray]:
     return {term: terms[term] for term in TERMS}
 
 
-def summarise(records: Records, layout: Layout, *, tokens: int) -> dict[str, Any]:
-    """The measured part of a row of metrics.
+def summarise(
+    records: Records, layout: Layout, *, tokens: int, placements: Sequence[ExpertPlacement] | None = None
+) -> dict[str, Any]:
+    """The measured part of a row of metrics. placements: by layer, where experts were in the step; None: in order.
 
     `exchange` has what all ranks sent, counted from their plans (rows, and beside them the metadata of those that
     choices share), and where steps are timed the critical stage's dispatch and combine, of which the executor hides
@@ -47,7 +51,7 @@ def summarise(records: Records, layout: Layout, *, tokens: int) -> dict[str, Any
     """
     ranks = records.ranks
     step_time_s = float(ranks["end_s"].max() - ranks["start_s"].min())
-    expert_load, rank_load = _loads(records, layout)
+    expert_load, rank_load = _loads(records, layout, placements)
     exchange: dict[str, Any] = {name: _by_level(ranks[name]) for name in ("payload_bytes", "metadata_bytes")}
     row = {
         "loss": float(ranks["loss"].sum()),
@@ -89,6 +93,12 @@ def _stages(records: Records, layout: Layout, step_time_s: float) -> dict[str, A
     }
 
 
+def migrated(records: Records) -> dict[str, Any]:
+    """Bytes that all ranks sent when experts moved after the step, and the seconds of the slowest."""
+    ranks = records.ranks
+    return {"bytes": int(ranks["migration_bytes"].sum()), "seconds": float(ranks["migration_s"].max())}
+
+
 def _by_level(sent: np.ndarray) -> dict[str, int]:
     """Bytes of all ranks by level, from [ranks, levels]."""
     return dict(zip(LEVELS, sent.sum(axis=0).astype(int).tolist(), strict=True))
@@ -105,13 +115,18 @@ def tokens_by_group(records: Records, layout: Layout) -> np.ndarray:
     return np.concatenate(held, axis=1, dtype=np.int64)[:, np.argsort(np.concatenate(layers))]
 
 
-def _loads(records: Records, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def _loads(
+    records: Records, layout: Layout, placements: Sequence[ExpertPlacement] | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Load imbalance in the whole step of experts and of ranks, each [layers] and at least 1.
 
     Experts: tokens of the busiest expert over the mean expert's. Ranks: rows received by the busiest rank of an expert
-    group over the group's mean, averaged over groups; a rank holds adjacent experts.
+    group over the group's mean, averaged over groups.
     """
     groups = tokens_by_group(records, layout)
+    if placements is not None:
+        by_rank = np.array([[e for rank in range(layout.ep) for e in one.experts_of(rank)] for one in placements])
+        groups = np.take_along_axis(groups, by_rank[None], axis=2)
     shards = groups.reshape(*groups.shape[:2], layout.ep, -1).sum(axis=3)
     return _imbalance(groups.sum(axis=0)), _imbalance(shards).mean(axis=0)
 

@@ -104,7 +104,7 @@ class RecordShape:
         choices that it routed.
         """
         wait = [("start_s", "f8"), ("end_s", "f8"), ("kind", "i4"), ("stage", "i4"), ("micro_batch", "i4")]
-        numbers = ("loss", "aux_loss", "grad_norm", "peak_memory_bytes", "rss_bytes")
+        numbers = ("loss", "aux_loss", "grad_norm", "peak_memory_bytes", "rss_bytes", "migration_s", "migration_bytes")
         return np.dtype(
             [
                 ("start_s", "f8"),

@@ -22,6 +22,7 @@ class TrainSettings:
     next step, weights and moments as they were.
     peak_flops: FLOP/s of one rank, the denominator of MFU; flops_per_token: model FLOPs, forward and backward.
     collective_timeout_s: how long a rank waits for its peers before it gives up.
+    routing: a workload of piper_hpc.spec.routing_workloads that says which experts tokens go to; None: the router does.
     timing: whether every step is timed by term; else rows have its whole length alone.
     """
 
@@ -43,4 +44,5 @@ class TrainSettings:
     peak_flops: float = 0.0
     flops_per_token: float = 0.0
     collective_timeout_s: float = 600.0
+    routing: str | None = None
     timing: bool = True

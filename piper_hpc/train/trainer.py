@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from piper_hpc.model.names import initialise
 from piper_hpc.model.router import Router
 from piper_hpc.parallel.dispatcher import AllToAllConfigs, make_dispatcher
 from piper_hpc.parallel.groups import make_groups
+from piper_hpc.parallel.migration import Migrated, migrate
 from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline
 from piper_hpc.profiling.clock import clock_for, compare_with_rank_0
@@ -29,6 +31,7 @@ from piper_hpc.spec.layout import Layout, RankMap
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.train import checkpoint
 from piper_hpc.train.data import Dataset
+from piper_hpc.train.forced_routing import ForcedRouting
 from piper_hpc.train.optimizer import Optimizer
 from piper_hpc.train.record import Records, RecordShape, gather, rank_record
 from piper_hpc.train.settings import TrainSettings
@@ -52,12 +55,19 @@ class Trainer:
         rank_map: RankMap,
         device: torch.device,
         configs: AllToAllConfigs | None = None,
+        placements: Sequence[ExpertPlacement] | None = None,
+        counted: Sequence[tuple[int, int]] | None = None,
     ) -> None:
+        """placements: by global layer, where experts are; None: in order, to stay so.
+
+        counted: (replica, micro-batch) of each sample of routing that ends up in every step's vote; None: one sample,
+        the whole step.
+        """
         dtype = getattr(torch, settings.dtype)
         timeout = timedelta(seconds=settings.collective_timeout_s)
         groups = make_groups(rank_map, timeout)
-        placement = ExpertPlacement.linear(model.experts, layout.ep)
-        self.experts = placement.experts_of(groups.place.shard)
+        linear = ExpertPlacement.linear(model.experts, layout.ep)
+        self.placements = [linear] * model.layers if placements is None else list(placements)
         self.recorder = (Recorder if settings.timing else UntimedRecorder)(clock_for(device))
         self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
         layers = layout.layers_by_stage(model.layers)
@@ -68,7 +78,7 @@ class Trainer:
                 sequence=workload.sequence,
                 aux_scale=model.router_aux_coef / workload.global_batch,
                 dispatcher=self.dispatcher,
-                placement=placement,
+                placements=self.placements,
                 recorder=self.recorder,
                 recompute=layout.recomputed,
                 device=device,
@@ -76,9 +86,10 @@ class Trainer:
             )
             for stage in groups.place.stages
         ]
+        experts = [placement.experts_of(groups.place.shard) for placement in self.placements]
         for chunk in self.chunks:
-            initialise(chunk, self.experts, layers=model.layers, seed=settings.seed)
-        self.store = ParameterStore(self.chunks, groups, layout, self.experts)
+            initialise(chunk, experts, layers=model.layers, seed=settings.seed)
+        self.store = ParameterStore(self.chunks, groups, layout, experts, experts_move=placements is not None)
         self.optimizer = Optimizer(self.store.buckets, settings)
         self.pipeline = Pipeline(
             self.chunks,
@@ -99,6 +110,12 @@ class Trainer:
             timed=settings.timing,
         )
         self._layers_and_experts = (model.layers, model.experts)
+        self._counted = counted
+        self._forced: ForcedRouting | None = None
+        if settings.routing is not None:
+            self._forced = ForcedRouting(settings.routing, model, layout, workload, groups.place, settings.seed)
+        self._global_batch = workload.global_batch
+        self._migrated = Migrated(0, 0.0)
         self._settings = settings
         self._groups = groups
         self._device = device
@@ -123,6 +140,9 @@ class Trainer:
 
         Where a gradient is not finite, weights and moments stay as they are. `stop` is this rank's part in the vote.
         """
+        if self._forced is not None:
+            for layer, router in self.routers().items():
+                router.forced = self._forced.ids(first_sample // self._global_batch, layer, self._device)
         if self._groups.world is not None:
             self._start_together()
         if self._device.type != "cpu":
@@ -154,7 +174,7 @@ class Trainer:
                 squared_norm = store.squared_norm()
             recorder.post(END_OF_STEP)
             with recorder.waiting(END_OF_STEP):
-                vote = end_of_step(squared_norm, self.expert_tokens(), stop=self.stop, group=self._groups.world)
+                vote = end_of_step(squared_norm, self.routed(), stop=self.stop, group=self._groups.world)
             if vote.finite:
                 with recorder.region("optimizer"):
                     store.clip(vote.grad_norm, self._settings.grad_clip)
@@ -172,12 +192,27 @@ class Trainer:
         """The router of each layer of this rank, by global layer index."""
         return {layer: router for chunk in self.chunks for layer, router in chunk.routers().items()}
 
-    def expert_tokens(self) -> torch.Tensor:
-        """int64 [layers, experts]: what this rank routed in the step, 0 in layers that it does not hold."""
-        counts = torch.zeros(self._layers_and_experts, dtype=torch.int64, device=self._device)
+    def routed(self) -> torch.Tensor:
+        """int64 [samples, layers, experts]: what this rank routed in the samples, 0 in layers that it does not hold."""
+        samples = 1 if self._counted is None else len(self._counted)
+        counts = torch.zeros((samples, *self._layers_and_experts), dtype=torch.int64, device=self._device)
+        replica = self._groups.place.replica
         for layer, router in self.routers().items():
-            counts[layer] = router.tokens_per_expert
+            if self._counted is None:
+                counts[0, layer] = torch.stack(router.routed).sum(0)
+                continue
+            for sample, (of_replica, micro_batch) in enumerate(self._counted):
+                if of_replica == replica:
+                    counts[sample, layer] = router.routed[micro_batch]
         return counts
+
+    def migrate(self, placements: Sequence[ExpertPlacement]) -> None:
+        """Bring experts to where `placements`, by global layer, say, before the next step. Collective."""
+        moments = self.optimizer.moments
+        self._migrated = migrate(self.store, moments, self.placements, placements, self._groups.expert)
+        self.placements = list(placements)
+        for chunk in self.chunks:
+            chunk.place(self.placements)
 
     def non_finite_error(self, step: int) -> NonFiniteError:
         """What is not finite of the gradient of the last step, number `step`, the same on all ranks. Collective."""
@@ -222,20 +257,23 @@ class Trainer:
         return [replace(each, start_s=each.start_s + offset_s, end_s=each.end_s + offset_s) for each in self.spans]
 
     def record(self) -> Records | None:
-        """What all ranks know of the last step, on rank 0. Collective."""
+        """What all ranks know of the last step, and of the migration after it, on rank 0. Collective."""
         assert self._vote is not None, "no step was done yet"
         routers = list(self.routers().values())
+        migrated, self._migrated = self._migrated, Migrated(0, 0.0)
         mine = rank_record(
             self._shape,
             self.spans,
             self.recorder.posts(),
             self._offset_s,
             sent=self.dispatcher.pop_sent_bytes(),
-            expert_tokens=torch.stack([router.tokens_per_expert for router in routers]).cpu().numpy(),
+            expert_tokens=torch.stack([torch.stack(router.routed).sum(0) for router in routers]).cpu().numpy(),
             loss=float(self.pipeline.loss.total),
             aux_loss=float(torch.stack([router.aux_loss for router in routers]).sum()),
             grad_norm=self._vote.grad_norm,
             peak_memory_bytes=self.peak_memory_bytes,
             rss_bytes=rss_bytes(),
+            migration_s=migrated.seconds,
+            migration_bytes=migrated.bytes,
         )
         return gather(mine, self._shape, self._device)

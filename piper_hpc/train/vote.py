@@ -7,41 +7,44 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from piper_hpc.parallel.parameters import SquaredNorm
+
 
 @dataclass(frozen=True)
 class Vote:
     """What all ranks know of the step, the same on each.
 
     grad_norm: global L2 norm before clipping; finite: whether every gradient is; stop: whether a rank asks to end after
-    this step; expert_tokens: int64 [layers, experts], choices of all ranks' tokens.
+    this step; routed: int64 [samples, layers, experts], choices of each expert in the micro-batches that are counted.
     """
 
     grad_norm: float
     finite: bool
     stop: bool
-    expert_tokens: torch.Tensor
+    routed: torch.Tensor
 
 
-def end_of_step(
-    squared_norm: torch.Tensor, expert_tokens: torch.Tensor, *, stop: bool, group: dist.ProcessGroup | None
-) -> Vote:
+def end_of_step(squares: SquaredNorm, routed: torch.Tensor, *, stop: bool, group: dist.ProcessGroup | None) -> Vote:
     """Add up every rank's part in one all-reduce. Collective over `group`; the host waits for it.
 
-    squared_norm: this rank's share of the squared norm, a float64 scalar; expert_tokens: int64 [layers, experts], what
-    this rank routed, 0 in layers that it does not hold. Counts are exact up to 2^53.
+    squares: this rank's share of the squared norm; routed: int64 [samples, layers, experts], what this rank routed, 0
+    in layers that it does not hold. Counts are exact up to 2^53.
     """
-    finite = squared_norm.isfinite()
+    finite = squares.dense.isfinite() & squares.experts.isfinite().all()
     parts = (
-        torch.where(finite, squared_norm, 0.0).view(1),
+        torch.where(finite, squares.dense, 0.0).view(1),
         (~finite).double().view(1),
-        squared_norm.new_full((1,), float(stop)),
-        expert_tokens.double().flatten(),
+        squares.dense.new_full((1,), float(stop)),
+        torch.where(finite, squares.experts, 0.0).flatten(),
+        routed.double().flatten(),
     )
     ballot = torch.cat(parts)
     if group is not None:
         dist.all_reduce(ballot, group=group)
-    total, broken, stops = ballot[:3].tolist()
-    return Vote(total**0.5, not broken, bool(stops), ballot[3:].long().view_as(expert_tokens))
+    head, of_experts, counts = ballot.split([3, squares.experts.numel(), routed.numel()])
+    dense, broken, stops = head.tolist()
+    norm = (dense + float(of_experts.sum())) ** 0.5
+    return Vote(norm, not broken, bool(stops), counts.long().view_as(routed))
 
 
 class NonFiniteError(ArithmeticError):

@@ -180,7 +180,7 @@ def test_large_worlds(algorithm: str, racks: tuple[tuple[int, ...], ...]) -> Non
 
 def in_stated_order(algorithm: str, places: Places, given: Problem, rank: int, terms: torch.Tensor) -> torch.Tensor:
     """Sums by token of `terms` [tokens, top_k, hidden], by definition: within a node (of `flat_dedup`: a rank) by
-    position of the expert, those sums by node within a rack (of `halo3_dedup`), those by rack, and the own node's
+    logical expert, those sums by node within a rack (of `halo3_dedup`), those by rack, and the own node's
     before them all. Every sum is taken in float32 and rounded to the rows' dtype where it leaves its node or rack."""
     placement, dtype = given.placement, given.tokens[rank].dtype
     node = range(places.ranks) if algorithm == "flat_dedup" else places.node_of_rank
@@ -189,8 +189,7 @@ def in_stated_order(algorithm: str, places: Places, given: Problem, rank: int, t
     for token, chosen in enumerate(given.expert_ids[rank].tolist()):
         own, far = torch.zeros(HIDDEN), torch.zeros(HIDDEN)
         of_nodes: dict[tuple[int, int], torch.Tensor] = {}
-        place = {expert: (placement.rank_of_expert[expert], placement.slot_of_expert[expert]) for expert in chosen}
-        for choice in sorted(range(len(chosen)), key=lambda choice: place[chosen[choice]]):
+        for choice in sorted(range(len(chosen)), key=chosen.__getitem__):
             owner = placement.rank_of_expert[chosen[choice]]
             if node[owner] == node[rank]:
                 own = own + terms[token, choice].float()
@@ -236,6 +235,31 @@ def test_pre_reduced_sums_are_taken_in_the_stated_order(
     for name in ("combined", "token_gradient"):
         pairs = zip(flat, found, strict=True)
         assert any(not torch.equal(getattr(a, name), getattr(b, name)) for a, b in pairs), "order must matter"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("algorithm", PLAIN + DEDUP)
+def test_no_placement_inside_a_domain_changes_a_bit(algorithm: str, dtype: torch.dtype) -> None:
+    """Without deduplication of all ranks, with it of a domain's: a node's, or a rank's of `flat_dedup`."""
+    places = machine([[2, 2], [1, 3]])
+    given = problem(places, slots=2, top_k=5, load="even", dtype=dtype, seed=7)
+    domains = [range(places.ranks)] if algorithm in PLAIN else domains_of(algorithm, places)
+    moved = list(zip(given.placement.rank_of_expert, given.placement.slot_of_expert, strict=True))
+    for domain in domains:
+        held = [expert for expert, (rank, _) in enumerate(moved) if rank in domain]
+        for expert, place in zip(held, [moved[expert] for expert in (*held[1:], held[0])], strict=True):
+            moved[expert] = place
+    other = replace(given, placement=ExpertPlacement(4, *map(tuple, zip(*moved, strict=True))))
+    assert other.placement.rank_of_expert != given.placement.rank_of_expert or algorithm == "flat_dedup"
+    equal_results(solve(algorithm, places, other, chunks=2), solve(algorithm, places, given, chunks=2))
+
+
+def domains_of(algorithm: str, places: Places) -> list[list[int]]:
+    """The ranks among which a deduplicated algorithm sums before anything leaves them."""
+    if algorithm == "flat_dedup":
+        return [[rank] for rank in range(places.ranks)]
+    nodes = sorted(set(places.node_of_rank))
+    return [[rank for rank in range(places.ranks) if places.node_of_rank[rank] == node] for node in nodes]
 
 
 @pytest.mark.parametrize("algorithm", ["halo", "halo3", "flat_dedup", "halo_dedup", "halo3_dedup"])

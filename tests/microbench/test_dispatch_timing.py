@@ -17,8 +17,8 @@ from piper_hpc.microbench.dispatch.cells import Cell, Variant
 from piper_hpc.microbench.dispatch.runner import VariantRunner
 from piper_hpc.microbench.dispatch.suite import TOKENS, DispatchSuite
 from piper_hpc.microbench.dispatch.timing import MIN_ITERATIONS, Bench, time_cells
-from piper_hpc.microbench.dispatch.workloads import global_draw
 from piper_hpc.spec import Layout, ModelSpec, RankMap
+from piper_hpc.spec.routing_workloads import global_draw
 from piper_hpc.studies.all_to_all import measure as bench
 from piper_hpc.studies.all_to_all.stages import smoke, stages
 from tests.processes import run_ranks

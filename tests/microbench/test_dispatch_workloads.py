@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.microbench.dispatch.cells import Cell
-from piper_hpc.microbench.dispatch.workloads import (
+from piper_hpc.resource_model.all_to_all import AllToAllRouting, dedup_ratio
+from piper_hpc.spec.routing_workloads import (
     WORKLOADS,
     draw,
     global_draw,
@@ -16,7 +17,6 @@ from piper_hpc.microbench.dispatch.workloads import (
     imbalance,
     reach_probability_by_domain,
 )
-from piper_hpc.resource_model.all_to_all import AllToAllRouting, dedup_ratio
 
 SIZE = {"experts": 64, "top_k": 8}
 

@@ -32,13 +32,13 @@ def stage(layers: range, placement: ExpertPlacement, shard: int, seed: int = 0) 
         sequence=8,
         aux_scale=0.0,
         dispatcher=FlatDispatcher(),
-        placement=placement,
+        placements=[placement] * MODEL.layers,
         recorder=Recorder(CpuClock()),
         recompute=Recompute(),
         device=CPU,
         dtype=torch.float32,
     )
-    experts = placement.experts_of(shard)
+    experts = [placement.experts_of(shard)] * MODEL.layers
     initialise(built, experts, layers=MODEL.layers, seed=seed)
     return dict(logical_tensors(built.named_parameters(), experts))
 
@@ -85,12 +85,12 @@ def test_router_counts_every_choice_and_normalises_weights() -> None:
     ids, weights = router(hidden)
     assert ids.shape == weights.shape == (21, 2)
     torch.testing.assert_close(weights.sum(-1), torch.ones(21, dtype=torch.float64))
-    assert router.tokens_per_expert.tolist() == torch.bincount(ids.flatten(), minlength=4).tolist()
+    assert [each.tolist() for each in router.routed] == [torch.bincount(ids.flatten(), minlength=4).tolist()]
     before = float(router.aux_loss)
     router(hidden)
-    assert float(router.aux_loss) == pytest.approx(2 * before)
+    assert len(router.routed) == 2 and float(router.aux_loss) == pytest.approx(2 * before)
     router.reset()
-    assert router.tokens_per_expert.sum() == 0 and router.aux_loss == 0
+    assert router.routed == [] and router.aux_loss == 0
 
 
 def test_one_expert_a_token_is_weighted_by_its_probability_so_that_the_gate_learns_from_the_task() -> None:

@@ -38,13 +38,13 @@ def middle(layers: int) -> Stage:
         sequence=SEQUENCE,
         aux_scale=0.01,
         dispatcher=FlatDispatcher(None),
-        placement=ExpertPlacement.linear(MODEL.experts, 1),
+        placements=[ExpertPlacement.linear(MODEL.experts, 1)] * MODEL.layers,
         recorder=Recorder(clock_for(device)),
         recompute=Recompute(),
         device=device,
         dtype=torch.float32,
     )
-    initialise(stage, range(MODEL.experts), layers=MODEL.layers, seed=0)
+    initialise(stage, [range(MODEL.experts)] * MODEL.layers, layers=MODEL.layers, seed=0)
     return stage
 
 

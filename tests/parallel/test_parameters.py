@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,10 +17,15 @@ from tests.processes import run_ranks
 EXPERTS = "layers.3.experts.w1"
 
 
+def held(experts: Sequence[int]) -> list[Sequence[int]]:
+    """A rank's experts of the layer of `EXPERTS`, and none of those before it."""
+    return [(), (), (), experts]
+
+
 def slot(copies: int, logical: int, rows: int, width: int) -> Slot:
     """A stack of `logical` experts [rows, width]."""
     stack = nn.Parameter(torch.arange(logical * rows * width, dtype=torch.float32).view(logical, rows, width))
-    return Slot.of(EXPERTS, stack, range(10, 10 + logical), copies)
+    return Slot.of(EXPERTS, stack, held(range(10, 10 + logical)), copies)
 
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(1, 3))
@@ -60,7 +67,7 @@ def test_a_whole_bucket_is_its_own_master_in_float32_and_apart_in_bfloat16() -> 
 
 def summed(zero: int, dtype: torch.dtype) -> dict[str, object]:
     """On one rank: gradients of its own, reduced; the master moved by them and published."""
-    rank, experts = dist.get_rank(), (4, 7)
+    rank, experts = dist.get_rank(), held((4, 7))
     generator = torch.Generator().manual_seed(0)
     matrix = nn.Parameter(torch.randn(5, 4, generator=generator).to(dtype))
     stack = nn.Parameter(torch.randn(2, 3, 4, generator=generator).to(dtype))
@@ -101,7 +108,7 @@ def test_shards_end_with_the_weights_of_whole_buckets(dtype: torch.dtype) -> Non
 def with_a_nan() -> list[str]:
     """What rank 1's gradient of one expert makes non-finite, on this rank."""
     stack, gain = nn.Parameter(torch.ones(2, 3, 4)), nn.Parameter(torch.ones(6))
-    bucket = Bucket([(EXPERTS, stack), ("norm.weight", gain)], group=dist.group.WORLD, zero=1, experts=(4, 7))
+    bucket = Bucket([(EXPERTS, stack), ("norm.weight", gain)], group=dist.group.WORLD, zero=1, experts=held((4, 7)))
     if dist.get_rank() == 1:
         stack.grad[1, 2] = torch.inf
     bucket.start_reduction()

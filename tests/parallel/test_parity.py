@@ -106,7 +106,7 @@ def train_rank(
     rank_map = rank_map or RankMap.block(layout, layout.ranks, (0,))
     trainer = Trainer(model, layout, WORKLOAD, settings(dtype), rank_map=rank_map, device=torch.device("cpu"))
     named = [each for chunk in trainer.chunks for each in chunk.named_parameters()]
-    outcome = Outcome([], [], [], copies(named, trainer.experts), {})
+    outcome = Outcome([], [], [], copies(named, trainer.store.experts), {})
     for step in range(steps):
         rate = settings(dtype).learning_rate * min(1.0, (step + 1) / 2)
         with patch.object(autograd, "all_to_all", side_effect=autograd.all_to_all) as exchanges:
@@ -163,7 +163,7 @@ def reference(model: ModelSpec, path: Path, dtype: str, steps: int) -> Outcome:
     trainer = Trainer(
         model, single, WORKLOAD, settings(dtype), rank_map=RankMap.block(single, 1, (0,)), device=torch.device("cpu")
     )
-    weights = copies(list(trainer.chunks[0].named_parameters()), trainer.experts)
+    weights = copies(list(trainer.chunks[0].named_parameters()), trainer.store.experts)
     outcome = Outcome([], [], [], weights, {})
     learner = Reference(model, {name: each.clone().requires_grad_() for name, each in weights.items()})
     chosen, data = settings(dtype), dataset(path, single, 0)

@@ -226,13 +226,13 @@ def measured_peak(model: ModelSpec, layout: Layout, workload: Workload) -> int:
         sequence=workload.sequence,
         aux_scale=0.01,
         dispatcher=FlatDispatcher(None),
-        placement=ExpertPlacement.linear(model.experts, 1),
+        placements=[ExpertPlacement.linear(model.experts, 1)] * model.layers,
         recorder=recorder,
         recompute=layout.recomputed,
         device=device,
         dtype=dtype,
     )
-    store = ParameterStore([stage], groups, layout, range(model.experts))
+    store = ParameterStore([stage], groups, layout, [range(model.experts)] * model.layers)
     optimizer = Optimizer(store.buckets, TrainSettings(steps=2))
     pipeline = Pipeline(
         [stage],
@@ -246,14 +246,14 @@ def measured_peak(model: ModelSpec, layout: Layout, workload: Workload) -> int:
         on_gradients=store.start_reduction,
     )
     tokens = torch.randint(model.vocab, (workload.global_batch, workload.sequence + 1))
-    initialise(stage, range(model.experts), layers=model.layers, seed=0)
+    initialise(stage, [range(model.experts)] * model.layers, layers=model.layers, seed=0)
 
     def step() -> None:
         recorder.start()
         store.zero()
         pipeline.step(tokens)
         store.finish_reduction()
-        store.clip(float(store.squared_norm()) ** 0.5, 1.0)
+        store.clip(float(store.squared_norm().total) ** 0.5, 1.0)
         optimizer.step(1e-3)
         store.publish()
         recorder.finish()

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from piper_hpc.microbench.dispatch.workloads import BURST_STEPS, ROTATION_STEPS, imbalance
 from piper_hpc.spec import BENCHMARK_VERSION, DISPATCH_COMBINE, OVERLAP, Overlap
+from piper_hpc.spec.routing_workloads import BURST_STEPS, ROTATION_STEPS, imbalance
 
 Row = dict[str, Any]
 """Of `measurements.jsonl`."""

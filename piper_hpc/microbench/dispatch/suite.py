@@ -18,9 +18,9 @@ from piper_hpc.comm.hierarchy import Places
 from piper_hpc.microbench.box import TimeBox
 from piper_hpc.microbench.dispatch.cells import Cell, Row, Variant, name_of
 from piper_hpc.microbench.dispatch.timing import Bench
-from piper_hpc.microbench.dispatch.workloads import WORKLOADS
 from piper_hpc.microbench.groups import GroupFamily, group_families
 from piper_hpc.spec import ALGORITHMS, CHUNKS, Algorithm, ModelSpec, RankMap
+from piper_hpc.spec.routing_workloads import WORKLOADS
 
 TOKENS = (4, 64, 1024)
 """Of a rank: from latency to bandwidth."""

@@ -18,9 +18,9 @@ from piper_hpc.comm.hierarchy import Places
 from piper_hpc.comm.volume import Sent, volume
 from piper_hpc.microbench.dispatch.cells import Cell, CheckResult, Row, Variant, row
 from piper_hpc.microbench.dispatch.runner import VariantRunner
-from piper_hpc.microbench.dispatch.workloads import draw, reach_probability_by_domain, source_tokens
 from piper_hpc.microbench.timing import REST_S, Budget, Team
 from piper_hpc.spec import FLAT, LEVELS, ExpertPlacement
+from piper_hpc.spec.routing_workloads import draw, reach_probability_by_domain, source_tokens
 
 MIN_ITERATIONS = 6
 """Iterations that a cell gets whatever its share of the time: three in each half."""

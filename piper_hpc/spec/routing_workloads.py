@@ -99,10 +99,23 @@ def draw(
 
 
 @lru_cache(maxsize=16)
-def global_draw(workload: str, *, experts: int, top_k: int, tokens: int, step: int = 0, seed: int = 0) -> Ids:
+def global_draw(
+    workload: str,
+    *,
+    experts: int,
+    top_k: int,
+    tokens: int,
+    step: int = 0,
+    seed: int = 0,
+    hot_step: int | None = None,
+) -> Ids:
     """Experts of all tokens of all sources, int64 [tokens, top_k], not to be written to. Raises ValueError as `draw`
-    does."""
-    hot = hot_experts(workload, experts=experts, top_k=top_k, step=step, seed=seed)
+    does.
+
+    hot_step: the step whose experts are hot, where that is another: W1 draws others every step.
+    """
+    picked = step if hot_step is None else hot_step
+    hot = hot_experts(workload, experts=experts, top_k=top_k, step=picked, seed=seed)
     generator = _generator(seed, step, "routing")
     if hot is not None:
         return _skewed(hot, experts, top_k, tokens, generator)
