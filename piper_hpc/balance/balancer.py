@@ -72,20 +72,22 @@ class Balancer:
         placements: Sequence[ExpertPlacement],
         stages: Sequence[Sequence[int]],
         *,
-        counted: Sequence[tuple[int, int]],
         micro_batches: int,
         steps: int,
     ) -> None:
-        """placements: by layer, where experts are; stages: layers of each pipeline rank; counted: (replica,
-        micro-batch) of each sample; micro_batches: of a step; steps: at which training ends."""
+        """placements: by layer, where experts are; stages: layers of each pipeline rank; micro_batches: of a step;
+        steps: at which training ends."""
         name = next(iter(PLANNERS)) if settings.planner == AUTO else settings.planner
-        self.counted = counted
         self.placements = tuple(placements)
         self._planner = PLANNERS[name]
         self._settings, self._prices, self._stages = settings, prices, stages
         self._seconds = LayerSeconds(prices)
         self._micro_batches, self._steps = micro_batches, steps
         self._window: deque[npt.NDArray[np.int64]] = deque(maxlen=2 * settings.every)
+
+    def is_look(self, step: int) -> bool:
+        """Whether a window ends with step `step`, counted from 0."""
+        return (step + 1) % self._settings.every == 0
 
     def after_step(self, step: int, routed: npt.NDArray[np.int64]) -> Decision | None:
         """What is decided after step `step`, counted from 0; None between looks and below the threshold.
@@ -94,7 +96,7 @@ class Balancer:
         """
         self._window.append(routed)
         every = self._settings.every
-        if len(self._window) < 2 * every or (step + 1) % every:
+        if len(self._window) < 2 * every or not self.is_look(step):
             return None
         before, now = (np.concatenate(list(self._window)[part]) for part in (slice(every), slice(every, None)))
         ranks = [np.array(placement.rank_of_expert) for placement in self.placements]
@@ -192,20 +194,31 @@ class Migration:
     settings: MigrationSettings
     prices: MigrationPrices
 
-    def balancer(self, model: ModelSpec, layout: Layout, workload: Workload, steps: int) -> Balancer:
-        """One for a run of `steps` steps that begins with experts in order."""
+    def balancer(
+        self,
+        model: ModelSpec,
+        layout: Layout,
+        workload: Workload,
+        steps: int,
+        rank_of_expert: Sequence[Sequence[int]] = (),
+    ) -> Balancer:
+        """One for a run of `steps` steps. rank_of_expert: by layer, where experts begin; in order where it is empty, or
+        of an expert group of another size."""
         held = layout.layers_by_stage(model.layers)
         stages = [
             [layer for chunk in range(layout.vpp) for layer in held[stage_of(layout.schedule, rank, chunk, layout.pp)]]
             for rank in range(layout.pp)
         ]
         micro_batches = layout.micro_batches(workload.global_batch)
+        linear = ExpertPlacement.linear(model.experts, layout.ep)
+        placements = [linear] * model.layers
+        if rank_of_expert and max(rank_of_expert[0]) + 1 == layout.ep:
+            placements = [linear.moved(ranks) for ranks in rank_of_expert]
         return Balancer(
             self.settings,
             self.prices,
-            [ExpertPlacement.linear(model.experts, layout.ep)] * model.layers,
+            placements,
             stages,
-            counted=counted_samples(layout.dp, micro_batches),
             micro_batches=micro_batches,
             steps=steps,
         )

@@ -54,8 +54,8 @@ def _of_samples(counts: Counts, ep: int, beside: npt.NDArray[np.int64]) -> float
 class LayerSeconds:
     """Seconds of a layer, summed over samples, as far as they depend on where its experts are.
 
-    The busiest rank's rows cost `prices.row_s` each; those that enter a domain of several ranks from elsewhere, or leave
-    it, `row_s` of its level, at the busiest domain. With deduplication a token enters a domain once: of T tokens with
+    The busiest rank's rows cost `prices.row_s` each; those that enter or leave a domain of several ranks,
+    `row_s` of its level, at the busiest domain. With deduplication a token enters a domain once: of T tokens with
     top_k choices each T (1 - prod(1 - q_e)) do, q_e being the share of the tokens that choose expert e of the domain,
     as if choices were independent. Tokens are spread evenly over ranks.
     """

@@ -231,6 +231,7 @@ class RoutingConfig:
     skew: float = 1.0  # rows of the busiest rank of an expert group over the mean, 1 to ep
     capacity_factor: float = 1.0  # drop: capacity over the mean load
     histogram: list[float] | None = None  # share of copies that each expert draws, as measured; goes before skew
+    record: bool = False  # keep the counts of a run's micro-batches, at most 16 a step, in its folder: routed.npz
     workload: str | None = None  # W0 ... W7: which experts tokens of a run go to, whatever its router says, to measure
 
 

@@ -191,6 +191,71 @@ def expert_load(rows: Sequence[MetricsRow]) -> go.Figure:
     return figure
 
 
+MOST_LINES = 1024
+"""Experts that a heat map shows at most, of evenly spread layers: more are finer than its pixels."""
+
+
+def experts_over_time(rows: Sequence[MetricsRow], moved: Sequence[MetricsRow]) -> go.Figure:
+    """Load of every expert over the mean's, layer by layer, at the steps that were kept; moves are marked above."""
+    kept = [row for row in rows if "routed" in row]
+    every, experts = len(kept[0]["routed"]), len(kept[0]["routed"][0])
+    layers = range(0, every, -(-every * experts // MOST_LINES))
+    lines = [(layer, expert) for layer in layers for expert in range(experts)]
+    figure = _figure(max(320, 140 + 2 * len(lines)), "step", "layer")
+    figure.add_heatmap(
+        x=[row["step"] for row in kept],
+        y=list(range(len(lines))),
+        z=[[_over_mean(row["routed"][layer], expert) for row in kept] for layer, expert in lines],
+        customdata=[[f"layer {layer}, expert {expert}"] * len(kept) for layer, expert in lines],
+        zmin=0.0,
+        colorscale=[[0, "#ffffff"], [0.35, "#cfe1f3"], [0.7, "#7fb0e0"], [1, "#163f70"]],
+        colorbar={"title": {"text": "load / mean", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        hovertemplate="step %{x}, %{customdata}<br>%{z:.2f} x mean<extra></extra>",
+    )
+    _mark(figure, moved)
+    figure.update_yaxes(
+        autorange="reversed",
+        tickvals=[index * experts for index in range(len(layers))],
+        ticktext=list(map(str, layers)),
+    )
+    return figure
+
+
+def _over_mean(counts: Sequence[int], expert: int) -> float:
+    return counts[expert] * len(counts) / max(1, sum(counts))
+
+
+def rank_load(rows: Sequence[MetricsRow], moved: Sequence[MetricsRow]) -> go.Figure:
+    """Rows of the busiest rank over the mean's, of the mean and of the worst layer, over steps; moves are marked."""
+    figure = _figure(320, "step", "busiest rank / mean")
+    for name, value, width in (("worst layer", max, 1.2), ("mean of layers", _mean, 2.2)):
+        figure.add_scatter(
+            x=[row["step"] for row in rows],
+            y=[value(row["rank_load"]) for row in rows],
+            mode="lines",
+            name=name,
+            line={"color": ACCENT, "width": width},
+            hovertemplate="step %{x}<br>%{y:.2f}<extra>" + name + "</extra>",
+        )
+    _mark(figure, moved)
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    return figure
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mark(figure: go.Figure, moved: Sequence[MetricsRow]) -> None:
+    """A dotted line after each step at whose end experts moved."""
+    for row in moved:
+        figure.add_vline(
+            x=row["step"] + 0.5,
+            line={"color": COLOURS["dispatch_s"], "width": 1.6, "dash": "dot"},
+            annotation={"text": f"{row['migration']['moved']} moved", "font": {"color": MUTED, "size": 11}},
+        )
+
+
 def html(figures: dict[str, Any]) -> dict[str, str]:
     """Each figure as an HTML fragment; the first carries plotly itself, so that the page works offline."""
     fragments: dict[str, str] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from piper_hpc.report import all_to_all, facts
+from piper_hpc.report import all_to_all, balance, facts
 from piper_hpc.report.load import metrics, timed
 from piper_hpc.report.table import COLUMNS, Row, cells, predicted_against_measured, with_measured_routing
 from piper_hpc.runs import RunFolder
@@ -54,6 +54,10 @@ def markdown(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row
     if levels := all_to_all.levels(rows, run.prediction()):
         lines += ["", "## Exchange of experts", "", *facts.selected_algorithms(run), all_to_all.line(rows), ""]
         lines.append(_markdown_table(all_to_all.COLUMNS, [level.cells() for level in levels]))
+    if balance.looks(rows):
+        lines += ["", "## Balance", "", balance.line(rows)]
+        if moved := balance.moves(rows):
+            lines += ["", _markdown_table(balance.COLUMNS, [balance.cells(row) for row in moved])]
     for title, known in facts.provenance(run, rows).items():
         lines += ["", f"## {title}", "", _markdown_table(("", ""), list(known.items()))]
     return "\n".join(lines) + "\n"
@@ -71,7 +75,7 @@ def html(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -
 
     from piper_hpc.report import figures
 
-    prediction = run.prediction()
+    prediction, moved = run.prediction(), balance.moves(rows)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     # In the order of the page; what shows terms is left out where there are none.
     drawn = figures.html(
@@ -79,6 +83,12 @@ def html(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -
         | {"loss": figures.loss_curve(rows, run.config()["model"]["vocab"]), "throughput": figures.throughput(rows)}
         | ({"breakdown": figures.breakdown(rows), "stages": figures.stages(rows)} if timed(rows) else {})
         | {"experts": figures.expert_load(rows)}
+        | ({"ranks": figures.rank_load(rows, moved)} if balance.looks(rows) else {})
+        | (
+            {"experts_over_time": figures.experts_over_time(rows, moved)}
+            if any("routed" in row for row in rows)
+            else {}
+        )
     )
     return environment.from_string(TEMPLATE.read_text()).render(
         run_id=run.run_id,
@@ -96,5 +106,8 @@ def html(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -
         exchange=[level.cells() for level in all_to_all.levels(rows, prediction)],
         exchange_columns=all_to_all.COLUMNS,
         exchange_lines=[*facts.selected_algorithms(run), all_to_all.line(rows)],
+        balance_line=balance.line(rows) if balance.looks(rows) else "",
+        balance_columns=balance.COLUMNS,
+        balance=[balance.cells(row) for row in moved],
         provenance=facts.provenance(run, rows),
     )

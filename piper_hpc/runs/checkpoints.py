@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,9 @@ class Origin:
 class Sidecar:
     """`checkpoint.json`: where training stood, what wrote it, the shape of every tensor, and the files.
 
-    step: steps done; samples: of the data order used; optimizer_steps: updates, fewer where steps were skipped.
+    step: steps done; samples: of the data order used; optimizer_steps: updates, fewer where steps were skipped;
+    rank_of_expert: by layer, where experts were that had moved, [layers][experts] ranks of an expert group; empty where
+    none had. Tensors have logical names, so that any placement reads them.
     """
 
     step: int
@@ -123,6 +125,7 @@ class Sidecar:
     origin: Origin
     tensors: Mapping[str, tuple[int, ...]]
     files: tuple[StoredFile, ...]
+    rank_of_expert: Sequence[Sequence[int]] = ()
 
     def write(self, folder: Path) -> None:
         """Make the folder a whole checkpoint, in one move, once all of its files are on disk."""

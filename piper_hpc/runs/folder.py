@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from piper_hpc.runs.status import Failure, Status
@@ -151,6 +152,18 @@ class RunFolder:
     def write_status(self, status: Status) -> None:
         """Write `status.json`, with the time."""
         self._write("status.json", asdict(status) | {"updated": utc_now()})
+
+    def write_routed(self, counts: np.ndarray) -> None:
+        """Choices of each expert in the counted micro-batches of every step, int [steps, samples, layers, experts]."""
+        np.savez_compressed(self.path / "routed.npz", counts=counts.astype(np.int32))
+
+    def routed(self) -> np.ndarray | None:
+        """What `write_routed` wrote, None where the run kept none (train.routing.record)."""
+        path = self.path / "routed.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as kept:
+            return np.asarray(kept["counts"], np.int64)
 
     def write_report(self, name: str, text: str) -> Path:
         """Write `report.html` or `report.md`; returns its path."""

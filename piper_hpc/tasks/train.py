@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from piper_hpc.balance.balancer import Migration
@@ -194,6 +195,12 @@ def execute(
     keep = experiment.train.checkpoint_last or experiment.train.checkpoint_every
     stop_asked = _stop_on_signal()
     resume_from = _resume_from(context)
+    routed: list[np.ndarray] = []
+
+    def on_routed(counts: np.ndarray) -> None:
+        if context.is_first:
+            routed.append(counts)
+
     try:
         done = train(
             experiment.model,
@@ -209,6 +216,7 @@ def execute(
             resume_from=resume_from,
             stop_asked=stop_asked,
             on_step=on_step,
+            on_routed=on_routed if experiment.train.routing.record else None,
             on_spans=None if traces is None else lambda step, spans: traces.append((step, spans)),
         )
     except BaseException:
@@ -216,6 +224,8 @@ def execute(
             tracker.finish("failed")
         raise
     if context.is_first:
+        if routed:
+            context.run.write_routed(np.stack(routed))
         if done < steps:
             reason = f"asked by {STOP_SIGNAL.name} to stop: {done} of {steps} steps are done"
             context.run.write_status(replace(context.run.status(), reason=reason))

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from piper_hpc.balance.balancer import Migration
+from piper_hpc.balance.balancer import Migration, counted_samples
 from piper_hpc.parallel.dispatcher import AllToAllConfigs
 from piper_hpc.profiling.spans import Span
-from piper_hpc.runs.checkpoints import Origin
+from piper_hpc.runs.checkpoints import Origin, Sidecar
 from piper_hpc.spec import Workload
 from piper_hpc.spec.layout import Layout, RankMap
 from piper_hpc.spec.model import ModelSpec
@@ -41,12 +42,15 @@ def train(
     stop_asked: Callable[[], bool] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_spans: Callable[[int, Sequence[Span]], None] | None = None,
+    on_routed: Callable[[np.ndarray], None] | None = None,
 ) -> int:
     """Train up to `settings.steps` optimizer steps; collective over the default process group, made by the caller.
 
     on_step gets each step's row of metrics, on rank 0 alone; its `wall_s` is from the row before (in the first, from
     the start) to this one, so that barrier, record, on_step itself and checkpoints are in it. on_spans gets
-    (step, spans) on every rank, with times on rank 0's clock. With a `checkpoint_dir`, checkpoints are written there.
+    (step, spans) on every rank, with times on rank 0's clock; on_routed, on every rank, what all routed in a step,
+    int64 [samples, layers, experts] (piper_hpc.balance.balancer.counted_samples). With a `checkpoint_dir`, checkpoints
+    are written there.
     `resume_from` is a checkpoint, of any layout, to start from. configs: what was chosen where layout.all_to_all is
     auto. migration: when experts move, and what that is worth; None: they stay. stop_asked: whether this rank asks to
     end; all ranks then end after the same step, with a checkpoint. Returns the number of steps done by then.
@@ -54,9 +58,10 @@ def train(
     Rows of an attempt's first steps say `warmup`: their times are not representative. A row of a step that was skipped
     has why in `skipped`. Raises NonFiniteError on all ranks, and CheckpointError.
     """
-    balancer = None
+    balancer, counting = None, migration is not None or on_routed is not None
     if migration is not None:
-        balancer = migration.balancer(model, layout, workload, settings.steps)
+        begun = Sidecar.read(resume_from).rank_of_expert if resume_from is not None else ()
+        balancer = migration.balancer(model, layout, workload, settings.steps, begun)
     trainer = Trainer(
         model,
         layout,
@@ -66,7 +71,7 @@ def train(
         device=device,
         configs=configs,
         placements=None if balancer is None else balancer.placements,
-        counted=None if balancer is None else balancer.counted,
+        counted=counted_samples(layout.dp, layout.micro_batches(workload.global_batch)) if counting else None,
     )
     reached = checkpoint.Progress(step=0, samples=0) if resume_from is None else trainer.load(resume_from, model)
     saver = None
@@ -90,6 +95,8 @@ def train(
             failure = skipped
             break
         placements, decision = trainer.placements, None
+        if on_routed is not None:
+            on_routed(vote.routed.cpu().numpy())
         if balancer is not None and vote.finite:
             looked_s = time.monotonic()
             decision = balancer.after_step(step, vote.routed.cpu().numpy())
@@ -99,7 +106,7 @@ def train(
         records = trainer.record()
         if records is not None and on_step is not None:
             row = metrics.summarise(records, layout, tokens=workload.tokens, placements=placements)
-            if balancer is not None:
+            if balancer is not None and balancer.is_look(step):
                 row["routed"] = metrics.tokens_by_group(records, layout).sum(axis=0).tolist()
             if decision is not None:
                 row["migration"] = decision.document() | metrics.migrated(records) | {"planning_s": looked_s}

@@ -243,7 +243,13 @@ class Trainer:
             keep=self._settings.checkpoint_keep,
             group=self._groups.world,
             device=self._device,
+            rank_of_expert=self._rank_of_expert,
         )
+
+    def _rank_of_expert(self) -> list[tuple[int, ...]]:
+        """By layer; empty where no expert has moved."""
+        moved = any(placement.version for placement in self.placements)
+        return [placement.rank_of_expert for placement in self.placements] if moved else []
 
     @property
     def _offset_s(self) -> float:

@@ -20,9 +20,7 @@ SETTINGS = MigrationSettings("auto", every=4, threshold=1.1)
 
 def balancer(prices: MigrationPrices = PRICES, settings: MigrationSettings = SETTINGS, steps: int = 64) -> Balancer:
     linear = ExpertPlacement.linear(EXPERTS, EP)
-    return Balancer(
-        settings, prices, [linear] * LAYERS, [[0, 1], [2, 3]], counted=[(0, 0), (0, 1)], micro_batches=2, steps=steps
-    )
+    return Balancer(settings, prices, [linear] * LAYERS, [[0, 1], [2, 3]], micro_batches=2, steps=steps)
 
 
 def routed(workload: str, step: int) -> np.ndarray:

@@ -51,6 +51,7 @@ class _Flight:
     progress: Progress
     optimizer_steps: int
     written: Future[Written]
+    rank_of_expert: Sequence[Sequence[int]]
 
 
 class Saver:
@@ -71,8 +72,10 @@ class Saver:
         keep: int,
         group: dist.ProcessGroup | None,
         device: torch.device,
+        rank_of_expert: Callable[[], Sequence[Sequence[int]]] = tuple,
     ) -> None:
-        """saved: where training starts; group: all ranks, None for one alone; device: of its collectives."""
+        """saved: where training starts; group: all ranks, None for one alone; device: of its collectives;
+        rank_of_expert: what the sidecar has of where experts are."""
         self._folder = folder
         self._origin = origin
         self._store = store
@@ -82,6 +85,7 @@ class Saver:
         self._keep = keep
         self._group = group
         self._device = device
+        self._rank_of_expert = rank_of_expert
         self._rank = 0 if group is None else dist.get_rank(group)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._flight: _Flight | None = None
@@ -107,7 +111,7 @@ class Saver:
         path = self._on_first(lambda: new_folder(self._folder, reached.step))
         parts = [part.copied() for part in owned(self._store, self._optimizer)]
         written = self._thread.submit(write_file, path / file_name(self._rank), parts)
-        self._flight = _Flight(path, reached, self._optimizer.steps, written)
+        self._flight = _Flight(path, reached, self._optimizer.steps, written, self._rank_of_expert())
         self._saved = reached
 
     def close(self) -> None:
@@ -146,6 +150,7 @@ class Saver:
             origin=self._origin,
             tensors={name: shape for each in written for name, shape in each.shapes.items()},
             files=tuple(each.file for each in written),
+            rank_of_expert=flight.rank_of_expert,
         ).write(flight.path)
         self._thread.submit(self._prune, flight.path)
 
