@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,16 @@ from piper_hpc.submit.payload import run_as_rank
 if TYPE_CHECKING:
     import torch
 
+    from piper_hpc.tasks.context import Context
+
 
 def work(run_path: str) -> None:
     """Run the task of the run in `run_path` as the rank that the environment names, see `run_as_rank`."""
-    run_as_rank(RunFolder(run_path), _task)
+    run_as_rank(RunFolder(run_path), run_task)
 
 
-def _task(run: RunFolder, rank_env: RankEnvironment) -> None:
+def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context], None] | None = None) -> None:
+    """Set the rank up, and call `task`, or the one that the run's configuration names."""
     from piper_hpc.config import check_experiment
 
     configured = check_experiment(run.config())
@@ -60,7 +64,7 @@ def _task(run: RunFolder, rank_env: RankEnvironment) -> None:
         if context.is_first:
             run.write_manifest(run.manifest() | {"job": context.facts()})
             run.write_status(Status("running", rank_env.attempt))
-        TASKS[configured.task.name](context)
+        (TASKS[configured.task.name] if task is None else task)(context)
     # Only now nothing of this rank can fail any more.
     if context.is_first:
         run.write_status(replace(run.status(), state="completed"))

@@ -128,7 +128,7 @@ def dataset(context: Context) -> ByteDataset:
     )
 
 
-def _migration(context: Context, calibration: Calibration | None, layout: Layout) -> Migration | None:
+def migration_of(context: Context, calibration: Calibration | None, layout: Layout) -> Migration | None:
     """When experts move and what that is worth, the same on all ranks; None where they stay. Collective."""
     experiment = context.experiment
     asked = experiment.migration
@@ -211,7 +211,7 @@ def execute(
             device=context.device,
             data=dataset(context),
             configs=selected_configs(context, calibration, layout, resume_from),
-            migration=_migration(context, calibration, layout),
+            migration=migration_of(context, calibration, layout),
             checkpoint_dir=context.run.checkpoints if keep else None,
             resume_from=resume_from,
             stop_asked=stop_asked,
