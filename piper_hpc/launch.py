@@ -31,7 +31,7 @@ from piper_hpc.paths import data_folder
 from piper_hpc.planner import Plan
 from piper_hpc.planner import save as saved
 from piper_hpc.planner import trace as traced
-from piper_hpc.planning import better_layout, cluster_of, plan_of, schedule_of
+from piper_hpc.planning import balance_of, better_layout, cluster_of, plan_of, schedule_of
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
@@ -110,6 +110,10 @@ def _planned(experiment: Experiment, machine: Machine, console: Console, overrid
         show_plan(found, experiment, source, console)
         show.stale_calibration(stale_notes(experiment, machine, cluster_of(experiment, machine).calibration), console)
         document = found.document() | {"workload_source": source}
+        balance = balance_of(found, experiment, machine) if found.candidates else None
+        if balance is not None:
+            show.balance_price(balance, console)
+            document["balance"] = asdict(balance)
         if trace is not None:
             traced.write(found, experiment.model, cluster_of(experiment, machine), trace)
             console.print(f"wrote {trace}; open it at https://ui.perfetto.dev", highlight=False)

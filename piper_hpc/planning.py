@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from piper_hpc.balance.planners import evened
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.forecast import calibration_of
@@ -11,7 +12,7 @@ from piper_hpc.planner import Axes, Plan, plan
 from piper_hpc.planner.engines import engine_of
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.resource_model.predict import predict
-from piper_hpc.spec import AUTO, RECIPES, ClusterSpec, Layout, Recipe, SpecError
+from piper_hpc.spec import AUTO, EXECUTIONS, RECIPES, ClusterSpec, Layout, Recipe, Routing, SpecError
 from piper_hpc.spec.executor import missing_of_layout
 from piper_hpc.spec.rules import layout_problems
 from piper_hpc.spec.schedules import SCHEDULES
@@ -106,6 +107,43 @@ def schedule_of(experiment: Experiment, machine: Machine) -> ScheduleChoice:
     for one in ranked:
         step_time_s.setdefault(one.layout.schedule, one.step_time_s)
     return ScheduleChoice(ranked[0].layout, step_time_s, bool(fitting))
+
+
+@dataclass(frozen=True)
+class BalancePrice:
+    """What uneven routing costs a layout, and what experts that move would save of it.
+
+    skew: the busiest rank's load over the mean; evened_skew: once experts have moved (balance.planners.evened); with
+    seconds of a step at each. assumed: whether skew is ASSUMED_SKEW, as the routing that was given is even.
+    """
+
+    skew: float
+    step_time_s: float
+    evened_skew: float
+    evened_step_time_s: float
+    assumed: bool
+
+
+ASSUMED_SKEW = 2.0
+"""What imbalance is priced at where routing is taken to be even: real routers have 1.3 to 4 (arXiv 2606.04101)."""
+
+
+def balance_of(found: Plan, experiment: Experiment, machine: Machine) -> BalancePrice | None:
+    """Prices of imbalance for the best layout of a plan, with and without migration; None where no expert could move,
+    or none is chosen freely."""
+    best, model, workload = found.candidates[0], experiment.model, found.workload
+    layout, routing = best.layout, found.workload.routing
+    if layout.ep == 1 or model.experts in (0, layout.ep) or routing.mode != "dropless":
+        return None
+    assumed = float(routing.load(layout.ep)) <= 1
+    if assumed:
+        routing = Routing(imbalance=min(ASSUMED_SKEW, float(layout.ep)))
+    cluster, even = cluster_of(experiment, machine), evened(routing, model.experts, layout.ep)
+    uneven_s, even_s = (
+        predict(model, cluster, layout, replace(workload, routing=each), EXECUTIONS[found.executor]).step_time_s
+        for each in (routing, even)
+    )
+    return BalancePrice(float(routing.load(layout.ep)), uneven_s, float(even.load(layout.ep)), even_s, assumed)
 
 
 def _has_gemm_rate(cluster: ClusterSpec, recipe: Recipe) -> bool:

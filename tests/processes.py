@@ -45,7 +45,10 @@ class Pool:
                 if rank in results or not pipe.poll(0.01):
                     problem = None if process.is_alive() or rank in results else f"died with {process.exitcode}"
                 else:
-                    results[rank], problem = pipe.recv()
+                    try:
+                        results[rank], problem = pipe.recv()
+                    except EOFError:
+                        problem = "died"
                 if problem is None and time.monotonic() > deadline:
                     problem = "gave no result in time"
                 if problem is not None:

@@ -23,6 +23,10 @@ SAMPLES = 16
 """Micro-batches of a step that are counted at most, over all replicas: what rides on the step's one reduction."""
 LEAST_HELD = 0.5
 """Where a plan lost more of its gain than this leaves on the next window, loads do not last, and nothing moves."""
+MOST_REST = 7
+"""Windows without a look after looks in vain: 1, 3, 7, 7, ... Planning has its price too."""
+REMEMBERED = 4
+"""Looks at how plans held whose mean counts: loads that turn now and then look steady in between."""
 PLANNED_SAMPLES = 16
 """Of a window's micro-batches, evenly spread, those that a plan is made from: planning is to cost little itself."""
 
@@ -40,9 +44,10 @@ class Decision:
 
     imbalance, after, bound: of the worst layer's window, as it is, as planned, and the least that any placement without
     replicas can have; gain_s: seconds of a step that the plan saves on the window it was made from; held: share of such
-    a gain that the window before's plan kept on this window's counts, from 0 to 1; horizon_steps: steps of whole gain
-    that are worth as much as all steps to come, of which each window keeps `held` of the one before; moved: experts
-    that change their rank, over all layers; cost_s: to move them. Where nothing moves, of the plan that did not pay.
+    a gain that a window's plan kept on the next window's counts, from 0 to 1, the mean of the last looks;
+    horizon_steps: steps of whole gain that are worth as much as all steps to come, of which each window keeps `held` of
+    the one before; moved: experts that change their rank, over all layers; cost_s: to move them. Where nothing moves,
+    all is of the plan that did not pay; where past plans did not hold, of the window before's, on this window's counts.
     """
 
     imbalance: float
@@ -83,6 +88,8 @@ class Balancer:
         self._settings, self._prices, self._stages = settings, prices, stages
         self._seconds = LayerSeconds(prices)
         self._micro_batches, self._steps = micro_batches, steps
+        self._kept: deque[float] = deque(maxlen=REMEMBERED)
+        self._rest = self._resting = 0
         self._window: deque[npt.NDArray[np.int64]] = deque(maxlen=2 * settings.every)
 
     def is_look(self, step: int) -> bool:
@@ -98,36 +105,42 @@ class Balancer:
         every = self._settings.every
         if len(self._window) < 2 * every or not self.is_look(step):
             return None
+        if self._resting:
+            self._resting -= 1
+            return None
         before, now = (np.concatenate(list(self._window)[part]) for part in (slice(every), slice(every, None)))
         ranks = [np.array(placement.rank_of_expert) for placement in self.placements]
         found = [imbalance(now[:, layer], ranks[layer], self._prices.ep) for layer in range(len(ranks))]
         worst = int(np.argmax(found))
         if found[worst] < self._settings.threshold:
             return None
-        held = self._held(before, now, ranks)
-        horizon_steps = horizon(held, every, self._steps - step - 1) if held >= LEAST_HELD else 0.0
-        wanted = self._plan(now, ranks)
-        plan = [
-            new if self._pays(now, layer, ranks[layer], new, horizon_steps) else ranks[layer]
-            for layer, new in enumerate(wanted)
-        ]
+        told = self._plan(before, ranks)
+        held = self._held(before, now, ranks, told)
+        horizon_steps, plan = 0.0, ranks
+        if held >= LEAST_HELD:
+            horizon_steps, told = horizon(held, every, self._steps - step - 1), self._plan(now, ranks)
+            plan = [
+                new if self._pays(now, layer, ranks[layer], new, horizon_steps) else ranks[layer]
+                for layer, new in enumerate(told)
+            ]
         pays = _moved(ranks, plan) > 0 and self._gain_s(now, ranks, plan) * horizon_steps > self._cost_s(ranks, plan)
         if pays:
+            told = plan
             self.placements = tuple(
                 placement if (old == new).all() else placement.moved(new.tolist())
                 for placement, old, new in zip(self.placements, ranks, plan, strict=True)
             )
-        else:
-            plan = wanted  # what is told of
+        self._rest = 0 if pays else min(2 * self._rest + 1, MOST_REST)
+        self._resting = self._rest
         return Decision(
             imbalance=found[worst],
-            after=imbalance(now[:, worst], plan[worst], self._prices.ep),
+            after=imbalance(now[:, worst], told[worst], self._prices.ep),
             bound=least_imbalance(now[:, worst], self._prices.ep),
-            gain_s=self._gain_s(now, ranks, plan),
+            gain_s=self._gain_s(now, ranks, told),
             held=held,
             horizon_steps=horizon_steps,
-            moved=_moved(ranks, plan),
-            cost_s=self._cost_s(ranks, plan),
+            moved=_moved(ranks, told),
+            cost_s=self._cost_s(ranks, told),
             placements=self.placements if pays else None,
         )
 
@@ -162,11 +175,19 @@ class Balancer:
         )
         return (old - new) * self._micro_batches / len(counts)
 
-    def _held(self, before: npt.NDArray[np.int64], now: npt.NDArray[np.int64], ranks: Sequence[Ranks]) -> float:
-        """Of what a plan made of `before` gains there, the share that it gains on `now`, from 0 to 1."""
-        plan = self._plan(before, ranks)
+    def _held(
+        self,
+        before: npt.NDArray[np.int64],
+        now: npt.NDArray[np.int64],
+        ranks: Sequence[Ranks],
+        plan: Sequence[Ranks],
+    ) -> float:
+        """Of what `plan`, made of `before`, gains there, the share that it gains on `now`, from 0 to 1; the mean of
+        this look's and the last ones' that had something to gain, 0 where none had."""
         promised_s, kept_s = (self._gain_s(counts, ranks, plan) for counts in (before, now))
-        return min(1.0, max(0.0, kept_s / promised_s)) if promised_s > 0 else 0.0
+        if promised_s > 0:
+            self._kept.append(min(1.0, max(0.0, kept_s / promised_s)))
+        return sum(self._kept) / len(self._kept) if self._kept else 0.0
 
 
 def _moved(ranks: Sequence[Ranks], plan: Sequence[Ranks]) -> int:

@@ -8,11 +8,13 @@ near to the old placement as it can, and improves both that and the old placemen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from piper_hpc.balance.loads import Counts, LayerSeconds, Ranks, rank_rows
+from piper_hpc.spec.workload import Routing
 
 Planner = Callable[[Counts, Ranks, LayerSeconds], Ranks]
 """(counts [samples, experts], rank of each expert, seconds) -> rank of each expert, each rank with as many as before.
@@ -129,3 +131,19 @@ def _best_swap(counts: Counts, ranks: Ranks, seconds: LayerSeconds) -> Ranks | N
 
 PLANNERS: Mapping[str, Planner] = {"lpt": lpt, "swap": swap}
 """By the name in parallelism.migration; `auto` is the first."""
+
+
+def evened(routing: Routing, experts: int, ep: int) -> Routing:
+    """The routing as it is once experts have moved: its shares by expert, packed, as a histogram of adjacent experts.
+
+    Where it has no histogram, as if the busiest rank's share were spread evenly over that rank's experts, and the rest
+    over all others.
+    """
+    each = experts // ep
+    if routing.histogram:
+        shares = np.array(routing.histogram) / sum(routing.histogram)
+    else:
+        busiest = float(routing.load(ep)) / ep
+        shares = np.array([busiest / each] * each + [(1 - busiest) / max(1, experts - each)] * (experts - each))
+    ranks = packed(np.round(shares * 2**40).astype(np.int64)[None], ep)
+    return replace(routing, histogram=tuple(shares[np.argsort(ranks, kind="stable")].tolist()))

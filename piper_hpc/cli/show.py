@@ -12,7 +12,7 @@ from rich.table import Table
 
 from piper_hpc.cli.measured import fitted, summary
 from piper_hpc.config import Experiment
-from piper_hpc.planning import FasterLayout, ScheduleChoice
+from piper_hpc.planning import BalancePrice, FasterLayout, ScheduleChoice
 from piper_hpc.report import facts, load, nccl_tests, table
 from piper_hpc.report import write as report
 from piper_hpc.report.units import seconds
@@ -34,6 +34,17 @@ def preview(text: str, prediction: Prediction | None, experiment: Experiment, co
             f"predicted: {training_s:.4g} s for {experiment.train.steps} steps, from {source}", highlight=False
         )
         stale_calibration(prediction.notes, console)
+
+
+def balance_price(price: BalancePrice, console: Console) -> None:
+    """What uneven routing costs the best layout, with and without migration."""
+    where = f"busiest rank {price.skew:.2f} of the mean" + (", for example" if price.assumed else "")
+    console.print(
+        f"imbalance ({where}): {seconds(price.step_time_s)} a step; once experts have moved "
+        f"(parallelism.migration=auto; {price.evened_skew:.2f}): {seconds(price.evened_step_time_s)}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Console) -> dict[str, Any]:
