@@ -157,3 +157,16 @@ def test_no_failure_of_planning_hides_the_result(monkeypatch):
     console = Console(file=io.StringIO(), width=80)
     assert launch._better(layouts()[0], MACHINE, console, []) == {}
     assert console.file.getvalue() == "no other layout was planned: [no] such thing\n"
+
+
+def test_imbalance_is_priced_with_and_without_migration(measured):
+    one = asked("parallelism=single", "parallelism.micro_batch=2", "plan.axes.ep=[4]", "plan.axes.pp=[1]")
+    found = planning.plan_of(one, MACHINE, "piper")
+    price = planning.balance_of(found, one, MACHINE)
+    assert price.assumed and price.skew == planning.ASSUMED_SKEW
+    assert found.candidates[0].step_time_s <= price.evened_step_time_s * (1 + 1e-9) < price.step_time_s
+    skewed = asked(*("parallelism=single", "plan.axes.ep=[4]", "plan.axes.pp=[1]"), "train.routing.skew=3")
+    told = planning.balance_of(planning.plan_of(skewed, MACHINE, "piper"), skewed, MACHINE)
+    assert (told.assumed, told.skew) == (False, 3.0) and told.step_time_s > price.step_time_s
+    whole = asked("parallelism=single", "plan.axes.ep=[1]", "plan.axes.pp=[1]")
+    assert planning.balance_of(planning.plan_of(whole, MACHINE, "piper"), whole, MACHINE) is None

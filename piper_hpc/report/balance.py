@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from piper_hpc.report.load import Row, steady, typical
-from piper_hpc.report.units import count, percent, seconds, size
+from piper_hpc.report.units import percent, seconds, size
 
 COLUMNS = ("after step", "busiest rank", "planned", "least possible", "experts moved", "sent", "took", "gain a step")
 
@@ -26,7 +26,7 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         str(row["step"]),
         *(f"{told[name]:.2f}" for name in ("imbalance", "after", "bound")),
-        count(told["moved"]),
+        f"{told['moved']:,}",
         size(told["bytes"]),
         seconds(told["seconds"] + told["planning_s"]),
         seconds(told["gain_s"]),

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.balance.loads import LayerSeconds, imbalance, least_imbalance, rank_rows
-from piper_hpc.balance.planners import PLANNERS, improved, nearest, packed, swap
+from piper_hpc.balance.planners import PLANNERS, evened, improved, nearest, packed, swap
 from piper_hpc.spec.migration import LevelPrice, MigrationPrices
 from piper_hpc.spec.routing_workloads import global_draw
+from piper_hpc.spec.workload import Routing
 
 
 def seconds(ep: int, top_k: int = 1, levels: tuple[LevelPrice, ...] = ()) -> LayerSeconds:
@@ -133,3 +134,11 @@ def test_a_layer_without_a_token_is_even() -> None:
     assert imbalance(nothing, adjacent(4, 2), 2) == least_imbalance(nothing, 2) == 1.0
     for plan in PLANNERS.values():
         assert (plan(nothing, adjacent(4, 2), seconds(2)) == adjacent(4, 2)).all()
+
+
+def test_evened_shares_are_the_packed_ones_and_a_bare_skew_is_spread() -> None:
+    shares = tuple(np.array([8, 1, 1, 1, 1, 1, 1, 1, 1]) / 16)
+    even = evened(Routing(histogram=shares), 9, 3)
+    assert sorted(even.histogram) == sorted(shares)
+    assert float(even.load(3)) == pytest.approx(3 * 10 / 16) == pytest.approx(least_imbalance(np.array([shares]), 3))
+    assert float(evened(Routing(imbalance=3.0), 32, 4).load(4)) == pytest.approx(1.0)

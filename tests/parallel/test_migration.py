@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +142,6 @@ MORE = [
 def test_training_with_moving_experts_ends_bit_for_bit_as_without(
     algorithm: str, layout: Layout, dtype: str, domain: int, staging_bytes: int, corpus: Path
 ) -> None:
-    from dataclasses import replace
-
     layout = replace(layout, all_to_all=algorithm)
     stayed, moved = (
         run_ranks(layout.ranks, train, layout, corpus, dtype, domain, forced, staging_bytes) for forced in (False, True)
@@ -153,3 +151,14 @@ def test_training_with_moving_experts_ends_bit_for_bit_as_without(
     here, there = whole(stayed), whole(moved)
     assert here.keys() == there.keys()
     assert [key for key in here if not torch.equal(here[key], there[key])] == []
+
+
+@pytest.mark.processes
+def test_across_nodes_deduplicated_sums_differ_by_rounding_alone(corpus: Path) -> None:
+    """In another order: 1e-10 in float64."""
+    layout = Layout(ep=4, micro_batch=2, all_to_all="halo_dedup")
+    stayed, moved = (run_ranks(4, train, layout, corpus, "float64", 4, forced, 2**20) for forced in (False, True))
+    here, there = whole(stayed), whole(moved)
+    assert moved[0].moved > MODEL.experts and moved[0].losses == pytest.approx(stayed[0].losses, rel=1e-10)
+    errors = [float((here[key] - there[key]).norm() / here[key].norm()) for key in here if here[key].any()]
+    assert 0 < max(errors) < 1e-10
