@@ -313,9 +313,6 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         asked = replace(asked, schedule="1f1b", vpp=1, stage_layers=())
     problems = list(layout_problems(spec, asked, Workload(batch, config.train.sequence)))
     yield from problems or executor.missing_of_layout(asked)
-    if not problems and asked.recomputed.full and config.train.routing.workload is not None:
-        rule = "forced routing is given out by micro-batch, and whole layers that run again would ask for it twice"
-        yield Problem("train.routing.workload", config.train.routing.workload, rule, "train.routing.workload=null")
     yield from _migration(config)
 
 

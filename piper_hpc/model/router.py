@@ -20,7 +20,8 @@ class Router(nn.Module):
     `aux_scale` is the factor of one sequence's balancing loss in the loss of a step: coefficient over global sequences.
     The balancing loss is attached to the weights, so it needs no path of its own through the pipeline.
     `forced`, int64 [micro-batches of a step][batch * sequence, top_k], has experts that tokens go to whatever the gate
-    says, for measurements; weights stay the gate's. It cannot be had where whole layers run again.
+    says, for measurements; weights stay the gate's. Forwards come in the order of micro-batches, as do those that run
+    again, which no schedule has that splits the backward.
     Since `reset`, `routed` has the choices of each expert by micro-batch, int64 [experts] each, and `aux_loss` adds up.
     """
 
@@ -31,6 +32,7 @@ class Router(nn.Module):
         self.gate = nn.Linear(spec.hidden, spec.experts, bias=False, device=device, dtype=dtype)
         self.forced: Sequence[torch.Tensor] | None = None
         self.routed: list[torch.Tensor] = []
+        self._reruns = 0
         self.aux_loss = torch.zeros((), dtype=torch.float64, device=device)
 
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +43,9 @@ class Router(nn.Module):
         if self.forced is None:
             chosen, expert_ids = probabilities.topk(self.top_k, dim=-1)
         else:
-            expert_ids = self.forced[len(self.routed)].view(*probabilities.shape[:-1], self.top_k)
+            micro_batch = self._reruns if is_rerun() else len(self.routed)
+            self._reruns += is_rerun()
+            expert_ids = self.forced[micro_batch].view(*probabilities.shape[:-1], self.top_k)
             chosen = probabilities.gather(-1, expert_ids)
         weights = chosen / chosen.sum(-1, keepdim=True) if self.top_k > 1 else chosen
         counts = count_choices(expert_ids, probabilities.shape[-1])
@@ -55,6 +59,7 @@ class Router(nn.Module):
     def reset(self) -> None:
         """Begin a new step's sums."""
         self.routed.clear()
+        self._reruns = 0
         self.aux_loss.zero_()
 
 

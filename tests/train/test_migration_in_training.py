@@ -140,3 +140,16 @@ def test_rotating_and_even_loads_move_nothing(corpus: Path) -> None:
 
 def every_four(corpus: Path, routing: str | None) -> list[dict[str, Any]]:
     return run(corpus, routing, MigrationPrices(4, 4, 1e-6, 1e-3), every=4)
+
+
+@pytest.mark.processes
+def test_forced_routing_is_the_same_where_layers_run_again(corpus: Path) -> None:
+    """Whole layers ask for their routing twice, and several micro-batches are under way at once."""
+    layouts = [Layout(pp=2, ep=2, micro_batch=2, recompute=recompute) for recompute in ("none", "full")]
+    kept, again = (run_ranks(4, with_layout, corpus, layout)[0] for layout in layouts)
+    for name in ("loss", "grad_norm", "expert_load"):
+        assert [row[name] for row in kept] == [row[name] for row in again], name
+
+
+def with_layout(corpus: Path, layout: Layout) -> list[dict[str, Any]]:
+    return run(corpus, "W2", None, layout=layout)
