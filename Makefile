@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: run test test-all quick lint types bench-a2a testbed-packages clean FORCE
+.PHONY: run test test-all quick lint types bench-a2a validate-testbed testbed-packages clean FORCE
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m piper_hpc.launch $(ARGS)
@@ -13,7 +13,7 @@ run: $(VENV)/run.stamp
 # Tests beside each other, in units and turns of tests/conftest.py. One test under a debugger: ARGS="-n0 --pdb tests/..."
 BESIDE = --dist loadgroup --no-loadscope-reorder
 
-# Every test, of large matrices a covering part: 26 minutes on two cores; the aim is 22.
+# Every test, of large matrices a covering part: 24 to 31 minutes on two cores; the aim is 22.
 test: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m pytest -n auto $(BESIDE) $(ARGS)
 
@@ -37,6 +37,10 @@ types: $(VENV)/test.stamp
 # Every all-to-all against flat and MPI on the testbed's shaped links: under twenty minutes, as root, on a quiet machine.
 bench-a2a: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m piper_hpc.studies.all_to_all $(ARGS)
+
+# Our own runs on the testbed, predicted, trained and held against the bars: under forty minutes, as root, quiet machine.
+validate-testbed: $(VENV)/test.stamp testbed-packages
+	$(BIN)/python -m piper_hpc.studies.own_runs $(ARGS)
 
 # Debian's Slurm, munge, slurmdbd and MariaDB for the tests on a real Slurm. Without root they are skipped, with the reason.
 testbed-packages:

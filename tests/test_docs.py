@@ -28,6 +28,11 @@ ELSEWHERE = {
     "make run": (".ci/run", "make run"),
     "make test": (".ci/run", "make test"),
     "make quick": ("Makefile", "quick:"),
+    "make validate-testbed": ("tests/slurm/test_runs.py", "piper_hpc.studies.own_runs"),
+    "python -m piper_hpc.studies.own_runs --show RUN": ("tests/studies/test_own_runs_study.py", "--show"),
+    "python -m piper_hpc.studies.migration": ("tests/studies/test_migration_study.py", "main([])"),
+    f"{LAUNCH} train=smoke parallelism.pp=1 parallelism.ep=4 parallelism.migration=auto "
+    "parallelism.migration_every=2": ("tests/studies/test_migration_study.py", "parallelism.migration_every=2"),
     "make bench-a2a": ("tests/slurm/test_all_to_all_bench.py", "piper_hpc.studies"),
     "source .venv/bin/activate": ("Makefile", "VENV ?= .venv"),
     LAUNCH: (".ci/run", "make run"),

@@ -28,17 +28,19 @@ def make_dispatcher(
     mine = groups.place.rank
     own = tuple(rank_map.expert_group(mine))
     dispatcher: GroupDispatcher = FlatDispatcher(groups.expert)
+    factories = []
     # Every rank makes the groups of every expert group, in one order.
     for ranks in expert_groups(rank_map):
         config = _config(rank_map.layout.all_to_all, ranks, configs)
         if config.algorithm == FLAT.name or len(ranks) == 1:
             continue
         factory = DispatcherFactory(Places.of(rank_map, ranks), ranks, timeout)
+        factories.append(factory)
         if mine in ranks:
             dispatcher = factory.dispatcher(config.algorithm, chunks=config.chunks or CHUNKS)
         else:
             factory.join(config.algorithm)
-    return ByteCountingDispatcher(dispatcher, Places.of(rank_map, own), own.index(mine))
+    return ByteCountingDispatcher(dispatcher, Places.of(rank_map, own), own.index(mine), factories)
 
 
 def expert_groups(rank_map: RankMap) -> list[tuple[int, ...]]:

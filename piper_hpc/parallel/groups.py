@@ -27,6 +27,15 @@ class Groups:
     pipeline: dist.ProcessGroup | None
     world: dist.ProcessGroup | None
 
+    def close(self) -> None:
+        """Destroy the groups that `make_groups` made; nothing may be under way in them, and nothing uses them after."""
+        made = {
+            id(group): group for group in (self.expert, self.replica, self.stage, self.pipeline) if group is not None
+        }
+        for group in made.values():
+            if group is not self.world:
+                dist.destroy_process_group(group)
+
 
 def make_groups(rank_map: RankMap, timeout: timedelta) -> Groups:
     """Create every group of the layout; collective over the default group, which must be as large as the layout.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from piper_hpc.comm.factory import GroupDispatcher
+from piper_hpc.comm.factory import DispatcherFactory, GroupDispatcher
 from piper_hpc.comm.hierarchy import Places
 from piper_hpc.comm.volume import volume
 from piper_hpc.model.recompute import is_rerun
@@ -29,10 +30,14 @@ class SentBytes:
 
 
 class ByteCountingDispatcher:
-    """A dispatcher that counts what every dispatch sends. places: of the expert group; rank: its index in the group."""
+    """A dispatcher that counts what every dispatch sends. places: of the expert group; rank: its index in the group;
+    factories: what made groups for it, and for the expert groups of others."""
 
-    def __init__(self, dispatcher: GroupDispatcher, places: Places, rank: int) -> None:
+    def __init__(
+        self, dispatcher: GroupDispatcher, places: Places, rank: int, factories: Sequence[DispatcherFactory] = ()
+    ) -> None:
         self.dispatcher = dispatcher
+        self._factories = factories
         self._places, self._rank = places, rank
         self._sent = SentBytes()
 
@@ -59,6 +64,11 @@ class ByteCountingDispatcher:
     def combine(self, rows: torch.Tensor, handle: Any) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         return self.dispatcher.combine(rows, handle)
+
+    def close(self) -> None:
+        """Destroy its groups; no all-to-all may be under way in them, and it is not used after."""
+        for factory in self._factories:
+            factory.close()
 
     def pop_sent_bytes(self) -> SentBytes:
         """Bytes sent by the dispatches of this rank since the last call; the counters start again from zero.

@@ -111,14 +111,18 @@ def settings_of(experiment: Experiment, calibration: Calibration | None, steps: 
     )
 
 
+def corpus_of(context: Context) -> Path:
+    """The bytes to learn, as a file that every rank reads, the same on all. Collective."""
+    chosen, here = context.experiment.data, context.rank_env
+    files = standard_library_files() if chosen.path is None else find_files(chosen.path)
+    return prepare_on_all_ranks(files, Path(chosen.cache), here.node, first_on_node=here.local_rank == 0).path
+
+
 def dataset(context: Context) -> ByteDataset:
     """The bytes to learn, the same on all ranks, and which samples of a step this rank takes. Collective."""
-    chosen, workload, layout = context.experiment.data, context.experiment.workload, layout_of(context)
-    files = standard_library_files() if chosen.path is None else find_files(chosen.path)
-    here = context.rank_env
-    corpus = prepare_on_all_ranks(files, Path(chosen.cache), here.node, first_on_node=here.local_rank == 0)
+    workload, layout, here = context.experiment.workload, layout_of(context), context.rank_env
     return ByteDataset(
-        corpus.path,
+        corpus_of(context),
         sequence=workload.sequence,
         global_batch=workload.global_batch,
         dense_dp=layout.dense_dp,

@@ -246,6 +246,13 @@ class Trainer:
             rank_of_expert=self._rank_of_expert,
         )
 
+    def close(self) -> None:
+        """Destroy the groups of this training, so that another can follow in the same processes. Collective."""
+        if self._groups.world is not None:
+            dist.barrier()
+        self.dispatcher.close()
+        self._groups.close()
+
     def _rank_of_expert(self) -> list[tuple[int, ...]]:
         """By layer; empty where no expert has moved."""
         moved = any(placement.version for placement in self.placements)

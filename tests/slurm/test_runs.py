@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from piper_hpc.jobs import describe
-from piper_hpc.runs import RunFolder, find
+from piper_hpc.runs import RunFolder, Status, find
 from piper_hpc.spec import TERMS
+from piper_hpc.studies.own_runs.__main__ import main as own_runs
 from piper_hpc.testbed.state import Testbed, counters
 from tests.full import full
 from tests.live import SECONDS_TO_END, SECONDS_TO_START, processes_of, rank_process, start, training, until
@@ -164,3 +165,20 @@ def test_a_partition_that_does_not_exist_is_refused(testbed, tmp_path):
     assert launcher.returncode == 2
     assert "nosuch" in errors and "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.untimed
+def test_our_own_runs_are_predicted_and_judged(trained, folder, capsys, monkeypatch):
+    """The short form of `make validate-testbed`: two points, once, on the calibration that is there."""
+    monkeypatch.chdir(folder)
+    ended = own_runs(["--only", "narrow pp2 halo_dedup", "--only", "wide pp1 ep8 skewed", "--repeats", "1"])
+    out, err = capsys.readouterr()
+    assert ended in (0, 1), err
+    points = [line for line in out.splitlines() if line.startswith(("narrow", "wide"))]
+    assert len(points) == 2 and all(" s " in line and "%" in line for line in points)
+    assert "Kendall's tau" in out and "peak memory" in out
+    run = find(folder / "runs")[-1]
+    run.write_status(Status("failed", failure_class="killed", reason="as if it had been"))
+    assert own_runs(["--resume", str(run.path)]) == ended
+    rows = [row for row in run.measurements() if row["operator"] == "own_runs/measured"]
+    assert len(rows) == 2, "what was measured is not measured again"

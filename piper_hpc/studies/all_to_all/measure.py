@@ -17,13 +17,13 @@ from piper_hpc.runs.manifest import provenance
 from piper_hpc.runs.status import Status
 from piper_hpc.studies.all_to_all.rank import Part, Task, work
 from piper_hpc.studies.all_to_all.stages import Stage
+from piper_hpc.studies.testbed import TestbedError, brought_up
 from piper_hpc.submit.executors import submit
 from piper_hpc.submit.outcome import cancel, observe
 from piper_hpc.testbed import state
 from piper_hpc.testbed.network import congestion_control
 from piper_hpc.testbed.options import flag
 
-TESTBED = (sys.executable, "-m", "piper_hpc.testbed")
 MPI = {"SLURM_MPI_TYPE": "pmi2", "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
 """Without the latter two MPICH goes through shared memory: it takes the nodes, which share a host's name, for one."""
 
@@ -73,16 +73,12 @@ def measure(run: RunFolder, stages: Sequence[Stage]) -> None:
 @contextmanager
 def machine(stage: Stage) -> Iterator[None]:
     """The stage's testbed, up for the length of a `with`. Raises BenchError where it cannot be."""
-    if not subprocess.run([*TESTBED, "status"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
-        raise BenchError("a testbed is up already: python -m piper_hpc.testbed down")
     flags = [word for key, value in stage.options.items() for word in (flag(key), f"{value:g}")]
     try:
-        answer = subprocess.run([*TESTBED, "up", *flags, "--json"], stdout=subprocess.DEVNULL, check=False)
-        if answer.returncode:
-            raise BenchError(f"the testbed of {stage.name} did not come up (see above)")
-        yield
-    finally:  # also where it was interrupted half way up
-        subprocess.run([*TESTBED, "down"], stdout=subprocess.DEVNULL, check=False)
+        with brought_up(flags):
+            yield
+    except TestbedError as error:
+        raise BenchError(f"{stage.name}: {error}") from error
 
 
 def run_stage(run: RunFolder, stage: Stage) -> None:

@@ -10,9 +10,7 @@ Exit codes: 0 done and no bar missed, 1 a bar missed, 2 a mistake in what was as
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 import yaml
@@ -22,8 +20,9 @@ from piper_hpc.config.model import model_spec
 from piper_hpc.config.schema import ModelConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.report.load import UsageError, open_run
-from piper_hpc.runs import RunFolder
 from piper_hpc.spec import ModelSpec
+from piper_hpc.studies.jobs import finished, prepared
+from piper_hpc.studies.migration.paired import work
 from piper_hpc.studies.migration.replay import Loads, made, prices, replay
 from piper_hpc.studies.migration.show import Measured, measured, measured_table, replay_table
 
@@ -31,7 +30,6 @@ LOADS = ("W1", "W2", "W6", "W7")
 ROUTER = "router"
 """The run's own."""
 MET, MISSED, NO_ANSWER = 0, 1, 2
-POLL_S = 1.0
 MEASURED = (
     *("train=minute", "train.steps=48", "parallelism.pp=1", "parallelism.ep=4", "model.experts=32"),
     *("parallelism.migration=auto", "parallelism.migration_every=4"),
@@ -94,39 +92,15 @@ def _measure(loads: Sequence[str], overrides: Sequence[str]) -> int:
     found: list[Measured] = []
     for load in loads:
         routing = [] if load == ROUTER else [f"train.routing.workload={load}"]
-        run = _run([*MEASURED, *routing, *overrides])
-        if run is None:
+        run = prepared([*MEASURED, *routing, *overrides])
+        status = finished(run, work)
+        if status.state != "completed":
+            print(f"error: {run.path} {status.state}: {status.reason}", file=sys.stderr)
             return NO_ANSWER
         found.append(measured(load, run.measurements()))
         print(f"{load}: {run.path}", file=sys.stderr)
     _console().print(measured_table(found))
     return MISSED if any(each.missed for each in found) else MET
-
-
-def _run(words: Sequence[str]) -> RunFolder | None:
-    """One paired run, once it has ended; None, with its reason on stderr, where it failed."""
-    from piper_hpc.config import check_experiment
-    from piper_hpc.studies.migration.paired import work
-    from piper_hpc.submit.executors import submit
-    from piper_hpc.submit.outcome import cancel, observe
-
-    prepare = [sys.executable, "-m", "piper_hpc.launch", "submit=false", *words]
-    prepared = subprocess.run(prepare, stdout=subprocess.PIPE, text=True, check=False)
-    if prepared.returncode:
-        return None
-    run = RunFolder(prepared.stdout.split()[-1])
-    environment = run.manifest()["machine"]["environment"]
-    submit(work, run, check_experiment(run.config()).cluster, environment=environment, wait=True, placement={})
-    try:
-        while not (status := observe(run)).ended:
-            time.sleep(POLL_S)
-    except KeyboardInterrupt:
-        cancel(run)
-        raise
-    if status.state != "completed":
-        print(f"error: {run.path} {status.state}: {status.reason}", file=sys.stderr)
-        return None
-    return run
 
 
 def _console() -> Console:

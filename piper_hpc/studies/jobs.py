@@ -1,0 +1,46 @@
+"""Jobs of studies that train: a run's folder as the launcher prepares it, with work of the study's own on its ranks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from piper_hpc.config import check_experiment
+from piper_hpc.report.load import UsageError
+from piper_hpc.runs import RunFolder, Status
+from piper_hpc.submit.executors import submit
+from piper_hpc.submit.outcome import cancel, observe
+
+POLL_S = 1.0
+
+
+def prepared(words: Sequence[str]) -> RunFolder:
+    """A checked and predicted run that nothing was submitted of; words: of its configuration, as the launcher takes
+    them. Raises UsageError where the launcher refuses it, which has said why on stderr."""
+    command = [sys.executable, "-m", "piper_hpc.launch", "submit=false", *words]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if answer.returncode:
+        raise UsageError(f"the launcher refuses {' '.join(words)} (see above)")
+    return RunFolder(Path(answer.stdout.split()[-1]))
+
+
+def finished(run: RunFolder, work: Callable[[str], None]) -> Status:
+    """How the run ended whose ranks call `work` with its path; an interrupt cancels it.
+
+    The ranks of a run that was at work before add to it; how it ended then is forgotten.
+    """
+    for failure in run.logs.glob("attempt-*/*.failure.json"):
+        failure.unlink()
+    run.write_status(Status("pending"))
+    environment = run.manifest()["machine"]["environment"]
+    submit(work, run, check_experiment(run.config()).cluster, environment=environment, wait=True, placement={})
+    try:
+        while not (status := observe(run)).ended:
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        cancel(run)
+        raise
+    return status

@@ -1,0 +1,101 @@
+"""Our own runs on the testbed (needs root), as `make validate-testbed`: calibrate, predict, train, and judge.
+
+    python -m piper_hpc.studies.own_runs
+    python -m piper_hpc.studies.own_runs --resume RUN      what an interrupted one has not measured yet
+    python -m piper_hpc.studies.own_runs --show RUN
+
+Exit codes: 0 all bars met, 1 a bar missed, 2 not all could be measured, or a run without these rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from piper_hpc.report.load import UsageError, open_run
+from piper_hpc.runs import RunFolder
+from piper_hpc.studies.jobs import finished, prepared
+from piper_hpc.studies.own_runs.judge import bars, results
+from piper_hpc.studies.own_runs.points import POINTS, Asked
+from piper_hpc.studies.own_runs.show import BAR_COLUMNS, COLUMNS, bar_cells, cells, markdown, table
+from piper_hpc.studies.testbed import TestbedError, brought_up
+
+MET, MISSED, NO_ANSWER = 0, 1, 2
+RUN = (
+    *("cluster=testbed", "cluster.time_min=60", "parallelism=pp2_ep4", "train.routing.workload=W0"),
+    "task.budget_s=120",  # whole curves of the slowest exchanges: short ones of eight ranks say nothing of long ones
+)
+"""Of the configuration of the run: the points have models, layouts and batches of their own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m piper_hpc.studies.own_runs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--show", metavar="RUN", help="judge a run that was measured before: its folder, or its id")
+    parser.add_argument("--resume", metavar="RUN", help="measure what is missing of a run")
+    parser.add_argument(
+        "--only", metavar="WORDS", action="append", help="points that have these words, e.g. 'narrow pp2'"
+    )
+    parser.add_argument("--repeats", type=int, default=Asked.repeats, help=f"of each point (default {Asked.repeats})")
+    parser.add_argument("overrides", nargs="*", help="of the run's configuration, as the launcher takes them")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.show is not None:
+            return show(open_run(chosen.show))
+        with brought_up():
+            from piper_hpc.studies.own_runs.resident import work
+
+            run = (
+                open_run(chosen.resume)
+                if chosen.resume is not None
+                else _new(chosen.only, chosen.repeats, chosen.overrides)
+            )
+            print(f"run {run.path}", flush=True)
+            status = finished(run, work)
+        judged = show(run)
+    except (UsageError, TestbedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return NO_ANSWER
+    if status.state != "completed":
+        print(f"error: not all was measured: {status.state}: {status.reason}; go on with --resume {run.path}",
+              file=sys.stderr)  # fmt: skip
+        return NO_ANSWER
+    return judged
+
+
+def _new(only: Sequence[str] | None, repeats: int, overrides: Sequence[str]) -> RunFolder:
+    """A run that has been told what to measure. Raises UsageError where that is nothing."""
+    names = tuple(
+        point.name
+        for point in POINTS
+        if not only or any(set(words.split()) <= set(point.name.split()) for words in only)
+    )
+    if not names or repeats < 1:
+        works = "--only 'narrow pp2' --repeats 1"
+        raise UsageError(f"--only {only} --repeats {repeats}: must leave a point, and one repeat of it, as {works}")
+    run = prepared([*RUN, *overrides])
+    Asked(names, repeats).write(run.path)
+    return run
+
+
+def show(run: RunFolder) -> int:
+    """Judge what a run measured, write its report, and print both. Raises UsageError for a run without the rows."""
+    found = results(run.measurements())
+    if not found:
+        raise UsageError(f"RUN={run.path}: has no point of the study; make one with: make validate-testbed")
+    judged = bars(found)
+    run.write_report("report.md", markdown(found, judged))
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table(COLUMNS, [*map(cells, found)]), "", table(BAR_COLUMNS, [*map(bar_cells, judged)]))
+    return MISSED if any(bar.met is False for bar in judged) else MET
+
+
+if __name__ == "__main__":
+    sys.exit(main())
