@@ -7,13 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.hugging_face import from_hf
 from piper_hpc.config.schema import ModelConfig
+from piper_hpc.paths import data_folder
 from piper_hpc.spec import ModelSpec
 
 FACTS = tuple(fact.name for fact in dataclasses.fields(ModelSpec))
 REQUIRED = tuple(fact.name for fact in dataclasses.fields(ModelSpec) if fact.default is dataclasses.MISSING)
+
+
+def preset(name: str) -> ModelSpec:
+    """The model of `conf/model/NAME.yaml`. Raises FileNotFoundError where there is none."""
+    text = (data_folder("conf") / "model" / f"{name}.yaml").read_text(encoding="utf-8")
+    return model_spec(ModelConfig(**yaml.safe_load(text)))
 
 
 def model_spec(config: ModelConfig) -> ModelSpec:

@@ -14,12 +14,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import yaml
-
 from piper_hpc.cluster import accelerator, preset
-from piper_hpc.config.model import model_spec
-from piper_hpc.config.schema import ModelConfig
-from piper_hpc.paths import data_folder
+from piper_hpc.config.model import preset as model_preset
 from piper_hpc.planner.axes import Axes
 from piper_hpc.planner.engines import Megatron
 from piper_hpc.planner.search import plan
@@ -59,11 +55,6 @@ def measure(model: ModelSpec, cluster: ClusterSpec, workload: Workload, repeats:
     return SearchTiming(axes.size, result.searched, result.feasible, min(search_s), min(core_s))
 
 
-def _preset(name: str) -> ModelSpec:
-    path = data_folder("conf") / "model" / f"{name}.yaml"
-    return model_spec(ModelConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m piper_hpc.planner.benchmark", description=__doc__)
@@ -86,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     cluster = preset.cluster(options.cluster, options.ranks, device)
     workload = Workload(options.global_batch, options.sequence, RECIPES[options.recipe])
-    model = _preset(options.model)
+    model = model_preset(options.model)
     measured = measure(model, cluster, workload, options.repeats)
     plan_s = plan(model, cluster, workload, executor="megatron").seconds
     if options.json:

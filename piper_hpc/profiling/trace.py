@@ -30,9 +30,14 @@ def trace_events(spans: Mapping[RankPlace, Sequence[Span]]) -> list[dict[str, An
 
 
 def write_trace(path: Path, spans: Mapping[RankPlace, Sequence[Span]]) -> None:
-    """Write `trace_events` as one JSON document; it appears under its name only when it is whole."""
+    """Write `trace_events` as one JSON document, see `write_document`."""
+    write_document(path, {"displayTimeUnit": "ms", "traceEvents": trace_events(spans)})
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a trace; it appears under its name only when it is whole."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({"displayTimeUnit": "ms", "traceEvents": trace_events(spans)}))
+    partial.write_text(json.dumps(document), encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -155,7 +155,9 @@ class RunFolder:
 
     def write_routed(self, counts: np.ndarray) -> None:
         """Choices of each expert in the counted micro-batches of every step, int [steps, samples, layers, experts]."""
-        np.savez_compressed(self.path / "routed.npz", counts=counts.astype(np.int32))
+        draft = self.path / ".routed.npz"  # savez adds the ending to any other
+        np.savez_compressed(draft, counts=counts.astype(np.int32))
+        os.replace(draft, self.path / "routed.npz")
 
     def routed(self) -> np.ndarray | None:
         """What `write_routed` wrote, None where the run kept none (train.routing.record)."""

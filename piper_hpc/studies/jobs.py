@@ -14,7 +14,8 @@ from piper_hpc.runs import RunFolder, Status
 from piper_hpc.submit.executors import submit
 from piper_hpc.submit.outcome import cancel, observe
 
-POLL_S = 1.0
+POLL_S = 2.0
+"""How often the scheduler is asked for the job: seldom, as each time costs the machine that is measured."""
 
 
 def prepared(words: Sequence[str]) -> RunFolder:
@@ -37,6 +38,11 @@ def finished(run: RunFolder, work: Callable[[str], None]) -> Status:
     run.write_status(Status("pending"))
     environment = run.manifest()["machine"]["environment"]
     submit(work, run, check_experiment(run.config()).cluster, environment=environment, wait=True, placement={})
+    return ended(run)
+
+
+def ended(run: RunFolder) -> Status:
+    """How a job of the run ended, once it has; an interrupt cancels it."""
     try:
         while not (status := observe(run)).ended:
             time.sleep(POLL_S)

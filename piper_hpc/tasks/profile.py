@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
 
 from piper_hpc.profiling.spans import Span
-from piper_hpc.profiling.trace import write_trace
+from piper_hpc.profiling.trace import write_document, write_trace
 from piper_hpc.resource_model.predict import timeline
 from piper_hpc.spec import Calibration, RankPlace
 from piper_hpc.tasks import train
@@ -51,4 +50,4 @@ def _write_timeline(
         timeline(experiment.model, cluster, layout, experiment.workload),
         {place: of_rank[typical] for place, of_rank in zip(places, steps, strict=True)},
     )
-    (context.run.path / "timeline.json").write_text(json.dumps(document), encoding="utf-8")
+    write_document(context.run.path / "timeline.json", document)

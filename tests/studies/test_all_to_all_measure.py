@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from piper_hpc.runs import RunFolder, Status
+from piper_hpc.studies import jobs
 from piper_hpc.studies.all_to_all import measure
 from piper_hpc.studies.all_to_all.measure import BenchError
 from piper_hpc.studies.all_to_all.stages import Stage, smoke, stages
@@ -63,9 +64,9 @@ def test_an_interrupt_cancels_the_job_and_takes_the_testbed_down(
     def interrupted(job: RunFolder) -> Status:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "observe", interrupted)
-    monkeypatch.setattr(measure, "cancel", lambda job: cancelled.append((job.path, list(up_and_down))))
-    monkeypatch.setattr(measure, "run_stage", lambda run, stage: measure._ended(run))
+    monkeypatch.setattr(jobs, "observe", interrupted)
+    monkeypatch.setattr(jobs, "cancel", lambda job: cancelled.append((job.path, list(up_and_down))))
+    monkeypatch.setattr(measure, "run_stage", lambda run, stage: jobs.ended(run))
     with pytest.raises(KeyboardInterrupt):
         measure.measure(run, [*smoke(), *stages()])
     assert cancelled == [(run.path, ["2x2 up"])], "once, while its machine was up"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +16,9 @@ from piper_hpc.runs.manifest import provenance
 from piper_hpc.runs.status import Status
 from piper_hpc.studies.all_to_all.rank import Part, Task, work
 from piper_hpc.studies.all_to_all.stages import Stage
+from piper_hpc.studies.jobs import ended
 from piper_hpc.studies.testbed import TestbedError, brought_up
 from piper_hpc.submit.executors import submit
-from piper_hpc.submit.outcome import cancel, observe
 from piper_hpc.testbed import state
 from piper_hpc.testbed.network import congestion_control
 from piper_hpc.testbed.options import flag
@@ -29,9 +28,6 @@ MPI = {"SLURM_MPI_TYPE": "pmi2", "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0
 
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 """Else torch tells of every address without a name."""
-
-POLL_S = 2.0
-"""How often Slurm is asked for the job: seldom, as each time costs the machine that is measured."""
 
 
 class BenchError(RuntimeError):
@@ -60,8 +56,8 @@ def measure(run: RunFolder, stages: Sequence[Stage]) -> None:
                 failed.append(error)
     except BaseException as error:
         cancelled = isinstance(error, KeyboardInterrupt)
-        ended, failure = ("cancelled", None) if cancelled else ("failed", "error")
-        run.write_status(Status(ended, failure_class=failure, reason=str(error) or type(error).__name__))
+        became, failure = ("cancelled", None) if cancelled else ("failed", "error")
+        run.write_status(Status(became, failure_class=failure, reason=str(error) or type(error).__name__))
         raise
     if failed:
         reasons = "; ".join(map(str, failed))
@@ -99,7 +95,7 @@ def run_stage(run: RunFolder, stage: Stage) -> None:
         submit(work, job, _cluster(stage, mpi), environment=testbed.environment, wait=True, placement={})
     except ConfigError as error:
         raise BenchError(f"{stage.name}: {error}", "config") from error
-    status = _ended(job)
+    status = ended(job)
     if status.state != "completed":
         why = " ".join(word for word in (status.state, status.failure_class, status.reason) if word)
         raise BenchError(
@@ -116,17 +112,6 @@ def _cluster(stage: Stage, mpi: bool) -> ClusterConfig:
         time_min=15 + int(2 * sum(part.budget_s for part in stage.parts) / 60),
         environment=QUIET | (MPI if mpi else {}),
     )
-
-
-def _ended(job: RunFolder) -> Status:
-    """How the job ended, once it has."""
-    try:
-        while not (status := observe(job)).ended:
-            time.sleep(POLL_S)
-    except KeyboardInterrupt:
-        cancel(job)
-        raise
-    return status
 
 
 def _mpi_loads() -> bool:

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import yaml
 from rich.console import Console
 
 from piper_hpc.config.model import model_spec
+from piper_hpc.config.model import preset as model_preset
 from piper_hpc.config.schema import ModelConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.report.load import UsageError, open_run
-from piper_hpc.spec import ModelSpec
 from piper_hpc.studies.jobs import finished, prepared
 from piper_hpc.studies.migration.paired import work
 from piper_hpc.studies.migration.replay import Loads, made, prices, replay
 from piper_hpc.studies.migration.show import Measured, measured, measured_table, replay_table
 
+Made = TypeVar("Made")
 LOADS = ("W1", "W2", "W6", "W7")
 ROUTER = "router"
 """The run's own."""
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _replay(name: str, ep: int, site: str, recorded: str | None) -> int:
-    model, loads = _preset(name), None
+    model, loads = _known("model", name, model_preset), None
     if recorded is not None:
         run = open_run(recorded)
         loads = run.routed()
@@ -73,7 +74,7 @@ def _replay(name: str, ep: int, site: str, recorded: str | None) -> int:
         model, ep = model_spec(ModelConfig(**config["model"])), config["parallelism"]["ep"]
     if ep < 2 or model.experts % ep:
         raise UsageError(f"--ep {ep}: must divide the {model.experts} experts of {name}, and be above 1, as --ep 8 is")
-    given = prices(site, model, ep)
+    given = _known("cluster", site, lambda known: prices(known, model, ep))
     by_load: dict[str, Loads] = {load: made(load, model, ep) for load in LOADS} if loads is None else {ROUTER: loads}
     found = [each for load, counts in by_load.items() for each in replay(load, counts, model, given)]
     title = f"{model.name}, {model.experts} experts on {ep} ranks, prices of {site}: busiest rank over the mean"
@@ -81,11 +82,12 @@ def _replay(name: str, ep: int, site: str, recorded: str | None) -> int:
     return MET
 
 
-def _preset(name: str) -> ModelSpec:
-    path = data_folder("conf") / "model" / f"{name}.yaml"
-    if not path.exists():
-        raise UsageError(f"--model {name}: must be a preset of conf/model, for example --model olmoe")
-    return model_spec(ModelConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))))
+def _known(group: str, name: str, read: Callable[[str], Made]) -> Made:
+    """What `read` makes of the option `name` of conf/GROUP. Raises UsageError where there is none."""
+    options = sorted(path.stem for path in (data_folder("conf") / group).glob("*.yaml"))
+    if name not in options:
+        raise UsageError(f"{name}: conf/{group} has no such option; use one of {', '.join(options)}")
+    return read(name)
 
 
 def _measure(loads: Sequence[str], overrides: Sequence[str]) -> int:

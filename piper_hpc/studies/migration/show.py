@@ -25,11 +25,11 @@ EVEN = 1.10
 class Measured:
     """Training with and without migration under one load.
 
-    speed: seconds of all steps without, over those with it, planning and moves included, first steps left out; low and
-    high: the same over the first and the second half of the steps; settled: median ratio of the steps after the first
-    move. Loads are the busiest rank's over the mean, of the worst layer's mean step: without, with after the first
-    move, and the least possible by the balancer's bound. share: of the steps' time that planning and moving took;
-    predicted, gained: seconds that the first migration saves a step, as predicted, and as measured after it.
+    speed: seconds of all steps without, over those with it, planning and moves included, first steps left out; halves:
+    the same over the first and the second half of the steps. Loads are the busiest rank's over the mean, of the worst
+    layer, mean over steps: without, with after the first move, and the least possible by the balancer's bound. share:
+    of the steps' time that planning and moving took; predicted_s, gained_s: what the first migration saves a step, as
+    predicted, and the median as measured after it.
     """
 
     load: str
