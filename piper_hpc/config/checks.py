@@ -13,7 +13,7 @@ from piper_hpc.config.errors import Problem
 from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.runs.checkpoints import SIDECAR, Sidecar, newest
-from piper_hpc.spec import ALGORITHMS, AUTO, RECIPES, TIERS, Layout, ModelSpec, Workload, executor
+from piper_hpc.spec import ALGORITHMS, AUTO, BASELINES, RECIPES, TIERS, Layout, ModelSpec, Workload, executor
 from piper_hpc.spec.migration import MIGRATIONS, OFF
 from piper_hpc.spec.routing_workloads import WORKLOADS
 from piper_hpc.spec.rules import layout_problems
@@ -30,7 +30,7 @@ CHOICES = {
     "task.backend": ("torch", "mpi"),
     "task.rank_by": ("mfu", "tokens_per_s", "memory"),
     "task.ep_domain": ("none", "switch", "node"),
-    "parallelism.all_to_all": (*ALGORITHMS, AUTO),
+    "parallelism.all_to_all": (*ALGORITHMS, AUTO, *BASELINES),
     **{f"parallelism.{axis}": values for axis, values in executor.LAYOUT_AXES.items() if axis != "recompute"},
     "parallelism.migration": MIGRATIONS,
     "parallelism.schedule": (*executor.LAYOUT_AXES["schedule"], AUTO),

@@ -23,13 +23,15 @@ class Algorithm:
     name: as configuration and records have it. domains: nested domains, widest first, that a row enters one after the
     other: one hop among the domains of each kind, and a last one among the ranks inside the narrowest; none: a single
     hop among all ranks. dedup: a token enters each of these domains once, however many of its experts are there; what
-    comes back for it is added up before it leaves. dispatcher: "module:attribute" that makes the executing object, see
+    comes back for it is added up before it leaves. padded: every source sends every expert as many rows as the largest
+    of these blocks has. dispatcher: "module:attribute" that makes the executing object, see
     `piper_hpc.comm.factory.Build`; a name, as this package imports no torch.
     """
 
     name: str
     domains: tuple[Domain, ...] = ()
     dedup: bool = False
+    padded: bool = False
     dispatcher: str = "piper_hpc.comm.halo:HaloDispatcher"
 
     @property
@@ -56,12 +58,19 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 """What Layout.all_to_all may name, beside `auto`, by name; in this order wherever they are listed."""
 
+BASELINES: dict[str, Algorithm] = {
+    algorithm.name: algorithm
+    for algorithm in (Algorithm("flat_padded", padded=True, dispatcher="piper_hpc.comm.padded:PaddedDispatcher.build"),)
+}
+"""What others do: trained and priced to be compared with, never searched, benchmarked or chosen."""
+
 
 def get_algorithm(name: str) -> Algorithm:
-    """The algorithm of this name. Raises ValueError for a name that is not in ALGORITHMS."""
-    if name not in ALGORITHMS:
+    """The algorithm of this name. Raises ValueError for a name that is neither in ALGORITHMS nor in BASELINES."""
+    found = ALGORITHMS.get(name) or BASELINES.get(name)
+    if found is None:
         raise ValueError(f"all_to_all={name}: must be one of {', '.join(ALGORITHMS)}, for example flat")
-    return ALGORITHMS[name]
+    return found
 
 
 AUTO = "auto"

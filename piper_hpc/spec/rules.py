@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from piper_hpc.spec.all_to_all import ALGORITHMS, AUTO
+from piper_hpc.spec.all_to_all import ALGORITHMS, AUTO, BASELINES
 from piper_hpc.spec.layout import Layout, split_layers
 from piper_hpc.spec.model import ModelSpec
 from piper_hpc.spec.problem import Problem
@@ -189,8 +189,8 @@ def _values(layout: Layout) -> Iterator[Problem]:
         yield Problem("parallelism.zero", layout.zero, "must be 0, 1, 2 or 3", "parallelism.zero=0")
     if layout.micro_batch < 1:
         yield Problem("parallelism.micro_batch", layout.micro_batch, "must be at least 1", "parallelism.micro_batch=1")
-    if layout.all_to_all not in (*ALGORITHMS, AUTO):
-        rule = f"must be one of {', '.join((*ALGORITHMS, AUTO))}"
+    if layout.all_to_all not in (*ALGORITHMS, AUTO, *BASELINES):
+        rule = f"must be one of {', '.join((*ALGORITHMS, AUTO, *BASELINES))}"
         yield Problem("parallelism.all_to_all", layout.all_to_all, rule, "parallelism.all_to_all=flat")
     try:
         Recompute.parse(layout.recompute)

@@ -93,6 +93,28 @@ def solve(
     return board.run(rank_outcome)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    racks=RACKS,
+    slots=st.integers(1, 3),
+    top_k=st.integers(1, 5),
+    load=st.sampled_from(["even", "hot", "idle", "limited"]),
+    seed=st.integers(0, 10**6),
+)
+def test_padding_adds_rows_of_zeros_alone(racks: list[list[int]], slots: int, top_k: int, load: str, seed: int) -> None:
+    """Every expert gets blocks of one length, that of the largest; sums and gradients are flat's bit for bit."""
+    places = machine(racks)
+    given = problem(
+        places, slots=slots, top_k=min(top_k, slots * places.ranks), load=load, dtype=torch.float32, seed=seed
+    )
+    padded, flat = (solve(name, places, given) for name in ("flat_padded", "flat"))
+    equal_results(padded, flat)
+    largest = max(int(torch.bincount(ids.reshape(-1), minlength=1).max()) for ids in given.expert_ids)
+    for mine, theirs in zip(padded, flat, strict=True):
+        assert mine.offsets.tolist() == [places.ranks * largest * (slot + 1) for slot in range(slots)]
+        assert torch.equal(mine.rows[mine.rows.any(1)], theirs.rows)
+
+
 def equal_rows(found: list[Outcome], expected: list[Outcome]) -> None:
     """The same rows in the same order, bit for bit."""
     for mine, theirs in zip(found, expected, strict=True):

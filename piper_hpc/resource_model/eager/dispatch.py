@@ -22,6 +22,7 @@ from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.groups import Group
+from piper_hpc.resource_model.eager.load import busiest_load
 from piper_hpc.resource_model.eager.pipeline import held_chunks
 from piper_hpc.resource_model.eager.pool import pool_bytes
 from piper_hpc.resource_model.topology import NODE, SYSTEM, Links
@@ -41,6 +42,7 @@ from piper_hpc.spec import (
     Tier,
     Topology,
     Workload,
+    get_algorithm,
 )
 
 SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
@@ -113,14 +115,16 @@ def select(curves: Curves, cell: AllToAllCell, algorithm: str, among: Iterable[s
 def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> DispatchCombine:
     """Dispatch and combine under `algorithm`, or under what `auto` chooses for this group, size, top_k and load.
 
-    Flat is priced by its own curves. Another algorithm's seconds are flat's times the ratio that the all-to-all model
-    predicts: one for dispatch in forward, which plans, one for combine and all backward, which use the plan; the errors
-    of both are taken as independent in the interval.
+    Flat is priced by its own curves, and so is a padded one, with what padding adds to the load. Another algorithm's
+    seconds are flat's times the ratio that the all-to-all model predicts: one for dispatch in forward, which plans, one
+    for combine and all backward, which use the plan; the errors of both are taken as independent in the interval.
     """
     flat = compute.dispatch(batch, group), compute.combine(batch, group)
     if algorithm == FLAT.name or group.size == 1:
         why = "as configured" if algorithm == FLAT.name else "a group of one"
         return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why))
+    if algorithm != AUTO and get_algorithm(algorithm).padded:
+        return DispatchCombine(*flat, Selection(AllToAllConfig(algorithm), why="as configured"))
     curves = batch.curves
     cell = cell_of(group, curves.cluster.topology, batch.model, batch.tokens, batch.bytes_per_value, batch.load)
     selection = select(curves, cell, algorithm)
@@ -172,9 +176,10 @@ def step_bytes(
     shares: Sequence[float] = (),
 ) -> dict[str, float]:
     """Payload bytes that the mean rank sends in one step for one layer and one micro-batch of `tokens` tokens, by
-    level: node, rack (other node) and system (other rack). shares: of each expert, where routing is known."""
+    level: node, rack (other node) and system (other rack), without padding. shares: of each expert, where routing is
+    known."""
     found = all_to_all(
-        algorithm,
+        FLAT.name if get_algorithm(algorithm).padded else algorithm,
         group,
         Links((Link(0.0, 1.0),) * len(TIERS)),
         tokens * model.top_k,
@@ -188,9 +193,9 @@ def step_bytes(
 
 def pools(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workload) -> list[int]:
     """Bytes of the buffers that the all-to-all of each pipeline rank keeps."""
-    if all(exchange.selection.config.algorithm == FLAT.name for _, exchange in cost.all_to_alls):
+    if not any(map(_is_scaled, cost.all_to_alls)):
         return [0] * layout.pp
-    tokens, load = layout.micro_batch * workload.sequence, float(workload.routing.load(layout.ep))
+    tokens, load = layout.micro_batch * workload.sequence, busiest_load(model, layout, workload)
     topology, value = cost.curves.cluster.topology, workload.bytes_per_value
     return [
         pool_bytes(cell_of(group, topology, model, tokens, value, load), exchange.selection.config.algorithm)
@@ -198,10 +203,16 @@ def pools(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workl
     ]
 
 
+def _is_scaled(stage: tuple[Group, DispatchCombine]) -> bool:
+    """Whether the all-to-all of a stage is priced in proportion to flat's."""
+    algorithm = stage[1].selection.config.algorithm
+    return algorithm != FLAT.name and not get_algorithm(algorithm).padded
+
+
 def facts(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workload) -> dict[str, Any]:
     """`Prediction.exchange` of a costed step."""
     tokens, topology = layout.micro_batch * workload.sequence, cost.curves.cluster.topology
-    load = float(workload.routing.load(layout.ep))
+    load = busiest_load(model, layout, workload)
     payload = dict.fromkeys(LEVELS, 0.0)
     stages = []
     # A recomputed layer dispatches and combines once more: two all-to-alls beside the four of a step.
@@ -219,8 +230,9 @@ def facts(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workl
             workload.bytes_per_value,
             workload.routing.histogram,
         )
+        padding = load if get_algorithm(layer.selection.config.algorithm).padded else 1.0
         for level in LEVELS:
-            payload[level] += sent[level] * layers * exchanges * layout.ranks / layout.pp
-    scaled = any(layer.selection.config.algorithm != FLAT.name for _, layer in cost.all_to_alls)
+            payload[level] += padding * sent[level] * layers * exchanges * layout.ranks / layout.pp
+    scaled = any(map(_is_scaled, cost.all_to_alls))
     model_used = {"model": all_to_all_model(cost.curves).document()} if scaled else {}
     return {"stages": stages, "payload_bytes": payload} | model_used

@@ -11,7 +11,7 @@ from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine
 from piper_hpc.resource_model.eager.groups import Group
-from piper_hpc.spec import Recompute
+from piper_hpc.spec import Recompute, get_algorithm
 
 HOST_OPERATIONS_PER_MICRO_BATCH = 120
 """Python of torch's pipeline per micro-batch of a chunk, in eager operations: 0.5 ms of 1F1B where one operation takes
@@ -115,7 +115,9 @@ def layer_cost(batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombi
         cost = compute.experts(batch, ep, load)
         return cost.again(compute.activation_forward(batch, load)) if recompute.activation else cost
 
-    attention, router, experts = compute.attention(batch), compute.router(batch), experts_with(1.0)
+    # Padding is computed by every rank; what is routed unevenly by the busiest alone.
+    mean_load = batch.load if get_algorithm(exchange.selection.config.algorithm).padded else 1.0
+    attention, router, experts = compute.attention(batch), compute.router(batch), experts_with(mean_load)
     if recompute.attention:
         attention = attention.again(compute.scores_forward(batch))
     dense, rows = attention + router, compute.dispatch(batch, Group())

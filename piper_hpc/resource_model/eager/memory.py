@@ -12,8 +12,9 @@ from math import ceil
 from operator import mul
 
 from piper_hpc.resource_model.eager.compute import loss_bytes
+from piper_hpc.resource_model.eager.load import busiest_load
 from piper_hpc.resource_model.eager.pipeline import Alive, Held, alive_by_rank, held_chunks, neighbours_by_rank
-from piper_hpc.spec import Layout, ModelSpec, Recompute, Routing, Workload
+from piper_hpc.spec import Layout, ModelSpec, Recompute, Workload
 from piper_hpc.spec.executor import SENDS_UNDER_WAY
 
 INDEX_BYTES = 8
@@ -120,12 +121,6 @@ def backward_workspace_bytes(
     return max(2 * tokens * model.vocab * loss_bytes(value_bytes), experts - freed)
 
 
-@lru_cache(maxsize=256)
-def busiest_load(routing: Routing, ep: int) -> float:
-    """Rows of the busiest of `ep` ranks over the mean."""
-    return float(routing.load(ep))
-
-
 @dataclass(frozen=True)
 class RankMemory:
     """Bytes of one pipeline rank, whatever the order of its actions.
@@ -155,7 +150,7 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
     recipe, value = workload.recipe, workload.bytes_per_value
     tokens, micro_batches = layout.micro_batch * workload.sequence, layout.micro_batches(workload.global_batch)
     message, logits = tokens * model.hidden * value, tokens * model.vocab * value
-    load = busiest_load(workload.routing, layout.ep)
+    load = busiest_load(model, layout, workload)
     layer, head, workspaces = _of_micro_batch(model, tokens, layout.ep, value, load, layout.recomputed)
     rotary = workload.sequence * model.head_dim * value
     batch = micro_batches * layout.micro_batch * (workload.sequence + 1) * INDEX_BYTES

@@ -22,7 +22,8 @@ from piper_hpc.resource_model.eager.layer import (
     split_cost,
     work_beside_layers,
 )
-from piper_hpc.resource_model.eager.memory import busiest_load, chunk_parameters
+from piper_hpc.resource_model.eager.load import busiest_load
+from piper_hpc.resource_model.eager.memory import chunk_parameters
 from piper_hpc.resource_model.eager.pipeline import Held, chunk_links, held_chunks, run_schedule, split_micro_batches
 from piper_hpc.resource_model.eager.update import UpdateCost, update_cost
 from piper_hpc.resource_model.errors import ResourceModelError
@@ -258,10 +259,10 @@ class StepPricer:
 
     def _batch(self, layout: Layout) -> MicroBatch:
         def make() -> MicroBatch:
-            workload, load = self.workload, busiest_load(self.workload.routing, layout.ep)
+            workload, load = self.workload, busiest_load(self.model, layout, self.workload)
             return MicroBatch(self.model, self.curves, layout.micro_batch, workload.sequence, workload.recipe, load)
 
-        return self._once(("batch", layout.micro_batch, layout.ep), make)
+        return self._once(("batch", layout.micro_batch, layout.ep, layout.all_to_all), make)
 
     def _message(self, layout: Layout, tier: str) -> Cost:
         """A message between stages. Having posted it, torch's pipeline does some Python and then waits itself."""
