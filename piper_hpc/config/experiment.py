@@ -16,13 +16,13 @@ from piper_hpc.config.schema import (
     Config,
     DataConfig,
     PlanConfig,
-    RoutingConfig,
     TaskConfig,
     TrackingConfig,
     TrainConfig,
 )
 from piper_hpc.spec import RECIPES, TRAINED, Layout, ModelSpec, Recipe, Routing, SpecError, Workload, executor
 from piper_hpc.spec.migration import MigrationSettings
+from piper_hpc.spec.routing_workloads import drawn_shares
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
             config.train.global_batch,
             config.train.sequence,
             _recipe(config),
-            _routing(config.train.routing),
+            _routing(config.train, model),
         ),
         cluster=config.cluster,
         data=config.data,
@@ -125,5 +125,11 @@ def _recipe(config: Config) -> Recipe:
     return TRAINED[config.train.dtype]
 
 
-def _routing(config: RoutingConfig) -> Routing:
-    return Routing(config.mode, config.capacity_factor, config.skew, tuple(config.histogram or ()))
+def _routing(config: TrainConfig, model: ModelSpec) -> Routing:
+    """As configured, or else as the workload draws that forces it; of one that moves, as in a step."""
+    asked = config.routing
+    shares = tuple(asked.histogram or ())
+    if asked.workload not in (None, "W0", "W7") and not shares and asked.skew == 1:
+        drawn = "W2" if asked.workload == "W6" else str(asked.workload)
+        shares = drawn_shares(drawn, model.experts, model.top_k, config.global_batch * config.sequence)
+    return Routing(asked.mode, asked.capacity_factor, asked.skew, shares)

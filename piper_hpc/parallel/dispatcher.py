@@ -37,7 +37,7 @@ def make_dispatcher(
         factory = DispatcherFactory(Places.of(rank_map, ranks), ranks, timeout)
         factories.append(factory)
         if mine in ranks:
-            dispatcher = factory.dispatcher(config.algorithm, chunks=config.chunks or CHUNKS)
+            dispatcher = factory.dispatcher(config.algorithm, chunks=config.chunks or CHUNKS, overlap=config.overlap)
         else:
             factory.join(config.algorithm)
     return ByteCountingDispatcher(dispatcher, Places.of(rank_map, own), own.index(mine), factories)

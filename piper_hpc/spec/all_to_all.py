@@ -129,10 +129,11 @@ def reach_probability(held: float | npt.NDArray[np.float64], experts: int, top_k
 @dataclass(frozen=True, order=True)
 class AllToAllConfig:
     """How an expert group does its dispatches and combines. algorithm: a name of ALGORITHMS; chunks: parts in which
-    rows between domains are sent, 0: the algorithm has none, or takes CHUNKS."""
+    rows between domains are sent, 0: the algorithm has none, or takes CHUNKS; overlap: of its phases."""
 
     algorithm: str
     chunks: int = 0
+    overlap: Overlap = OVERLAP
 
     def __str__(self) -> str:
         return f"{self.algorithm}/{self.chunks}" if self.chunks else self.algorithm

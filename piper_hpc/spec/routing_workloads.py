@@ -33,6 +33,8 @@ PARTS = 8
 """Hot and idle blocks are one part in so many of the experts; W3's stride."""
 ROTATION_STEPS = 4
 BURST_STEPS = 16
+SHARES_FROM = 8
+"""Steps whose draws make the mean shares by expert."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,15 @@ def global_draw(
         return _skewed(hot, experts, top_k, tokens, generator)
     working = experts - max(1, experts // PARTS) if workload == "W5" and experts > 1 else experts
     return _balanced(max(working, top_k), top_k, tokens, generator)
+
+
+def drawn_shares(workload: str, experts: int, top_k: int, tokens: int) -> tuple[float, ...]:
+    """Share of all choices that each expert gets on average of steps of `tokens` tokens, [experts]. Raises ValueError
+    as `draw` does."""
+    size = {"experts": experts, "top_k": top_k, "tokens": tokens, "hot_step": 0 if workload == "W1" else None}
+    drawn = [global_draw(workload, step=step, seed=1, **size).ravel() for step in range(SHARES_FROM)]
+    counts = np.bincount(np.concatenate(drawn), minlength=experts)
+    return tuple((counts / counts.sum()).tolist())
 
 
 def imbalance(

@@ -19,7 +19,7 @@ from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.migration import Migrated, migrate
 from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline
-from piper_hpc.profiling.clock import clock_for, compare_with_rank_0
+from piper_hpc.profiling.clock import Clock, clock_for, compare_with_rank_0
 from piper_hpc.profiling.memory import LiveBytes, rss_bytes
 from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
@@ -57,18 +57,19 @@ class Trainer:
         configs: AllToAllConfigs | None = None,
         placements: Sequence[ExpertPlacement] | None = None,
         counted: Sequence[tuple[int, int]] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """placements: by global layer, where experts are; None: in order, to stay so.
 
         counted: (replica, micro-batch) of each sample of routing that ends up in every step's vote; None: one sample,
-        the whole step.
+        the whole step. clock: that regions are timed by; None: the device's.
         """
         dtype = getattr(torch, settings.dtype)
         timeout = timedelta(seconds=settings.collective_timeout_s)
         groups = make_groups(rank_map, timeout)
         linear = ExpertPlacement.linear(model.experts, layout.ep)
         self.placements = [linear] * model.layers if placements is None else list(placements)
-        self.recorder = (Recorder if settings.timing else UntimedRecorder)(clock_for(device))
+        self.recorder = (Recorder if settings.timing else UntimedRecorder)(clock or clock_for(device))
         self.dispatcher = make_dispatcher(rank_map, groups, timeout, configs)
         layers = layout.layers_by_stage(model.layers)
         self.chunks = [

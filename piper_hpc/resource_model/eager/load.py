@@ -28,8 +28,10 @@ def padded_load(model: ModelSpec, routing: Routing, tokens: int, ep: int) -> flo
     """Rows of every rank where each block is as long as the largest of the group, over the mean without padding.
 
     A block is what one of `ep` sources, each with `tokens` tokens, sends one expert: about normal around its expert's
-    share. Of the largest of all blocks, as if they were independent, the median counts.
+    share. Of the largest of all blocks, as if they were independent, the median counts. 1 where routing is forced even.
     """
+    if routing.mode != "dropless":
+        return 1.0
     experts, copies = model.experts, tokens * model.top_k
     skewed = np.full(experts, 1.0)
     if not routing.histogram and routing.imbalance > 1:

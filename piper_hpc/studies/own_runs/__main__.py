@@ -20,7 +20,8 @@ from piper_hpc.runs import RunFolder
 from piper_hpc.studies.jobs import finished, prepared
 from piper_hpc.studies.own_runs.judge import bars, results
 from piper_hpc.studies.own_runs.points import POINTS, Asked
-from piper_hpc.studies.own_runs.show import BAR_COLUMNS, COLUMNS, bar_cells, cells, markdown, table
+from piper_hpc.studies.own_runs.show import BAR_COLUMNS, COLUMNS, bar_cells, cells, markdown
+from piper_hpc.studies.tables import table
 from piper_hpc.studies.testbed import TestbedError, brought_up
 
 MET, MISSED, NO_ANSWER = 0, 1, 2

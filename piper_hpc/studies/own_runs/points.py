@@ -6,10 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from piper_hpc.spec import Layout, ModelSpec, Routing, Workload
-from piper_hpc.spec.routing_workloads import global_draw
+from piper_hpc.spec.routing_workloads import drawn_shares
 
 RANKS = 8
 EVEN, SKEWED = "W0", "W2"
@@ -22,8 +20,6 @@ WIDE = ModelSpec(
     "wide", layers=4, hidden=256, heads=8, kv_heads=4, head_dim=32, experts=16, top_k=4, expert_ffn=256, vocab=256
 )
 BATCH, SEQUENCE = 32, 64
-SHARES_FROM = 8
-"""Steps whose draws make the shares by expert that a prediction is given."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +47,8 @@ class Point:
         """With the shares by expert that the routing draws."""
         if self.routing == EVEN:
             return Workload(BATCH, SEQUENCE)
-        size = {"experts": self.model.experts, "top_k": self.model.top_k, "tokens": BATCH * SEQUENCE}
-        drawn = [global_draw(self.routing, step=step, seed=1, **size).ravel() for step in range(SHARES_FROM)]
-        counts = np.bincount(np.concatenate(drawn), minlength=self.model.experts)
-        return Workload(BATCH, SEQUENCE, routing=Routing(histogram=tuple((counts / counts.sum()).tolist())))
+        shares = drawn_shares(self.routing, self.model.experts, self.model.top_k, BATCH * SEQUENCE)
+        return Workload(BATCH, SEQUENCE, routing=Routing(histogram=shares))
 
 
 def _layouts(model: ModelSpec, *layouts: Layout, routing: str = EVEN) -> list[Point]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from piper_hpc.report.table import NAMES
 from piper_hpc.report.units import percent, seconds, size
 from piper_hpc.studies.own_runs.judge import Bar, Result, Value
+from piper_hpc.studies.tables import markdown_table
 
 COLUMNS = (
     "point",
@@ -49,19 +48,7 @@ def bar_cells(bar: Bar) -> tuple[str, ...]:
     return bar.name, bar.found, bar.asked, {True: "met", False: "MISSED", None: "not judged"}[bar.met]
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Rows of words at a terminal."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
-
-
 def markdown(found: Sequence[Result], judged: Sequence[Bar]) -> str:
     """Both tables."""
-    lines = []
-    for columns, rows in ((BAR_COLUMNS, [*map(bar_cells, judged)]), (COLUMNS, [*map(cells, found)])):
-        lines += ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)] + [""]
-    return "\n".join(lines)
+    tables = (BAR_COLUMNS, [*map(bar_cells, judged)]), (COLUMNS, [*map(cells, found)])
+    return "\n".join(markdown_table(columns, rows) for columns, rows in tables)

@@ -1,0 +1,138 @@
+"""Short trainings of many layouts one after the other on the same ranks, for studies that compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from piper_hpc.balance.balancer import Migration, counted_samples
+from piper_hpc.parallel.dispatcher import AllToAllConfigs
+from piper_hpc.profiling.clock import Clock, ProcessClock
+from piper_hpc.spec import TERMS, Layout, ModelSpec, Workload
+from piper_hpc.tasks.context import Context
+from piper_hpc.train import metrics
+from piper_hpc.train.data import ByteDataset
+from piper_hpc.train.record import Records
+from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
+from piper_hpc.train.trainer import Trainer
+
+STEPS = 3
+"""Steady ones of a training; their median counts."""
+RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained. routing: of piper_hpc.spec.routing_workloads, None: the router's own; configs: of
+    all_to_all=auto; migration: None where experts stay."""
+
+    model: ModelSpec
+    layout: Layout
+    workload: Workload
+    routing: str | None = None
+    configs: AllToAllConfigs | None = None
+    migration: Migration | None = None
+
+
+def train(context: Context, training: Training, corpus: Path, *, memory: bool = False) -> dict[str, Any] | None:
+    """A few steps from the same weights on the same data: medians of the steady ones, on rank 0. Collective.
+
+    memory: take the peak of every rank, in a warm-up step, as counting slows it down. `losses` has every step's.
+    """
+    settings = _settings(context, training, WARMUP_STEPS + STEPS)
+    found: list[dict[str, Any]] = []
+    losses: list[float] = []
+    peaks: list[int] = []
+    for step, records in enumerate(_steps(context, training, settings, corpus, memory=memory)):
+        if records is None:
+            continue
+        row = metrics.summarise(records, training.layout, tokens=training.workload.tokens)
+        losses.append(row["loss"])
+        if (memory and step == WARMUP_STEPS - 1) or context.device.type != "cpu":
+            peaks = row["peak_memory_bytes"]
+        if step >= WARMUP_STEPS:
+            found.append(row)
+    if not found:
+        return None
+    return {
+        "step_time_s": median(row["step_time_s"] for row in found),
+        "terms": {term: median(row[term] for row in found) for term in TERMS},
+        "rank_load": median(max(row["rank_load"]) for row in found),
+        "loss": losses[-1],
+        "losses": losses,
+        "payload_bytes": found[-1]["exchange"]["payload_bytes"],
+        "peak_memory_bytes": peaks,
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def exchange_cpu_s(context: Context, training: Training, corpus: Path) -> float | None:
+    """CPU seconds that the mean rank's dispatches and combines take in a step, all threads of the process; on rank
+    0. Collective. Not to be timed: on this clock waiting takes no time."""
+    settings = _settings(context, training, WARMUP_STEPS)
+    found = []
+    for records in _steps(context, training, settings, corpus, clock=ProcessClock()):
+        if records is not None:
+            terms = metrics.terms_by_rank(records, training.layout)
+            found.append(fmean((terms["dispatch_s"] + terms["combine_s"]).tolist()))
+    return found[-1] if found else None
+
+
+def _settings(context: Context, training: Training, steps: int) -> TrainSettings:
+    return TrainSettings(
+        steps=steps, routing=training.routing, collective_timeout_s=context.experiment.cluster.comm_timeout_s
+    )
+
+
+def _steps(
+    context: Context,
+    training: Training,
+    settings: TrainSettings,
+    corpus: Path,
+    *,
+    memory: bool = False,
+    clock: Clock | None = None,
+) -> Sequence[Records | None]:
+    """The records of all steps, on rank 0, where experts move between steps once that pays. Collective."""
+    layout, workload = training.layout, training.workload
+    rank_map = context.rank_map(layout)
+    balancer = None
+    if training.migration is not None:
+        balancer = training.migration.balancer(training.model, layout, workload, settings.steps)
+    trainer = Trainer(
+        training.model,
+        layout,
+        workload,
+        settings,
+        rank_map=rank_map,
+        device=context.device,
+        configs=training.configs,
+        placements=balancer.placements if balancer is not None else None,
+        counted=counted_samples(layout.dp, layout.micro_batches(workload.global_batch)) if balancer else None,
+        clock=clock,
+    )
+    data = ByteDataset(
+        corpus,
+        sequence=workload.sequence,
+        global_batch=workload.global_batch,
+        dense_dp=layout.dense_dp,
+        place=rank_map.places[context.rank_env.rank],
+        ep=layout.ep,
+        seed=0,
+    )
+    found: list[Records | None] = []
+    for step in range(settings.steps):
+        sampled = memory and step == WARMUP_STEPS - 1
+        vote = trainer.step(data, step * workload.global_batch, RATE, sample_memory=sampled)
+        if balancer is not None:
+            decision = balancer.after_step(step, vote.routed.cpu().numpy())
+            if decision is not None and decision.placements is not None:
+                trainer.migrate(decision.placements)
+        found.append(trainer.record())
+    trainer.close()
+    return found
