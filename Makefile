@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: run test test-all quick lint types bench-a2a validate-testbed testbed-packages clean FORCE
+.PHONY: run test test-all quick lint types bench-a2a validate-testbed compare-strategies ablation testbed-packages clean FORCE
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m piper_hpc.launch $(ARGS)
@@ -41,6 +41,14 @@ bench-a2a: $(VENV)/test.stamp testbed-packages
 # Our own runs on the testbed, predicted, trained and held against the bars: under forty minutes, as root, quiet machine.
 validate-testbed: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m piper_hpc.studies.own_runs $(ARGS)
+
+# The paper's claim side by side: what others do, what it does, what the planner finds: forty minutes, as root, quiet machine.
+compare-strategies: $(VENV)/test.stamp testbed-packages
+	$(BIN)/python -m piper_hpc.studies.headline $(ARGS)
+
+# What each part brings, alone and among all of them: under forty minutes, as root, on a quiet machine.
+ablation: $(VENV)/test.stamp testbed-packages
+	$(BIN)/python -m piper_hpc.studies.ablation $(ARGS)
 
 # Debian's Slurm, munge, slurmdbd and MariaDB for the tests on a real Slurm. Without root they are skipped, with the reason.
 testbed-packages:

@@ -14,6 +14,9 @@ import pytest
 from piper_hpc.jobs import describe
 from piper_hpc.runs import RunFolder, Status, find
 from piper_hpc.spec import TERMS
+from piper_hpc.studies.ablation.__main__ import main as ablation
+from piper_hpc.studies.headline.__main__ import main as headline
+from piper_hpc.studies.headline.judge import point_of
 from piper_hpc.studies.own_runs.__main__ import main as own_runs
 from piper_hpc.testbed.state import Testbed, counters
 from tests.full import full
@@ -182,3 +185,31 @@ def test_our_own_runs_are_predicted_and_judged(trained, folder, capsys, monkeypa
     assert own_runs(["--resume", str(run.path)]) == ended
     rows = [row for row in run.measurements() if row["operator"] == "own_runs/measured"]
     assert len(rows) == 2, "what was measured is not measured again"
+
+
+@pytest.mark.untimed
+def test_strategies_are_compared_on_the_testbed_that_is_up(trained, folder, capsys, monkeypatch):
+    """The short form of `make compare-strategies`: two strategies, one setting of each, once."""
+    monkeypatch.chdir(folder)
+    ended = headline(["--as-it-is", "--only", "a_padded,d", "--settings", "1", "--repeats", "1"])
+    out, err = capsys.readouterr()
+    assert ended in (0, 1), err
+    assert "a_padded EP over all ranks" in out and "d the planner's choice" in out
+    assert re.search(r"losses differ by at most +\S+ +<= 0.001 +met", out), out
+    point = point_of(find(folder / "runs")[-1])
+    padded, ours = point.entries["a_padded"], point.entries["d"]
+    assert padded.wire_s > 2 * ours.wire_s > 0 and padded.cpu_s > 0
+    assert ours.layout.pp > 1
+
+
+@pytest.mark.untimed
+def test_parts_are_ablated_on_the_testbed_that_is_up(trained, folder, capsys, monkeypatch):
+    """The short form of `make ablation`: skewed routing without and with migration, once."""
+    monkeypatch.chdir(folder)
+    ended = ablation(["--as-it-is", "--only", "PP2xEP4 dedup overlap schedule skewed", "--repeats", "1"])
+    out, err = capsys.readouterr()
+    assert ended == 0, err
+    (gain,) = re.findall(r"migration +PP2xEP4 +- +([0-9.]+) \(([0-9.]+)\)", out)
+    assert float(gain[0]) > 1 and float(gain[1]) > 1
+    loads = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("PP2xEP4")]
+    assert len(loads) == 2 and min(loads) < max(loads) / 1.5

@@ -1,7 +1,7 @@
 """Compare strategies on the testbed (needs root), as `make compare-strategies`.
 
-Links keep Frontier's ratio of communication to compute, then are slowed between nodes, half as much again each time, until
-expert parallelism over all ranks spends three quarters of its step in exchange. A point is a run of its own.
+Links keep Frontier's ratio of communication to compute, then are slowed between nodes, half as much again each time,
+until expert parallelism over all ranks spends three quarters of its step in exchange. A point is a run of its own.
 
     python -m piper_hpc.studies.headline
     python -m piper_hpc.studies.headline --slowdowns 1,4 --repeats 5

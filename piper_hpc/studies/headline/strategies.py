@@ -38,7 +38,8 @@ class Strategy:
     migrates: bool = False
 
     def settings(self, cluster: ClusterSpec, count: int) -> list[Prediction]:
-        """The best of the strategy by the resource model, best first."""
+        """The best of the strategy by the resource model, best first, that differ in more than recomputation, ZeRO and
+        the split of layers."""
         sizes = tuple(divisors(WORKLOAD.global_batch))
         axes = replace(Axes.shipped(), pp=DEGREES, ep=DEGREES, micro_batch=sizes)
         axes = replace(axes, **self.axes)
@@ -51,11 +52,17 @@ class Strategy:
                     executor="piper",
                     axes=replace(axes, pp=(pp,), ep=(ep,)),
                     all_to_all=self.all_to_all,
-                    candidates=count,
+                    candidates=SHADES * count,
                 ).candidates
-        return sorted(found, key=lambda prediction: prediction.step_time_s)[:count]
+        best: dict[tuple[int | str, ...], Prediction] = {}
+        for prediction in sorted(found, key=lambda one: one.step_time_s):
+            layout = prediction.layout
+            best.setdefault((layout.pp, layout.vpp, layout.micro_batch, layout.schedule), prediction)
+        return list(best.values())[:count]
 
 
+SHADES = 24
+"""Of one setting, in a plan, at most: six recomputations, two ZeRO stages, two splits."""
 DEGREES = tuple(divisors(MACHINE.ranks))
 OVER_ALL = {"pp": (1,), "vpp": (1,), "ep": (MACHINE.ranks,), "schedule": ("1f1b",)}
 FLAT, PADDED, XMOE, PAPER, OURS = "a", "a_padded", "b", "c", "d"
