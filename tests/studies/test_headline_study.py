@@ -60,6 +60,7 @@ def test_the_wire_takes_what_the_busier_link_needs() -> None:
 def test_flags_give_ranks_their_shares() -> None:
     assert Links(1e6, 1e6).flags(MACHINE) == (
         *("--node-mbit-per-s", "16.0", "--nic-mbit-per-s", "16.0", "--rack-mbit-per-s", "32.0"),
+        *("--period-us", "5000"),
     )
 
 

@@ -30,7 +30,8 @@ class Links:
             "nic_mbit_per_s": self.nic_bytes_per_s * options.ranks_per_node,
             "rack_mbit_per_s": self.nic_bytes_per_s * of_rack,
         }
-        return tuple(word for key, rate in shared.items() for word in (flag(key), f"{rate * 8e-6:.1f}"))
+        rates = tuple(word for key, rate in shared.items() for word in (flag(key), f"{rate * 8e-6:.1f}"))
+        return (*rates, flag("period_us"), str(options.period_us))
 
     def left(self, options: Options) -> float:
         """rho: seconds of an even exchange among the ranks of a node over those of one among all ranks."""
