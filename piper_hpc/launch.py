@@ -27,7 +27,7 @@ from piper_hpc.cluster.resume import resumed_rows
 from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment, register
 from piper_hpc.config.workload import planned_workload
 from piper_hpc.forecast import calibration_of, forecast, stale_notes
-from piper_hpc.paths import data_folder
+from piper_hpc.paths import OWN_FOLDER, data_folder, own_folder
 from piper_hpc.planner import Plan
 from piper_hpc.planner import save as saved
 from piper_hpc.planner import trace as traced
@@ -70,7 +70,7 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
     run = RunFolder(experiment.runs / new_run_id())
     if experiment.dry_run:
         text = preview(run.path, experiment.cluster, placement)
-        show.preview(text, prediction, experiment, console)
+        show.preview(text, prediction, experiment, machine.memory_bytes, console)
         return {"script": text, "prediction": prediction.document() if prediction else None}, 0
 
     if experiment.submit:
@@ -92,6 +92,7 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
     except Exception:
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
         raise
+    show.time_limit(prediction, experiment, console)
     show.stale_calibration(prediction.notes if prediction is not None else (), console)
     if not experiment.wait:
         console.print(f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}")
@@ -214,11 +215,30 @@ def _better(experiment: Experiment, machine: Machine, console: Console, override
 
 
 def _add_own_options() -> None:
-    """Let Hydra find the options that plans were saved as where the command runs."""
-    own = saved.folder_of_user(Path.cwd())
-    given = any(word.split("=")[0] in ("--config-dir", "-cd") for word in sys.argv[1:])
-    if (own / "parallelism").is_dir() and own.resolve() != Path(data_folder("conf")).resolve() and not given:
-        sys.argv[1:1] = ["--config-dir", str(own)]
+    """Let Hydra find the user's own files: in the folder of --config-dir, else of PIPER_CONF, else in the `conf` where
+    the command runs, if plans were saved there. Batch scripts are then looked for in the same folder."""
+    for index, word in enumerate(sys.argv):
+        name, _, value = word.partition("=")
+        if name in ("--config-dir", "-cd") and (value or len(sys.argv) > index + 1):
+            os.environ[OWN_FOLDER] = str(Path(value or sys.argv[index + 1]).absolute())
+            return
+    saved_here = saved.folder_of_user(Path.cwd())
+    is_own = saved_here.resolve() != data_folder("conf").resolve()
+    found = own_folder() or (saved_here if (saved_here / "parallelism").is_dir() and is_own else None)
+    if found is not None:
+        os.environ[OWN_FOLDER] = str(found.absolute())
+        sys.argv[1:1] = ["--config-dir", str(found)]
+
+
+def _show_own_options(console: Console) -> None:
+    """Say which options are the user's own, and where they lie."""
+    own = own_folder()
+    if own is None:
+        return
+    choices = HydraConfig.get().runtime.choices
+    taken = [f"{group}={option}" for group, option in choices.items() if (own / group / f"{option}.yaml").is_file()]
+    if taken:
+        console.print(f"from {own}: {', '.join(sorted(taken))}", highlight=False)
 
 
 def main() -> int:
@@ -236,6 +256,7 @@ def main() -> int:
         console = Console(stderr=as_json[-1] or not composed.submit)
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = LOG_WIDTH
+        _show_own_options(console)
         try:
             document, code = launch(composed, console, list(HydraConfig.get().overrides.task))
         except ConfigError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from piper_hpc.paths import data_folder
 from tests.full import full
 
 pytestmark = pytest.mark.slow  # a launch a test, a second each
@@ -110,8 +112,35 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(tmp_path):
     ended = launch("cluster=frontier", "experiment=paper_mixtral", "cluster.account=abc", "dry_run=true", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "#SBATCH --account=abc" in ended.stdout
-    assert "node-hours" in ended.stdout
+    assert "8 nodes, 64 ranks, at most 16 node-hours, 128 device-hours" in ended.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_its_time_limit_would_end_is_said_to_be_too_long(tmp_path):
+    longer = ("train.steps=100000", "cluster.time_min=60")
+    ended = launch("cluster=frontier", "experiment=paper_mixtral", "dry_run=true", *longer, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    told = re.search(r"predicted: (\S+) s .* GiB of 59.6 GiB a rank", ended.stdout)
+    works = re.search(r"too long: the limit of 3600 s .* cluster.time_min=(\d+) or more", ended.stdout)
+    assert told and works and float(told[1]) / 60 == pytest.approx(int(works[1]), rel=0.01)
+
+
+def test_files_of_ones_own_are_found_by_a_variable_and_said(tmp_path):
+    """A cluster file and its batch script in a folder outside the checkout, whose name has a blank."""
+    own = tmp_path / "my site"
+    (own / "cluster").mkdir(parents=True)
+    own_file = (data_folder("conf") / "cluster" / "slurm.yaml").read_text().replace("generic.sbatch", "mine.sbatch")
+    (own / "cluster" / "mine.yaml").write_text(own_file)
+    (own / "mine.sbatch").write_text("#!/bin/bash\n#SBATCH --time=1\necho mine\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    asked = ("cluster=mine", "cluster.memory_gib_per_rank=80", "task=microbench", "dry_run=true")
+    for words, env in ((asked, {"PIPER_CONF": str(own)}), (("--config-dir", str(own), *asked), {})):
+        ended = launch(*words, cwd=work, env=env)
+        assert ended.returncode == 0, ended.stderr
+        assert f"from {own}: cluster=mine" in ended.stdout and "echo mine" in ended.stdout
+    refused = launch(*asked, "cluster.template=other.sbatch", cwd=work, env={"PIPER_CONF": str(own)})
+    assert refused.returncode == 2 and str(own) in refused.stderr and "generic.sbatch" in refused.stderr
 
 
 def test_a_schedule_is_chosen_before_submission_and_said(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -15,25 +16,54 @@ from piper_hpc.config import Experiment
 from piper_hpc.planning import BalancePrice, FasterLayout, ScheduleChoice
 from piper_hpc.report import facts, load, nccl_tests, table
 from piper_hpc.report import write as report
-from piper_hpc.report.units import seconds
+from piper_hpc.report.units import seconds, size
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.spec import Layout, Prediction
 
 
-def preview(text: str, prediction: Prediction | None, experiment: Experiment, console: Console) -> None:
-    """What would be submitted, and what it would cost."""
+def preview(
+    text: str, prediction: Prediction | None, experiment: Experiment, memory_bytes: int, console: Console
+) -> None:
+    """What would be submitted, what it would cost, and how long it would take. memory_bytes: of a rank."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-    hours = experiment.cluster.nodes * experiment.cluster.time_min / 60
-    console.print(f"nothing submitted; at most {hours:.4g} node-hours", highlight=False)
+    cluster = experiment.cluster
+    hours, ranks = cluster.nodes * cluster.time_min / 60, cluster.nodes * cluster.ranks_per_node
+    devices = f", {hours * cluster.ranks_per_node:.4g} device-hours" if cluster.device != "cpu" else ""
+    at_most = f"at most {hours:.4g} node-hours{devices}"
+    console.print(f"nothing submitted; {cluster.nodes} nodes, {ranks} ranks, {at_most}", highlight=False)
     if prediction is None:
-        console.print("no prediction: this cluster has neither measurements nor a data sheet", highlight=False)
-    else:
-        training_s = prediction.step_time_s * experiment.train.steps
-        source = prediction.calibration["source"]
-        console.print(
-            f"predicted: {training_s:.4g} s for {experiment.train.steps} steps, from {source}", highlight=False
-        )
-        stale_calibration(prediction.notes, console)
+        if experiment.task.name != "microbench":
+            console.print("no prediction: this cluster has neither measurements nor a data sheet", highlight=False)
+        return
+    training_s, peak = prediction.step_time_s * experiment.train.steps, max(prediction.peak_memory_bytes)
+    memory = f"{size(peak)} of {size(memory_bytes)} a rank"
+    console.print(
+        f"predicted: {training_s:.4g} s for {experiment.train.steps} steps, {memory}, "
+        f"from {prediction.calibration['source']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    time_limit(prediction, experiment, console)
+    stale_calibration(prediction.notes, console)
+
+
+def time_limit(prediction: Prediction | None, experiment: Experiment, console: Console) -> None:
+    """Say so where a job of Slurm would end before its steps have."""
+    cluster = experiment.cluster
+    if prediction is None or cluster.scheduler != "slurm":
+        return
+    steps, limit_s = experiment.train.steps, 60 * cluster.time_min
+    if prediction.step_time_s * steps <= limit_s:
+        return
+    needed_min = math.ceil(prediction.step_time_s * steps / 60)
+    console.print(
+        f"too long: the limit of {limit_s} s ends the job after about {int(limit_s / prediction.step_time_s)} of "
+        f"{steps} steps; use cluster.time_min={needed_min} or more, if the site allows it, or train.steps and "
+        "train.checkpoint_every, and go on from the last checkpoint with train.resume_from",
+        style="yellow",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def balance_price(price: BalancePrice, console: Console) -> None:

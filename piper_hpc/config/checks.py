@@ -11,7 +11,7 @@ from pathlib import Path
 
 from piper_hpc.config.errors import Problem
 from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
-from piper_hpc.paths import data_folder
+from piper_hpc.paths import batch_template, batch_templates, data_folder
 from piper_hpc.runs.checkpoints import SIDECAR, Sidecar, newest
 from piper_hpc.spec import ALGORITHMS, AUTO, BASELINES, RECIPES, TIERS, Layout, ModelSpec, Workload, executor
 from piper_hpc.spec.migration import MIGRATIONS, OFF
@@ -118,9 +118,9 @@ def paths(config: Config) -> Iterator[Problem]:
         rule = "needs the wandb package: pip install wandb"
         yield Problem("tracking", config.tracking.name, rule, "tracking=none")
     if cluster.scheduler == "slurm" and not _has_template(config):
-        found = ", ".join(sorted(path.name for path in data_folder("sbatch_templates").glob("*.sbatch")))
-        rule = f"must name a file of sbatch_templates/ ({found}): without one {cluster.name} is for task=plan alone"
-        yield Problem("cluster.template", cluster.template, rule, "cluster.template=testbed.sbatch, or task=plan")
+        folders = ", ".join(str(path.parent) for path in batch_templates("x"))
+        rule = f"must name a batch script in {folders}: without one {cluster.name} is for task=plan alone"
+        yield Problem("cluster.template", cluster.template, rule, "cluster.template=generic.sbatch, or task=plan")
     if cluster.accelerator is not None and not (ACCELERATORS / f"{cluster.accelerator}.yaml").is_file():
         found = ", ".join(sorted(path.stem for path in ACCELERATORS.glob("*.yaml")))
         yield Problem("cluster.accelerator", cluster.accelerator, f"must be one of {found}", "cluster.accelerator=h100")
@@ -131,7 +131,7 @@ def _has_template(config: Config) -> bool:
     template = config.cluster.template
     if template is None:
         return config.task.name == "plan"
-    return (data_folder("sbatch_templates") / template).is_file()
+    return batch_template(template) is not None
 
 
 def _has_file(pattern: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from piper_hpc.config import checks, keys
+from piper_hpc.config import checks, keys, slurm_checks
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.model import model_spec
 from piper_hpc.config.schema import (
@@ -69,6 +69,7 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         *checks.choices(config),
         *checks.positive(config),
         *checks.paths(config),
+        *slurm_checks.submission(config),
         *checks.plan(config),
     ]
     try:

@@ -206,7 +206,20 @@ class ClusterConfig:
     account: str | None = None  # slurm: --account
     time_min: int = 30  # slurm: time limit in minutes
     cpus_per_task: int = 1  # cores of one rank, and its torch threads
-    gpus_per_task: int = 0  # slurm: --gpus-per-task
+    gpus_per_task: int = (
+        0  # slurm: --gpus-per-task; a task sees its devices alone, which at some sites breaks peer access
+    )
+    gpus_per_node: int = 0  # slurm: --gpus-per-node; every task sees all, and takes that of its local rank
+    qos: str | None = None  # slurm: --qos
+    constraint: str | None = None  # slurm: --constraint
+    mem: str | None = None  # slurm: --mem, of a node: 450G, or 0 for all of it
+    gres: str | None = None  # slurm: --gres, where a site asks for devices so: gpu:4
+    exclude: str | None = None  # slurm: --exclude
+    reservation: str | None = None  # slurm: --reservation
+    requeue: bool | None = None  # slurm: --requeue or --no-requeue; null: as the site has it
+    sbatch: dict[str, str | None] = field(default_factory=dict)  # slurm: any other option; null: one without a value
+    modules: list[str] = field(default_factory=list)  # slurm: loaded before the ranks start, in this order
+    container: str | None = None  # slurm: words before the ranks' command: apptainer exec --nv image.sif
     calibration: str = "auto"  # auto: cached, else measured in the job; a path; off: data sheet or no prediction
     data_sheet: DataSheetConfig | None = None
     sources: dict[str, str] = field(default_factory=dict)  # key -> where its value is from; `assumed...` says so

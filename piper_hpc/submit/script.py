@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from piper_hpc.config.schema import ClusterConfig
-from piper_hpc.paths import data_folder
+from piper_hpc.config.slurm_checks import VALUES
+from piper_hpc.paths import batch_template
 from piper_hpc.runs import RunFolder
+
+PLAIN = re.compile(r"[\w.,:;@=+/&|*!()\[\]%^-]*")
+"""A directive's value that needs no quotes."""
 
 
 def directives(cluster: ClusterConfig, run: RunFolder, placement: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -19,24 +24,32 @@ def directives(cluster: ClusterConfig, run: RunFolder, placement: Mapping[str, s
         "ntasks-per-node": str(cluster.ranks_per_node),
         "cpus-per-task": str(cluster.cpus_per_task),
         "time": str(cluster.time_min),
-        "output": str(run.logs / "slurm-%j.out"),
+        "output": str(run.logs).replace("%", "%%") + "/slurm-%j.out",
     }
-    if cluster.partition:
-        values["partition"] = cluster.partition
-    if cluster.account:
-        values["account"] = cluster.account
-    if cluster.gpus_per_task:
-        values["gpus-per-task"] = str(cluster.gpus_per_task)
+    values |= {name: value for name in VALUES if (value := getattr(cluster, name))}
+    for name in ("gpus_per_task", "gpus_per_node"):
+        if count := getattr(cluster, name):
+            values[name.replace("_", "-")] = str(count)
+    if cluster.requeue is not None:
+        values["requeue" if cluster.requeue else "no-requeue"] = ""
+    values |= {name: "" if value is None else str(value) for name, value in cluster.sbatch.items()}
     return values | dict(placement or {})
 
 
 def render(
-    template: str, values: dict[str, str], python: str, command: str, variables: dict[str, str] | None = None
+    template: str,
+    values: dict[str, str],
+    python: str,
+    command: str,
+    variables: dict[str, str] | None = None,
+    modules: Sequence[str] = (),
 ) -> str:
-    """Put `values` into the template's directives, and the command and `variables` before its first other line.
+    """Put `values` into the template's directives; and the command, `variables` and what loads `modules` before its
+    first other line.
 
     A directive that the template has is replaced in its place; one that it lacks joins the end of the block. The
-    template's body stays as its author wrote it, so that the same file serves by hand.
+    template's body stays as its author wrote it, so that the same file serves by hand. command: words that the shell
+    has yet to read.
     """
     lines = template.splitlines()
     left = dict(values)
@@ -53,17 +66,22 @@ def render(
         f"PIPER_COMMAND={shlex.quote(command)}",
     ]
     command_lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted((variables or {}).items())]
+    command_lines += [f"module load {shlex.join(modules)}"] * bool(modules)
     return "\n".join([*lines[: last + 1], *added, *command_lines, *lines[last + 1 :]]) + "\n"
 
 
 def _directive(key: str, value: str) -> str:
+    """sbatch reads a line's words as a shell does, so that quotes keep a folder with a blank in one piece."""
+    if not PLAIN.fullmatch(value):
+        value = '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
     return f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}"
 
 
 def template_of(cluster: ClusterConfig) -> Path:
     """The site's template."""
-    assert cluster.template is not None, "checked by config.checks.paths"
-    return data_folder("sbatch_templates") / cluster.template
+    found = batch_template(cluster.template or "")
+    assert found is not None, "checked by config.checks.paths"
+    return found
 
 
 def script(
@@ -71,4 +89,6 @@ def script(
 ) -> str:
     """The batch script of one run: what is submitted, and what `dry_run=true` prints."""
     template = template_of(cluster).read_text()
-    return render(template, directives(cluster, run, placement), python, command, cluster.environment)
+    contained = f"{cluster.container} {command}" if cluster.container else command
+    values = directives(cluster, run, placement)
+    return render(template, values, python, contained, cluster.environment, cluster.modules)

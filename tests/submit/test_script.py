@@ -27,6 +27,10 @@ def cluster(*overrides: str):
     [
         ("testbed", ["cluster=testbed", "cluster.nodes=2", "cluster.time_min=5"]),
         ("frontier", ["cluster=frontier", "cluster.nodes=16", "cluster.account=abc123"]),
+        (
+            "generic",
+            ["cluster=slurm", "cluster.account=abc123", "cluster.partition=gpu", "cluster.modules=[cuda/12.6]"],
+        ),
         ("frontier_pack", ["cluster=frontier", "cluster.nodes=16", "cluster.account=abc123"]),
     ],
 )
@@ -54,7 +58,7 @@ def test_every_slurm_cluster_that_names_a_template_has_it():
     options = [path.stem for path in (data_folder("conf") / "cluster").glob("*.yaml")]
     slurm = [c for c in (cluster(f"cluster={option}") for option in options) if c.scheduler == "slurm"]
     submitting = [c for c in slurm if c.template is not None]
-    assert {c.name for c in submitting} >= {"frontier", "testbed"}
+    assert {c.name for c in submitting} >= {"frontier", "slurm", "testbed"}
     assert all(template_of(c).is_file() for c in submitting)
 
 
