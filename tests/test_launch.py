@@ -117,11 +117,12 @@ def test_a_dry_run_prints_the_script_and_submits_nothing(tmp_path):
 
 
 def test_a_run_that_its_time_limit_would_end_is_said_to_be_too_long(tmp_path):
-    longer = ("train.steps=100000", "cluster.time_min=60")
+    longer = ("train.steps=100000", "cluster.time_min=600")
     ended = launch("cluster=frontier", "experiment=paper_mixtral", "dry_run=true", *longer, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     told = re.search(r"predicted: (\S+) s .* GiB of 59.6 GiB a rank", ended.stdout)
-    works = re.search(r"too long: the limit of 3600 s .* cluster.time_min=(\d+) or more", ended.stdout)
+    works = re.search(r"too long: the limit of 36000 s .* cluster.time_min=(\d+) or more", ended.stdout)
+    assert "frontier ends jobs of 8 nodes after 120 min at most" in ended.stdout
     assert told and works and float(told[1]) / 60 == pytest.approx(int(works[1]), rel=0.01)
 
 

@@ -34,6 +34,7 @@ def preview(
     if prediction is None:
         if experiment.task.name != "microbench":
             console.print("no prediction: this cluster has neither measurements nor a data sheet", highlight=False)
+        time_limit(prediction, experiment, console)
         return
     training_s, peak = prediction.step_time_s * experiment.train.steps, max(prediction.peak_memory_bytes)
     memory = f"{size(peak)} of {size(memory_bytes)} a rank"
@@ -48,22 +49,28 @@ def preview(
 
 
 def time_limit(prediction: Prediction | None, experiment: Experiment, console: Console) -> None:
-    """Say so where a job of Slurm would end before its steps have."""
+    """Say so where a job of Slurm would end before its steps have, and where the site has no such job."""
     cluster = experiment.cluster
-    if prediction is None or cluster.scheduler != "slurm":
+    if cluster.scheduler != "slurm":
         return
+    site = next((limit for limit in cluster.limits if cluster.nodes <= limit.nodes), None)
+    told = []
+    if cluster.limits and site is None:
+        told.append(f"too wide: as far as its file knows, {cluster.name} has jobs of {cluster.limits[-1].nodes} nodes")
+    elif site is not None and cluster.time_min > site.time_min:
+        told.append(f"too long: {cluster.name} ends jobs of {cluster.nodes} nodes after {site.time_min} min at most")
+    if site is not None and site.qos and cluster.qos != site.qos:
+        told.append(f"{cluster.nodes} nodes of {cluster.name} need cluster.qos={site.qos}")
     steps, limit_s = experiment.train.steps, 60 * cluster.time_min
-    if prediction.step_time_s * steps <= limit_s:
-        return
-    needed_min = math.ceil(prediction.step_time_s * steps / 60)
-    console.print(
-        f"too long: the limit of {limit_s} s ends the job after about {int(limit_s / prediction.step_time_s)} of "
-        f"{steps} steps; use cluster.time_min={needed_min} or more, if the site allows it, or train.steps and "
-        "train.checkpoint_every, and go on from the last checkpoint with train.resume_from",
-        style="yellow",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if prediction is not None and prediction.step_time_s * steps > limit_s:
+        needed_min = math.ceil(prediction.step_time_s * steps / 60)
+        told.append(
+            f"too long: the limit of {limit_s} s ends the job after about {int(limit_s / prediction.step_time_s)} of "
+            f"{steps} steps; use cluster.time_min={needed_min} or more, if the site allows it, or train.steps and "
+            "train.checkpoint_every, and go on from the last checkpoint with train.resume_from"
+        )
+    for line in told:
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
 
 
 def balance_price(price: BalancePrice, console: Console) -> None:

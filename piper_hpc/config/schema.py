@@ -179,6 +179,15 @@ class TopologyConfig:
 
 
 @dataclass
+class LimitConfig:
+    """Up to how many nodes a job may last how long, and the QOS that it needs for that."""
+
+    nodes: int = MISSING  # the most of this bin
+    time_min: int = MISSING  # the longest time limit
+    qos: str | None = None  # what the site asks for; null: none
+
+
+@dataclass
 class ClusterConfig:
     """Where to run. `scheduler` is `local` (this machine) or `slurm`."""
 
@@ -205,6 +214,7 @@ class ClusterConfig:
     partition: str | None = None  # slurm: --partition
     account: str | None = None  # slurm: --account
     time_min: int = 30  # slurm: time limit in minutes
+    limits: list[LimitConfig] = field(default_factory=list)  # the site's own, by nodes of the job, fewest first
     cpus_per_task: int = 1  # cores of one rank, and its torch threads
     gpus_per_task: int = (
         0  # slurm: --gpus-per-task; a task sees its devices alone, which at some sites breaks peer access

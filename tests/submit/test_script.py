@@ -16,6 +16,7 @@ from tests.presets import experiment
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = sorted(data_folder("sbatch_templates").glob("*.sbatch"))
+SITES = ("perlmutter", "lumi_g", "alps", "jupiter", "juwels_booster", "leonardo_booster", "delta", "deltaai")
 
 
 def cluster(*overrides: str):
@@ -26,6 +27,7 @@ def cluster(*overrides: str):
     ("name", "overrides"),
     [
         ("testbed", ["cluster=testbed", "cluster.nodes=2", "cluster.time_min=5"]),
+        *((site, [f"cluster={site}", "cluster.account=abc123"]) for site in SITES),
         ("frontier", ["cluster=frontier", "cluster.nodes=16", "cluster.account=abc123"]),
         (
             "generic",
