@@ -5,10 +5,13 @@ BIN = $(VENV)/bin
 # The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: run test test-all quick lint types bench-a2a validate-testbed compare-strategies ablation testbed-packages clean FORCE
+.PHONY: run install test test-all quick lint types bench-a2a validate-testbed compare-strategies ablation testbed-packages clean FORCE
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m piper_hpc.launch $(ARGS)
+
+# Install alone: nothing is trained, as befits a login node.
+install: $(VENV)/run.stamp
 
 # Tests beside each other, in units and turns of tests/conftest.py. One test under a debugger: ARGS="-n0 --pdb tests/..."
 BESIDE = --dist loadgroup --no-loadscope-reorder

@@ -26,6 +26,11 @@ LAUNCH, JOBS, TESTBED = (f"python -m piper_hpc.{name}" for name in ("launch", "j
 # with fewer steps, and `up --profile` in its parts.
 ELSEWHERE = {
     "make run": (".ci/run", "make run"),
+    "make install": ("Makefile", "install: $(VENV)/run.stamp"),
+    "python -m piper_hpc.doctor": ("tests/doctor/test_doctor.py", "host.examine(LOCAL"),
+    "make compare-strategies": ("tests/slurm/test_runs.py", "headline(["),
+    "make ablation": ("tests/slurm/test_runs.py", "ablation(["),
+    "python -m piper_hpc.testbed.saved_quota": ("tests/testbed/test_saved_quota.py", "saved_quota.measure"),
     "make test": (".ci/run", "make test"),
     "make quick": ("Makefile", "quick:"),
     "make validate-testbed": ("tests/slurm/test_runs.py", "piper_hpc.studies.own_runs"),

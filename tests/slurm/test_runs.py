@@ -171,6 +171,17 @@ def test_a_partition_that_does_not_exist_is_refused(testbed, tmp_path):
 
 
 @pytest.mark.untimed
+def test_the_doctor_asks_every_node(testbed, tmp_path):
+    command = [sys.executable, "-m", "piper_hpc.doctor", "cluster=testbed", "on=nodes", "--json"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    found = json.loads(answer.stdout)
+    seen = {each["where"] for each in found if each["subject"] == "shared folder" and each["state"] == "ok"}
+    assert len(seen) == len(testbed.nodes)
+    assert {each["state"] for each in found if each["subject"] in ("Slurm", "partition", "accounting")} == {"ok"}
+
+
+@pytest.mark.untimed
 def test_our_own_runs_are_predicted_and_judged(trained, folder, capsys, monkeypatch):
     """The short form of `make validate-testbed`: two points, once, on the calibration that is there."""
     monkeypatch.chdir(folder)
