@@ -42,8 +42,18 @@ def test_between_two_points_the_line_is_straight_on_logarithmic_axes() -> None:
     assert seconds_at(curve([1e3, 1e5], [1e-4, 1e-2]), 1e4) == pytest.approx(1e-3)
 
 
-def test_beyond_the_last_point_its_rate_is_kept() -> None:
-    assert seconds_at(curve([1e3, 1e5], [1e-4, 2e-3]), 1e6) == pytest.approx(2e-2)
+def test_beyond_the_last_point_latency_is_not_paid_again() -> None:
+    """20 ms and 50 MB/s: what 8 and 64 KiB took says what 26 MB take, not 400 times as much as 64 KiB."""
+
+    def line(work: float) -> float:
+        return 0.02 + work / 50e6
+
+    assert seconds_at(curve([8192, 65536], [line(8192), line(65536)]), 26e6) == pytest.approx(line(26e6))
+    assert seconds_at(curve([1e5], [2e-3]), 1e6) == pytest.approx(2e-2), "a point alone has a rate alone"
+
+
+def test_noise_between_the_last_points_makes_nothing_free() -> None:
+    assert seconds_at(curve([1e3, 1e5], [2.1e-3, 2e-3]), 1e6) == pytest.approx(2e-3 + 9e5 * 0.01 * 2e-8)
 
 
 def test_below_the_first_point_pure_latency_stays() -> None:

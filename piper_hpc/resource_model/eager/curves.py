@@ -24,17 +24,24 @@ ATTENTION_BACKWARD_FLOPS = 2.5
 2307.08691)."""
 
 
+LEAST_SLOPE = 0.01
+"""Of a curve's end over its mean: noise between two points must not make more work free."""
+
+
 def seconds_at(curve: Curve, work: float) -> float:
     """Seconds for `work`: a straight line on log-log axes between the measured points.
 
-    Beyond the last point the rate of that point is kept. Below the first, the first segment is continued (its slope
-    held between 0, pure latency, and 1, constant rate).
+    Beyond the last point every unit more takes what it took between the last two (Hockney's latency and rate), but no
+    less than LEAST_SLOPE of the mean until there: small messages take latency, which larger ones do not pay again.
+    Below the first, the first segment is continued (its slope held between 0, pure latency, and 1, constant rate).
     """
     points, seconds = curve.work, curve.seconds
     if work <= 0:
         return 0.0
     if work >= points[-1]:
-        return seconds[-1] * work / points[-1]
+        mean = seconds[-1] / points[-1]
+        slope = (seconds[-1] - seconds[-2]) / (points[-1] - points[-2]) if len(points) > 1 else mean
+        return seconds[-1] + (work - points[-1]) * max(slope, LEAST_SLOPE * mean)
     right = max(1, bisect_right(points, work)) if len(points) > 1 else 0
     if right == 0:
         return seconds[0] * work / points[0]
