@@ -1,4 +1,4 @@
-"""`python -m piper_hpc.jobs {list,status,logs,cancel}`: what was submitted, and what became of it."""
+"""`python -m piper_hpc.jobs {list,status,logs,wait,cancel}`: what was submitted, and what became of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from piper_hpc.cli.errors import run_command
-from piper_hpc.cli.follow import figures
+from piper_hpc.cli.follow import figures, follow
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.report import write as report
 from piper_hpc.runs import RecordError, RunFolder, Status, find
-from piper_hpc.submit.outcome import cancel, observe
+from piper_hpc.submit.outcome import cancel, observe, observe_all
+from piper_hpc.submit.scheduler import JobState
 from piper_hpc.train.settings import WARMUP_STEPS
 
 T = TypeVar("T")
@@ -41,10 +42,11 @@ def pick(runs: Path, name: str) -> RunFolder:
     raise ConfigError(Problem("RUN", name, rule, works))
 
 
-def describe(run: RunFolder) -> dict[str, Any]:
+def describe(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> dict[str, Any]:
     """One run's state, as the scheduler sees it now, with its last step.
 
-    What a torn, foreign or half-written folder does not tell is null, and `problem` says why; else `problem` is null.
+    jobs: what Slurm says of jobs, where it was asked for many at once. What a torn, foreign or half-written folder does
+    not tell is null, and `problem` says why; else `problem` is null.
     """
     problems: list[str] = []
 
@@ -60,7 +62,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
     # The manifest, which `find` goes by, names the task where there is no configuration: studies have none.
     nothing: dict[str, Any] = {}
     manifest, config = known(run.manifest, nothing), known(run.config, nothing)
-    status = known(lambda: asdict(observe(run)), dict.fromkeys(Status.__dataclass_fields__))
+    status = known(lambda: asdict(observe(run, jobs)), dict.fromkeys(Status.__dataclass_fields__))
     job = known(run.job, nothing)
     rows: list[dict[str, Any]] = known(run.metrics, [])
 
@@ -99,7 +101,9 @@ def describe(run: RunFolder) -> dict[str, Any]:
 
 def list_runs(arguments: argparse.Namespace, console: Console) -> int:
     """All runs, newest last."""
-    documents = [describe(run) for run in find(arguments.runs)]
+    runs = find(arguments.runs)
+    jobs = observe_all(runs)
+    documents = [describe(run, jobs) for run in runs]
     if arguments.json:
         print(json.dumps(documents, indent=2))
         return 0
@@ -172,6 +176,19 @@ def show_logs(arguments: argparse.Namespace, console: Console) -> int:
             time.sleep(0.5)
 
 
+def wait_for(arguments: argparse.Namespace, console: Console) -> int:
+    """Show a run's steps until it ends; exit code 0 where it completed, else 1. An interrupt leaves it alone."""
+    run = pick(arguments.runs, arguments.run)
+    document = describe(run)
+    status = follow(run, document["steps"] or 1, Console(stderr=True) if arguments.json else console)
+    if arguments.json:
+        print(json.dumps(describe(run), indent=2))
+    else:
+        reason = f": {status.failure_class or ''} {status.reason}" if status.reason else ""
+        console.print(f"{run.run_id} {status.state}{reason}", highlight=False, markup=False)
+    return 0 if status.state == "completed" else 1
+
+
 def cancel_run(arguments: argparse.Namespace, console: Console) -> int:
     """End a run that is pending or running."""
     run = pick(arguments.runs, arguments.run)
@@ -189,8 +206,8 @@ def main() -> int:
     shared.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     shared.add_argument("--json", action="store_true", help="print one JSON document")
     parser = argparse.ArgumentParser(prog="python -m piper_hpc.jobs", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="{list,status,logs,cancel}")
-    actions = {"list": list_runs, "status": show_status, "logs": show_logs, "cancel": cancel_run}
+    commands = parser.add_subparsers(required=True, metavar="{list,status,logs,wait,cancel}")
+    actions = {"list": list_runs, "status": show_status, "logs": show_logs, "wait": wait_for, "cancel": cancel_run}
     for name, action in actions.items():
         command = commands.add_parser(name, parents=[shared], help=action.__doc__, description=action.__doc__)
         command.set_defaults(action=action)

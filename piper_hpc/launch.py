@@ -190,6 +190,11 @@ def _wait(
     try:
         status = follow(run, steps, console, wide=experiment.task.suites != ["calibration"])
     except KeyboardInterrupt:
+        if experiment.cluster.scheduler == "slurm":
+            told = f"run {run.run_id} goes on; end it with: python -m piper_hpc.jobs cancel {run.run_id}"
+            console.print(told, highlight=False, soft_wrap=True)
+            document = {"run_id": run.run_id, "path": str(run.path), "status": asdict(run.status())}
+            return document, INTERRUPTED
         status = cancel(run)
         console.print(f"run {run.run_id} {status.state}")
         if experiment.task.name == "microbench":

@@ -13,6 +13,9 @@ from piper_hpc.runs import RunFolder, Status
 from piper_hpc.submit.outcome import observe
 
 POLL_S = 0.3
+"""Between looks at the record."""
+ASK_S, ASK_MOST_S = 2.0, 60.0
+"""Between questions to Slurm: at first, and for a job that waits long; one that runs is asked for every few seconds."""
 LINES = 12
 """How many lines a whole run gets where there is no terminal."""
 
@@ -31,12 +34,12 @@ def follow(run: RunFolder, steps: int, console: Console, *, wide: bool = False) 
         disable=not console.is_terminal,
     )
     every = max(1, steps // LINES)
-    shown = 0
+    shown, watch = 0, Watch(run)
     with progress:
         bar = progress.add_task("waiting", total=steps, figures="")
         while True:
             # The state first: rows written before the end are then surely read.
-            status = observe(run)
+            status = watch.status()
             rows, measurements = run.metrics(), run.measurements()
             if wide:
                 for line in table.lines(measurements):
@@ -46,7 +49,7 @@ def follow(run: RunFolder, steps: int, console: Console, *, wide: bool = False) 
             elif measurements:
                 progress.update(bar, description=f"measuring operators ({len(measurements)} points)")
             else:
-                progress.update(bar, description=status.state)
+                progress.update(bar, description=f"{status.state} {status.reason or ''}".rstrip())
             if not console.is_terminal:
                 for row in rows[shown:]:
                     done = row["step"] + 1
@@ -56,6 +59,29 @@ def follow(run: RunFolder, steps: int, console: Console, *, wide: bool = False) 
             if status.ended:
                 return status
             time.sleep(POLL_S)
+
+
+class Watch:
+    """A run's status, for whoever asks often: the record every time, the scheduler seldom."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._slurm = (run.job() or {}).get("scheduler") == "slurm"
+        self._every_s, self._next_s = ASK_S, 0.0
+        self._seen: Status | None = None
+
+    def status(self) -> Status:
+        """As the record has it; where that is no end, as the scheduler said when it was asked last."""
+        recorded, now_s = self._run.status(), time.monotonic()
+        if recorded.ended:
+            return recorded
+        if self._slurm and self._seen is not None and now_s < self._next_s:
+            # The record knows of a start before Slurm is asked again; why a job waits Slurm alone knows.
+            return self._seen if recorded.state == "pending" else recorded
+        self._seen = observe(self._run)
+        self._every_s = min(1.5 * self._every_s, ASK_MOST_S) if self._seen.state == "pending" else ASK_S
+        self._next_s = now_s + self._every_s
+        return self._seen
 
 
 def figures(row: dict[str, Any]) -> str:

@@ -8,30 +8,14 @@ import platform
 import signal
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from piper_hpc.config.errors import ConfigError, Problem
-from piper_hpc.runs import RunFolder, Status
+from piper_hpc.runs import RecordError, RunFolder, Status
 from piper_hpc.runtime import quota
 from piper_hpc.submit.process import alive
-
-_SLURM_STATES = {
-    "PENDING": "pending",
-    "CONFIGURING": "pending",
-    "REQUEUED": "pending",
-    "RUNNING": "running",
-    "COMPLETING": "running",
-    "SUSPENDED": "running",
-    "CANCELLED": "cancelled",
-}
-_SLURM_FAILURES = {
-    "TIMEOUT": "timeout",
-    "DEADLINE": "timeout",
-    "PREEMPTED": "preempted",
-    "NODE_FAIL": "node_fail",
-    "BOOT_FAIL": "node_fail",
-    "OUT_OF_MEMORY": "oom",
-}
+from piper_hpc.submit.scheduler import CANCELLED, ENDED, FAILURES, PENDING, RUNNING, TIMEOUT_S, JobState, job_states
 
 LAST_WORD_S = 1.0
 """How long the record of a job that is gone may take to reach whoever asks."""
@@ -65,12 +49,15 @@ def failure_status(run: RunFolder, status: Status, codes: dict[int, int] | None 
     return Status("failed", attempt, failure_class, reason, status.step)
 
 
-def observe(run: RunFolder) -> Status:
-    """The status as the scheduler sees it now; a run that ended unseen is recorded as what it became."""
+def observe(run: RunFolder, known: Mapping[str, JobState] | None = None) -> Status:
+    """The status as the scheduler sees it now; a run that ended unseen is recorded as what it became.
+
+    known: what Slurm was found to say of jobs just now, where it was asked for many at once.
+    """
     status, job = run.status(), run.job()
     if status.ended or not job:
         return status
-    seen = _slurm(run, status, job) if job["scheduler"] == "slurm" else _local(run, status, job)
+    seen = _slurm(run, status, job, known) if job["scheduler"] == "slurm" else _local(run, status, job)
     if not seen.ended:
         return seen  # a job that lives speaks for itself: nobody else writes
     # Its last word may still be on its way, through a shared file system for example.
@@ -94,46 +81,46 @@ def _local(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
     return failure_status(run, status)
 
 
-def _slurm(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
-    word = slurm_state(job["id"], job["environment"])
-    if word is None:
+def _slurm(run: RunFolder, status: Status, job: dict[str, Any], known: Mapping[str, JobState] | None) -> Status:
+    states = job_states([job["id"]], job["environment"]) if known is None else known
+    if job["id"] not in states:
         return status
-    state = _SLURM_STATES.get(word)
-    if state in ("pending", "running"):
-        return status if status.state == state else Status(state, status.attempt, step=status.step)
-    if state == "cancelled":
+    said = states[job["id"]]
+    if said.word in PENDING:
+        reason = said.reason or None
+        return Status("pending", status.attempt, None, reason, status.step)
+    if said.word in RUNNING:
+        return status if status.state == "running" else Status("running", status.attempt, step=status.step)
+    if said.word in CANCELLED:
         return Status("cancelled", status.attempt, None, "cancelled in Slurm", status.step)
-    if word in _SLURM_FAILURES:
-        return Status("failed", status.attempt, _SLURM_FAILURES[word], f"Slurm says {word}", status.step)
-    return failure_status(run, status)
+    if said.word in FAILURES:
+        return Status("failed", status.attempt, FAILURES[said.word], f"Slurm says {said.word}", status.step)
+    # A word that no list has ends nothing.
+    return failure_status(run, status) if said.word in ENDED else status
 
 
-def slurm_state(job_id: str, environment: dict[str, str]) -> str | None:
-    """Slurm's state of a job (for example RUNNING), by squeue, else by sacct, else by scontrol; None if unknown."""
-    for command in (
-        ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"],
-        ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job_id, "--format", "State"],
-        ["scontrol", "--oneliner", "show", "job", job_id],
-    ):
-        try:
-            answer = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            continue  # no Slurm here: the record's word stands
-        text = answer.stdout.strip()
-        if answer.returncode or not text:
-            continue
-        if command[0] == "scontrol":
-            text = next((word for word in text.split() if word.startswith("JobState=")), "").removeprefix("JobState=")
-        if text:
-            return text.split()[0].rstrip("+")  # "CANCELLED by 0"
-    return None
+def observe_all(runs: Sequence[RunFolder]) -> dict[str, JobState]:
+    """What Slurm says of the jobs of all runs that have not ended, by one question for each Slurm; for `observe`."""
+    asked: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in runs:
+        with contextlib.suppress(OSError, RecordError):
+            job = run.job()
+            if job and job["scheduler"] == "slurm" and not run.status().ended:
+                asked.setdefault(tuple(sorted(job["environment"].items())), []).append(job["id"])
+    return {
+        job_id: state
+        for environment, ids in asked.items()
+        for job_id, state in job_states(ids, dict(environment)).items()
+    }
 
 
 def _scancel(job: dict[str, Any]) -> None:
     environment = os.environ | job["environment"]
     try:
-        subprocess.run(["scancel", job["id"]], env=environment, capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        subprocess.run(
+            ["scancel", job["id"]], env=environment, capture_output=True, text=True, check=True, timeout=TIMEOUT_S
+        )
+    except (FileNotFoundError, subprocess.SubprocessError) as error:
         rule = f"scancel failed: {getattr(error, 'stderr', '') or error}".strip()
         raise ConfigError(Problem("job", job["id"], rule, "the same command on a login node of its cluster")) from error
 

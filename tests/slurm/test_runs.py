@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from piper_hpc.cli.errors import INTERRUPTED
 from piper_hpc.jobs import describe
 from piper_hpc.runs import RunFolder, Status, find
 from piper_hpc.spec import TERMS
@@ -103,11 +105,13 @@ def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
 
 
 @pytest.mark.untimed
-def test_the_status_agrees_with_slurm_after_the_launcher_was_killed(testbed, tmp_path):
+def test_a_launcher_that_is_interrupted_leaves_the_job_to_slurm(testbed, tmp_path):
     launcher = start(*ENDLESS, cwd=tmp_path)
     run = training(launcher, tmp_path / "runs")
-    launcher.kill()
-    launcher.wait()
+    launcher.send_signal(signal.SIGINT)
+    output, _ = launcher.communicate(timeout=30)
+    assert launcher.returncode == INTERRUPTED
+    assert f"python -m piper_hpc.jobs cancel {run.run_id}" in output
     # The job is Slurm's: it goes on, and whoever asks next is told so.
     assert accounted(testbed, run) == "RUNNING"
     assert describe(run)["status"]["state"] == "running"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from piper_hpc.cli import follow
 from piper_hpc.config import ConfigError
 from piper_hpc.runs import Failure, RunFolder, Status
-from piper_hpc.submit.outcome import cancel, failure_status, observe, slurm_state
+from piper_hpc.submit import scheduler
+from piper_hpc.submit.outcome import cancel, failure_status, observe, observe_all
 from piper_hpc.submit.process import alive
+from piper_hpc.submit.scheduler import JobState, job_states
 
 
 @pytest.fixture
@@ -128,23 +132,78 @@ def test_another_process_of_the_same_id_is_not_the_supervisor(run):
         ("", "NODE_FAIL", "NODE_FAIL", "failed", "node_fail"),
         ("", "PREEMPTED", "PREEMPTED", "failed", "preempted"),
         ("", "FAILED", "FAILED", "failed", "lost"),
+        ("REQUEUE_HOLD", "", "REQUEUE_HOLD", "pending", None),
+        ("SIGNALING", "", "SIGNALING", "running", None),
+        ("STAGE_OUT", "", "STAGE_OUT", "running", None),
+        ("A_WORD_OF_TOMORROW", "", "A_WORD_OF_TOMORROW", "running", None),
     ],
 )
 def test_slurms_word_becomes_a_state_and_a_class(run, tmp_path, queue, accounting, word, state, failure_class):
     """Stand-ins for squeue and sacct say the word; the real ones speak in tests/slurm."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, answer in (("squeue", queue), ("sacct", accounting), ("scontrol", "")):
+    queued = f"42|{queue}|None" if queue else ""
+    for name, answer in (("squeue", queued), ("sacct", accounting), ("scontrol", "")):
         (commands / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
         (commands / name).chmod(0o755)
     environment = {"PATH": f"{commands}:{os.environ['PATH']}"}
-    run.write_status(Status("pending"))
+    run.write_status(Status("running"))
     run.write_job({"scheduler": "slurm", "id": "42", "environment": environment})
     original = os.environ["PATH"]
     os.environ["PATH"] = environment["PATH"]  # how subprocess finds the command
     try:
-        assert slurm_state("42", environment) == word
+        assert job_states(["42"], environment) == {"42": JobState(word)}
         seen = observe(run)
     finally:
         os.environ["PATH"] = original
     assert (seen.state, seen.failure_class) == (state, failure_class)
+
+
+def with_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """These commands before the system's, each a shell script."""
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def slurm_runs(folder: Path, *ids: str) -> list[RunFolder]:
+    runs = []
+    for job_id in ids:
+        made = RunFolder.create(folder, f"run-{job_id}")
+        made.write_status(Status("pending"))
+        made.write_job({"scheduler": "slurm", "id": job_id, "environment": {}})
+        runs.append(made)
+    return runs
+
+
+def test_all_runs_are_asked_for_at_once_and_a_job_that_waits_says_why(tmp_path, monkeypatch):
+    asked = tmp_path / "asked"
+    runs = slurm_runs(tmp_path, "7", "8")
+    with_commands(tmp_path, monkeypatch, squeue=f"echo $* >> {asked}; echo '7|PENDING|Priority'; echo '8|RUNNING|None'")
+    known = observe_all(runs)
+    assert [observe(run, known).state for run in runs] == ["pending", "running"]
+    assert observe(runs[0], known).reason == "Priority"
+    assert len(asked.read_text().splitlines()) == 1 and "7,8" in asked.read_text()
+
+
+def test_a_slurm_that_does_not_answer_in_time_ends_nothing(tmp_path, monkeypatch):
+    (run,) = slurm_runs(tmp_path, "7")
+    monkeypatch.setattr(scheduler, "TIMEOUT_S", 0.2)
+    with_commands(tmp_path, monkeypatch, **dict.fromkeys(("squeue", "sacct", "scontrol"), "exec sleep 5"))
+    assert observe(run).state == "pending"
+
+
+def test_who_follows_a_job_that_waits_asks_seldom(tmp_path, monkeypatch):
+    asked = tmp_path / "asked"
+    (run,) = slurm_runs(tmp_path, "7")
+    with_commands(tmp_path, monkeypatch, squeue=f"echo x >> {asked}; echo '7|PENDING|Priority'")
+    now = [0.0]
+    monkeypatch.setattr(follow.time, "monotonic", lambda: now[0])
+    watch = follow.Watch(run)
+    for second in range(600):
+        now[0] = float(second)
+        assert watch.status().reason == "Priority"
+    assert 10 < len(asked.read_text().splitlines()) < 25
+    run.write_status(Status("completed"))
+    assert watch.status().state == "completed", "the record is read every time"
