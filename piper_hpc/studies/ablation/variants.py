@@ -91,7 +91,9 @@ def taken_away(base: str, part: str) -> tuple[Variant, Variant] | None:
         return None
     routing = SKEWED if part == MIGRATION else EVEN
     every = used(base) if part == MIGRATION else used(base) - {MIGRATION}
-    return Variant(base, every - {part}, routing), Variant(base, every, routing)
+    # Without HALO there is nothing to overlap.
+    gone = {HALO, OVERLAP} if part == HALO else {part}
+    return Variant(base, every - gone, routing), Variant(base, every, routing)
 
 
 def localised() -> tuple[tuple[Variant, Variant], tuple[Variant, Variant]]:
