@@ -45,13 +45,15 @@ def run(
     on_row: OnRow,
     node_names: Sequence[str] = (),
     rack_names: Sequence[str] = (),
+    cores_per_rank: float | None = None,
 ) -> None:
     """Measure every operator on the ranks of the default process group; every rank calls this.
 
     ranks: where each rank stands (its layout matters only for the number of ranks); device, dtype: of every tensor;
     budget_s: seconds to spend in all, a guide that slow links exceed: each curve keeps its smallest messages;
     on_row: called on rank 0 with each finished row of `measurements.jsonl`, so that a killed run keeps its rows;
-    node_names, rack_names: names for the rows, by index of node and rack (default: the index).
+    node_names, rack_names: names for the rows, by index of node and rack (default: the index); cores_per_rank: see
+    timing.Team.
 
     Compute operators run on all ranks at once and a row holds the statistics over all ranks; a sample of an exchange
     is the mean over a group, as terms of a step are over a stage, one of skew is any rank. Raises ValueError for a
@@ -74,7 +76,7 @@ def run(
     points += bool(families) * UNIT_POINTS
     points += len(_nearest(families)) * ARRIVAL_SKEW_POINTS * len(grid.arrival_skew)
     points += len(pairs(ranks)) * OVERHEAD_POINTS * len(grid.overhead)
-    row_writer = RowWriter(Team(device), ranks, dtype, on_row, node_names, rack_names)
+    row_writer = RowWriter(Team(device, cores_per_rank), ranks, dtype, on_row, node_names, rack_names)
     rounds = max(1, min(ROUNDS, int(budget_s / ROUND_S)))
     for _ in range(rounds):
         _Suite(row_writer, device, grid, Budget(budget_s / rounds, points)).run(families)

@@ -27,13 +27,19 @@ Call = Callable[[], object]
 
 
 class Team:
-    """The ranks of the default process group, with the small reductions and gathers that timing needs."""
+    """The ranks of the default process group, with the small reductions and gathers that timing needs.
 
-    def __init__(self, device: torch.device) -> None:
+    cores_per_rank: where ranks share a machine's cores without a quota, how much of one each has while all are busy;
+    None where every rank has a device, or a quota, of its own.
+    """
+
+    def __init__(self, device: torch.device, cores_per_rank: float | None = None) -> None:
+        self.shares_cores = cores_per_rank is not None
         self.device = device
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
-        self.core_share = self._core_share() if device.type == "cpu" else 1.0
+        measured = self._core_share() if device.type == "cpu" else 1.0
+        self.core_share = measured if cores_per_rank is None else cores_per_rank
 
     def _core_share(self, span_s: float = 0.08) -> float:
         """What share of a core a busy rank gets while all are busy, mean over ranks: its quota, where it has one."""
@@ -141,7 +147,9 @@ def time_compute(call: Call, team: Team, share_s: float) -> Timing:
     """Time a call that needs no other rank, on all ranks at once, as they train.
 
     Each sample ends by the clock and not by a count, so that every rank is busy for the whole measurement and, under
-    a CPU quota, a sample spans whole periods of it. The warm-up sample spends what a quota granted while waiting.
+    a CPU quota, a sample spans whole periods of it. The warm-up sample spends what a quota granted while waiting. Where
+    ranks share cores a sample is the CPU time that the calls took, stretched to a rank's part of a core: others are
+    never busy all the time, and what is left to one is theirs in training.
     """
     pilot_s = _seconds(call, 1, team)
     iteration_s, share_s = team.maximum(_seconds(call, max(1, int(1e-3 / pilot_s)), team), share_s)
@@ -150,7 +158,7 @@ def time_compute(call: Call, team: Team, share_s: float) -> Timing:
     stride = max(1, int(sampling.sample_s / 20 / iteration_s))
 
     def sample() -> tuple[float, int]:
-        start, calls = perf_counter(), 0
+        start, used, calls = perf_counter(), process_time(), 0
         while True:
             for _ in range(stride):
                 call()
@@ -158,7 +166,8 @@ def time_compute(call: Call, team: Team, share_s: float) -> Timing:
             calls += stride
             elapsed = perf_counter() - start
             if elapsed >= sampling.sample_s:
-                return elapsed / calls, calls
+                spent = (process_time() - used) / team.core_share if team.shares_cores else elapsed
+                return spent / calls, calls
 
     team.barrier()
     for _ in range(WARMUP_SAMPLES):

@@ -78,7 +78,14 @@ def _calibration_suite(context: Context, on_row: Callable[[Row], None]) -> None:
         on_row=on_row,
         node_names=_nodes(context),
         rack_names=_racks(context),
+        cores_per_rank=_cores_per_rank(context),
     )
+
+
+def _cores_per_rank(context: Context) -> float | None:
+    """Where ranks share cores without quotas, see timing.Team."""
+    machine = context.machine
+    return machine.cores / context.rank_env.ranks if machine.devices_share_cores else None
 
 
 def _wide_suites(
@@ -86,7 +93,9 @@ def _wide_suites(
 ) -> dict[str, Any]:
     """Run the suites that are named beside the calibration's. Returns what the manifest says of them."""
     task, device, dtype = context.experiment.task, context.device, _dtype(context)
-    row_writer = RowWriter(Team(device), _rank_map(context), dtype, on_row, _nodes(context), _racks(context))
+    row_writer = RowWriter(
+        Team(device, _cores_per_rank(context)), _rank_map(context), dtype, on_row, _nodes(context), _racks(context)
+    )
     compute = ComputeSuite(row_writer, device, task.cell_s, context.machine.memory_bytes, done)
     compute.run([name for name in suites if name in compute_suite.SUITES], context.experiment.model)
     left_out = compute.left_out

@@ -17,7 +17,7 @@ from piper_hpc.microbench.arrival_skew import time_arrival_skew
 from piper_hpc.microbench.overhead import neighbour_exchange, time_overhead
 from piper_hpc.microbench.shapes import CPU
 from piper_hpc.microbench.suite import run
-from piper_hpc.microbench.timing import Team, time_exchange
+from piper_hpc.microbench.timing import Team, time_compute, time_exchange
 from piper_hpc.spec import Layout, RankMap
 from tests.processes import run_ranks
 
@@ -141,6 +141,25 @@ def _overhead(busy_s: float) -> float:
     timing = time_overhead(lambda: time.sleep(1e-3), 1e-3, slow_post if busy_s else post, team, 1.0)
     assert wrong == 0
     return float(np.median(timing.samples))
+
+
+def _compute_with_pauses(cores_per_rank: float | None) -> float:
+    """Usual seconds of a call that computes for DELAY_S and sleeps for as long."""
+    team = Team(torch.device("cpu"), cores_per_rank)
+
+    def call() -> None:
+        until = time.process_time() + DELAY_S
+        while time.process_time() < until:
+            pass
+        time.sleep(DELAY_S)
+
+    return float(np.median(time_compute(call, team, 1.0).samples))
+
+
+def test_where_ranks_share_cores_a_call_is_what_it_computes() -> None:
+    """Others that pause must not make an operator look quicker than it is while all are busy."""
+    assert run_ranks(1, _compute_with_pauses, 0.5)[0] == pytest.approx(2 * DELAY_S, rel=0.25)
+    assert run_ranks(1, _compute_with_pauses, None)[0] > 1.8 * DELAY_S
 
 
 def test_what_a_message_takes_from_computing_shows_as_its_overhead() -> None:

@@ -13,7 +13,7 @@ from piper_hpc.runs import RunFolder
 from piper_hpc.spec import Layout
 from piper_hpc.studies.headline.links import Links, ceiling
 from piper_hpc.studies.headline.resident import CPU, MEASURED, PREDICTED, TRAINED, TRIED, Asked
-from piper_hpc.studies.headline.strategies import FLAT, MACHINE, OURS, PAPER, XMOE
+from piper_hpc.studies.headline.strategies import FLAT, MACHINE, OURS, PAPER, STRATEGIES, XMOE
 
 REACHED_SHARE = 0.75
 """Of exchange in the step of `a`, which links are slowed down to."""
@@ -119,8 +119,8 @@ def point_of(run: RunFolder) -> Point | None:
         return None
     asked = Asked.read(run.path)
     links = Links(asked.node_bytes_per_s, asked.nic_bytes_per_s)
-    keys = dict.fromkeys(row["strategy"] for row in measured)
-    entries = {key: _entry(key, rows, links) for key in keys}
+    compared = {row["strategy"] for row in measured}
+    entries = {key: _entry(key, rows, links) for key in STRATEGIES if key in compared}
     return Point(asked.slowdown, links.left(MACHINE), entries)
 
 

@@ -8,9 +8,11 @@ from xml.sax.saxutils import escape
 from piper_hpc.studies.headline.judge import Point
 from piper_hpc.studies.headline.strategies import FLAT, STRATEGIES
 
-WIDTH, HEIGHT = 860, 420
-LEFT, TOP, BOTTOM = 56, 24, 96
+HEIGHT = 460
+LEFT, TOP, BOTTOM = 56, 24, 136
 BAR, GAP, BETWEEN = 30, 12, 44
+LEAST_WIDTH = 760
+"""What the legend needs."""
 COLOURS = dict(zip(STRATEGIES, ("#b8c0c8", "#dde2e7", "#e08a1e", "#4a8fd6", "#2f8f6b"), strict=True))
 INK, GRID = "#1c2733", "#e6eaee"
 
@@ -19,8 +21,8 @@ def picture(points: Sequence[Point]) -> str:
     """Filled bars are measured, hollow ones predicted; the dashed line over a group is the ceiling C of its share."""
     ratios = [ratio for point in points for key in point.entries for ratio in _ratios(point, key)]
     top = max([*ratios, *(point.ceiling or 0.0 for point in points)], default=1.0) * 1.08
-    body = [*_axis(top)]
     left = float(LEFT + GAP)
+    body: list[str] = []
     for point in points:
         drawn = list(_group(point, left, top))
         width = len(point.entries) * (2 * BAR / 1.5 + GAP)
@@ -30,8 +32,8 @@ def picture(points: Sequence[Point]) -> str:
             body.append(_line(left - 4, left + width - GAP + 4, y, f'stroke="{INK}" stroke-dasharray="5 4"'))
             body.append(_text(left + width - GAP, y - 5, f"C = {point.ceiling:.2f}", "end"))
         left += width + BETWEEN
-    body += _legend([key for key in STRATEGIES if any(key in point.entries for point in points)])
-    width = max(WIDTH, round(left))
+    width = max(LEAST_WIDTH, round(left))
+    body = [*_axis(top, width), *body, *_legend([key for key in STRATEGIES if any(key in p.entries for p in points)])]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="{INK}">\n'
@@ -56,11 +58,11 @@ def _group(point: Point, left: float, top: float) -> Iterator[str]:
         left += 2 * width + GAP
 
 
-def _axis(top: float) -> Iterator[str]:
+def _axis(top: float, width: int) -> Iterator[str]:
     step = 0.5 if top < 4 else 1.0
     for number in range(int(top / step) + 1):
         y = _y(number * step, top)
-        yield _line(LEFT, WIDTH, y, f'stroke="{INK if number * step == 1 else GRID}"')
+        yield _line(LEFT, width - LEFT / 2, y, f'stroke="{INK if number * step == 1 else GRID}"')
         yield _text(LEFT - 8, y + 4, f"{number * step:g}", "end")
     yield _text(8, 14, "times as fast as expert parallelism over all ranks, flat", "start")
 
@@ -74,10 +76,10 @@ def _under(point: Point, middle: float) -> Iterator[str]:
 
 def _legend(keys: Sequence[str]) -> Iterator[str]:
     for number, key in enumerate(keys):
-        x, y = LEFT + number % 3 * 270, HEIGHT - 34 + number // 3 * 18
+        x, y = LEFT + number % 2 * 360, HEIGHT - 62 + number // 2 * 20
         yield f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{COLOURS[key]}"/>'
         yield _text(x + 16, y, STRATEGIES[key].name, "start")
-    yield _text(LEFT + 2 * 270, HEIGHT - 16, "filled: measured, hollow: predicted", "start")
+    yield _text(LEFT + 360, HEIGHT - 22, "filled: measured, hollow: predicted", "start")
 
 
 def _y(ratio: float, top: float) -> float:
