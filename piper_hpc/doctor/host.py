@@ -30,12 +30,8 @@ def examine(cluster: ClusterConfig, runs: Path) -> list[Finding]:
 
 
 def python() -> Iterator[Finding]:
-    """The interpreter that ranks would run."""
-    found = f"{sys.version.split()[0]} at {sys.executable}"
-    if sys.version_info < (3, 11):
-        yield failed("Python", found, "make a virtual environment with Python 3.11 or newer")
-    else:
-        yield ok("Python", found)
+    """The interpreter that ranks would run: this one."""
+    yield ok("Python", f"{sys.version.split()[0]} at {sys.executable}")
 
 
 def torch_build(cluster: ClusterConfig) -> Iterator[Finding]:
