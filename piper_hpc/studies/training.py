@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -13,7 +13,7 @@ import torch
 from piper_hpc.balance.balancer import Migration, counted_samples
 from piper_hpc.parallel.dispatcher import AllToAllConfigs
 from piper_hpc.profiling.clock import Clock, ProcessClock
-from piper_hpc.spec import TERMS, Layout, ModelSpec, Workload
+from piper_hpc.spec import TERMS, ExpertPlacement, Layout, ModelSpec, Workload
 from piper_hpc.tasks.context import Context
 from piper_hpc.train import metrics
 from piper_hpc.train.data import ByteDataset
@@ -48,10 +48,10 @@ def train(context: Context, training: Training, corpus: Path, *, memory: bool = 
     found: list[dict[str, Any]] = []
     losses: list[float] = []
     peaks: list[int] = []
-    for step, records in enumerate(_steps(context, training, settings, corpus, memory=memory)):
+    for step, (records, placements) in enumerate(_steps(context, training, settings, corpus, memory=memory)):
         if records is None:
             continue
-        row = metrics.summarise(records, training.layout, tokens=training.workload.tokens)
+        row = metrics.summarise(records, training.layout, tokens=training.workload.tokens, placements=placements)
         losses.append(row["loss"])
         if (memory and step == WARMUP_STEPS - 1) or context.device.type != "cpu":
             peaks = row["peak_memory_bytes"]
@@ -76,7 +76,7 @@ def exchange_cpu_s(context: Context, training: Training, corpus: Path) -> float 
     0. Collective. Not to be timed: on this clock waiting takes no time."""
     settings = _settings(context, training, WARMUP_STEPS)
     found = []
-    for records in _steps(context, training, settings, corpus, clock=ProcessClock()):
+    for records, _ in _steps(context, training, settings, corpus, clock=ProcessClock()):
         if records is not None:
             terms = metrics.terms_by_rank(records, training.layout)
             found.append(fmean((terms["dispatch_s"] + terms["combine_s"]).tolist()))
@@ -97,8 +97,9 @@ def _steps(
     *,
     memory: bool = False,
     clock: Clock | None = None,
-) -> Sequence[Records | None]:
-    """The records of all steps, on rank 0, where experts move between steps once that pays. Collective."""
+) -> Iterator[tuple[Records | None, Sequence[ExpertPlacement]]]:
+    """The records of all steps, on rank 0, and where experts were in each: they move between steps once that pays.
+    Collective."""
     layout, workload = training.layout, training.workload
     rank_map = context.rank_map(layout)
     balancer = None
@@ -125,14 +126,13 @@ def _steps(
         ep=layout.ep,
         seed=0,
     )
-    found: list[Records | None] = []
     for step in range(settings.steps):
         sampled = memory and step == WARMUP_STEPS - 1
         vote = trainer.step(data, step * workload.global_batch, RATE, sample_memory=sampled)
+        placements = trainer.placements
         if balancer is not None:
             decision = balancer.after_step(step, vote.routed.cpu().numpy())
             if decision is not None and decision.placements is not None:
                 trainer.migrate(decision.placements)
-        found.append(trainer.record())
+        yield trainer.record(), placements
     trainer.close()
-    return found
