@@ -92,7 +92,8 @@ def _of_node(experiment: Experiment, probe: Path) -> list[Finding]:
     else:
         mend = "runs=FOLDER on a file system that compute nodes share with this one"
         found.append(Finding("shared folder", "failed", f"does not see {probe.parent}", mend))
-    return [replace(each, where=socket.gethostname()) for each in found]
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return [replace(each, where=name) for each in found]
 
 
 def _show(found: Sequence[Finding]) -> None:

@@ -194,6 +194,12 @@ def test_runs_are_shown_again_with_a_picture(tmp_path: Path, capsys: pytest.Capt
     assert "make compare-strategies" in capsys.readouterr().err
 
 
+def test_without_flat_there_is_nothing_to_be_faster_than(tmp_path: Path) -> None:
+    run = run_of(tmp_path, rows({PADDED: 4.0, OURS: 2.0}))
+    assert main(["--show", str(run.path)]) == MET
+    assert (run.path / "headline.svg").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -20,7 +20,7 @@ INK, GRID = "#1c2733", "#e6eaee"
 def picture(points: Sequence[Point]) -> str:
     """Filled bars are measured, hollow ones predicted; the dashed line over a group is the ceiling C of its share."""
     ratios = [ratio for point in points for key in point.entries for ratio in _ratios(point, key)]
-    top = max([*ratios, *(point.ceiling or 0.0 for point in points)], default=1.0) * 1.08
+    top = 1.08 * max([1.0, *ratios, *(point.ceiling or 0.0 for point in points)])
     left = float(LEFT + GAP)
     body: list[str] = []
     for point in points:
