@@ -102,6 +102,7 @@ def test_partitions_are_read_from_sinfo() -> None:
     assert write.minutes("infinite") == 1440
 
 
+@pytest.mark.slow  # a launch
 def test_files_that_are_written_make_a_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ten minutes of a newcomer: the doctor writes, the launcher shows what it would submit."""
     with_commands(tmp_path, monkeypatch, sinfo=f"cat <<'E'\n{SINFO}E")

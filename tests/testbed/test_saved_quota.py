@@ -8,6 +8,8 @@ from piper_hpc.runtime import quota
 from piper_hpc.testbed import saved_quota
 
 
+@pytest.mark.alone
+@pytest.mark.slow
 @pytest.mark.skipif(not quota.writable(), reason="the cpu control group is not writable here")
 def test_a_rank_that_waits_saves_quota_until_its_period_ends() -> None:
     """Why the testbed flatters layouts that wait often: docs/validation.md."""
