@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from piper_hpc.cluster.measured import with_measurements
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runtime import quota
+from piper_hpc.runtime.slurm import ask
 from piper_hpc.spec import BENCHMARK_VERSION, Calibration, ClusterSpec
 from piper_hpc.testbed import network, state
 
@@ -94,15 +94,9 @@ def check_submission(cluster: ClusterConfig, machine: Machine) -> None:
         rule = "needs sbatch on the PATH: launch on a login node"
         raise ConfigError(Problem("cluster", cluster.name, rule, "dry_run=true, or cluster=local"))
     partition = ["--partition", cluster.partition] if cluster.partition else []
-    sinfo = subprocess.run(
-        ["sinfo", "--noheader", *partition, "--format", "%D"],
-        env=os.environ | machine.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    counts = [int(word) for word in sinfo.stdout.split() if word.isdigit()]
-    if sinfo.returncode == 0 and sum(counts) < cluster.nodes:
+    sinfo = ask(["sinfo", "--noheader", *partition, "--format", "%D"], machine.environment)
+    counts = [int(word) for word in sinfo.text.split() if word.isdigit()]
+    if sinfo.ok and sum(counts) < cluster.nodes:
         rule = f"partition {cluster.partition or 'default'} has {sum(counts)} nodes"
         raise ConfigError(Problem("cluster.nodes", cluster.nodes, rule, f"cluster.nodes={max(1, sum(counts))}"))
 

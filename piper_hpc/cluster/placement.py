@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from piper_hpc.cluster.domains import SwitchPath
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig, TopologyConfig
 from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.runtime.slurm import ask
 from piper_hpc.spec import Layout
 from piper_hpc.testbed import state
 
@@ -66,21 +64,8 @@ def _sizes(paths: Iterable[SwitchPath]) -> tuple[int, ...]:
 
 
 def _scontrol(environment: Mapping[str, str]) -> str:
-    if shutil.which("scontrol") is None:
-        return ""
-    variables = os.environ | dict(environment)
-    try:
-        scontrol = subprocess.run(
-            ["scontrol", "show", "topology"],
-            env=variables,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SLURM_S,
-        )
-    except subprocess.TimeoutExpired:
-        return ""  # no controller answers
-    return scontrol.stdout if scontrol.returncode == 0 else ""
+    answer = ask(["scontrol", "show", "topology"], environment, SLURM_S)
+    return answer.text if answer.ok else ""
 
 
 def request(cluster: ClusterConfig, layout: Layout | None, environment: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from piper_hpc.comm.autograd import AllToAll, Permute, PermuteTokens
 from piper_hpc.comm.channel import Channel, GroupChannel
-from piper_hpc.comm.flat_plan import FlatHandle, FlatPlan, plan_flat
+from piper_hpc.comm.flat_plan import FlatHandle, FlatPlan, plan_flat, positions
 from piper_hpc.comm.hierarchy import Hierarchy
 from piper_hpc.comm.volume import Sent
 from piper_hpc.spec.all_to_all import CHUNKS, OVERLAP, Overlap
@@ -25,7 +25,6 @@ class FlatDispatcher:
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._channel: Channel | None = GroupChannel(group, "flat") if group is not None else None
         self._ranks = dist.get_world_size(group) if group is not None else 1
-        self._positions: dict[tuple[ExpertPlacement, torch.device], torch.Tensor] = {}
 
     @classmethod
     def over(cls, channel: Channel, ranks: int) -> FlatDispatcher:
@@ -50,16 +49,16 @@ class FlatDispatcher:
 
     def dispatch(
         self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
-    ) -> tuple[torch.Tensor, FlatHandle]:
+    ) -> tuple[torch.Tensor, FlatHandle[FlatPlan]]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
-        plan = plan_flat(expert_ids, self._position_of_expert(placement, tokens.device), self._ranks, self._channel)
+        plan = plan_flat(expert_ids, positions(placement, tokens.device), self._ranks, self._channel)
         rows: torch.Tensor = PermuteTokens.apply(tokens, plan.order, plan.inverse_order, plan.top_k)
         if self._channel is not None:
             rows = AllToAll.apply(rows, plan.send_rows, plan.recv_rows, self._channel)
             rows = Permute.apply(rows, plan.expert_order, plan.arrival_order)
         return rows, FlatHandle(plan, weights)
 
-    def combine(self, rows: torch.Tensor, handle: FlatHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: FlatHandle[FlatPlan]) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         plan = handle.plan
         if self._channel is not None:
@@ -72,12 +71,3 @@ class FlatDispatcher:
     def sent(self, plan: FlatPlan) -> list[Sent]:
         """See `piper_hpc.comm.factory.GroupDispatcher.sent`."""
         return [Sent(peer, rows) for peer, rows in enumerate(plan.send_rows)]
-
-    def _position_of_expert(self, placement: ExpertPlacement, device: torch.device) -> torch.Tensor:
-        """rank * experts_per_rank + slot of each logical expert, kept on the device."""
-        key = (placement, device)
-        if key not in self._positions:
-            per_rank = placement.experts_per_rank
-            pairs = zip(placement.rank_of_expert, placement.slot_of_expert, strict=True)
-            self._positions[key] = torch.tensor([rank * per_rank + slot for rank, slot in pairs], device=device)
-        return self._positions[key]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from piper_hpc.comm.channel import Channel, wait_on_host
+from piper_hpc.spec.expert_placement import ExpertPlacement
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,22 @@ class FlatPlan:
     offsets: torch.Tensor
 
 
+class Plan(Protocol):
+    """A plan by which rows reach experts in one hop."""
+
+    @property
+    def offsets(self) -> torch.Tensor:
+        """As in FlatPlan."""
+
+
+PlanT = TypeVar("PlanT", bound=Plan)
+
+
 @dataclass(frozen=True)
-class FlatHandle:
+class FlatHandle(Generic[PlanT]):
     """What `combine` needs of its `dispatch`: the plan, and the weights [tokens, top_k] with their gradient."""
 
-    plan: FlatPlan
+    plan: PlanT
     weights: torch.Tensor
 
     @property
@@ -78,6 +92,14 @@ def plan_flat(
         arrival_order=inverse(expert_order),
         offsets=received.sum(0).cumsum(0).to(torch.int32),
     )
+
+
+@lru_cache(maxsize=256)
+def positions(placement: ExpertPlacement, device: torch.device) -> torch.Tensor:
+    """rank * experts_per_rank + slot of each logical expert, int64 [experts], kept on the device."""
+    per_rank = placement.experts_per_rank
+    pairs = zip(placement.rank_of_expert, placement.slot_of_expert, strict=True)
+    return torch.tensor([rank * per_rank + slot for rank, slot in pairs], device=device)
 
 
 def inverse(order: torch.Tensor) -> torch.Tensor:

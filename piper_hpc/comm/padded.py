@@ -13,7 +13,7 @@ import torch
 
 from piper_hpc.comm.autograd import AllToAll, Permute, PermuteTokens
 from piper_hpc.comm.channel import Channel, wait_on_host
-from piper_hpc.comm.flat_plan import inverse
+from piper_hpc.comm.flat_plan import FlatHandle, inverse, positions
 from piper_hpc.comm.hierarchy import Hierarchy
 from piper_hpc.comm.volume import Sent
 from piper_hpc.spec.all_to_all import CHUNKS, OVERLAP, Overlap
@@ -31,19 +31,6 @@ class PaddedPlan:
     place: torch.Tensor
     block_rows: int
     offsets: torch.Tensor
-
-
-@dataclass(frozen=True)
-class PaddedHandle:
-    """What `combine` needs of its `dispatch`: the plan, and the weights [tokens, top_k] with their gradient."""
-
-    plan: PaddedPlan
-    weights: torch.Tensor
-
-    @property
-    def offsets(self) -> torch.Tensor:
-        """Where each local expert's rows end, int32 [experts_per_rank], on the rows' device."""
-        return self.plan.offsets
 
 
 class PaddedDispatcher:
@@ -68,7 +55,7 @@ class PaddedDispatcher:
 
     def dispatch(
         self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
-    ) -> tuple[torch.Tensor, PaddedHandle]:
+    ) -> tuple[torch.Tensor, FlatHandle[PaddedPlan]]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`; padding rows of zeros are among the rows."""
         plan = self._plan(expert_ids, placement)
         experts, hidden = len(placement.rank_of_expert), tokens.shape[-1]
@@ -77,9 +64,9 @@ class PaddedDispatcher:
         rows = self._exchange(rows, plan.block_rows * placement.experts_per_rank)
         # Blocks arrive by source, then slot; the experts get them by slot.
         blocks = rows.view(self._ranks, placement.experts_per_rank, plan.block_rows, hidden)
-        return blocks.transpose(0, 1).reshape(-1, hidden), PaddedHandle(plan, weights)
+        return blocks.transpose(0, 1).reshape(-1, hidden), FlatHandle(plan, weights)
 
-    def combine(self, rows: torch.Tensor, handle: PaddedHandle) -> torch.Tensor:
+    def combine(self, rows: torch.Tensor, handle: FlatHandle[PaddedPlan]) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         plan, hidden = handle.plan, rows.shape[-1]
         blocks = rows.view(len(plan.offsets), self._ranks, plan.block_rows, hidden)
@@ -99,9 +86,7 @@ class PaddedDispatcher:
     def _plan(self, expert_ids: torch.Tensor, placement: ExpertPlacement) -> PaddedPlan:
         """Collective: every rank tells every other the length of its longest block."""
         per_rank, device = placement.experts_per_rank, expert_ids.device
-        pairs = zip(placement.rank_of_expert, placement.slot_of_expert, strict=True)
-        block_of_expert = torch.tensor([rank * per_rank + slot for rank, slot in pairs], device=device)
-        blocks = block_of_expert[expert_ids.reshape(-1)]
+        blocks = positions(placement, device)[expert_ids.reshape(-1)]
         order = torch.argsort(blocks, stable=True)
         counts = blocks.new_zeros(len(placement.rank_of_expert)).scatter_add_(0, blocks, torch.ones_like(blocks))
         lengths = counts.max().repeat(self._ranks)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.doctor.finding import Finding, failed, ok, warning
 from piper_hpc.doctor.host import PROBE
+from piper_hpc.runtime.slurm import ask
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
-TIMEOUT_S = 60.0
 NODES_TIMEOUT_S = 600.0
 """On compute nodes, the time in the queue included."""
 
@@ -30,31 +28,21 @@ def examine(cluster: ClusterConfig, environment: Mapping[str, str]) -> list[Find
     return [*_controller(environment), *_partition(cluster, environment), *_accounting(environment)]
 
 
-def _ask(words: Sequence[str], environment: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> tuple[int, str, str]:
-    try:
-        answer = subprocess.run(
-            words, env=os.environ | dict(environment), capture_output=True, text=True, check=False, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        return 124, "", f"no answer in {timeout_s:g} s"
-    return answer.returncode, answer.stdout, " ".join(answer.stderr.split())
-
-
 def _controller(environment: Mapping[str, str]) -> Iterator[Finding]:
-    code, out, reason = _ask(["scontrol", "show", "config"], environment)
-    if code:
-        yield failed("Slurm", reason, "the controller does not answer: ask the site, or set SLURM_CONF")
+    answer = ask(["scontrol", "show", "config"], environment)
+    if not answer.ok:
+        yield failed("Slurm", answer.reason, "the controller does not answer: ask the site, or set SLURM_CONF")
         return
-    version = re.search(r"SLURM_VERSION\s*=\s*(\S+)", out)
+    version = re.search(r"SLURM_VERSION\s*=\s*(\S+)", answer.text)
     yield ok("Slurm", version[1] if version else "answers")
 
 
 def _partition(cluster: ClusterConfig, environment: Mapping[str, str]) -> Iterator[Finding]:
-    code, out, reason = _ask(["sinfo", "--noheader", "--format", "%R %a %l %D"], environment)
-    if code:
-        yield failed("partition", reason, "sinfo must answer")
+    answer = ask(["sinfo", "--noheader", "--format", "%R %a %l %D"], environment)
+    if not answer.ok:
+        yield failed("partition", answer.reason, "sinfo must answer")
         return
-    rows = [line.split() for line in out.splitlines() if len(line.split()) == 4]
+    rows = [line.split() for line in answer.text.splitlines() if len(line.split()) == 4]
     listed = ", ".join(dict.fromkeys(row[0] for row in rows))
     mine = [row for row in rows if cluster.partition in (None, row[0])]
     if not mine:
@@ -71,7 +59,7 @@ def _partition(cluster: ClusterConfig, environment: Mapping[str, str]) -> Iterat
 
 
 def _accounting(environment: Mapping[str, str]) -> Iterator[Finding]:
-    if shutil.which("sacct") is None or _ask(["sacct", "--noheader", "--allocations"], environment)[0]:
+    if not ask(["sacct", "--noheader", "--allocations"], environment).ok:
         mend = "states of ended jobs come from the runs' own records then; nothing to do"
         yield warning("accounting", "sacct does not answer", mend)
     else:
@@ -87,10 +75,17 @@ def on_nodes(cluster: ClusterConfig, environment: Mapping[str, str], runs: Path)
                   if (value := getattr(cluster, key))]  # fmt: skip
         words += [f"--gpus-per-node={cluster.gpus_per_node}"] * bool(cluster.gpus_per_node)
         command = [sys.executable, "-m", "piper_hpc.doctor", "--of-node", probe.name, f"cluster={cluster.name}"]
-        code, out, reason = _ask([*words, *command], environment, NODES_TIMEOUT_S)
-    found = [Finding(**each) for line in out.splitlines() if line.startswith("[") for each in json.loads(line)]
+        answer = ask([*words, *command], environment, NODES_TIMEOUT_S)
+    found = [Finding(**each) for line in answer.text.splitlines() if line.startswith("[") for each in json.loads(line)]
     answered = {each.where for each in found}
     if len(answered) < cluster.nodes:
+        why = answer.reason or "srun ended well"
         mend = "compute nodes must see this Python and this folder: install on a shared file system"
-        found.append(failed("compute nodes", f"{len(answered)} of {cluster.nodes} answered ({reason or code})", mend))
+        found.append(
+            failed(
+                "compute nodes",
+                f"{len(answered)} of {cluster.nodes} answered ({why})",
+                mend,
+            )
+        )
     return found

@@ -6,7 +6,6 @@ import contextlib
 import os
 import platform
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.runs import RecordError, RunFolder, Status
 from piper_hpc.runtime import quota
+from piper_hpc.runtime.slurm import ask
 from piper_hpc.submit.process import alive
-from piper_hpc.submit.scheduler import CANCELLED, ENDED, FAILURES, PENDING, RUNNING, TIMEOUT_S, JobState, job_states
+from piper_hpc.submit.scheduler import CANCELLED, ENDED, FAILURES, PENDING, RUNNING, JobState, job_states
 
 LAST_WORD_S = 1.0
 """How long the record of a job that is gone may take to reach whoever asks."""
@@ -115,14 +115,10 @@ def observe_all(runs: Sequence[RunFolder]) -> dict[str, JobState]:
 
 
 def _scancel(job: dict[str, Any]) -> None:
-    environment = os.environ | job["environment"]
-    try:
-        subprocess.run(
-            ["scancel", job["id"]], env=environment, capture_output=True, text=True, check=True, timeout=TIMEOUT_S
-        )
-    except (FileNotFoundError, subprocess.SubprocessError) as error:
-        rule = f"scancel failed: {getattr(error, 'stderr', '') or error}".strip()
-        raise ConfigError(Problem("job", job["id"], rule, "the same command on a login node of its cluster")) from error
+    answer = ask(["scancel", job["id"]], job["environment"])
+    if not answer.ok:
+        rule = f"scancel failed: {answer.reason}"
+        raise ConfigError(Problem("job", job["id"], rule, "the same command on a login node of its cluster"))
 
 
 def cancel(run: RunFolder) -> Status:

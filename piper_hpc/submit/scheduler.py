@@ -1,14 +1,12 @@
-"""What Slurm says of jobs: their state in its words, and why they wait. Every question has a time-out."""
+"""What Slurm says of jobs: their state in its words, and why they wait."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-TIMEOUT_S = 30.0
-"""A controller that is busy answers late; one that does not answer says nothing."""
+from piper_hpc.runtime.slurm import ask
+
 PENDING = frozenset(
     (
         *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
@@ -57,7 +55,8 @@ def _squeue(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, Job
     words = ["squeue", "--noheader", "--states=all", "--jobs", ",".join(ids), "--format", "%i|%T|%r"]
     found = {}
     # An id that is long gone makes squeue fail where it is asked for alone.
-    for line in (ask(words, environment) or "").splitlines():
+    answer = ask(words, environment)
+    for line in answer.text.splitlines() if answer.ok else ():
         job_id, word, reason = [*line.split("|", 2), "", ""][:3]
         if word:
             found[job_id.strip()] = JobState(word.strip(), "" if reason.strip() == "None" else reason.strip())
@@ -69,20 +68,10 @@ def _forgotten(job_id: str, environment: Mapping[str, str]) -> str | None:
         ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job_id, "--format", "State"],
         ["scontrol", "--oneliner", "show", "job", job_id],
     ):
-        text = (ask(words, environment) or "").strip()
+        answer = ask(words, environment)
+        text = answer.text.strip() if answer.ok else ""
         if words[0] == "scontrol":
             text = next((word for word in text.split() if word.startswith("JobState=")), "").removeprefix("JobState=")
         if text:
             return text.split()[0].rstrip("+")  # "CANCELLED by 0"
     return None
-
-
-def ask(words: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """What a command prints; None where it is not there, fails, or does not answer in time."""
-    try:
-        answer = subprocess.run(
-            words, env=os.environ | dict(environment), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return None if answer.returncode else answer.stdout

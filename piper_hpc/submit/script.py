@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from piper_hpc.config.schema import ClusterConfig
-from piper_hpc.config.slurm_checks import VALUES
+from piper_hpc.config.slurm_checks import VALUES, WORD
 from piper_hpc.paths import batch_template
 from piper_hpc.runs import RunFolder
-
-PLAIN = re.compile(r"[\w.,:;@=+/&|*!()\[\]%^-]*")
-"""A directive's value that needs no quotes."""
 
 
 def directives(cluster: ClusterConfig, run: RunFolder, placement: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -72,7 +69,7 @@ def render(
 
 def _directive(key: str, value: str) -> str:
     """sbatch reads a line's words as a shell does, so that quotes keep a folder with a blank in one piece."""
-    if not PLAIN.fullmatch(value):
+    if value and not WORD.fullmatch(value):
         value = '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
     return f"#SBATCH --{key}={value}" if value else f"#SBATCH --{key}"
 

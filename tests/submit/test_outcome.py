@@ -12,7 +12,7 @@ import pytest
 from piper_hpc.cli import follow
 from piper_hpc.config import ConfigError
 from piper_hpc.runs import Failure, RunFolder, Status
-from piper_hpc.submit import scheduler
+from piper_hpc.runtime import slurm
 from piper_hpc.submit.outcome import cancel, failure_status, observe, observe_all
 from piper_hpc.submit.process import alive
 from piper_hpc.submit.scheduler import JobState, job_states
@@ -189,7 +189,7 @@ def test_all_runs_are_asked_for_at_once_and_a_job_that_waits_says_why(tmp_path, 
 
 def test_a_slurm_that_does_not_answer_in_time_ends_nothing(tmp_path, monkeypatch):
     (run,) = slurm_runs(tmp_path, "7")
-    monkeypatch.setattr(scheduler, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(slurm, "TIMEOUT_S", 0.2)
     with_commands(tmp_path, monkeypatch, **dict.fromkeys(("squeue", "sacct", "scontrol"), "exec sleep 5"))
     assert observe(run).state == "pending"
 
