@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from piper_hpc.config import check_experiment
 from piper_hpc.report.load import UsageError
@@ -14,6 +17,7 @@ from piper_hpc.runs import RunFolder, Status
 from piper_hpc.submit.executors import submit
 from piper_hpc.submit.outcome import cancel, observe
 
+ASKED = "asked.json"
 POLL_S = 2.0
 """How often the scheduler is asked for the job: seldom, as each time costs the machine that is measured."""
 
@@ -39,6 +43,25 @@ def finished(run: RunFolder, work: Callable[[str], None]) -> Status:
     environment = run.manifest()["machine"]["environment"]
     submit(work, run, check_experiment(run.config()).cluster, environment=environment, wait=True, placement={})
     return ended(run)
+
+
+def completed(run: RunFolder, work: Callable[[str], None]) -> RunFolder:
+    """The run once its ranks have done `work`. Raises UsageError where they did not come to the end."""
+    status = finished(run, work)
+    if status.state != "completed":
+        raise UsageError(f"{run.path} {status.state}: {status.reason}")
+    return run
+
+
+def ask(run: RunFolder, asked: Any) -> None:
+    """Leave what is asked of a run, a dataclass, in its folder for its ranks."""
+    (run.path / ASKED).write_text(json.dumps(asdict(asked)))
+
+
+def asked_of(folder: Path) -> dict[str, Any]:
+    """What `ask` left: the fields, with tuples for lists."""
+    document = json.loads((folder / ASKED).read_text())
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
 
 
 def ended(run: RunFolder) -> Status:

@@ -13,8 +13,9 @@ import torch
 from piper_hpc.balance.balancer import Migration, counted_samples
 from piper_hpc.parallel.dispatcher import AllToAllConfigs
 from piper_hpc.profiling.clock import Clock, ProcessClock
-from piper_hpc.spec import TERMS, ExpertPlacement, Layout, ModelSpec, Workload
+from piper_hpc.spec import TERMS, ClusterSpec, ExpertPlacement, Layout, ModelSpec, Workload
 from piper_hpc.tasks.context import Context
+from piper_hpc.tasks.train import prepare
 from piper_hpc.train import metrics
 from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.record import Records
@@ -37,6 +38,14 @@ class Training:
     routing: str | None = None
     configs: AllToAllConfigs | None = None
     migration: Migration | None = None
+
+
+def calibrated(context: Context) -> ClusterSpec:
+    """The cluster as it was granted, with its calibration, measured now if there is none. Collective."""
+    calibration = prepare(context)
+    if calibration is None:
+        raise ValueError("cluster.calibration=off: there is nothing to predict by; use cluster.calibration=auto")
+    return context.granted.spec(context.experiment.cluster, calibration)
 
 
 def train(context: Context, training: Training, corpus: Path, *, memory: bool = False) -> dict[str, Any] | None:

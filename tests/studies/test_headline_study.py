@@ -27,6 +27,7 @@ from piper_hpc.studies.headline.strategies import (
     STRATEGIES,
     XMOE,
 )
+from piper_hpc.studies.jobs import ask
 from piper_hpc.testbed import presets
 from tests.resource_model.clusters import cluster
 
@@ -124,7 +125,7 @@ def rows(steps: dict[str, float], *, share: float = 0.75, loss: float = 0.0) -> 
 def run_of(folder: Path, made: list[dict[str, Any]], slowdown: float = 1.0) -> RunFolder:
     run = RunFolder.create(folder)
     run.write_manifest({})
-    Asked(slowdown, 50e6, 12.5e6 / slowdown, 3, 2, tuple(STRATEGIES)).write(run.path)
+    ask(run, Asked(slowdown, 50e6, 12.5e6 / slowdown, 3, 2, tuple(STRATEGIES)))
     for row in made:
         run.append_measurement(row)
     return run

@@ -11,7 +11,6 @@ Exit codes: 0 all variants have the same losses, 1 they have not, 2 not all coul
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -22,22 +21,17 @@ from piper_hpc.runs import RunFolder
 from piper_hpc.studies.ablation.resident import Asked, work
 from piper_hpc.studies.ablation.show import GAIN_COLUMNS, LOSS, STEP_COLUMNS, Measured, gain_cells, step_cells
 from piper_hpc.studies.ablation.variants import variants
+from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.headline.machine import as_it_is, flops_per_s, new_run, slowed
-from piper_hpc.studies.jobs import finished
+from piper_hpc.studies.jobs import ask, completed
 from piper_hpc.studies.tables import markdown_table, table
 from piper_hpc.studies.testbed import TestbedError
 from piper_hpc.testbed.faults import Fault
 
-MET, MISSED, NO_ANSWER = 0, 1, 2
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m piper_hpc.studies.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("ablation", __doc__)
     parser.add_argument("--show", metavar="RUN", help="a run that was measured before: its folder, or its id")
     parser.add_argument("--slowdown", type=float, default=2.0, help="of the links between nodes (default 2)")
     parser.add_argument("--as-it-is", action="store_true", help="on the testbed that is up, at its own links")
@@ -67,12 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measured(names: tuple[str, ...], repeats: int, overrides: Sequence[str]) -> RunFolder:
     """A run on the testbed that is up. Raises UsageError where it fails."""
     run = new_run(overrides)
-    Asked(names, repeats).write(run.path)
+    ask(run, Asked(names, repeats))
     print(f"run {run.path}", flush=True)
-    status = finished(run, work)
-    if status.state != "completed":
-        raise UsageError(f"{run.path} {status.state}: {status.reason}")
-    return run
+    return completed(run, work)
 
 
 def show(run: RunFolder) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from piper_hpc.balance.balancer import Migration
@@ -19,10 +17,11 @@ from piper_hpc.spec import AUTO, ClusterSpec, Workload
 from piper_hpc.studies.ablation.variants import MIGRATION, Variant, variants
 from piper_hpc.studies.headline.resident import MIGRATION_SETTINGS
 from piper_hpc.studies.headline.strategies import MODEL
-from piper_hpc.studies.training import Training, train
+from piper_hpc.studies.jobs import asked_of
+from piper_hpc.studies.training import Training, calibrated, train
 from piper_hpc.submit.payload import run_as_rank
 from piper_hpc.tasks.context import Context
-from piper_hpc.tasks.train import corpus_of, prepare
+from piper_hpc.tasks.train import corpus_of
 from piper_hpc.worker import run_task
 
 PREDICTED, MEASURED = "ablation/predicted", "ablation/measured"
@@ -41,16 +40,6 @@ class Asked:
         """The variants, in the order of `variants()`."""
         return [variant for variant in variants() if variant.name in self.variants]
 
-    def write(self, folder: Path) -> None:
-        """For the ranks of a run."""
-        (folder / "asked.json").write_text(json.dumps(asdict(self)))
-
-    @staticmethod
-    def read(folder: Path) -> Asked:
-        """What `write` left."""
-        document = json.loads((folder / "asked.json").read_text())
-        return Asked(tuple(document["variants"]), document["repeats"])
-
 
 def work(run_path: str) -> None:
     """Measure the variants of the run at `run_path`, whose folder says which."""
@@ -59,11 +48,8 @@ def work(run_path: str) -> None:
 
 def measure(context: Context) -> None:
     """Predictions first, then repeat by repeat."""
-    asked = Asked.read(context.run.path)
-    calibration = prepare(context)
-    if calibration is None:
-        raise ValueError("cluster.calibration=off: there is nothing to predict by; use cluster.calibration=auto")
-    cluster = context.granted.spec(context.experiment.cluster, calibration)
+    asked = Asked(**asked_of(context.run.path))
+    cluster = calibrated(context)
     if context.is_first:
         _predict(context, cluster, asked.chosen)
     trainings = {variant.name: _training(context, variant, cluster) for variant in asked.chosen}

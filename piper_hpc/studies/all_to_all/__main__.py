@@ -9,7 +9,6 @@ could be measured, or a run without the benchmark's rows.
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import sys
@@ -27,17 +26,12 @@ from piper_hpc.studies.all_to_all.rows import cells, machines
 from piper_hpc.studies.all_to_all.show import machine_tables, verdict_counts, verdict_table
 from piper_hpc.studies.all_to_all.stages import smoke, stages
 from piper_hpc.studies.all_to_all.verdicts import verdicts
-
-MET, MISSED, NO_ANSWER = 0, 1, 2
+from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m piper_hpc.studies.all_to_all",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("all_to_all", __doc__)
     parser.add_argument("--show", metavar="RUN", help="judge a run that was measured before: its folder, or its id")
     parser.add_argument("--json", action="store_true", help="print the verdicts as one JSON document")
     parser.add_argument("--runs", default="runs", help="folder of runs (default: runs)")

@@ -13,34 +13,29 @@ Exit codes: 0 all bars met, 1 a bar missed, 2 not all could be measured, or a ru
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from piper_hpc.report.load import UsageError, open_run
 from piper_hpc.runs import RunFolder
+from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.headline.judge import REACHED_SHARE, Point, bars, point_of
 from piper_hpc.studies.headline.machine import as_it_is, flops_per_s, new_run, slowed
 from piper_hpc.studies.headline.picture import picture
 from piper_hpc.studies.headline.resident import Asked, work
 from piper_hpc.studies.headline.show import markdown, printed
 from piper_hpc.studies.headline.strategies import STRATEGIES
-from piper_hpc.studies.jobs import finished
+from piper_hpc.studies.jobs import ask, completed
 from piper_hpc.studies.testbed import TestbedError
 from piper_hpc.testbed.faults import Fault
 
-MET, MISSED, NO_ANSWER = 0, 1, 2
 SLOWDOWNS = (1.0, 2.25, 5.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m piper_hpc.studies.headline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("headline", __doc__)
     parser.add_argument("--show", metavar="RUN", nargs="+", help="judge runs that were measured before")
     parser.add_argument("--slowdowns", metavar="X,Y", help="of the links between nodes, all of them")
     parser.add_argument("--as-it-is", action="store_true", help="on the testbed that is up, at its own links")
@@ -96,12 +91,9 @@ def _slowed(asked: Asked, slowdowns: Sequence[float], overrides: Sequence[str], 
 def _measured(asked: Asked, overrides: Sequence[str]) -> RunFolder:
     """A run on the testbed that is up. Raises UsageError where it fails."""
     run = new_run(overrides)
-    asked.write(run.path)
+    ask(run, asked)
     print(f"links / {asked.slowdown:g}: run {run.path}", flush=True)
-    status = finished(run, work)
-    if status.state != "completed":
-        raise UsageError(f"{run.path} {status.state}: {status.reason}")
-    return run
+    return completed(run, work)
 
 
 def show(runs: Sequence[RunFolder]) -> int:

@@ -14,6 +14,7 @@ from piper_hpc.spec import Layout
 from piper_hpc.studies.headline.links import Links, ceiling
 from piper_hpc.studies.headline.resident import CPU, MEASURED, PREDICTED, TRAINED, TRIED, Asked
 from piper_hpc.studies.headline.strategies import FLAT, MACHINE, OURS, PAPER, STRATEGIES, XMOE
+from piper_hpc.studies.jobs import ASKED, asked_of
 
 REACHED_SHARE = 0.75
 """Of exchange in the step of `a`, which links are slowed down to."""
@@ -32,7 +33,7 @@ class Entry:
     """One strategy at one point: the best of its settings as tried. Seconds are medians over repeats.
 
     steps_s: by repeat; share: of dispatch and combine in the step; wire_s, cpu_s: of exchange, a rank's bytes over its
-    links' rates, and CPU seconds; peak_bytes: of the fullest rank; bubble: as predicted. trained_s, trained_share: the
+    links' rates, and CPU seconds; bubble: of the step; peak_bytes: of the fullest rank. trained_s, trained_share: the
     same with the router's own routing, once.
     """
 
@@ -42,9 +43,9 @@ class Entry:
     setting: int
     tried: int
     predicted_s: float
-    bubble: float
     steps_s: tuple[float, ...]
     share: float
+    bubble: float
     wire_s: float
     cpu_s: float | None
     peak_bytes: int
@@ -115,9 +116,9 @@ def point_of(run: RunFolder) -> Point | None:
     """What a run measured; None where it has not the rows."""
     rows = run.measurements()
     measured = [row for row in rows if row["operator"] == MEASURED]
-    if not measured or not (run.path / "asked.json").exists():
+    if not measured or not (run.path / ASKED).exists():
         return None
-    asked = Asked.read(run.path)
+    asked = Asked(**asked_of(run.path))
     links = Links(asked.node_bytes_per_s, asked.nic_bytes_per_s)
     compared = {row["strategy"] for row in measured}
     entries = {key: _entry(key, rows, links) for key in STRATEGIES if key in compared}
@@ -139,9 +140,9 @@ def _entry(key: str, rows: Sequence[dict[str, Any]], links: Links) -> Entry:
         setting=setting,
         tried=sum(row["operator"] == TRIED for row in mine),
         predicted_s=prediction["step_time_s"],
-        bubble=prediction["bubble_fraction"] or 0.0,
         steps_s=tuple(row["step_time_s"] for row in measured),
         share=median(map(_share, measured)),
+        bubble=median(row["terms"]["bubble_s"] / row["step_time_s"] for row in measured),
         wire_s=median(links.wire_s(row["payload_bytes"], MACHINE.ranks) for row in measured),
         cpu_s=cpu[0] if cpu else None,
         peak_bytes=max(tried["peak_memory_bytes"]),

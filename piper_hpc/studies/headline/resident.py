@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from piper_hpc.balance.balancer import Migration
@@ -16,10 +14,11 @@ from piper_hpc.runtime.group import broadcast_from_rank0
 from piper_hpc.spec import AUTO, AllToAllConfig, ClusterSpec, Layout, Prediction
 from piper_hpc.spec.migration import MigrationSettings
 from piper_hpc.studies.headline.strategies import MODEL, STRATEGIES, WORKLOAD
-from piper_hpc.studies.training import Training, exchange_cpu_s, train
+from piper_hpc.studies.jobs import asked_of
+from piper_hpc.studies.training import Training, calibrated, exchange_cpu_s, train
 from piper_hpc.submit.payload import run_as_rank
 from piper_hpc.tasks.context import Context
-from piper_hpc.tasks.train import corpus_of, prepare
+from piper_hpc.tasks.train import corpus_of
 from piper_hpc.worker import run_task
 
 PREDICTED, TRIED, MEASURED, TRAINED, CPU = (
@@ -44,16 +43,6 @@ class Asked:
     repeats: int
     settings: int
     strategies: tuple[str, ...]
-
-    def write(self, folder: Path) -> None:
-        """For the ranks of a run."""
-        (folder / "asked.json").write_text(json.dumps(asdict(self)))
-
-    @staticmethod
-    def read(folder: Path) -> Asked:
-        """What `write` left."""
-        document = json.loads((folder / "asked.json").read_text())
-        return Asked(**document | {"strategies": tuple(document["strategies"])})
 
 
 @dataclass(frozen=True)
@@ -83,11 +72,8 @@ def work(run_path: str) -> None:
 
 def measure(context: Context) -> None:
     """Calibrate, plan, try, choose, and measure."""
-    asked = Asked.read(context.run.path)
-    calibration = prepare(context)
-    if calibration is None:
-        raise ValueError("cluster.calibration=off: there is nothing to plan by; use cluster.calibration=auto")
-    cluster = context.granted.spec(context.experiment.cluster, calibration)
+    asked = Asked(**asked_of(context.run.path))
+    cluster = calibrated(context)
     settings: list[Setting] = broadcast_from_rank0(
         lambda: [each for key in asked.strategies for each in _settings(context, asked, key, cluster)]
     )
@@ -131,7 +117,6 @@ def _settings(context: Context, asked: Asked, key: str, cluster: ClusterSpec) ->
             "layout": asdict(prediction.layout),
             "all_to_all": sorted({config.algorithm for config in setting.all_to_alls}),
             **{name: getattr(prediction, name) for name in ("step_time_s", "terms", "bubble_fraction")},
-            "interval": prediction.document()["intervals"].get("step_time_s"),
         }
         _append(context, setting, PREDICTED, row)
     return found

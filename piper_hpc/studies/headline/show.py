@@ -15,7 +15,7 @@ from piper_hpc.studies.tables import markdown_table, table
 
 ENTRY_COLUMNS = (
     *("links", "strategy", "layout", "step", "repeats differ by", "predicted", "over flat", "predicted over flat"),
-    *("in exchange", "wire", "exchange CPU", "memory"),
+    *("in exchange", "bubble", "wire", "exchange CPU", "memory"),
 )
 CURVE_COLUMNS = ("links", "flat in exchange", "as trained", "rho", "ceiling C", *(f"{a}/{b}" for a, b in PAIRS))
 BAR_COLUMNS = ("bar", "found", "asked", "")
@@ -44,6 +44,7 @@ def entry_cells(point: Point, entry: Entry) -> tuple[str, ...]:
         _ratio(point.faster(pair)),
         _ratio(point.predicted_faster(pair)),
         f"{100 * entry.share:.0f} %",
+        f"{100 * entry.bubble:.0f} %",
         seconds(entry.wire_s),
         "-" if entry.cpu_s is None else seconds(entry.cpu_s),
         size(entry.peak_bytes),
@@ -105,5 +106,7 @@ def printed(points: Sequence[Point], judged: Sequence[Bar]) -> None:
 
 def markdown(points: Sequence[Point], judged: Sequence[Bar]) -> str:
     """All tables."""
-    lines = [markdown_table(columns, rows) for columns, rows in _tables(points, judged)]
-    return "\n".join([*lines, *(f"- {line}" for line in crossing_lines(points)), ""])
+    lines = [f"- {each.key}: {each.name}; {each.stands_for}" for each in STRATEGIES.values()]
+    lines += ["", *(f"- {line}" for line in crossing_lines(points)), ""]
+    lines += [markdown_table(columns, rows) for columns, rows in _tables(points, judged)]
+    return "\n".join(lines)

@@ -9,7 +9,6 @@ Exit codes: 0 done and no bar missed, 1 a bar missed, 2 a mistake in what was as
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -21,7 +20,8 @@ from piper_hpc.config.model import preset as model_preset
 from piper_hpc.config.schema import ModelConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.report.load import UsageError, open_run
-from piper_hpc.studies.jobs import finished, prepared
+from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
+from piper_hpc.studies.jobs import completed, prepared
 from piper_hpc.studies.migration.paired import work
 from piper_hpc.studies.migration.replay import Loads, made, prices, replay
 from piper_hpc.studies.migration.show import Measured, measured, measured_table, replay_table
@@ -30,7 +30,6 @@ Made = TypeVar("Made")
 LOADS = ("W1", "W2", "W6", "W7")
 ROUTER = "router"
 """The run's own."""
-MET, MISSED, NO_ANSWER = 0, 1, 2
 MEASURED = (
     *("train=minute", "train.steps=48", "parallelism.pp=1", "parallelism.ep=4", "model.experts=32"),
     *("parallelism.migration=auto", "parallelism.migration_every=4"),
@@ -40,11 +39,7 @@ MEASURED = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m piper_hpc.studies.migration",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("migration", __doc__)
     parser.add_argument("--recorded", metavar="RUN", help="replay a run's router: its folder, or its id")
     parser.add_argument("--measure", action="store_true", help="train with and without migration, step by step in turn")
     parser.add_argument("--loads", default=None, help=f"of the measurement, default {','.join((*LOADS, ROUTER))}")
@@ -94,11 +89,7 @@ def _measure(loads: Sequence[str], overrides: Sequence[str]) -> int:
     found: list[Measured] = []
     for load in loads:
         routing = [] if load == ROUTER else [f"train.routing.workload={load}"]
-        run = prepared([*MEASURED, *routing, *overrides])
-        status = finished(run, work)
-        if status.state != "completed":
-            print(f"error: {run.path} {status.state}: {status.reason}", file=sys.stderr)
-            return NO_ANSWER
+        run = completed(prepared([*MEASURED, *routing, *overrides]), work)
         found.append(measured(load, run.measurements()))
         print(f"{load}: {run.path}", file=sys.stderr)
     _console().print(measured_table(found))

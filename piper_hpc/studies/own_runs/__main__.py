@@ -9,7 +9,6 @@ Exit codes: 0 all bars met, 1 a bar missed, 2 not all could be measured, or a ru
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -17,14 +16,14 @@ from rich.console import Console
 
 from piper_hpc.report.load import UsageError, open_run
 from piper_hpc.runs import RunFolder
-from piper_hpc.studies.jobs import finished, prepared
+from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
+from piper_hpc.studies.jobs import ask, finished, prepared
 from piper_hpc.studies.own_runs.judge import bars, results
 from piper_hpc.studies.own_runs.points import POINTS, Asked
 from piper_hpc.studies.own_runs.show import BAR_COLUMNS, COLUMNS, bar_cells, cells, markdown
 from piper_hpc.studies.tables import table
 from piper_hpc.studies.testbed import TestbedError, brought_up
 
-MET, MISSED, NO_ANSWER = 0, 1, 2
 RUN = (
     *("cluster=testbed", "cluster.time_min=60", "parallelism=pp2_ep4", "train.routing.workload=W0"),
     "task.budget_s=120",  # whole curves of the slowest exchanges: short ones of eight ranks say nothing of long ones
@@ -34,11 +33,7 @@ RUN = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m piper_hpc.studies.own_runs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("own_runs", __doc__)
     parser.add_argument("--show", metavar="RUN", help="judge a run that was measured before: its folder, or its id")
     parser.add_argument("--resume", metavar="RUN", help="measure what is missing of a run")
     parser.add_argument(
@@ -82,7 +77,7 @@ def _new(only: Sequence[str] | None, repeats: int, overrides: Sequence[str]) -> 
         works = "--only 'narrow pp2' --repeats 1"
         raise UsageError(f"--only {only} --repeats {repeats}: must leave a point, and one repeat of it, as {works}")
     run = prepared([*RUN, *overrides])
-    Asked(names, repeats).write(run.path)
+    ask(run, Asked(names, repeats))
     return run
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from piper_hpc.spec import Layout, ModelSpec, Routing, Workload
 from piper_hpc.spec.routing_workloads import drawn_shares
@@ -96,13 +94,3 @@ class Asked:
     def chosen(self) -> list[Point]:
         """The points, in the order of POINTS."""
         return [point for point in POINTS if point.name in self.points]
-
-    def write(self, folder: Path) -> None:
-        """For the ranks of a run."""
-        (folder / "asked.json").write_text(json.dumps(asdict(self)))
-
-    @staticmethod
-    def read(folder: Path) -> Asked:
-        """What `write` left."""
-        document = json.loads((folder / "asked.json").read_text())
-        return Asked(tuple(document["points"]), document["repeats"])

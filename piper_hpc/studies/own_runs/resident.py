@@ -8,12 +8,13 @@ from typing import Any
 from piper_hpc.resource_model.predict import predict
 from piper_hpc.runs import RunFolder
 from piper_hpc.runtime.group import broadcast_from_rank0
-from piper_hpc.spec import Calibration
+from piper_hpc.spec import ClusterSpec
+from piper_hpc.studies.jobs import asked_of
 from piper_hpc.studies.own_runs.points import Asked, Point
-from piper_hpc.studies.training import Training, train
+from piper_hpc.studies.training import Training, calibrated, train
 from piper_hpc.submit.payload import run_as_rank
 from piper_hpc.tasks.context import Context
-from piper_hpc.tasks.train import corpus_of, prepare
+from piper_hpc.tasks.train import corpus_of
 from piper_hpc.worker import run_task
 
 PREDICTED, MEASURED = "own_runs/predicted", "own_runs/measured"
@@ -27,14 +28,12 @@ def work(run_path: str) -> None:
 
 def measure(context: Context) -> None:
     """All points asked for, one repeat of all before the next; predictions are written before anything runs."""
-    asked = Asked.read(context.run.path)
-    calibration = prepare(context)
-    if calibration is None:
-        raise ValueError("cluster.calibration=off: there is nothing to predict by; use cluster.calibration=auto")
+    asked = Asked(**asked_of(context.run.path))
+    cluster = calibrated(context)
     rows: list[dict[str, Any]] = broadcast_from_rank0(context.run.measurements)
     done = {(row["point"], row["repeat"]) for row in rows if row["operator"] == MEASURED}
     if context.is_first and not any(row["operator"] == PREDICTED for row in rows):
-        _predict(context, calibration, asked.chosen)
+        _predict(context, cluster, asked.chosen)
     corpus = corpus_of(context)
     for repeat in range(asked.repeats):
         for point in asked.chosen:
@@ -47,8 +46,7 @@ def measure(context: Context) -> None:
                 context.run.append_measurement(about | row, context.rank_env.attempt)
 
 
-def _predict(context: Context, calibration: Calibration, points: Sequence[Point]) -> None:
-    cluster = context.granted.spec(context.experiment.cluster, calibration)
+def _predict(context: Context, cluster: ClusterSpec, points: Sequence[Point]) -> None:
     for point in points:
         found = predict(point.model, cluster, point.layout, point.workload).document()
         kept = {
