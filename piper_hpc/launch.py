@@ -37,10 +37,10 @@ from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
 from piper_hpc.runs.manifest import provenance
 from piper_hpc.spec import AUTO, Prediction, SpecError
+from piper_hpc.submit.by_hand import job_around, requeued
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
 from piper_hpc.train.settings import WARMUP_STEPS
-from piper_hpc.worker import work
 
 LOG_WIDTH = 120
 """Columns of a table that goes to a file."""
@@ -52,6 +52,8 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
     overrides: the words of the command that the configuration was composed from.
     """
     experiment = check_experiment(composed)
+    if not experiment.submit and (again := requeued(experiment.runs, overrides)) is not None:
+        return _prepared(again, experiment), 0
     machine = describe(experiment.cluster)
     if experiment.task.name == "plan":
         return _planned(experiment, machine, console, overrides), 0
@@ -77,12 +79,11 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
         check_submission(experiment.cluster, machine)
     run = _prepare(run, composed, machine, prediction, earlier)
     if not experiment.submit:
-        if experiment.format == "text":
-            print(run.path)
-        return {"run_id": run.run_id, "path": str(run.path)}, 0
+        if job := job_around(overrides):
+            run.write_job(job)
+        return _prepared(run, experiment), 0
     try:
         submit(
-            work,
             run,
             experiment.cluster,
             environment=machine.environment,
@@ -179,6 +180,13 @@ def _prepare(
         run.append_measurement(row, row["attempt"])
     run.write_status(Status("pending"))
     return run
+
+
+def _prepared(run: RunFolder, experiment: Experiment) -> dict[str, Any]:
+    """Tell a batch script its run."""
+    if experiment.format == "text":
+        print(run.path)
+    return {"run_id": run.run_id, "path": str(run.path)}
 
 
 def _wait(

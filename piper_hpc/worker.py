@@ -1,13 +1,14 @@
 """What every rank runs: `work(run)` reads the run's configuration, sets the rank up, and calls the task.
 
-By hand: `srun python -m piper_hpc.worker RUN`, see sbatch_templates/.
+`srun python -m piper_hpc.worker RUN` starts it, in jobs of the launcher and by hand, see sbatch_templates/; a study
+names a function of its own in place of the task.
 """
 
 from __future__ import annotations
 
-import os
+import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.submit.by_hand import job_around
 from piper_hpc.submit.payload import run_as_rank
 
 if TYPE_CHECKING:
@@ -87,12 +89,17 @@ def _with_measured_switches(
     return replace(rank_env, switches=paths[list(dict.fromkeys(nodes)).index(rank_env.node)])
 
 
+def main(arguments: Sequence[str]) -> None:
+    """The command; it is started on every rank."""
+    if len(arguments) not in (1, 2):
+        sys.exit("usage: python -m piper_hpc.worker RUN_FOLDER [MODULE:FUNCTION]")
+    run, rank_env = RunFolder(arguments[0]), RankEnvironment.read()
+    # Of a run that was prepared outside its job only the job itself knows: record it, so that Slurm can be asked.
+    if rank_env.rank == 0 and run.job().get("id") != rank_env.job_id:
+        run.write_job(job_around())
+    todo = pkgutil.resolve_name(arguments[1]) if len(arguments) == 2 else work
+    todo(arguments[0])
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m piper_hpc.worker RUN_FOLDER")
-    # A run started by hand has a job of its own: record it, so that `jobs status` can ask the scheduler.
-    if RankEnvironment.read().rank == 0 and not RunFolder(sys.argv[1]).job():
-        environment = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
-        job = {"scheduler": "slurm", "id": RankEnvironment.read().job_id, "environment": environment}
-        RunFolder(sys.argv[1]).write_job(job)
-    work(sys.argv[1])
+    main(sys.argv[1:])

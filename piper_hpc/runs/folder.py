@@ -71,9 +71,9 @@ class RunFolder:
         return self.path / "logs"
 
     @property
-    def submitit(self) -> Path:
-        """Where submitit passes the work to the ranks, and their results back."""
-        return self.logs / "submitit"
+    def batch(self) -> Path:
+        """Where the batch script is kept as it was submitted."""
+        return self.logs / "batch"
 
     def newest_attempt(self) -> int:
         """The attempt that logged last, whether or not it came far enough to say so in the status."""

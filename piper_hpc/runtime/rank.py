@@ -38,11 +38,25 @@ class RankEnvironment:
 
     @staticmethod
     def read(environ: Mapping[str, str] = os.environ) -> RankEnvironment:
-        """From the variables of a Slurm step, or of submitit's local executor.
+        """From `local_variables`, or else from those of a Slurm step.
 
         Raises RuntimeError where neither is set: a silent world of one would train the wrong thing.
         """
-        if "SLURM_PROCID" in environ and environ.get("SUBMITIT_EXECUTOR") != "local":
+        if "PIPER_LOCAL_RANK" in environ:  # also inside an allocation of Slurm's
+            rank = int(environ["PIPER_LOCAL_RANK"])
+            return RankEnvironment(
+                rank=rank,
+                ranks=int(environ["PIPER_LOCAL_RANKS"]),
+                local_rank=rank,
+                node="localhost",
+                switches=(),
+                job_id=environ["PIPER_LOCAL_JOB"],
+                step_id="0",
+                attempt=0,
+                master_address="127.0.0.1",
+                task=rank,
+            )
+        if "SLURM_PROCID" in environ:
             node = environ["SLURMD_NODENAME"]
             return RankEnvironment(
                 rank=int(environ["SLURM_PROCID"]),
@@ -56,20 +70,12 @@ class RankEnvironment:
                 master_address=_required(environ, "MASTER_ADDR"),
                 task=int(environ["SLURM_PROCID"]),
             )
-        if "SUBMITIT_LOCAL_GLOBALID" in environ:
-            return RankEnvironment(
-                rank=int(environ["SUBMITIT_LOCAL_GLOBALID"]),
-                ranks=int(environ["SUBMITIT_LOCAL_NTASKS"]),
-                local_rank=int(environ["SUBMITIT_LOCAL_LOCALID"]),
-                node="localhost",
-                switches=(),
-                job_id=environ["SUBMITIT_LOCAL_JOB_ID"],
-                step_id="0",
-                attempt=0,
-                master_address="127.0.0.1",
-                task=int(environ["SUBMITIT_LOCAL_GLOBALID"]),
-            )
         raise RuntimeError("no rank in the environment: start workers with srun or through piper_hpc.launch")
+
+
+def local_variables(rank: int, ranks: int, job_id: str) -> dict[str, str]:
+    """What tells a process that it is a rank of this machine alone."""
+    return {"PIPER_LOCAL_RANK": str(rank), "PIPER_LOCAL_RANKS": str(ranks), "PIPER_LOCAL_JOB": job_id}
 
 
 def _switches(environ: Mapping[str, str]) -> tuple[str, ...]:

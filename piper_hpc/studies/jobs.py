@@ -41,7 +41,7 @@ def finished(run: RunFolder, work: Callable[[str], None]) -> Status:
         failure.unlink()
     run.write_status(Status("pending"))
     environment = run.manifest()["machine"]["environment"]
-    submit(work, run, check_experiment(run.config()).cluster, environment=environment, wait=True, placement={})
+    submit(run, check_experiment(run.config()).cluster, environment=environment, wait=True, placement={}, work=work)
     return ended(run)
 
 

@@ -1,4 +1,8 @@
-"""Submit a prepared run through submitit: to Slurm with our own script, or to this machine under our supervisor."""
+"""Submit a prepared run through submitit: to Slurm with our own script, or to this machine under our supervisor.
+
+Ranks are started by `piper_hpc.worker RUN` alone: nothing is pickled. Of submitit stay the call of sbatch, the job's
+id, a clean environment, and its job classes.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,23 @@ from piper_hpc.runs import RunFolder
 from piper_hpc.submit.process import local_job
 from piper_hpc.submit.script import script
 
+WORKER, SUPERVISOR = "piper_hpc.worker", "piper_hpc.submit.supervisor"
+"""Modules that are started: one on every rank of Slurm's, one as the parent of all ranks of this machine."""
+
+Work = Callable[[str], None]
+"""What each rank calls with the run's path: a function at the top of a module, passed on by its name."""
+
 
 class TemplateSlurmExecutor(submitit.SlurmExecutor):
     """submitit's Slurm executor, with the batch script rendered from the site's template."""
 
     def __init__(self, run: RunFolder, cluster: ClusterConfig, placement: Mapping[str, str]) -> None:
-        super().__init__(folder=run.submitit)
+        super().__init__(folder=run.batch)
         self._run, self._cluster, self._placement = run, cluster, placement
+
+    def start(self, work: Work | None) -> submitit.Job[Any]:
+        """Submit; the job is Slurm's now."""
+        return self._submit_command(shlex.join(_command(self._run, work)))
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return script(self._cluster, self._run, sys.executable, command, self._placement)
@@ -38,48 +52,39 @@ class SupervisedLocalExecutor(LocalExecutor):
     """submitit's local executor, with a supervisor that ends all ranks when one dies and records why."""
 
     def __init__(self, run: RunFolder, dies_with_launcher: bool) -> None:
-        super().__init__(folder=run.submitit, max_num_timeout=0)
+        super().__init__(folder=run.batch, max_num_timeout=0)
         self._run, self._dies_with_launcher = run, dies_with_launcher
 
-    def _submit_command(self, command: str) -> LocalJob[Any]:
+    def start(self, work: Work | None) -> LocalJob[Any]:
+        """Start the supervisor."""
         tasks = self.parameters["tasks_per_node"]
-        options = ["--ranks", str(tasks)]
+        words = [sys.executable, "-m", SUPERVISOR, str(self._run.path), "--ranks", str(tasks)]
+        if work is not None:
+            words += ["--work", _name(work)]
         if self._dies_with_launcher:
-            options += ["--dies-with-launcher", str(os.getpid())]
+            words += ["--dies-with-launcher", str(os.getpid())]
         with (self._run.logs / "supervisor.log").open("ab") as log:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "piper_hpc.submit.supervisor",
-                    str(self._run.path),
-                    *options,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         return LocalJob(self.folder, str(process.pid), list(range(tasks)), process)
 
 
 def submit(
-    work: Callable[[str], None],
     run: RunFolder,
     cluster: ClusterConfig,
     *,
     environment: dict[str, str],
     wait: bool,
     placement: Mapping[str, str],
+    work: Work | None = None,
 ) -> None:
-    """Have every rank of a new job call `work` with the run's path, and write the run's `job.json`.
+    """Have every rank of a new job do the task of the run's configuration, and write the run's `job.json`.
 
-    work: an importable function, so that only its name is pickled; environment: what the scheduler's commands need;
-    wait: a local job then ends when its launcher does; placement: sbatch options of cluster.placement.request. Raises
-    ConfigError where Slurm refuses the job.
+    environment: what the scheduler's commands need; wait: a local job then ends when its launcher does; placement:
+    sbatch options of cluster.placement.request; work: what ranks do in place of the task. Raises ConfigError where
+    Slurm refuses the job.
     """
-    run.logs.mkdir(exist_ok=True)
-    executor: submitit.SlurmExecutor | LocalExecutor
+    run.batch.mkdir(parents=True, exist_ok=True)
+    executor: TemplateSlurmExecutor | SupervisedLocalExecutor
     if cluster.scheduler == "slurm":
         executor = TemplateSlurmExecutor(run, cluster, placement)
         executor.update_parameters(nodes=cluster.nodes, ntasks_per_node=cluster.ranks_per_node, time=cluster.time_min)
@@ -89,7 +94,7 @@ def submit(
     # An outer job's SLURM_* variables would change the binding of this one.
     with clean_env(), _variables(environment | cluster.environment):
         try:
-            job = executor.submit(work, str(run.path))
+            job = executor.start(work)
         except (FailedJobError, FailedSubmissionError) as error:
             rule = f"sbatch refused the job: {' '.join(str(error).split())}"
             works = "dry_run=true, which shows what was asked for"
@@ -119,7 +124,17 @@ def preview(run_path: Path, cluster: ClusterConfig, placement: Mapping[str, str]
     """What would be submitted: the batch script, or the command of the local supervisor."""
     run = RunFolder(run_path)
     if cluster.scheduler == "slurm":
-        command = f"{sys.executable} -u -m submitit.core._submit {run.submitit}"
-        return script(cluster, run, sys.executable, command, placement)
+        return script(cluster, run, sys.executable, shlex.join(_command(run)), placement)
     variables = "".join(f"{key}={shlex.quote(value)} " for key, value in sorted(cluster.environment.items()))
-    return f"{variables}{sys.executable} -m piper_hpc.submit.supervisor {run.path} --ranks {cluster.ranks_per_node}\n"
+    words = [sys.executable, "-m", SUPERVISOR, str(run.path), "--ranks", str(cluster.ranks_per_node)]
+    return f"{variables}{shlex.join(words)}\n"
+
+
+def _command(run: RunFolder, work: Work | None = None) -> list[str]:
+    """What srun starts on every rank."""
+    return [sys.executable, "-u", "-m", WORKER, str(run.path), *([_name(work)] if work is not None else [])]
+
+
+def _name(work: Work) -> str:
+    """As pkgutil.resolve_name finds it again."""
+    return f"{work.__module__}:{work.__qualname__}"

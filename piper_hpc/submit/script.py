@@ -59,7 +59,7 @@ def render(
                 lines[index] = _directive(key, left.pop(key))
     added = [_directive(key, value) for key, value in left.items()]
     command_lines = [
-        f"export SUBMITIT_EXECUTOR=slurm PIPER_PYTHON={shlex.quote(python)}",
+        f"export PIPER_PYTHON={shlex.quote(python)}",
         f"PIPER_COMMAND={shlex.quote(command)}",
     ]
     command_lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted((variables or {}).items())]

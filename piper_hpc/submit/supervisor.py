@@ -11,16 +11,16 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 import time
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from submitit.core.submission import submitit_main
-
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime import quota
+from piper_hpc.runtime.rank import local_variables
 from piper_hpc.submit.outcome import failure_status
 from piper_hpc.submit.process import die_with_parent, local_job, name_process
 
@@ -40,40 +40,31 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(signal.Signals(number).name)
 
 
-def _start(run: RunFolder, ranks: int) -> list[BaseProcess]:
+def _start(run: RunFolder, ranks: int, work: str) -> list[BaseProcess]:
     for module in PRELOADED:
         importlib.import_module(module)
     fork, supervisor = multiprocessing.get_context("fork"), os.getpid()
     processes: list[BaseProcess] = [
-        fork.Process(target=_rank, args=(run, rank, ranks, supervisor), name=f"rank {rank}") for rank in range(ranks)
+        fork.Process(target=_rank, args=(run, rank, ranks, supervisor, work), name=f"rank {rank}")
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
     return processes
 
 
-def _rank(run: RunFolder, rank: int, ranks: int, supervisor: int) -> None:
-    """A rank's process: what submitit's own command does, with the rank's log as its output."""
+def _rank(run: RunFolder, rank: int, ranks: int, supervisor: int, work: str) -> None:
+    """A rank's process, with the rank's log as its output."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     die_with_parent(parent=supervisor)
     name_process(f"piper rank {rank}")
-    # The protocol by which submitit's job environment finds its place.
-    os.environ |= {
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_JOB_ID": str(supervisor),
-        "SUBMITIT_LOCAL_NTASKS": str(ranks),
-        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-        "SUBMITIT_LOCAL_NODEID": "0",
-        "SUBMITIT_LOCAL_GLOBALID": str(rank),
-        "SUBMITIT_LOCAL_LOCALID": str(rank),
-    }
+    os.environ |= local_variables(rank, ranks, str(supervisor))
     with run.log(0, rank).open("ab") as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    sys.argv = ["submitit", str(run.submitit)]
-    submitit_main()
+    pkgutil.resolve_name(work)(str(run.path))
 
 
 def _watch(processes: list[BaseProcess]) -> dict[int, int]:
@@ -96,13 +87,13 @@ def _end(processes: list[BaseProcess]) -> None:
         process.join()
 
 
-def supervise(run: RunFolder, ranks: int) -> int:
-    """Run the ranks to their end; returns 0 when all succeeded."""
+def supervise(run: RunFolder, ranks: int, work: str) -> int:
+    """Run the ranks to their end; returns 0 when all succeeded. work: `module:function`, called with the run's path."""
     processes: list[BaseProcess] = []
     codes: dict[int, int] = {}
     stopped = None
     try:
-        processes = _start(run, ranks)
+        processes = _start(run, ranks, work)
         codes = _watch(processes)
     except Stopped as reason:
         stopped = str(reason)
@@ -130,6 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="piper_hpc.submit.supervisor", description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--ranks", type=int, required=True)
+    parser.add_argument("--work", default="piper_hpc.worker:work", metavar="MODULE:FUNCTION")
     parser.add_argument("--dies-with-launcher", type=int, metavar="PID")
     arguments = parser.parse_args()
     run = RunFolder(arguments.run)
@@ -143,7 +135,7 @@ def main() -> int:
     except Stopped as stopped:
         run.write_status(Status("failed", 0, "launcher_lost", f"the launcher ended before the run began ({stopped})"))
         return 1
-    return supervise(run, arguments.ranks)
+    return supervise(run, arguments.ranks, arguments.work)
 
 
 if __name__ == "__main__":

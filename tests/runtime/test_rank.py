@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.runtime.rank import RankEnvironment, local_variables
 
 STEP = {
     "SLURM_PROCID": "5",
@@ -43,6 +43,5 @@ def test_no_scheduler_is_an_error_not_a_world_of_one():
 
 
 def test_a_local_rank_inside_a_slurm_allocation_is_local():
-    local = {"SUBMITIT_LOCAL_GLOBALID": "2", "SUBMITIT_LOCAL_NTASKS": "4", "SUBMITIT_LOCAL_LOCALID": "2"}
-    place = RankEnvironment.read(STEP | local | {"SUBMITIT_LOCAL_JOB_ID": "7", "SUBMITIT_EXECUTOR": "local"})
+    place = RankEnvironment.read(STEP | local_variables(rank=2, ranks=4, job_id="7"))
     assert (place.rank, place.ranks, place.node, place.job_id) == (2, 4, "localhost", "7")

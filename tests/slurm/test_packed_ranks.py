@@ -49,7 +49,7 @@ def test_expert_groups_stay_inside_a_rack_where_linear_would_straddle_two(testbe
     assert launcher.returncode == 0, output + errors
     crossed = uplink_bytes() - before
     (run,) = find(tmp_path / "runs")
-    script = next((run.logs / "submitit").glob("*.sh")).read_text()
+    script = next((run.batch).glob("*.sh")).read_text()
     assert re.search(r"^#SBATCH --switches=2@60$", script, re.M) and "--distribution=block" in script
 
     job = run.manifest()["job"]

@@ -72,7 +72,7 @@ def test_directives_are_replaced_in_place_added_at_the_end_and_the_body_is_kept(
         "#SBATCH --nodes=1",
         "#SBATCH --time=9",
         "#SBATCH --account=abc",
-        "export SUBMITIT_EXECUTOR=slurm PIPER_PYTHON=py",
+        "export PIPER_PYTHON=py",
         "PIPER_COMMAND='py -m '\"'\"'my work'\"'\"''",
         "set -e",
         "srun $PIPER_COMMAND",

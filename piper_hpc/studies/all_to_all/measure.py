@@ -92,7 +92,7 @@ def run_stage(run: RunFolder, stage: Stage) -> None:
     job = RunFolder.create(stages, f"stage-{len(list(stages.glob('stage-*')))}")
     Task(str(run.path), {"machine": stage.name, "link_bytes_per_s": links, **facts}, parts, mpi).write(job.path)
     try:
-        submit(work, job, _cluster(stage, mpi), environment=testbed.environment, wait=True, placement={})
+        submit(job, _cluster(stage, mpi), environment=testbed.environment, wait=True, placement={}, work=work)
     except ConfigError as error:
         raise BenchError(f"{stage.name}: {error}", "config") from error
     status = ended(job)
