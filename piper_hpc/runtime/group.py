@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +31,8 @@ GLOO_RECEIVER_THREAD = "gloo_tcp_loop"
 """The name that gloo gives to the thread which receives, one in each process group."""
 LOWEST_NICE = 19
 """The nice value of the lowest scheduling priority."""
+LOOKS_PER_S, LEAST_LOOK_S = 1000.0, 0.02
+"""How often all ranks that wait look for the address of rank 0, and how soon one of them looks again at most."""
 
 
 Order = Callable[[Sequence[RankEnvironment]], Sequence[int]]
@@ -73,11 +77,12 @@ def process_group(
     order: numbers the ranks anew, by where all of them are; without it they keep the scheduler's numbers.
 
     Rank 0 starts the TCPStore on any free port and writes its address into `store_folder`, which all nodes share: two
-    jobs can never share one store, as they do on a fixed port. Keys carry the attempt, so that a requeued job does not
-    read the addresses of dead peers. Raises RendezvousError after `timeout_s`.
+    jobs can never share one store, as they do on a fixed port. It listens on the node's own address alone. Keys carry
+    the run and the attempt, so that nobody reads the addresses of dead or foreign peers. Raises RendezvousError after
+    `timeout_s`, and where MASTER_ADDR is another node's.
     """
     timeout = timedelta(seconds=timeout_s)
-    store = dist.PrefixStore(f"attempt{rank_env.attempt}", _store(rank_env, store_folder, timeout))
+    store = dist.PrefixStore(f"{store_folder}/{rank_env.rendezvous_id}", _store(rank_env, store_folder, timeout))
     try:
         if order is not None:
             rank_env = _renumbered(rank_env, store, order)
@@ -163,16 +168,26 @@ def _store(rank_env: RankEnvironment, store_folder: Path, timeout: timedelta) ->
     store_folder.mkdir(parents=True, exist_ok=True)
     note = store_folder / f"{rank_env.rendezvous_id}.json"
     if rank_env.task == 0:
-        store = dist.TCPStore("0.0.0.0", 0, rank_env.ranks, is_master=True, wait_for_workers=False, timeout=timeout)
+        listener = _listener(rank_env.master_address)
+        port: int = listener.getsockname()[1]
+        store = dist.TCPStore(
+            rank_env.master_address,
+            port,
+            rank_env.ranks,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timeout,
+            master_listen_fd=listener.detach(),
+        )
         draft = note.with_suffix(".draft")
-        draft.write_text(json.dumps({"host": rank_env.master_address, "port": store.port}))
+        draft.write_text(json.dumps({"host": rank_env.master_address, "port": port}))
         os.replace(draft, note)
         return store
     deadline = time.monotonic() + timeout.total_seconds()
     while not note.exists():
         if time.monotonic() > deadline:
             raise RendezvousError(f"rank 0 left no address in {note} within {timeout.total_seconds():.0f} s")
-        time.sleep(0.02)
+        time.sleep(_look_again_s(rank_env.ranks))
     address = json.loads(note.read_text())
     try:
         return dist.TCPStore(address["host"], address["port"], rank_env.ranks, is_master=False, timeout=timeout)
@@ -180,3 +195,27 @@ def _store(rank_env: RankEnvironment, store_folder: Path, timeout: timedelta) ->
         raise RendezvousError(
             f"rank {rank_env.rank} could not reach {address['host']}:{address['port']}: {error}"
         ) from error
+
+
+def _listener(host: str) -> socket.socket:
+    """A socket on any free port of this node's address `host`, and of no other: whoever shares the node through another
+    network finds nothing. Raises RendezvousError where the address is not this node's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.bind(address)
+        listener.listen(socket.SOMAXCONN)
+    except OSError as error:
+        raise RendezvousError(
+            f"rank 0 cannot listen on {host} ({error}): the batch script's MASTER_ADDR must be the node of task 0"
+        ) from error
+    return listener
+
+
+def _look_again_s(ranks: int) -> float:
+    """How long a rank waits until it looks again for the address of rank 0, in s.
+
+    All together look LOOKS_PER_S times, each at moments of its own: the servers of a file system that serves thousands
+    of ranks answer to every look.
+    """
+    return max(LEAST_LOOK_S, 2 * random.random() * ranks / LOOKS_PER_S)
