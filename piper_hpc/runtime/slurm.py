@@ -8,6 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 TIMEOUT_S = 30.0
+ADDRESS = ("SLURM_CONF", "SLURM_CONF_SERVER")
+"""Variables by which Slurm's commands find their controller where it is not in the usual place."""
+
+
+def address(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those of ADDRESS that are set."""
+    return {key: environ[key] for key in ADDRESS if key in environ}
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from piper_hpc.runs import RecordError, RunFolder, find
-
-NEEDED = ("SLURM_CONF",)
-"""Variables without which Slurm's commands may not find their controller."""
+from piper_hpc.runtime.slurm import address
 
 
 def job_around(words: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """`job.json` for the job of Slurm that this process is part of; empty outside any. words: of the command."""
     if "SLURM_JOB_ID" not in environ:
         return {}
-    environment = {key: environ[key] for key in NEEDED if key in environ}
     return {
         "scheduler": "slurm",
         "id": environ["SLURM_JOB_ID"],
-        "environment": environment,
+        "environment": address(environ),
         "overrides": list(words),
     }
 

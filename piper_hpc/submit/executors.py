@@ -23,6 +23,7 @@ from submitit.local.local import LocalExecutor, LocalJob
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runs import RunFolder
+from piper_hpc.runtime.slurm import address
 from piper_hpc.submit.process import local_job
 from piper_hpc.submit.script import script
 
@@ -91,7 +92,8 @@ def submit(
     else:
         executor = SupervisedLocalExecutor(run, dies_with_launcher=wait)
         executor.update_parameters(tasks_per_node=cluster.nodes * cluster.ranks_per_node)
-    # An outer job's SLURM_* variables would change the binding of this one.
+    # An outer job's SLURM_* variables would change the binding of this one; where Slurm is, stays.
+    environment = address() | environment
     with clean_env(), _variables(environment | cluster.environment):
         try:
             job = executor.start(work)

@@ -139,11 +139,12 @@ def _build(options: Options) -> Testbed:
         measured = pool.submit(links.measure, options, cancelled)
         slurm.write(options, folder)
         slurm.start_munge(folder)
-        database.start(folder)
-        log("munge and MariaDB run")
+        if options.accounting == "slurmdbd":
+            database.start(folder)
+            log("munge and MariaDB run")
         slurm.start_controller(options, folder)
         slurm.start_nodes(options, folder)
-        log("slurmdbd and slurmctld run, all nodes are idle")
+        log("slurmctld runs, all nodes are idle")
         found = measured.result()
     finally:
         cancelled.set()

@@ -20,8 +20,10 @@ class Options:
 
     node_mbit_per_s: between ranks of one node (its loopback). nic_mbit_per_s: of a node's link to its rack.
     rack_mbit_per_s: of a rack's uplink. cpu_share: cores per rank. memory_mib: per rank.
-    port: slurmctld's; slurmdbd and slurmd take the next two. profile, model: the machine and the model to be a scaled
-    version of, which then decide rates and memory; achieved_tflop_per_s: of one of its devices, 0 for what is known.
+    port: slurmctld's; slurmdbd and slurmd take the next two. kill_wait_s: KillWait, from SIGTERM to SIGKILL of a job
+    that is cancelled; most sites have 30. accounting: slurmdbd, or off as some small sites have it. profile, model: the
+    machine and the model to be a scaled version of, which then decide rates and memory; achieved_tflop_per_s: of one of
+    its devices, 0 for what is known.
     """
 
     nodes: int = 4
@@ -35,6 +37,8 @@ class Options:
     memory_mib: int = 1536
     subnet: str = "10.77.0.0/24"
     port: int = 26817
+    kill_wait_s: int = 10
+    accounting: str = "slurmdbd"
     profile: str = ""
     model: str = ""
     achieved_tflop_per_s: float = 0.0
@@ -71,6 +75,8 @@ HELP = {
     "memory_mib": "memory that a rank may use",
     "subnet": "IPv4 network of the nodes",
     "port": "port of slurmctld; the next two are taken as well",
+    "kill_wait_s": "seconds that Slurm gives a cancelled job to end by itself",
+    "accounting": "slurmdbd, or off: what sacct knows",
     "profile": "machine of conf/cluster whose ratio of communication to compute to scale, for example frontier",
     "model": "model of conf/model whose MoE layer to scale, with --profile",
     "achieved_tflop_per_s": "what a device of the profile achieves; 0: what is published",
@@ -113,6 +119,8 @@ def parse(given: Mapping[str, str | None], cores: int | None = None, memory_mib:
         memory_mib=_whole(given, "memory_mib", min(base.memory_mib, fair_mib), 16, 2**30),
         subnet=_subnet(given.get("subnet") or base.subnet, nodes + 2 * racks + RESERVED_ADDRESSES),
         port=_whole(given, "port", base.port, 1024, 65533),
+        kill_wait_s=_whole(given, "kill_wait_s", base.kill_wait_s, 1, 600),
+        accounting=_accounting(given.get("accounting") or base.accounting),
         profile=given.get("profile") or "",
         model=given.get("model") or "",
         achieved_tflop_per_s=_achieved(given.get("achieved_tflop_per_s")),
@@ -151,6 +159,12 @@ def _profile(given: Mapping[str, str | None]) -> None:
         rule = f"is of the machine that {flag('profile')} names"
         works = f"{flag('profile')} frontier {flag('model')} deepseek_v2 {flag('achieved_tflop_per_s')} 100"
         raise Fault(flag("achieved_tflop_per_s"), given["achieved_tflop_per_s"], rule, works)
+
+
+def _accounting(text: str) -> str:
+    if text not in ("slurmdbd", "off"):
+        raise Fault(flag("accounting"), text, "must be slurmdbd or off", f"{flag('accounting')} off")
+    return text
 
 
 def _achieved(text: str | None) -> float:

@@ -15,6 +15,8 @@ from piper_hpc.testbed import network
 
 MARK = "PIPER_TESTBED_DAEMON"  # in the environment of every daemon, with the testbed's folder as value
 GRACE_S = 3.0
+KILLED_S = 5.0
+"""How long a busy machine may take to end what was killed."""
 
 
 def start_ticks(pid: int) -> int | None:
@@ -106,7 +108,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, interval_s: floa
 
 def stop_all(folder: Path) -> None:
     """End every daemon of the pid files: TERM to all, KILL to those still there after a while."""
-    for number, timeout_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+    for number, timeout_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, KILLED_S)):
         running = [pid for name in names(folder) if (pid := pid_of(folder, name))]
         _signal(running, number)
         wait_until(lambda: not any(pid_of(folder, name) for name in names(folder)), timeout_s, 0.02)

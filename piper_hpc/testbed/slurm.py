@@ -36,11 +36,7 @@ SlurmdSpoolDir={folder}/slurmd/%n
 SlurmdPidFile={folder}/slurmd/%n.pid
 SlurmdLogFile={folder}/logs/%n.log
 SlurmdSyslogDebug=quiet
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={address}
-AccountingStoragePort={slurmdbd_port}
-# Not a password: the munge socket to speak to slurmdbd with.
-AccountingStoragePass={folder}/munge/munge.socket
+{accounting}
 JobAcctGatherType=jobacct_gather/linux
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -56,12 +52,19 @@ MailProg=/bin/true
 ReturnToService=2
 PropagateResourceLimits=NONE
 SlurmdTimeout=60
-KillWait=10
+KillWait={kill_wait_s}
 MinJobAge=300
 SchedulerParameters=batch_sched_delay=0,bf_interval=5
 {nodes}
 PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost={address}
+AccountingStoragePort={slurmdbd_port}
+# Not a password: the munge socket to speak to slurmdbd with.
+AccountingStoragePass={folder}/munge/munge.socket"""
 
 SLURMDBD_CONF = """\
 DbdHost={host}
@@ -93,8 +96,10 @@ def configuration(options: Options, folder: Path) -> dict[str, str]:
         "slurmd_port": options.port + 2,
         "folder": folder,
         "partition": PARTITION,
+        "kill_wait_s": options.kill_wait_s,
         "nodes": "\n".join(_node_line(addresses, node) for node in addresses.nodes),
     }
+    accounting = ACCOUNTING.format(**values) if options.accounting == "slurmdbd" else "# no accounting"
     members: dict[int, list[str]] = {}
     for node in addresses.nodes:
         members.setdefault(addresses.rack_of(node), []).append(f"n{node}")
@@ -102,7 +107,7 @@ def configuration(options: Options, folder: Path) -> dict[str, str]:
     if options.racks > 1:
         switches.append(f"SwitchName=spine Switches={','.join(f'rack{rack}' for rack in members)}")
     return {
-        "slurm.conf": SLURM_CONF.format(**values),
+        "slurm.conf": SLURM_CONF.format(**values, accounting=accounting),
         "slurmdbd.conf": SLURMDBD_CONF.format(**values),
         "topology.conf": "\n".join(switches) + "\n",
         "cgroup.conf": CGROUP_CONF,
@@ -153,11 +158,13 @@ def start_munge(folder: Path) -> None:
 
 
 def start_controller(options: Options, folder: Path) -> None:
-    """slurmdbd, then slurmctld, which takes its list of resources from it at the first start."""
+    """slurmdbd where there is accounting, then slurmctld, which takes its list of resources from it at first."""
     address = Addresses(options).machine_address
     conf = str(folder / "slurm.conf")
-    process.spawn(folder, "slurmdbd", ["slurmdbd", "-D"], SLURM_CONF=conf, MYSQL_UNIX_PORT=str(database.socket(folder)))
-    _expect(folder, "slurmdbd", lambda: _listens(address, options.port + 1))
+    if options.accounting == "slurmdbd":
+        of_database = str(database.socket(folder))
+        process.spawn(folder, "slurmdbd", ["slurmdbd", "-D"], SLURM_CONF=conf, MYSQL_UNIX_PORT=of_database)
+        _expect(folder, "slurmdbd", lambda: _listens(address, options.port + 1))
     process.spawn(folder, "slurmctld", ["slurmctld", "-D", "-c"], SLURM_CONF=conf)
     _expect(folder, "slurmctld", lambda: _listens(address, options.port))
 

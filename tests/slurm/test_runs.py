@@ -58,6 +58,7 @@ def trained(testbed, folder) -> tuple[RunFolder, str, dict[str, int]]:
     assert launcher.returncode == 0, output + errors
     sent = {node.name: counters(node.name)["tx_bytes"] - before[node.name] for node in testbed.nodes}
     (run,) = find(folder / "runs")
+    assert not list(run.path.rglob("*.pkl"))
     return run, output, sent
 
 
@@ -155,6 +156,35 @@ def test_the_batch_script_runs_by_hand(testbed, tmp_path):
     (run,) = find(tmp_path / "runs")
     assert describe(run)["status"]["state"] == "completed"
     assert len(run.metrics()) == 3
+
+
+@pytest.mark.untimed
+def test_a_requeued_script_of_a_users_own_goes_on_in_its_folder(testbed, tmp_path):
+    environment = os.environ | testbed.environment
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    script = ROOT / "sbatch_templates" / "testbed.sbatch"
+    words = [*UNMEASURED, "train.global_batch=32", "train.steps=100000"]
+    command = ["sbatch", "--parsable", "--requeue", str(script), *words]
+    job = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    job = job.strip()
+
+    def attempts() -> set[int]:
+        return {row["attempt"] for run in find(tmp_path / "runs") for row in run.metrics()}
+
+    try:
+        until(lambda: attempts() == {0}, SECONDS_TO_START, "training starts")
+        slurm(testbed, "scontrol", "requeue", job)
+        # Slurm would wait two minutes; it takes the change once the first attempt is gone.
+        until(
+            lambda: "PENDING" in slurm(testbed, "squeue", "--jobs", job, "--format", "%T"), SECONDS_TO_END, "requeued"
+        )
+        slurm(testbed, "scontrol", "update", f"JobId={job}", "StartTime=now")
+        until(lambda: attempts() == {0, 1}, SECONDS_TO_START, "the second attempt trains")
+        (run,) = find(tmp_path / "runs")
+        assert run.job()["id"] == job
+    finally:
+        slurm(testbed, "scancel", job)
+    until(lambda: describe(run)["status"]["state"] == "cancelled", SECONDS_TO_END, "the record says cancelled")
 
 
 @pytest.mark.untimed

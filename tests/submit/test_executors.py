@@ -83,6 +83,15 @@ def test_an_outer_job_is_not_seen_by_sbatch(tmp_path, sbatch, monkeypatch):
     assert os.environ["SLURM_CPU_BIND"] == "quiet,mask_cpu:0x1"
 
 
+def test_where_the_users_shell_finds_slurm_sbatch_and_later_commands_do(tmp_path, sbatch, monkeypatch):
+    seen = sbatch()
+    run, cluster = prepared(tmp_path)
+    monkeypatch.setenv("SLURM_CONF", "/site/slurm.conf")
+    submit(run, cluster, environment={}, wait=True, placement={})
+    assert seen.with_suffix(".environment").read_text() == "SLURM_CONF=/site/slurm.conf\n"
+    assert run.job()["environment"] == {"SLURM_CONF": "/site/slurm.conf"}
+
+
 def test_a_refusal_says_what_sbatch_said(tmp_path, sbatch):
     sbatch("sbatch: error: Invalid account", code=1)
     run, cluster = prepared(tmp_path)

@@ -55,6 +55,8 @@ def test_defaults_shrink_to_the_machine() -> None:
         ("subnet", "10.0.0.0/30", "private network with more than 10 addresses", "--subnet 10.77.0.0/24"),
         ("subnet", "8.8.8.0/24", "private network", "--subnet 10.77.0.0/24"),
         ("port", "80", "whole number from 1024 to 65533", "--port 26817"),
+        ("kill_wait_s", "0", "whole number from 1 to 600", "--kill-wait-s 10"),
+        ("accounting", "none", "must be slurmdbd or off", "--accounting off"),
     ],
 )
 def test_bad_values_name_the_rule_and_a_value_that_works(key: str, value: str, rule: str, works: str) -> None:
@@ -92,6 +94,11 @@ def test_slurm_is_told_racks_devices_and_own_files(tmp_path: Path) -> None:
     for key in ("AuthInfo", "AccountingStoragePass", "StateSaveLocation", "SlurmdSpoolDir", "TaskProlog", "Epilog"):
         assert conf[key].removeprefix("socket=").startswith(f"{tmp_path}/")
     assert "SwitchName=spine" not in slurm.configuration(parse({"racks": "1"}), tmp_path)["topology.conf"]
+
+
+def test_a_site_without_accounting_and_with_the_usual_patience(tmp_path: Path) -> None:
+    text = slurm.configuration(parse({"accounting": "off", "kill_wait_s": "30"}), tmp_path)["slurm.conf"]
+    assert "AccountingStorage" not in text and "KillWait=30" in text.splitlines()
 
 
 def test_every_link_is_measured_in_both_directions_and_no_batch_exceeds_the_machine() -> None:
