@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -130,6 +131,12 @@ class Calibration:
     def measured(self) -> bool:
         """Whether it rests on measurements, and not on data sheets."""
         return self.source != DATA_SHEET
+
+    @property
+    def nodes(self) -> int | None:
+        """Nodes that it was measured on, where its provenance has a `size` such as "8 nodes x 4 ranks"."""
+        found = re.match(r"([1-9][0-9]*) nodes", self.provenance.get("size", "")) if self.measured else None
+        return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)

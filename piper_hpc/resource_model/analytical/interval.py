@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from piper_hpc.resource_model.analytical.step import Step, stepper
+from piper_hpc.resource_model.extrapolation import growth, tier_beyond
 from piper_hpc.spec import ClusterSpec, Efficiency, Execution, Layout, ModelSpec, Workload
 
 
@@ -22,7 +23,8 @@ def half_widths(
     efficiency = cluster.accelerator.efficiency
     base = _seconds(step)
     squares = {key: (efficiency.spread.get("model", 0.0) * seconds) ** 2 for key, seconds in base.items()}
-    for constant, spread in efficiency.spread.items():
+    for constant, known in efficiency.spread.items():
+        spread = _beyond_measured(known, constant, cluster) if constant in efficiency.measured else known
         if constant == "model" or constant in efficiency.tied or not spread:
             continue
         perturbed = _perturbed(efficiency, constant, spread)
@@ -34,6 +36,12 @@ def half_widths(
         for key, seconds in _seconds(other).items():
             squares[key] += (seconds - base[key]) ** 2
     return {key: math.sqrt(square) for key, square in squares.items()}
+
+
+def _beyond_measured(spread: float, constant: str, cluster: ClusterSpec) -> float:
+    """The spread of a measured constant, which is larger for a link on more nodes than it was measured on."""
+    beyond = tier_beyond(cluster, constant.removeprefix("link.")) if constant.startswith("link.") else 1.0
+    return (1 + spread) * growth(beyond) - 1 if beyond > 1 else spread
 
 
 def _seconds(step: Step) -> dict[str, float]:

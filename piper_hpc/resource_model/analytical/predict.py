@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from piper_hpc.resource_model import schedule
+from piper_hpc.resource_model import extrapolation, schedule
 from piper_hpc.resource_model.analytical.device import TILE
 from piper_hpc.resource_model.analytical.evidence import evidence
 from piper_hpc.resource_model.analytical.interval import half_widths
@@ -47,7 +47,7 @@ def predict(
     check_layout(model, cluster, layout, workload)
     stepping = stepper(model, cluster, layout, workload, execution)
     step = stepping.evaluate()
-    notes = [*stepping.network.links.notes, *_beyond(stepping.shapes, cluster)]
+    notes = [*stepping.network.links.notes, *_beyond(stepping.shapes, cluster), *extrapolation.notes(cluster)]
     timeline = simulate(step, layout, execution)
     terms = {name: float(step.terms.get(name, 0.0)) for name in TERMS}
     if timeline is None:

@@ -8,7 +8,11 @@ from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.groups import TIERS, Group
 from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.extrapolation import growth, nodes_beyond, tier_beyond
 from piper_hpc.spec import ModelSpec
+
+EXTRAPOLATION = "extrapolation"
+"""Beside the names of curves in a Cost: all that is used beyond the measured is wrong in the same direction."""
 
 
 def all_to_all_bytes(tokens: int, model: ModelSpec, bytes_per_value: int) -> int:
@@ -25,7 +29,7 @@ def p2p(curves: Curves, tier: str, message_bytes: float) -> Cost:
             "and nothing near it, so messages between ranks cannot be timed. Measure the links with "
             f"`python -m piper_hpc.launch task=microbench cluster={curves.cluster.name}`"
         )
-    return curves.measured(f"p2p/{chosen}", message_bytes)
+    return _beyond(curves.measured(f"p2p/{chosen}", message_bytes), tier_beyond(curves.cluster, tier))
 
 
 def message(curves: Curves, tier: str, message_bytes: float, compute: Cost) -> Cost:
@@ -80,8 +84,10 @@ def arrival_skew(curves: Curves, group: Group, compute: Cost) -> Cost:
     """Mean seconds that a rank waits for late ranks of `group` in a collective, after `compute` busy seconds.
 
     From the calibration's curves `skew/tier/size`, measured by `piper_hpc.microbench.arrival_skew`. Its half widths are
-    the curve's own, and what those of `compute` change in it. Groups of another size or tier stand in unscaled. Ranks
-    that share cores are charged nothing: one that waits lends its core to those it waits for.
+    the curve's own, and what those of `compute` change in it. Groups of another size or tier stand in unscaled; but on
+    more nodes than were measured a larger group than any waits longer, as the latest of n ranks whose delays are normal
+    is about sqrt(2 ln n) deviations behind the mean (extreme value theory). Ranks that share cores are charged nothing:
+    one that waits lends its core to those it waits for.
     """
     if group.size == 1 or compute.seconds <= 0:
         return Cost()
@@ -92,14 +98,18 @@ def arrival_skew(curves: Curves, group: Group, compute: Cost) -> Cost:
     if chosen is None:
         curves.note("skew: not measured; ranks are taken to arrive at every exchange together")
         return Cost()
+    largest = max(size for tier in TIERS for size in curves.sizes(f"skew/{tier}/"))
+    beyond = _size_beyond(curves, group, largest)
+    scale = math.sqrt(math.log(group.size) / math.log(largest)) if beyond > 1 else 1.0
     if not chosen.endswith(f"/{group.size}"):
-        curves.note(f"skew/{group.tier}/{group.size}: not measured; {chosen} stands in")
+        scaled = f", times {scale:.3g}" if beyond > 1 else ""
+        curves.note(f"skew/{group.tier}/{group.size}: not measured; {chosen} stands in{scaled}")
     waited = curves.measured(chosen, compute.seconds)
     later = {
         name: curves.measured(chosen, compute.seconds + width).seconds - waited.seconds
         for name, width in compute.half_widths.items()
     }
-    return waited + Cost(0.0, later)
+    return _beyond((waited + Cost(0.0, later)) * scale, beyond)
 
 
 def _nearest_group(curves: Curves, operator: str, group: Group) -> str | None:
@@ -133,10 +143,23 @@ def _collective(curves: Curves, operator: str, group: Group, buffer_bytes: float
     if not sizes:
         return None
     size = _nearest_size(sizes, group)
+    beyond = max(_size_beyond(curves, group, max(sizes)), tier_beyond(curves.cluster, group.tier))
     if size == group.size:
-        return curves.measured(f"{prefix}{size}", buffer_bytes)
+        return _beyond(curves.measured(f"{prefix}{size}", buffer_bytes), beyond)
     curves.note(f"{prefix}{group.size}: not measured; {prefix}{size} stands in, scaled at equal bytes per pair")
-    return curves.measured(f"{prefix}{size}", buffer_bytes * size / group.size) * ((group.size - 1) / (size - 1))
+    scaled = curves.measured(f"{prefix}{size}", buffer_bytes * size / group.size) * ((group.size - 1) / (size - 1))
+    return _beyond(scaled, beyond)
+
+
+def _size_beyond(curves: Curves, group: Group, largest: int) -> float:
+    """Ranks of a group over those of the largest measured one, at least 1. On no more nodes than were measured it is 1
+    whatever the size: predictions there do not depend on whether others can be made."""
+    return max(1.0, group.size / largest) if nodes_beyond(curves.cluster) > 1 else 1.0
+
+
+def _beyond(cost: Cost, beyond: float) -> Cost:
+    """`cost` with the half width that it has so far beyond the measured, see extrapolation.growth."""
+    return cost if beyond <= 1 else cost + Cost(0.0, {EXTRAPOLATION: cost.seconds * (growth(beyond) - 1)})
 
 
 def _nearest_tier(curves: Curves, operator: str, tier: str) -> str | None:

@@ -25,6 +25,7 @@ from piper_hpc.resource_model.eager.groups import Group
 from piper_hpc.resource_model.eager.load import busiest_load
 from piper_hpc.resource_model.eager.pipeline import held_chunks
 from piper_hpc.resource_model.eager.pool import pool_bytes
+from piper_hpc.resource_model.extrapolation import growth, nodes_beyond
 from piper_hpc.resource_model.topology import NODE, SYSTEM, Links
 from piper_hpc.spec import (
     ALGORITHMS,
@@ -117,7 +118,8 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
 
     Flat is priced by its own curves, and so is a padded one, with what padding adds to the load. Another algorithm's
     seconds are flat's times the ratio that the all-to-all model predicts: one for dispatch in forward, which plans, one
-    for combine and all backward, which use the plan; the errors of both are taken as independent in the interval.
+    for combine and all backward, which use the plan; the errors of both are taken as independent in the interval. The
+    model holds for groups of any shape; on larger ones than were measured, on more nodes, it is less sure of itself.
     """
     flat = compute.dispatch(batch, group), compute.combine(batch, group)
     if algorithm == FLAT.name or group.size == 1:
@@ -153,17 +155,20 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
         for planning in (True, False)
     )
     # The seconds without planning are half dispatch and half combine; those of planning are all dispatch.
+    spread = model.spread
+    if model.measured and nodes_beyond(curves.cluster) > 1:
+        largest = max(row.ranks for row in curves.calibration.exchanges)
+        spread = (1 + spread) * growth(cell.ranks / largest) - 1
     first, other = (with_plan[0] - without[0] / 2) / (with_plan[1] - without[1] / 2), without[0] / without[1]
 
     def scaled(cost: ModuleCost, forward: float) -> ModuleCost:  # neither has weights
-        return ModuleCost(_scaled(cost.forward, forward, model), _scaled(cost.backward, other, model))
+        return ModuleCost(_scaled(cost.forward, forward, spread), _scaled(cost.backward, other, spread))
 
     return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection)
 
 
-def _scaled(cost: Cost, ratio: float, model: AllToAllModel) -> Cost:
-    seconds = cost.seconds * ratio
-    return cost * ratio + Cost(0.0, {DISPATCH_COMBINE: seconds * model.spread})
+def _scaled(cost: Cost, ratio: float, spread: float) -> Cost:
+    return cost * ratio + Cost(0.0, {DISPATCH_COMBINE: cost.seconds * ratio * spread})
 
 
 def step_bytes(

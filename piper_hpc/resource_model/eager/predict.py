@@ -11,6 +11,7 @@ from piper_hpc.resource_model.eager.dispatch import pools
 from piper_hpc.resource_model.eager.memory import memory_by_rank
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
 from piper_hpc.resource_model.errors import ResourceModelError
+from piper_hpc.resource_model.extrapolation import notes
 from piper_hpc.resource_model.flops import flops_per_token
 from piper_hpc.resource_model.prediction import assemble
 from piper_hpc.resource_model.schedule import Timeline, simulate
@@ -41,6 +42,8 @@ def predict_from_cost(
     terms = _terms(cost, cluster)
     if cluster.devices_share_cores:
         curves.note(CORES_ARE_SHARED)
+    for note in notes(cluster):
+        curves.note(note)
     step_time_s = sum(term.seconds for term in terms.values())
     step_flops = flops_per_token(model, workload.sequence) * workload.tokens
     return assemble(
