@@ -24,6 +24,8 @@ from piper_hpc.spec import BENCHMARK_VERSION, Calibration, ClusterSpec
 from piper_hpc.testbed import network, state
 
 GIB = 2**30
+ACCELERATOR = "accelerator"
+"""Key of a fingerprint: the device's name in conf/accelerator; Perlmutter has nodes of two."""
 QUOTA_HEADROOM = 0.9
 """Share of the cores that quotas may hand out: the rest runs the launcher, so that no rank waits for it."""
 
@@ -67,7 +69,7 @@ class Machine:
         return with_measurements(known)
 
     def calibration_file(self, cluster: ClusterConfig, dtype: str, runs: Path) -> Path:
-        """Where measurements of this cluster, at this size and precision, are kept.
+        """Where measurements of this cluster, at this size and precision, are kept; `catalogue` finds those of others.
 
         Those of another version of the benchmark or of the file have another name: they are measured again.
         """
@@ -182,7 +184,10 @@ def _slurm(cluster: ClusterConfig) -> Machine:
         rack_of_node=_racks(cluster),
         memory_bytes=_memory(cluster, 0),
         cores=0.0,
-        fingerprint={"torch": version("torch")},
+        fingerprint={
+            "torch": version("torch"),
+            **({ACCELERATOR: cluster.accelerator} if cluster.accelerator is not None else {}),
+        },
     )
 
 

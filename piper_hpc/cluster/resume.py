@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from piper_hpc.cluster.machine import Machine
+from piper_hpc.cluster.machine import ACCELERATOR, Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.runs import RunFolder
 from piper_hpc.runs.manifest import versions
@@ -42,7 +42,9 @@ def resumed_rows(experiment: Experiment, machine: Machine) -> list[dict[str, Any
 
 def _differences(run: RunFolder, experiment: Experiment, machine: Machine) -> list[str]:
     manifest, config = run.manifest(), run.config()
+    accelerator = config["cluster"].get("accelerator")
     then = {
+        **({ACCELERATOR: str(accelerator)} if accelerator is not None else {}),  # older fingerprints lack it
         **{key: str(config["cluster"][key]) for key in ("name", "nodes", "ranks_per_node", "device")},
         "train.dtype": str(config["train"]["dtype"]),
         **{package: manifest["versions"].get(package) for package in COMPARED},
