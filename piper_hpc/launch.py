@@ -26,7 +26,7 @@ from piper_hpc.cluster.placement import request
 from piper_hpc.cluster.resume import resumed_rows
 from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment, register
 from piper_hpc.config.workload import planned_workload
-from piper_hpc.forecast import calibration_of, forecast, stale_notes
+from piper_hpc.forecast import calibration_notes, calibration_of, forecast
 from piper_hpc.paths import OWN_FOLDER, data_folder, own_folder
 from piper_hpc.planner import Plan
 from piper_hpc.planner import save as saved
@@ -67,12 +67,12 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
         composed = _with(composed, schedule=choice.layout.schedule, vpp=choice.layout.vpp)
         experiment = check_experiment(composed)
     placement = request(experiment.cluster, experiment.layout, machine.environment)
-    prediction = _predict(experiment, machine)
+    prediction, notes = _predict(experiment, machine)
     earlier = resumed_rows(experiment, machine)
     run = RunFolder(experiment.runs / new_run_id())
     if experiment.dry_run:
         text = preview(run.path, experiment.cluster, placement)
-        show.preview(text, prediction, experiment, machine.memory_bytes, console)
+        show.preview(text, prediction, experiment, machine.memory_bytes, notes, console)
         return {"script": text, "prediction": prediction.document() if prediction else None}, 0
 
     if experiment.submit:
@@ -94,7 +94,7 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
         raise
     show.time_limit(prediction, experiment, console)
-    show.stale_calibration(prediction.notes if prediction is not None else (), console)
+    show.calibration_notes(notes, console)
     if not experiment.wait:
         console.print(f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}")
         return {"run_id": run.run_id, "path": str(run.path)}, 0
@@ -110,7 +110,8 @@ def _planned(experiment: Experiment, machine: Machine, console: Console, overrid
         trace = traced.check_path(experiment.plan.trace, Path.cwd()) if experiment.plan.trace else None
         found = plan_of(experiment, machine, experiment.task.executor)
         show_plan(found, experiment, source, console)
-        show.stale_calibration(stale_notes(experiment, machine, cluster_of(experiment, machine).calibration), console)
+        notes = calibration_notes(experiment, machine, cluster_of(experiment, machine).calibration)
+        show.calibration_notes([*(found.candidates[0].notes if found.candidates else ()), *notes], console)
         document = found.document() | {"workload_source": source}
         balance = balance_of(found, experiment, machine) if found.candidates else None
         if balance is not None:
@@ -153,15 +154,19 @@ def _with(composed: DictConfig, **parallelism: Any) -> DictConfig:
     return merged
 
 
-def _predict(experiment: Experiment, machine: Machine) -> Prediction | None:
+def _predict(experiment: Experiment, machine: Machine) -> tuple[Prediction | None, Sequence[str]]:
+    """The prediction with its notes, or why there is none."""
     if experiment.task.name == "microbench":
-        return None
+        return None, ()
     calibration = calibration_of(experiment, machine)
+    if calibration is None:
+        return None, calibration_notes(experiment, machine, None)
     try:
-        return forecast(experiment, machine, calibration) if calibration else None
+        prediction = forecast(experiment, machine, calibration)
     except ResourceModelError as error:
         given = experiment.cluster.calibration
         raise ConfigError(Problem("cluster.calibration", given, str(error), "cluster.calibration=off")) from error
+    return prediction, prediction.notes
 
 
 def _prepare(

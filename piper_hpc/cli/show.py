@@ -22,9 +22,15 @@ from piper_hpc.spec import Layout, Prediction
 
 
 def preview(
-    text: str, prediction: Prediction | None, experiment: Experiment, memory_bytes: int, console: Console
+    text: str,
+    prediction: Prediction | None,
+    experiment: Experiment,
+    memory_bytes: int,
+    notes: Iterable[str],
+    console: Console,
 ) -> None:
-    """What would be submitted, what it would cost, and how long it would take. memory_bytes: of a rank."""
+    """What would be submitted, what it would cost, and how long it would take. memory_bytes: of a rank; notes: of the
+    prediction, or why there is none."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     cluster = experiment.cluster
     hours, ranks = cluster.nodes * cluster.time_min / 60, cluster.nodes * cluster.ranks_per_node
@@ -35,6 +41,7 @@ def preview(
         if experiment.task.name != "microbench":
             console.print("no prediction: this cluster has neither measurements nor a data sheet", highlight=False)
         time_limit(prediction, experiment, console)
+        calibration_notes(notes, console)
         return
     training_s, peak = prediction.step_time_s * experiment.train.steps, max(prediction.peak_memory_bytes)
     memory = f"{size(peak)} of {size(memory_bytes)} a rank"
@@ -45,7 +52,7 @@ def preview(
         soft_wrap=True,
     )
     time_limit(prediction, experiment, console)
-    stale_calibration(prediction.notes, console)
+    calibration_notes(notes, console)
 
 
 def time_limit(prediction: Prediction | None, experiment: Experiment, console: Console) -> None:
@@ -136,11 +143,11 @@ def unfinished_microbench(run: RunFolder, console: Console) -> None:
         console.print(f"go on with the same command and task.resume={run.run_id}", highlight=False)
 
 
-def stale_calibration(notes: Iterable[str], console: Console) -> None:
-    """Of a prediction's notes, why the calibration that it rests on may no longer hold."""
+def calibration_notes(notes: Iterable[str], console: Console) -> None:
+    """Of a prediction's notes, what they say of the calibration that it rests on, or of its absence."""
     for note in notes:
         if note.startswith("calibration:"):
-            console.print(f"stale {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def suggest_layout(layout: FasterLayout, overrides: Sequence[str], console: Console) -> None:

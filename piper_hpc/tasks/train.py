@@ -47,7 +47,7 @@ def prepare(context: Context) -> Calibration | None:
     # One rank looks and tells: a file that another run writes meanwhile must not send the ranks different ways.
     found: list[Calibration | None] = [None]
     if context.is_first:
-        found = [calibration_of(context.experiment, context.machine)]
+        found = [calibration_of(context.experiment, context.granted)]
     dist.broadcast_object_list(found, src=0)
     (calibration,) = found
     measurable = context.experiment.cluster.calibration == "auto" and context.experiment.train.dtype != "float64"
@@ -55,9 +55,12 @@ def prepare(context: Context) -> Calibration | None:
         calibration = measure(context)
     if context.is_first:
         # What was predicted before the job stands where the nodes were granted as they were assumed.
-        assumed = context.run.prediction() is not None and context.topology_as_assumed
+        before = context.run.prediction()
+        assumed = before is not None and context.topology_as_assumed
         names = sorted(set(context.nodes))
-        assumed &= calibration is None or calibration.provenance.get("nodes") in (None, ", ".join(names))
+        if before is not None and calibration is not None:
+            assumed &= calibration.provenance.get("nodes") in (None, ", ".join(names))
+            assumed &= before["calibration"]["provenance"] == calibration.provenance  # links may have been missing
         if calibration is not None and not assumed:
             prediction = forecast(context.experiment, context.granted, calibration, names)
             context.run.write_prediction(
