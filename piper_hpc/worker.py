@@ -41,16 +41,19 @@ def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context]
         mpi.load()  # before torch: see there
 
     from piper_hpc.cluster.placement import rank_order
-    from piper_hpc.runtime import quota
+    from piper_hpc.runtime import network, quota
     from piper_hpc.runtime.group import device_of, lower_gloo_receiver_priority, process_group
     from piper_hpc.tasks import TASKS
     from piper_hpc.tasks.context import Context
+    from piper_hpc.tasks.network import NetworkWatch
 
     device = device_of(
         configured.cluster.device, rank_env.local_rank, scheduled=configured.cluster.scheduler == "slurm"
     )
     store_folder = run.path / "rendezvous"
     cluster, layout, order = configured.cluster, configured.layout, None
+    if cluster.fabric is not None and device.type == "cuda" and rank_env.local_rank == 0:
+        network.ask_library(os.environ)
     if layout is not None and layout.placement == "pack":
         order = partial(rank_order, layout=layout, cluster=cluster)
         if cluster.domains == "measured":
@@ -66,7 +69,12 @@ def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context]
         if context.is_first:
             run.write_manifest(run.manifest() | {"job": context.facts()})
             run.write_status(Status("running", rank_env.attempt))
+        watch = NetworkWatch.start(context)
         (TASKS[configured.task.name] if task is None else task)(context)
+        found = watch.record()
+        if context.is_first:
+            manifest = run.manifest()
+            run.write_manifest(manifest | {"job": manifest["job"] | {"network": found}})
     # Only now nothing of this rank can fail any more.
     if context.is_first:
         run.write_status(replace(run.status(), state="completed"))

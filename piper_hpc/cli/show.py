@@ -14,7 +14,7 @@ from rich.table import Table
 from piper_hpc.cli.measured import fitted, summary
 from piper_hpc.config import Experiment
 from piper_hpc.planning import BalancePrice, FasterLayout, ScheduleChoice
-from piper_hpc.report import facts, load, nccl_tests, table
+from piper_hpc.report import facts, load, nccl_tests, network, table
 from piper_hpc.report import write as report
 from piper_hpc.report.units import seconds, size
 from piper_hpc.runs import RunFolder, Status
@@ -102,6 +102,7 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
         return document
     if status.reason is not None:
         console.print(status.reason, highlight=False, markup=False, soft_wrap=True)
+    document["network"] = _used_network(run, console)
     if experiment.task.name == "microbench":
         measured = run.measurements()
         if experiment.task.suites == ["calibration"]:
@@ -133,6 +134,15 @@ def outcome(run: RunFolder, status: Status, experiment: Experiment, console: Con
     for path in (run.path, *written, *sorted(run.path.glob("trace*.json"))):
         console.print(str(path), highlight=False, soft_wrap=True)
     return document | {"table": [asdict(row) for row in rows], "metrics": run.metrics()[-1]}
+
+
+def _used_network(run: RunFolder, console: Console) -> dict[str, Any]:
+    """Shows it, and returns what the record has of it."""
+    if line := network.line(run):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in network.warnings(run):
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return network.of(run)
 
 
 def unfinished_microbench(run: RunFolder, console: Console) -> None:

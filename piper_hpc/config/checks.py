@@ -14,6 +14,7 @@ from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
 from piper_hpc.paths import batch_template, batch_templates, data_folder
 from piper_hpc.runs.checkpoints import SIDECAR, Sidecar, newest
 from piper_hpc.spec import ALGORITHMS, AUTO, BASELINES, RECIPES, TIERS, Layout, ModelSpec, Workload, executor
+from piper_hpc.spec.fabric import FABRICS
 from piper_hpc.spec.migration import MIGRATIONS, OFF
 from piper_hpc.spec.routing_workloads import WORKLOADS
 from piper_hpc.spec.rules import layout_problems
@@ -36,6 +37,7 @@ CHOICES = {
     "parallelism.schedule": (*executor.LAYOUT_AXES["schedule"], AUTO),
     "cluster.scheduler": ("local", "slurm"),
     "cluster.device": ("auto", "cpu", "cuda", "xpu"),
+    "cluster.fabric": (None, *FABRICS),
     "cluster.quota": ("auto", "off"),
     "cluster.domains": ("auto", "measured"),
     "task.recipe": (None, *RECIPES),

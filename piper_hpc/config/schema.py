@@ -206,6 +206,7 @@ class ClusterConfig:
         None  # pack: the most leaf switches to be spread over; null: the fewest that hold the job
     )
     switch_wait_min: int = 60  # pack: how long Slurm may wait for so few
+    fabric: str | None = None  # of its nodes: cxi (Slingshot), ib or socket; a run that used another says so at its end
     device: str = "auto"  # auto (cuda where there is one, else cpu), cpu, cuda (ROCm too) or xpu
     accelerator: str | None = None  # a file of conf/accelerator: what data sheets say of one device
     memory_gib_per_rank: float = 0.0  # 0: the accelerator's, else this machine's memory over its ranks

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from piper_hpc.report import network
 from piper_hpc.report.load import Row as MetricsRow
 from piper_hpc.report.load import steady, timed, typical
 from piper_hpc.report.table import Row
@@ -126,6 +127,7 @@ def provenance(run: RunFolder, rows: Sequence[MetricsRow]) -> dict[str, dict[str
         "nodes": ", ".join(job.get("nodes", [])),
         "job": job.get("id"),
         "device": job.get("device"),
+        "network": "; ".join([network.line(run).removeprefix("network: "), *network.warnings(run)]),
         "layout": ", ".join(f"{key} {value}" for key, value in layout_of(run, rows).items()),
         "peak rate": f"{count(peak, 'FLOP/s')}, {job.get('peak_flops_source', '')}" if peak else None,
         "FLOP convention": job.get("flop_convention"),

@@ -212,6 +212,12 @@ def test_a_schedule_may_be_left_to_be_chosen():
         checked("parallelism.schedule=auto", "parallelism.pp=4", "model.layers=2", "cluster.ranks_per_node=8")
 
 
+def test_a_network_that_no_counter_knows_is_refused():
+    assert checked("cluster.fabric=ib").cluster.fabric == "ib"
+    with pytest.raises(ConfigError, match="must be one of null, cxi, ib, socket"):
+        checked("cluster.fabric=token_ring")
+
+
 def test_all_broken_rules_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         checked("train.steps=-1", "model.heads=0", "parallelism.cp=4")

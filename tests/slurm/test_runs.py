@@ -81,6 +81,17 @@ def test_training_crossed_the_nodes_links(trained):
         assert sent_bytes > STEPS * (stage_boundary + 0.8 * exchange), (node, sent)
 
 
+def test_the_run_proves_which_network_it_used(trained):
+    run, output, sent = trained
+    network = run.manifest()["job"]["network"]
+    assert (network["expected"], network["fallbacks"]) == ("socket", [])
+    assert network["libraries"] == [{"library": "gloo", "provider": "", "interfaces": ["eth0"], "nodes": 4}]
+    (link,) = network["interfaces"]
+    # Start and end of the job are outside of what its ranks count: what remains is most of what the links sent.
+    assert link["interface"] == "eth0" and 0.5 * sum(sent.values()) < link["sent_bytes"] <= sum(sent.values())
+    assert re.search(r"network: gloo eth0; [\d.]+ [KMG]iB over eth0\n", output), output
+
+
 def test_the_table_prints_the_step_time_with_its_error(trained):
     run, output, _ = trained
     prediction = run.prediction()
