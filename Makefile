@@ -29,10 +29,12 @@ test-all: $(VENV)/test.stamp testbed-packages
 quick: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n logical $(BESIDE) --hypothesis-profile=quick -m "not slurm and not processes and not slow" $(ARGS)
 
+# Old facts are named and break nothing: that time passes is no fault of a change.
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python -m piper_hpc.config.facts
 
 types: $(VENV)/test.stamp
 	$(BIN)/mypy

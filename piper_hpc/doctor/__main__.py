@@ -16,8 +16,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -27,8 +28,10 @@ from rich.table import Table
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cluster.machine import describe
 from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment, register
+from piper_hpc.config.facts import facts_of, old
+from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.doctor import host, slurm, write
-from piper_hpc.doctor.finding import Finding
+from piper_hpc.doctor.finding import Finding, ok, warning
 from piper_hpc.paths import data_folder, own_folder
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -63,6 +66,7 @@ def _examine(overrides: Sequence[str], on: Sequence[str], probe: Path | None, *,
     login = cluster.scheduler == "slurm"
     # A login node has no devices, and need not.
     found = host.examine(replace(cluster, device="cpu") if login else cluster, experiment.runs)
+    found += facts(cluster, date.today())
     if login:
         environment = describe(cluster).environment
         found += slurm.examine(cluster, environment)
@@ -73,6 +77,17 @@ def _examine(overrides: Sequence[str], on: Sequence[str], probe: Path | None, *,
     else:
         _show(found)
     return 1 if any(each.state == "failed" for each in found) else 0
+
+
+def facts(cluster: ClusterConfig, today: date) -> Iterator[Finding]:
+    """Whether what the cluster's file says of the site was compared with its sources within a year."""
+    every = list(facts_of(cluster.name, cluster.checked, cluster.sources))
+    if stale := old(every, today):
+        named = ", ".join(fact.key for fact in stale[:3]) + (", ..." if len(stale) > 3 else "")
+        since = f"{len(stale)} of {len(every)} are older than a year, from {stale[0].known}: {named}"
+        yield warning("facts", since, "compare them with the site's pages; python -m piper_hpc.config.facts lists them")
+    elif every:
+        yield ok("facts", f"{len(every)}, none older than a year")
 
 
 def _experiment(overrides: Sequence[str]) -> Experiment:
