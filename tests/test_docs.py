@@ -18,6 +18,8 @@ from piper_hpc.config import reference
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SITE_PAGES = sorted((ROOT / "docs" / "sites").glob("*.md"))
+"""One a site; their commands are run by tests/test_site_pages.py."""
 README_WORDS = 1_100
 
 LAUNCH, JOBS, TESTBED = (f"python -m piper_hpc.{name}" for name in ("launch", "jobs", "testbed"))
@@ -118,7 +120,7 @@ def test_the_environment_is_entered_before_its_first_use(page):
     assert in_order.index("make run") < in_order.index("source .venv/bin/activate") < first
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *SITE_PAGES], ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" in target:
@@ -129,7 +131,7 @@ def test_every_link_leads_somewhere(page):
         assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *SITE_PAGES], ids=lambda page: page.name)
 def test_every_file_that_a_page_names_is_there(page):
     """Paths in backticks, from the checkout or from the package; those of a run's folder are not of the checkout."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)

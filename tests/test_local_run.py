@@ -125,6 +125,11 @@ def test_a_planned_layout_trains(first, folder):
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout)
     assert document["status"]["state"] == "completed"
+    # What checks/reframe_check.py reads.
+    assert (document["network"]["nodes"], document["network"]["fallbacks"]) == (1, [])
+    assert document["metrics"]["loss"] > 0 and document["metrics"]["tokens_per_s"] > 0
+    assert [row["error_pct"] is not None for row in document["table"] if row["key"] == "step_time_s"] == [True]
+    assert "network: none was crossed, all ranks are on one node" in ended.stderr
     planned = RunFolder(document["path"]).config()["parallelism"]
     assert planned["auto"] is False and planned["pp"] * planned["ep"] * planned["dp"] == 4
 
