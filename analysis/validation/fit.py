@@ -36,6 +36,7 @@ INSEPARABLE = (0.0, "not separable from gemm in the fitted rows")
 FLASH_2 = "FlashAttention-2 (arXiv 2307.08691), figures 5 and 6: causal, head size 128, read off"
 FLASH_3 = "FlashAttention-3 (arXiv 2407.08608), figures 5 and 6: causal, head size 128, 4k to 16k tokens, read off"
 XMOE = "X-MoE project page: GEMMs reach about 60 % of peak on MI250X (see arXiv 2508.13337)"
+ALCF = "ALCF user guides (2026-08-19), measured 2026-01-12"
 BOUNDS = {"launch_s": (0.0, 1e-4), "step_host_s": (0.0, 0.5), "gemm_edge": (0.0, 1000.0)}
 SHARE = (0.05, 1.0)
 T = TypeVar("T")
@@ -167,6 +168,22 @@ DERIVED = {
         assumed={
             "attention_forward": (0.3, "none published for this device apart from projections"),
             "gemm_edge": (0.0, "not known for this device"),
+        },
+    ),
+    "max_1550": Derived(
+        device="max_1550_tile",
+        tied=TIED,
+        carried={"launch_s": "b200", "step_host_s": "b200"},
+        public={
+            "gemm": (0.564, f"{ALCF}: 2,487 TF of a node, 207 of 367 a tile"),
+            "memory": (0.61, f"{ALCF}: triad of 1 TB/s a tile, of 1.638"),
+        },
+        assumed={
+            "attention_forward": (0.3, "none published for this device"),
+            "gemm_edge": (0.0, "not known for this device"),
+            "framework_bytes": FRAMEWORK,
+            "link.node": (0.8, "as NVLink in NVIDIA/nccl-tests #212"),
+            "link.system": (0.85, "as HDR in NVIDIA/nccl-tests #119"),
         },
     ),
     "mi300x": INSTINCT,

@@ -35,7 +35,7 @@ CHOICES = {
     **{f"parallelism.{axis}": values for axis, values in executor.LAYOUT_AXES.items() if axis != "recompute"},
     "parallelism.migration": MIGRATIONS,
     "parallelism.schedule": (*executor.LAYOUT_AXES["schedule"], AUTO),
-    "cluster.scheduler": ("local", "slurm"),
+    "cluster.scheduler": ("local", "slurm", "pbs"),
     "cluster.device": ("auto", "cpu", "cuda", "xpu"),
     "cluster.fabric": (None, *FABRICS),
     "cluster.quota": ("auto", "off"),
@@ -123,6 +123,9 @@ def paths(config: Config) -> Iterator[Problem]:
         folders = ", ".join(str(path.parent) for path in batch_templates("x"))
         rule = f"must name a batch script in {folders}: without one {cluster.name} is for task=plan alone"
         yield Problem("cluster.template", cluster.template, rule, "cluster.template=generic.sbatch, or task=plan")
+    if cluster.scheduler == "pbs" and config.task.name != "plan":
+        rule = f"jobs are submitted to Slurm or run on this machine: {cluster.name} is for task=plan alone"
+        yield Problem("cluster.scheduler", "pbs", rule, "task=plan")
     if cluster.accelerator is not None and not (ACCELERATORS / f"{cluster.accelerator}.yaml").is_file():
         found = ", ".join(sorted(path.stem for path in ACCELERATORS.glob("*.yaml")))
         yield Problem("cluster.accelerator", cluster.accelerator, f"must be one of {found}", "cluster.accelerator=h100")

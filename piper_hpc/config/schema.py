@@ -189,11 +189,11 @@ class LimitConfig:
 
 @dataclass
 class ClusterConfig:
-    """Where to run. `scheduler` is `local` (this machine) or `slurm`."""
+    """Where to run. `scheduler` is `local` (this machine), `slurm`, or `pbs`, for which plans alone are made."""
 
     name: str = MISSING  # what tables, records and calibrations call it
     checked: str | None = None  # when its facts were last compared with their sources
-    scheduler: str = "local"  # local (this machine) or slurm
+    scheduler: str = "local"  # local (this machine), slurm, or pbs: to plan for, as nothing is submitted to it
     nodes: int = 1  # hosts of the job
     ranks_per_node: int = 1  # ranks on each of them, one a device
     racks: list[int] | None = None  # rack of each node, in place of `topology`; all in one where neither is given

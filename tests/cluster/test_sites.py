@@ -53,7 +53,7 @@ def test_the_sites_of_the_project_are_there() -> None:
     wanted = (
         "frontier perlmutter lumi_g leonardo_booster juwels_booster alps jupiter delta deltaai dgx_a100 dgx_h100 h800"
     )
-    assert sorted([*wanted.split(), "gb200_nvl72", "b200", "mi325x", "mi355x"]) == SITES
+    assert sorted([*wanted.split(), "gb200_nvl72", "b200", "mi325x", "mi355x", "aurora"]) == SITES
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -97,6 +97,7 @@ def test_every_fact_of_an_accelerator_has_a_source_and_a_date(name: str) -> None
         ("gh200", 989e12, 96, 4.0e12, 0.838),
         ("b200", 2250e12, 180, 8.0e12, 0.776),
         ("gb200", 2500e12, 186, 8.0e12, 0.729),
+        ("max_1550_tile", 367e12, 64, 1.638e12, 0.698),
         ("mi300x", 1307.4e12, 192, 5.3e12, 0.511),
         ("mi325x", 1307.4e12, 256, 6.0e12, 0.600),
         ("mi355x", 2500e12, 288, 8.0e12, 0.626),
@@ -125,6 +126,7 @@ def test_accelerator_pins(
         ("deltaai", 450e9, 25e9, 4),
         ("delta", 300e9, 6.25e9, 4),
         ("jupiter", 450e9, 25e9, 4),
+        ("aurora", 75e9, 16.6e9, 12),
         ("dgx_a100", 300e9, 25e9, 8),
         ("dgx_h100", 450e9, 50e9, 8),
         ("h800", 200e9, 50e9, 8),
@@ -145,7 +147,7 @@ def test_link_pins(site: str, near: float, far: float, ranks_in_node: int, tmp_p
 
 
 def test_every_modelled_site_is_pinned() -> None:
-    assert len(MODELLED) == 15
+    assert len(MODELLED) == 16
 
 
 def test_frontier_pins(tmp_path: Path) -> None:
@@ -199,7 +201,19 @@ def test_a_site_with_a_batch_template_says_how_long_a_job_may_last(site: str) ->
     assert (cluster.gpus_per_node or cluster.gpus_per_task or cluster.gres) and cluster.memory_gib_per_rank >= 0
 
 
-@pytest.mark.parametrize("site", sorted(set(SITES) - set(SUBMITTED)))
+OTHER_SCHEDULERS = {"aurora"}
+
+
+@pytest.mark.parametrize("site", sorted(OTHER_SCHEDULERS))
+@pytest.mark.parametrize("asked", ["task=train", "task=microbench", "submit=false"])
+def test_nothing_is_submitted_to_another_scheduler_whatever_the_template(site: str, asked: str) -> None:
+    others = ["cluster.template=generic.sbatch", "dry_run=true"]
+    task = [] if asked.startswith("task") else ["task=train"]
+    with pytest.raises(ConfigError, match=f"submitted to Slurm or run on this machine: {site} is for task=plan alone"):
+        planned(f"cluster={site}", asked, *task, *others)
+
+
+@pytest.mark.parametrize("site", sorted(set(SITES) - set(SUBMITTED) - OTHER_SCHEDULERS))
 def test_training_without_a_batch_template_is_refused(site: str) -> None:
     with pytest.raises(ConfigError, match=f"without one {site} is for task=plan alone"):
         planned(f"cluster={site}", "task=train")
