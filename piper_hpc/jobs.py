@@ -18,6 +18,7 @@ from rich.table import Table
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.follow import figures, follow
 from piper_hpc.config.errors import ConfigError, Problem
+from piper_hpc.report import network
 from piper_hpc.report import write as report
 from piper_hpc.runs import RecordError, RunFolder, Status, find
 from piper_hpc.submit.outcome import cancel, observe, observe_all
@@ -151,6 +152,10 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
         rows = run.metrics()
         done = f"{document['steps_done']} of {document['steps']}"
         console.print(f"step     {done}: {figures(rows[-1])}", highlight=False)
+    if whole and (used := network.line(run)):
+        console.print(f"network  {used.partition(': ')[2]}", highlight=False, markup=False, soft_wrap=True)
+        for warning in network.warnings(run):
+            console.print(f"remark   {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print(f"folder   {document['path']}", highlight=False)
     return 0
 

@@ -111,6 +111,20 @@ def test_a_folder_that_cannot_be_read_is_listed_with_its_reason(
     assert reason in capsys.readouterr().out
 
 
+def test_a_run_that_nobody_waited_for_says_which_network_it_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = whole(tmp_path, "run")
+    assert run_jobs(monkeypatch, "status", "run", "--runs", str(tmp_path)) == 0
+    assert "network" not in capsys.readouterr().out, "a record of an earlier version"
+    used = {"nodes": 2, "libraries": [], "interfaces": [], "fallbacks": ["NET/Socket eth0 on all 2 nodes"]}
+    run.write_manifest({"user": "ada", "job": {"network": used}})
+    assert run_jobs(monkeypatch, "status", "run", "--runs", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert "network  the library did not name it; no interface counted anything" in said
+    assert "remark   slow network: NET/Socket eth0 on all 2 nodes" in said
+
+
 def test_what_a_study_left_is_listed_with_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
