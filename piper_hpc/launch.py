@@ -28,7 +28,7 @@ from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment,
 from piper_hpc.config.workload import planned_workload
 from piper_hpc.forecast import calibration_notes, calibration_of, forecast
 from piper_hpc.paths import OWN_FOLDER, data_folder, own_folder
-from piper_hpc.planner import Plan
+from piper_hpc.planner import Plan, export
 from piper_hpc.planner import save as saved
 from piper_hpc.planner import trace as traced
 from piper_hpc.planning import balance_of, better_layout, cluster_of, plan_of, schedule_of
@@ -102,12 +102,15 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
 
 
 def _planned(experiment: Experiment, machine: Machine, console: Console, overrides: Sequence[str]) -> dict[str, Any]:
-    """Plan and show it; save its best layout for training, and its timeline, where names for them are given."""
+    """Plan and show it; save its best layout for training, its timeline, and its arguments for another project, where
+    they are asked for."""
     name, trained = experiment.plan.save, experiment.workload
     experiment, source = planned_workload(experiment, overrides)
     try:
         option = saved.check_name(name, Path.cwd()) if name else None
         trace = traced.check_path(experiment.plan.trace, Path.cwd()) if experiment.plan.trace else None
+        target = experiment.plan.export
+        exported = export.check_file(target, experiment.plan.export_file, Path.cwd()) if target else None
         found = plan_of(experiment, machine, experiment.task.executor)
         show_plan(found, experiment, source, console)
         notes = calibration_notes(experiment, machine, cluster_of(experiment, machine).calibration)
@@ -117,6 +120,7 @@ def _planned(experiment: Experiment, machine: Machine, console: Console, overrid
         if balance is not None:
             show.balance_price(balance, console)
             document["balance"] = asdict(balance)
+        arguments = export.compose(found, experiment.model, target) if target else ""
         if trace is not None:
             traced.write(found, experiment.model, cluster_of(experiment, machine), trace)
             console.print(f"wrote {trace}; open it at https://ui.perfetto.dev", highlight=False)
@@ -133,6 +137,10 @@ def _planned(experiment: Experiment, machine: Machine, console: Console, overrid
             train = f"python -m piper_hpc.launch parallelism={name}{taken}"
             console.print(f"saved {option}; train with: {train}", highlight=False)
             document["saved"] = {"path": str(option), "layout": asdict(best.layout)}
+        if exported is not None:
+            export.write(arguments, exported)
+            console.print(f"wrote {exported}", highlight=False)
+            document["export"] = str(exported)
     except SpecError as error:
         raise ConfigError(*error.problems) from error
     return document

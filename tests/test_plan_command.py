@@ -117,6 +117,27 @@ def test_a_plan_that_the_executor_cannot_run_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_is_exported_once_and_what_cannot_be_said_is_refused(tmp_path):
+    mixtral = ("task=plan", "experiment=paper_mixtral", *NARROW, "format=json", "plan.export=megatron")
+    refused = launch(*mixtral, "plan.axes.schedule=[zbv]", "plan.axes.vpp=[2]", "plan.axes.pp=[2]", cwd=tmp_path)
+    assert refused.returncode == 2 and "plan.axes.schedule = 'zbv'" in refused.stderr
+    assert "this works: plan.axes.schedule=[1f1b,interleaved]" in refused.stderr
+    alone = launch("task=plan", "experiment=paper_mixtral", "plan.export_file=mine.sh", cwd=tmp_path)
+    assert alone.returncode == 2 and "plan.export=megatron plan.export_file=mine.sh" in alone.stderr
+    assert list(tmp_path.iterdir()) == []
+    written = launch(*mixtral, cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    plan = json.loads(written.stdout)
+    assert plan["export"] == str(tmp_path / "megatron.sh")
+    layout, text = plan["candidates"][0]["layout"], (tmp_path / "megatron.sh").read_text()
+    degrees = {"pipeline-model-parallel": "pp", "tensor-model-parallel": "tp", "expert-model-parallel": "ep"}
+    for name, axis in degrees.items():
+        assert f"--{name}-size {layout[axis]}\n" in text
+    again = launch(*mixtral, cwd=tmp_path)
+    assert again.returncode == 2 and "plan.export_file=best.sh" in again.stderr
+    assert (tmp_path / "megatron.sh").read_text() == text
+
+
 def test_a_plan_without_measurements_says_how_to_get_them(tmp_path):
     ended = launch("task=plan", cwd=tmp_path)
     assert ended.returncode == 2

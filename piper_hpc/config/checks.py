@@ -25,6 +25,9 @@ SUITES = (
 )
 """What task=microbench measures: `calibration` is what predictions ask for, each other suite one subject widely."""
 
+EXPORTS = ("megatron", "torchtitan")
+"""Projects whose own arguments a plan can be written as; see piper_hpc.planner.export."""
+
 CHOICES = {
     "task.name": ("train", "microbench", "profile", "plan"),
     "task.executor": ("auto", "piper", "megatron"),
@@ -41,6 +44,7 @@ CHOICES = {
     "cluster.quota": ("auto", "off"),
     "cluster.domains": ("auto", "measured"),
     "task.recipe": (None, *RECIPES),
+    "plan.export": (None, *EXPORTS),
     "train.lr_schedule": ("cosine", "constant"),
     "train.on_non_finite": ("stop", "skip"),
     "train.routing.workload": (None, *WORKLOADS),
@@ -253,6 +257,10 @@ def plan(config: Config) -> Iterator[Problem]:
     if not 0 <= headroom < 1:
         rule = "must lie in [0, 1): the share of a rank's memory that a layout leaves free"
         yield Problem("plan.memory_headroom", headroom, rule, "plan.memory_headroom=0.08")
+    if config.plan.export_file is not None and config.plan.export is None:
+        rule = "needs plan.export, the project that the file is for"
+        works = f"plan.export={EXPORTS[0]} plan.export_file={config.plan.export_file}"
+        yield Problem("plan.export_file", config.plan.export_file, rule, works)
     if sequence is not None and sequence < 2:
         yield Problem("model.sequence", sequence, "must be at least 2 tokens", "model.sequence=4096")
 

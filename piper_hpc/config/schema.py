@@ -141,6 +141,8 @@ class PlanConfig:
 
     save: str | None = None  # a name: the best plan that the executor can train becomes parallelism=NAME
     trace: str | None = None  # a file: the best plan's simulated timeline, for Perfetto
+    export: str | None = None  # megatron or torchtitan: the best plan as that project's own arguments
+    export_file: str | None = None  # where to; null: megatron.sh or torchtitan.toml
     memory_headroom: float = 0.0  # share of a rank's memory that a layout leaves free: allocator, communicator buffers
     shades: bool = False  # print every candidate, and not only the best of each (pp, ep, tp, cp)
     axes: AxesConfig = field(default_factory=AxesConfig)
