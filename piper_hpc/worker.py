@@ -6,6 +6,7 @@ names a function of its own in place of the task.
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
