@@ -93,7 +93,7 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
     except Exception:
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
         raise
-    show.time_limit(prediction, experiment, console)
+    show.doubts(prediction, experiment, machine.memory_bytes, console)
     show.calibration_notes(notes, console)
     if not experiment.wait:
         console.print(f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}")

@@ -123,7 +123,16 @@ def test_a_run_that_its_time_limit_would_end_is_said_to_be_too_long(tmp_path):
     told = re.search(r"predicted: (\S+) s .* GiB of 59.6 GiB a rank", ended.stdout)
     works = re.search(r"too long: the limit of 36000 s .* cluster.time_min=(\d+) or more", ended.stdout)
     assert "frontier ends jobs of 8 nodes after 120 min at most" in ended.stdout
+    assert "frontier asks its users for cluster.account, which is not given" in ended.stdout
     assert told and works and float(told[1]) / 60 == pytest.approx(int(works[1]), rel=0.01)
+
+
+def test_a_layout_that_does_not_fit_its_ranks_is_said_to_be_too_large(tmp_path):
+    layout = ("model=mixtral_8x7b", "train=paper", "parallelism.pp=8", "parallelism.ep=8")
+    ended = launch("cluster=frontier", "cluster.account=abc", "dry_run=true", *layout, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"too large: \d+ GiB of memory is predicted for a rank, which has 59.6 GiB", ended.stdout)
+    assert "asks its users" not in ended.stdout
 
 
 def test_files_of_ones_own_are_found_by_a_variable_and_said(tmp_path):

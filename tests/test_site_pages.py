@@ -32,9 +32,10 @@ def facts_block(name: str) -> str:
     """The table, as Markdown."""
     cluster = preset.config(name)
     queue = [f"`{key}={value}`" for key in ("partition", "qos", "constraint") if (value := getattr(cluster, key))]
+    ending = f", which ends in `{ACCOUNTS[name]}`" if name in ACCOUNTS else ""
     facts = {
         "devices": f"{cluster.ranks_per_node} a node, `{cluster.accelerator}`, {cluster.cpus_per_task} cores each",
-        "give": "`cluster.account`" + (f", which ends in `{ACCOUNTS[name]}`" if name in ACCOUNTS else ""),
+        "give": ", ".join(f"`cluster.{key}`" for key in cluster.wants) + ending,
         "queue": ", ".join(queue),
         "a job lasts at most": "; ".join(map(limit, cluster.limits)),
         "unless you say more": f"{cluster.nodes} nodes, {hours(cluster.time_min)}",

@@ -40,7 +40,7 @@ def preview(
     if prediction is None:
         if experiment.task.name != "microbench":
             console.print("no prediction: this cluster has neither measurements nor a data sheet", highlight=False)
-        time_limit(prediction, experiment, console)
+        doubts(prediction, experiment, memory_bytes, console)
         calibration_notes(notes, console)
         return
     training_s, peak = prediction.step_time_s * experiment.train.steps, max(prediction.peak_memory_bytes)
@@ -51,17 +51,34 @@ def preview(
         highlight=False,
         soft_wrap=True,
     )
-    time_limit(prediction, experiment, console)
+    doubts(prediction, experiment, memory_bytes, console)
     calibration_notes(notes, console)
 
 
-def time_limit(prediction: Prediction | None, experiment: Experiment, console: Console) -> None:
-    """Say so where a job of Slurm would end before its steps have, and where the site has no such job."""
-    cluster = experiment.cluster
-    if cluster.scheduler != "slurm":
-        return
-    site = next((limit for limit in cluster.limits if cluster.nodes <= limit.nodes), None)
+def doubts(prediction: Prediction | None, experiment: Experiment, memory_bytes: int, console: Console) -> None:
+    """Say so where a job would not fit its ranks' memory; of one of Slurm's also where it would end before its steps
+    have, where the site has no such job, and where it asks for what is not given. memory_bytes: of a rank."""
     told = []
+    peak = max(prediction.peak_memory_bytes) if prediction is not None else 0
+    if peak > memory_bytes:
+        told.append(
+            f"too large: {size(peak)} of memory is predicted for a rank, which has {size(memory_bytes)}; "
+            "parallelism=auto takes a layout that fits"
+        )
+    if experiment.cluster.scheduler == "slurm":
+        told += _doubts_of_site(prediction, experiment)
+    for line in told:
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+
+def _doubts_of_site(prediction: Prediction | None, experiment: Experiment) -> list[str]:
+    cluster = experiment.cluster
+    site = next((limit for limit in cluster.limits if cluster.nodes <= limit.nodes), None)
+    told = [
+        f"{cluster.name} asks its users for cluster.{key}, which is not given"
+        for key in cluster.wants
+        if not getattr(cluster, key)
+    ]
     if cluster.limits and site is None:
         told.append(f"too wide: as far as its file knows, {cluster.name} has jobs of {cluster.limits[-1].nodes} nodes")
     elif site is not None and cluster.time_min > site.time_min:
@@ -76,8 +93,7 @@ def time_limit(prediction: Prediction | None, experiment: Experiment, console: C
             f"{steps} steps; use cluster.time_min={needed_min} or more, if the site allows it, or train.steps and "
             "train.checkpoint_every, and go on from the last checkpoint with train.resume_from"
         )
-    for line in told:
-        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    return told
 
 
 def balance_price(price: BalancePrice, console: Console) -> None:

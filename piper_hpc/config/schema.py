@@ -217,6 +217,7 @@ class ClusterConfig:
     partition: str | None = None  # slurm: --partition
     account: str | None = None  # slurm: --account
     time_min: int = 30  # slurm: time limit in minutes
+    wants: list[str] = field(default_factory=list)  # keys of this group that the site asks its users for: account
     limits: list[LimitConfig] = field(default_factory=list)  # the site's own, by nodes of the job, fewest first
     cpus_per_task: int = 1  # cores of one rank, and its torch threads
     gpus_per_task: int = (

@@ -72,6 +72,9 @@ def _options(cluster: ClusterConfig) -> Iterator[Problem]:
             yield Problem(key, value, f"is decided by {DECIDED[name]}", f"~{key}")
         elif value is not None and not WORD.fullmatch(str(value)):
             yield Problem(key, value, "must be one word, or null for an option without a value", f"{key}=null")
+    for name in cluster.wants:
+        if not hasattr(cluster, name):
+            yield Problem("cluster.wants", name, "must be a key of this group", "cluster.wants=[account]")
     if cluster.gpus_per_task and cluster.gpus_per_node:
         rule = "asks for the devices of cluster.gpus_per_node once more"
         yield Problem("cluster.gpus_per_task", cluster.gpus_per_task, rule, "cluster.gpus_per_task=0")

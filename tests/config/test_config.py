@@ -218,6 +218,11 @@ def test_a_network_that_no_counter_knows_is_refused():
         checked("cluster.fabric=token_ring")
 
 
+def test_a_site_can_ask_only_for_keys_that_there_are():
+    with pytest.raises(ConfigError, match=r"cluster\.wants.*'project'.*cluster\.wants=\[account\]"):
+        checked("cluster=frontier", "cluster.wants=[project]")
+
+
 def test_all_broken_rules_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         checked("train.steps=-1", "model.heads=0", "parallelism.cp=4")
