@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from piper_hpc.runs.status import Failure, Status
 from piper_hpc.spec.problem import Problem, SpecError
 
 SCHEMA_VERSION = 1
+OWN_END = "end.json"
+"""The status with which a run's own processes ended it. It has one writer, so that no observer replaces it unseen."""
 
 
 class RecordError(SpecError):
@@ -142,16 +145,42 @@ class RunFolder:
         self._write("job.json", document)
 
     def status(self) -> Status:
-        """The state as last written; `submit.observe` holds it against the scheduler."""
-        document = self._read("status.json")
+        """The state as last written; `submit.observe` holds it against the scheduler.
+
+        The run's own last word of this attempt or a later one counts before what was seen from outside.
+        """
+        status = self._status("status.json")
+        own = self._status(OWN_END) if (self.path / OWN_END).exists() else None
+        return own if own is not None and own.attempt >= status.attempt else status
+
+    def _status(self, name: str) -> Status:
+        document = self._read(name)
         try:
             return Status.of(document) if document else Status("pending")
         except (TypeError, ValueError) as error:
-            raise RecordError(self.path, f"status.json: {_first_line(error)}") from error
+            raise RecordError(self.path, f"{name}: {_first_line(error)}") from error
 
     def write_status(self, status: Status) -> None:
-        """Write `status.json`, with the time."""
+        """Write `status.json`, with the time, as the run's own processes do; their last word also where no observer
+        writes."""
+        document = asdict(status) | {"updated": utc_now()}
+        if status.ended:
+            self._write(OWN_END, document)
+        else:
+            (self.path / OWN_END).unlink(missing_ok=True)
+        self._write("status.json", document)
+
+    def write_observed(self, status: Status) -> None:
+        """Write `status.json` as somebody else found the run; its own last word stays, also one still on its way."""
         self._write("status.json", asdict(status) | {"updated": utc_now()})
+
+    def last_written_s(self) -> float:
+        """Unix time of the newest file of the record or log folder, as seen from here; 0 where there is none."""
+        newest_s = 0.0
+        for path in (*self.path.glob("*.json*"), *self.logs.glob("attempt-*"), *self.logs.glob("attempt-*/rank-0.log")):
+            with contextlib.suppress(FileNotFoundError):  # a draft, moved just now
+                newest_s = max(newest_s, path.stat().st_mtime)
+        return newest_s
 
     def write_routed(self, counts: np.ndarray) -> None:
         """Choices of each expert in the counted micro-batches of every step, int [steps, samples, layers, experts]."""

@@ -7,7 +7,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from piper_hpc.config.errors import ConfigError, Problem
@@ -15,10 +15,26 @@ from piper_hpc.runs import RecordError, RunFolder, Status
 from piper_hpc.runtime import quota
 from piper_hpc.runtime.slurm import ask
 from piper_hpc.submit.process import alive
-from piper_hpc.submit.scheduler import CANCELLED, ENDED, FAILURES, PENDING, RUNNING, JobState, job_states
+from piper_hpc.submit.scheduler import (
+    CANCELLED,
+    ENDED,
+    FAILURES,
+    GONE,
+    PENDING,
+    RUNNING,
+    JobState,
+    job_states,
+    kill_wait_s,
+)
 
 LAST_WORD_S = 1.0
 """How long the record of a job that is gone may take to reach whoever asks."""
+RECORD_GRACE_S = 120.0
+"""How long after its job's end in Slurm a record may still come: shared file systems show a write up to a minute late."""
+LOCAL_CANCEL_S = 10.0
+CANCEL_MARGIN_S = 30.0
+"""How long a cancelled job may take beyond Slurm's own wait: for its epilog, and for squeue to tell."""
+AWAITED = "ended in Slurm; its record is awaited"
 
 
 def failure_status(run: RunFolder, status: Status, codes: dict[int, int] | None = None) -> Status:
@@ -52,51 +68,71 @@ def failure_status(run: RunFolder, status: Status, codes: dict[int, int] | None 
 def observe(run: RunFolder, known: Mapping[str, JobState] | None = None) -> Status:
     """The status as the scheduler sees it now; a run that ended unseen is recorded as what it became.
 
-    known: what Slurm was found to say of jobs just now, where it was asked for many at once.
+    A job that ended by itself in Slurm, and left no word of it, is no failure before RECORD_GRACE_S have passed: one
+    that completed is `running` with the reason AWAITED, and nothing is written. known: what Slurm was found to say of
+    jobs just now, where it was asked for many at once.
     """
     status, job = run.status(), run.job()
     if status.ended or not job:
         return status
-    seen = _slurm(run, status, job, known) if job["scheduler"] == "slurm" else _local(run, status, job)
-    if not seen.ended:
-        return seen  # a job that lives speaks for itself: nobody else writes
-    # Its last word may still be on its way, through a shared file system for example.
-    deadline = time.monotonic() + LAST_WORD_S
-    while time.monotonic() < deadline:
-        latest = run.status()
-        if latest.ended:
-            return latest
-        time.sleep(0.1)
-    run.write_status(seen)
-    return seen
-
-
-def _local(run: RunFolder, status: Status, job: dict[str, Any]) -> Status:
+    if job["scheduler"] == "slurm":
+        states = job_states([job["id"]], job["environment"]) if known is None else known
+        return _in_slurm(run, status, states.get(job["id"]))
     if job.get("host", platform.node()) != platform.node():
         return status  # its processes are not seen from here
     if alive(int(job["id"]), run.run_id):
         return status
     with contextlib.suppress(OSError):  # the supervisor died before it could; a rank may still be on its way out
         quota.remove_tree(run.run_id)
-    return failure_status(run, status)
+    latest = _last_word(run)
+    return latest if latest.ended else _recorded(run, failure_status(run, latest))
 
 
-def _slurm(run: RunFolder, status: Status, job: dict[str, Any], known: Mapping[str, JobState] | None) -> Status:
-    states = job_states([job["id"]], job["environment"]) if known is None else known
-    if job["id"] not in states:
+def _in_slurm(run: RunFolder, status: Status, said: JobState | None) -> Status:
+    if said is None:
         return status
-    said = states[job["id"]]
     if said.word in PENDING:
-        reason = said.reason or None
-        return Status("pending", status.attempt, None, reason, status.step)
+        return Status("pending", status.attempt, None, said.reason or None, status.step)
     if said.word in RUNNING:
         return status if status.state == "running" else Status("running", status.attempt, step=status.step)
+    if said.word not in (*CANCELLED, *FAILURES, *ENDED, GONE):
+        return status  # a word that no list has ends nothing
+    waits = time.time() - _ended_s(run, said) < RECORD_GRACE_S
+    spoke = bool(run.failures(max(status.attempt, run.newest_attempt())))
+    if said.word in ("COMPLETED", GONE) and waits and not spoke:
+        return Status("running", status.attempt, None, AWAITED, status.step)
+    status = _last_word(run)
+    if status.ended:
+        return status
     if said.word in CANCELLED:
-        return Status("cancelled", status.attempt, None, "cancelled in Slurm", status.step)
+        return _recorded(run, Status("cancelled", status.attempt, None, "cancelled in Slurm", status.step))
     if said.word in FAILURES:
-        return Status("failed", status.attempt, FAILURES[said.word], f"Slurm says {said.word}", status.step)
-    # A word that no list has ends nothing.
-    return failure_status(run, status) if said.word in ENDED else status
+        reason = f"Slurm says {said.word}"
+        return _recorded(run, Status("failed", status.attempt, FAILURES[said.word], reason, status.step))
+    found = failure_status(run, status)
+    # Which rank failed first is known once all of them were heard.
+    return found if waits else _recorded(run, found)
+
+
+def _ended_s(run: RunFolder, said: JobState) -> float:
+    """When a job ended, Unix: as Slurm says, else no earlier than the last sign of life in its record."""
+    return said.end_s if said.end_s is not None else run.last_written_s()
+
+
+def _last_word(run: RunFolder) -> Status:
+    """The record's status, an ended one if it comes in LAST_WORD_S: through a file system it may be on its way."""
+    deadline = time.monotonic() + LAST_WORD_S
+    while not (status := run.status()).ended and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return status
+
+
+def _recorded(run: RunFolder, seen: Status) -> Status:
+    """Record what was seen from outside, and return what then counts: the run's own last word, had it come by now."""
+    with contextlib.suppress(OSError):  # a colleague's run can be read, and not written
+        run.write_observed(seen)
+    latest = run.status()
+    return latest if latest.ended else seen
 
 
 def observe_all(runs: Sequence[RunFolder]) -> dict[str, JobState]:
@@ -114,28 +150,35 @@ def observe_all(runs: Sequence[RunFolder]) -> dict[str, JobState]:
     }
 
 
-def _scancel(job: dict[str, Any]) -> None:
-    answer = ask(["scancel", job["id"]], job["environment"])
-    if not answer.ok:
-        rule = f"scancel failed: {answer.reason}"
-        raise ConfigError(Problem("job", job["id"], rule, "the same command on a login node of its cluster"))
+def cancel(run: RunFolder, tell: Callable[[float], None] = lambda wait_s: None) -> Status:
+    """End a run that is pending or running, and wait until it has: in Slurm up to its KillWait and CANCEL_MARGIN_S.
 
-
-def cancel(run: RunFolder) -> Status:
-    """End a run that is pending or running."""
+    tell: called with the longest wait in seconds once the cancellation was accepted, if the run has not ended by then.
+    Returns a status that has not ended where the wait was not enough: Slurm ends the job nevertheless.
+    """
     status, job = observe(run), run.job()
-    if status.ended or not job:
+    if status.ended or not job or status.reason == AWAITED:
         return status
-    if job["scheduler"] == "slurm":
-        _scancel(job)
+    in_slurm = job["scheduler"] == "slurm"
+    if in_slurm:
+        answer = ask(["scancel", job["id"]], job["environment"])
+        if not answer.ok:
+            status = observe(run)
+            if status.ended or status.reason == AWAITED:
+                return status  # it came to its end by itself just now
+            rule = f"scancel failed: {answer.reason}"
+            raise ConfigError(Problem("job", job["id"], rule, "the same command on a login node of its cluster"))
     elif job.get("host", platform.node()) != platform.node():
         raise ConfigError(Problem("RUN", run.run_id, f"runs on {job['host']}", f"the same command on {job['host']}"))
     else:
         with contextlib.suppress(ProcessLookupError):  # it ended just now
             os.kill(int(job["id"]), signal.SIGINT)
-    for _ in range(100):
-        status = observe(run)
-        if status.ended:
-            break
-        time.sleep(0.1)
+    longest_s = LOCAL_CANCEL_S if not in_slurm else kill_wait_s(job["environment"]) + CANCEL_MARGIN_S
+    deadline, pause_s, told = time.monotonic() + longest_s, 0.1, False
+    while not (status := observe(run)).ended and time.monotonic() < deadline:
+        if in_slurm and not told:
+            tell(longest_s)
+            told = True
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, 2.0) if in_slurm else pause_s  # each look is a question to the controller
     return status

@@ -142,8 +142,8 @@ def test_slurms_word_becomes_a_state_and_a_class(run, tmp_path, queue, accountin
     """Stand-ins for squeue and sacct say the word; the real ones speak in tests/slurm."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    queued = f"42|{queue}|None" if queue else ""
-    for name, answer in (("squeue", queued), ("sacct", accounting), ("scontrol", "")):
+    queued = f"42|{queue}|N/A|N/A|NOT_SET|None" if queue else ""
+    for name, answer in (("squeue", queued), ("sacct", f"42|{accounting}||"), ("scontrol", "")):
         (commands / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
         (commands / name).chmod(0o755)
     environment = {"PATH": f"{commands}:{os.environ['PATH']}"}
@@ -180,7 +180,9 @@ def slurm_runs(folder: Path, *ids: str) -> list[RunFolder]:
 def test_all_runs_are_asked_for_at_once_and_a_job_that_waits_says_why(tmp_path, monkeypatch):
     asked = tmp_path / "asked"
     runs = slurm_runs(tmp_path, "7", "8")
-    with_commands(tmp_path, monkeypatch, squeue=f"echo $* >> {asked}; echo '7|PENDING|Priority'; echo '8|RUNNING|None'")
+    with_commands(
+        tmp_path, monkeypatch, squeue=f"echo $* >> {asked}; echo '7|PENDING||||Priority'; echo '8|RUNNING||||None'"
+    )
     known = observe_all(runs)
     assert [observe(run, known).state for run in runs] == ["pending", "running"]
     assert observe(runs[0], known).reason == "Priority"
@@ -197,7 +199,7 @@ def test_a_slurm_that_does_not_answer_in_time_ends_nothing(tmp_path, monkeypatch
 def test_who_follows_a_job_that_waits_asks_seldom(tmp_path, monkeypatch):
     asked = tmp_path / "asked"
     (run,) = slurm_runs(tmp_path, "7")
-    with_commands(tmp_path, monkeypatch, squeue=f"echo x >> {asked}; echo '7|PENDING|Priority'")
+    with_commands(tmp_path, monkeypatch, squeue=f"echo x >> {asked}; echo '7|PENDING||||Priority'")
     now = [0.0]
     monkeypatch.setattr(follow.time, "monotonic", lambda: now[0])
     watch = follow.Watch(run)
