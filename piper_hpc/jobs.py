@@ -5,27 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from piper_hpc.cli.describe import describe, waiting
 from piper_hpc.cli.errors import run_command
-from piper_hpc.cli.follow import figures, follow
+from piper_hpc.cli.eta import Eta, span
+from piper_hpc.cli.follow import Watch, figures, follow
+from piper_hpc.cli.logs import Tails, follow_logs, print_now, whose_log
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.report import network
 from piper_hpc.report import write as report
-from piper_hpc.runs import RecordError, RunFolder, Status, find
-from piper_hpc.submit.outcome import cancel, observe, observe_all
-from piper_hpc.submit.scheduler import JobState
-from piper_hpc.train.settings import WARMUP_STEPS
-
-T = TypeVar("T")
+from piper_hpc.runs import RunFolder, find
+from piper_hpc.submit.outcome import cancel, observe_all
 
 
 def pick(runs: Path, name: str) -> RunFolder:
@@ -43,63 +40,6 @@ def pick(runs: Path, name: str) -> RunFolder:
     raise ConfigError(Problem("RUN", name, rule, works))
 
 
-def describe(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> dict[str, Any]:
-    """One run's state, as the scheduler sees it now, with its last step.
-
-    jobs: what Slurm says of jobs, where it was asked for many at once. What a torn, foreign or half-written folder does
-    not tell is null, and `problem` says why; else `problem` is null.
-    """
-    problems: list[str] = []
-
-    def known(read: Callable[[], T], otherwise: T) -> T:
-        try:
-            return read()
-        except RecordError as error:
-            problems.append(error.reason)
-        except OSError as error:  # somebody else's folder
-            problems.append(str(error))
-        return otherwise
-
-    # The manifest, which `find` goes by, names the task where there is no configuration: studies have none.
-    nothing: dict[str, Any] = {}
-    manifest, config = known(run.manifest, nothing), known(run.config, nothing)
-    status = known(lambda: asdict(observe(run, jobs)), dict.fromkeys(Status.__dataclass_fields__))
-    job = known(run.job, nothing)
-    rows: list[dict[str, Any]] = known(run.metrics, [])
-
-    def at(group: str, key: str) -> Any:
-        found = config.get(group)
-        if isinstance(found, dict) and key in found:
-            return found[key]
-        if config:
-            problems.append(f"config.yaml has no {group}.{key}")
-        return None
-
-    task = at("task", "name") or manifest.get("task")
-    steps = at("task", "profile_steps") if task == "profile" else at("train", "steps")
-    if isinstance(steps, int) and task == "profile":
-        steps += WARMUP_STEPS
-    step = rows[-1].get("step") if rows else None
-    if rows and not isinstance(step, int):
-        problems.append("metrics.jsonl: its last row has no step")
-    last = None
-    if isinstance(step, int):
-        last = {"step": step} | {key: rows[-1].get(key) for key in ("loss", "tokens_per_s", "mfu")}
-    return {
-        "run_id": run.run_id,
-        "path": str(run.path),
-        "task": task,
-        "model": at("model", "name"),
-        "cluster": at("cluster", "name"),
-        "job": {"scheduler": job.get("scheduler"), "id": job.get("id")},
-        "status": status,
-        "steps": steps,
-        "steps_done": step + 1 if isinstance(step, int) else 0,
-        "last": last,
-        "problem": "; ".join(dict.fromkeys(problems)) or None,
-    }
-
-
 def list_runs(arguments: argparse.Namespace, console: Console) -> int:
     """All runs, newest last."""
     runs = find(arguments.runs)
@@ -111,19 +51,36 @@ def list_runs(arguments: argparse.Namespace, console: Console) -> int:
     if not documents:
         console.print(f"no runs in {arguments.runs}; start one with: python -m piper_hpc.launch")
         return 0
-    table = Table("run", "task", "model", "cluster", "state", "step", "loss", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for name in ("run", "task", "model", "cluster", "state", "step", "loss", "tokens/s", "ETA"):
+        # Where the terminal is narrow, words are folded; ids and figures stay whole.
+        is_word = name in ("task", "model", "cluster", "state")
+        justify: Any = "right" if name in ("step", "loss", "tokens/s") else "left"
+        table.add_column(name, no_wrap=not is_word, overflow="fold", justify=justify)
     for document in documents:
-        status, last = document["status"], document["last"]
-        state = (status["state"] or "") + (f" ({status['failure_class']})" if status["failure_class"] else "")
-        step = f"{document['steps_done']}/{document['steps']}" if last else ""
-        loss = f"{last['loss']:.3f}" if last and isinstance(last["loss"], float) else ""
-        words = (document["run_id"], document["task"], document["model"], document["cluster"], state, step, loss)
-        table.add_row(*(escape(str(word)) if word is not None else "" for word in words))
+        table.add_row(*(escape(str(word)) if word is not None else "" for word in _cells(document)))
     console.print(table)
     for document in documents:
         if document["problem"]:
             console.print(f"{document['run_id']}: {document['problem']}", highlight=False, markup=False)
     return 0
+
+
+def _cells(document: dict[str, Any]) -> tuple[Any, ...]:
+    """A run's row of the list."""
+    status, last = document["status"], document["last"]
+    why = status["failure_class"] or document["queue"]["reason"]
+    state = (status["state"] or "") + (f" ({why})" if why else "")
+    step = f"{document['steps_done']}/{document['steps']}" if last else ""
+    loss = f"{last['loss']:.3f}" if last and isinstance(last["loss"], float) else ""
+    rate = f"{last['tokens_per_s']:,.0f}" if last and isinstance(last["tokens_per_s"], (int, float)) else ""
+    names = (document["run_id"], document["task"], document["model"], document["cluster"])
+    return (*names, state, step, loss, rate, _eta(document))
+
+
+def _eta(document: dict[str, Any]) -> str:
+    """When a run ends, with a tilde where that is predicted; empty where it is not known."""
+    return "" if document["eta_s"] is None else str(Eta(document["eta_s"], document["eta_from"]))
 
 
 def show_status(arguments: argparse.Namespace, console: Console) -> int:
@@ -144,8 +101,11 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"remark   {document['problem']}", highlight=False, markup=False)
     if status["state"]:
         console.print(f"state    {status['state']}, attempt {status['attempt']}", highlight=False)
-    if status["reason"]:
-        console.print(f"reason   {status['failure_class'] or ''}: {status['reason']}", highlight=False, markup=False)
+    if wait := waiting(document["queue"]):
+        console.print(f"queue    {wait}", highlight=False, markup=False)
+    elif status["reason"]:
+        why = f"{status['failure_class']}: " if status["failure_class"] else ""
+        console.print(f"reason   {why}{status['reason']}", highlight=False, markup=False)
     if job["id"]:
         console.print(f"job      {job['scheduler']} {job['id']}", highlight=False)
     if whole and document["last"]:
@@ -156,29 +116,38 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"network  {used.partition(': ')[2]}", highlight=False, markup=False, soft_wrap=True)
         for warning in network.warnings(run):
             console.print(f"remark   {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for line in _when(document):
+        console.print(line, highlight=False)
     console.print(f"folder   {document['path']}", highlight=False)
     return 0
 
 
+def _when(document: dict[str, Any]) -> list[str]:
+    """Lines on when a run ends, and whether its time limit comes before."""
+    left_s, told = document["time_left_s"], []
+    if document["eta_s"] is not None:
+        told.append(f"ends in  {_eta(document)}, by the step time as {document['eta_from']}")
+    if left_s is not None and document["status"]["state"] == "running":
+        cut = document["eta_s"] is not None and left_s < document["eta_s"]
+        told.append(f"limit    {span(left_s)} left{', which is not enough' if cut else ''}")
+    return told
+
+
 def show_logs(arguments: argparse.Namespace, console: Console) -> int:
-    """What one rank printed in the newest attempt; with --follow, also what it prints from now on."""
+    """What ranks printed in the newest attempt, or the batch script; with --follow, as it comes until the run ends."""
     run = pick(arguments.runs, arguments.run)
-    newest = run.logs / f"attempt-{run.newest_attempt()}"
-    path = newest / f"rank-{arguments.rank}.log"
-    if not path.exists():
-        have = ", ".join(sorted(found.name for found in newest.glob("rank-*.log"))) or "none yet"
-        raise ConfigError(Problem("--rank", arguments.rank, f"has no log; there is: {have}", "--rank 0"))
-    with path.open(errors="replace") as log:
-        while True:
-            text = log.read()
-            if arguments.json:
-                print(json.dumps({"run_id": run.run_id, "path": str(path), "text": text}))
-                return 0
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            if not arguments.follow or (not text and observe(run).ended):
-                return 0
-            time.sleep(0.5)
+    tails = Tails(run, arguments.rank)
+    if arguments.follow:
+        watch = Watch(run)
+        follow_logs(tails, lambda: watch.status().ended, (lambda text: None) if arguments.json else print_now)
+    if not tails.found():
+        raise ConfigError(Problem("--rank", arguments.rank, f"has no log; there is: {tails.others()}", "--rank 0"))
+    if arguments.json:
+        print(json.dumps({"run_id": run.run_id, **tails.document()}, indent=2))
+    elif not arguments.follow:
+        for text in tails.all_there_is():
+            print_now(text)
+    return 0
 
 
 def wait_for(arguments: argparse.Namespace, console: Console) -> int:
@@ -195,9 +164,22 @@ def wait_for(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def cancel_run(arguments: argparse.Namespace, console: Console) -> int:
-    """End a run that is pending or running."""
+    """End a run and wait until it has, in Slurm up to its KillWait and 30 s; exit code 1 if it has not ended then."""
     run = pick(arguments.runs, arguments.run)
-    status = cancel(run)
+    errors = Console(stderr=True)
+
+    def tell(longest_s: float) -> None:
+        errors.print(
+            f"cancelling {run.run_id}: Slurm accepted it, and gives the job time to end; this waits up to "
+            f"{span(longest_s)}, and an interrupt only ends the waiting",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    status = cancel(run, tell)
+    if not status.ended:
+        wait = f"python -m piper_hpc.jobs wait {run.run_id}"
+        errors.print(f"it has not ended yet; wait for it with: {wait}", highlight=False, soft_wrap=True)
     if arguments.json:
         print(json.dumps({"run_id": run.run_id, "status": asdict(status)}, indent=2))
     else:
@@ -219,7 +201,8 @@ def main() -> int:
         if name != "list":
             command.add_argument("run", help="run id, its beginning or end, a path, or `latest`")
         if name == "logs":
-            command.add_argument("--rank", type=int, default=0, help="whose log (default: 0)")
+            whose = "a number, `all`, or `batch` for what the job printed outside its ranks (default: 0)"
+            command.add_argument("--rank", type=whose_log, default="0", help=whose)
             command.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     arguments = parser.parse_args()
     return run_command(lambda: arguments.action(arguments, Console()))

@@ -8,9 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from piper_hpc.cli.describe import queue, waiting
+from piper_hpc.cli.eta import eta
 from piper_hpc.cli.measured import LiveTable
 from piper_hpc.runs import RunFolder, Status
-from piper_hpc.submit.outcome import observe
+from piper_hpc.submit.outcome import AWAITED, observe, observe_all
+from piper_hpc.submit.scheduler import JobState
 
 POLL_S = 0.3
 """Between looks at the record."""
@@ -29,32 +32,44 @@ def follow(run: RunFolder, steps: int, console: Console, *, wide: bool = False) 
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[eta]}"),
         TimeElapsedColumn(),
         console=console,
         disable=not console.is_terminal,
     )
     every = max(1, steps // LINES)
-    shown, watch = 0, Watch(run)
+    shown, told, watch = 0, ("", ""), Watch(run)
+    prediction = run.prediction() or {}
     with progress:
-        bar = progress.add_task("waiting", total=steps, figures="")
+        bar = progress.add_task("waiting", total=steps, figures="", eta="")
         while True:
             # The state first: rows written before the end are then surely read.
             status = watch.status()
             rows, measurements = run.metrics(), run.measurements()
+            left = steps - (rows[-1]["step"] + 1 if rows else 0)
+            expected = eta(status.state, left, rows, prediction, watch.said, time.time())
+            ends = f"ETA {expected}" if expected is not None else ""
             if wide:
                 for line in table.lines(measurements):
                     progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            state = f"{status.state} {waiting(queue(watch.said)) or status.reason or ''}".rstrip()
             if rows:
-                progress.update(bar, description="training", completed=rows[-1]["step"] + 1, figures=figures(rows[-1]))
+                done, last = rows[-1]["step"] + 1, figures(rows[-1])
+                progress.update(bar, description="training", completed=done, figures=last, eta=ends)
             elif measurements:
                 progress.update(bar, description=f"measuring operators ({len(measurements)} points)")
             else:
-                progress.update(bar, description=f"{status.state} {status.reason or ''}".rstrip())
+                progress.update(bar, description=state, eta=ends)
             if not console.is_terminal:
+                why = (status.state, status.reason or "")
+                if status.reason and why != told and not status.ended:
+                    console.print(state, highlight=False, markup=False, soft_wrap=True)
+                told = why
                 for row in rows[shown:]:
                     done = row["step"] + 1
                     if done % every == 0 or done == 1:
-                        console.print(f"step {done}/{steps}  {figures(row)}", highlight=False)
+                        now = f"  {ends}" if row is rows[-1] and ends else ""
+                        console.print(f"step {done}/{steps}  {figures(row)}{now}", highlight=False)
                 shown = len(rows)
             if status.ended:
                 return status
@@ -69,6 +84,8 @@ class Watch:
         self._slurm = (run.job() or {}).get("scheduler") == "slurm"
         self._every_s, self._next_s = ASK_S, 0.0
         self._seen: Status | None = None
+        self.said: JobState | None = None
+        """What Slurm said of the job when it was asked last."""
 
     def status(self) -> Status:
         """As the record has it; where that is no end, as the scheduler said when it was asked last."""
@@ -77,8 +94,10 @@ class Watch:
             return recorded
         if self._slurm and self._seen is not None and now_s < self._next_s:
             # The record knows of a start before Slurm is asked again; why a job waits Slurm alone knows.
-            return self._seen if recorded.state == "pending" else recorded
-        self._seen = observe(self._run)
+            return self._seen if recorded.state == "pending" or self._seen.reason == AWAITED else recorded
+        jobs = observe_all([self._run])
+        self.said = next(iter(jobs.values()), None)
+        self._seen = observe(self._run, jobs)
         self._every_s = min(1.5 * self._every_s, ASK_MOST_S) if self._seen.state == "pending" else ASK_S
         self._next_s = now_s + self._every_s
         return self._seen

@@ -8,7 +8,6 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.runs import RecordError, RunFolder, Status
@@ -30,7 +29,7 @@ from piper_hpc.submit.scheduler import (
 LAST_WORD_S = 1.0
 """How long the record of a job that is gone may take to reach whoever asks."""
 RECORD_GRACE_S = 120.0
-"""How long after its job's end in Slurm a record may still come: shared file systems show a write up to a minute late."""
+"""How long after its job's end in Slurm a record may come: shared file systems show a write up to a minute late."""
 LOCAL_CANCEL_S = 10.0
 CANCEL_MARGIN_S = 30.0
 """How long a cancelled job may take beyond Slurm's own wait: for its epilog, and for squeue to tell."""
