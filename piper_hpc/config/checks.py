@@ -52,6 +52,7 @@ CHOICES = {
     "train.dtype": ("float32", "float64", "bfloat16"),
     "tracking.name": ("none", "wandb_offline", "wandb"),
     "format": ("text", "json"),
+    "runs_mode": (700, 750, 770),
 }
 
 POSITIVE = (

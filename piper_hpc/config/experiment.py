@@ -44,6 +44,7 @@ class Experiment:
     train: TrainConfig
     tracking: TrackingConfig
     runs: Path
+    runs_mode: int
     dry_run: bool
     submit: bool
     wait: bool
@@ -112,6 +113,7 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         train=config.train,
         tracking=config.tracking,
         runs=Path(config.runs),
+        runs_mode=int(str(config.runs_mode), 8),
         dry_run=config.dry_run,
         submit=config.submit,
         wait=config.wait,

@@ -310,6 +310,7 @@ class Config:
     train: TrainConfig = MISSING
     tracking: TrackingConfig = MISSING
     runs: str = "runs"  # where runs are kept
+    runs_mode: int = 700  # who may enter a run's folder: 700 its user, 750 also the group to read, 770 also to write
     dry_run: bool = False  # print what would be submitted, submit nothing
     submit: bool = True  # false: prepare the run's folder, print its path (batch scripts run by hand)
     wait: bool = True  # false: return the run id at once

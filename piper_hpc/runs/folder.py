@@ -7,8 +7,11 @@ import json
 import math
 import os
 import secrets
+import stat
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +24,8 @@ from piper_hpc.runs.status import Failure, Status
 from piper_hpc.spec.problem import Problem, SpecError
 
 SCHEMA_VERSION = 1
+PRIVATE, GROUP, FILE = 0o700, 0o070, 0o666
+"""Mode of a folder for its user alone; the group's share of a mode; what a file has of its folder's mode."""
 OWN_END = "end.json"
 """The status with which a run's own processes ended it. It has one writer, so that no observer replaces it unseen."""
 
@@ -51,12 +56,34 @@ class RunFolder:
         self.path = Path(path).resolve()
 
     @staticmethod
-    def create(root: Path | str, run_id: str | None = None) -> RunFolder:
-        """Make a new, private folder under `root`."""
+    def create(root: Path | str, run_id: str | None = None, mode: int = PRIVATE) -> RunFolder:
+        """Make a new folder under `root`. mode: of the folder; what is made in it later follows from it."""
         run = RunFolder(Path(root) / (run_id or new_run_id()))
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        run.path.mkdir(mode=0o700)
+        if not run.path.parent.exists():
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            _set_mode(run.path.parent, run.path.parent.stat().st_mode | mode & GROUP)
+        run.path.mkdir(mode=PRIVATE)
+        _set_mode(run.path, mode)
         return run
+
+    @property
+    def mode(self) -> int:
+        """Who may enter, read and write it: the folder's own mode, which its folders and files have too."""
+        return self.path.stat().st_mode & 0o777
+
+    def take_umask(self) -> int:
+        """Have all that this process and its children make from now on follow the folder's mode; returns the umask that
+        was before."""
+        return os.umask(0o777 & ~self.mode)
+
+    @contextmanager
+    def own_umask(self) -> Iterator[None]:
+        """`take_umask` for the length of a `with`."""
+        before = self.take_umask()
+        try:
+            yield
+        finally:
+            os.umask(before)
 
     @property
     def run_id(self) -> str:
@@ -85,9 +112,8 @@ class RunFolder:
 
     def attempt_logs(self, attempt: int) -> Path:
         """The logs of one attempt; made if absent."""
-        folder = self.logs / f"attempt-{attempt}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        self._make(self.logs)
+        return self._make(self.logs / f"attempt-{attempt}")
 
     def log(self, attempt: int, rank: int) -> Path:
         """The log of one rank."""
@@ -186,6 +212,7 @@ class RunFolder:
         """Choices of each expert in the counted micro-batches of every step, int [steps, samples, layers, experts]."""
         draft = self.path / ".routed.npz"  # savez adds the ending to any other
         np.savez_compressed(draft, counts=counts.astype(np.int32))
+        draft.chmod(self.mode & FILE)
         os.replace(draft, self.path / "routed.npz")
 
     def routed(self) -> np.ndarray | None:
@@ -278,6 +305,7 @@ class RunFolder:
     def _replace(self, name: str, text: str) -> None:
         path = self.path / name
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            os.fchmod(file.fileno(), self.mode & FILE)  # drafts of tempfile are the user's alone
             file.write(text)
         os.replace(file.name, path)
 
@@ -290,8 +318,22 @@ class RunFolder:
 
     def _append(self, name: str, row: dict[str, Any], attempt: int) -> None:
         line = json.dumps(_finite({"schema_version": SCHEMA_VERSION, "attempt": attempt} | row))
+        is_new = not (self.path / name).exists()
         with (self.path / name).open("a") as file:
+            if is_new:
+                os.fchmod(file.fileno(), self.mode & FILE)
             file.write(line + "\n")
+
+    def _make(self, folder: Path) -> Path:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=PRIVATE)
+            _set_mode(folder, self.mode)
+        return folder
+
+
+def _set_mode(folder: Path, mode: int) -> None:
+    """chmod, with the set-group-ID bit as it is: shared projects have it on, and chmod(2) takes it off."""
+    folder.chmod(mode & 0o777 | folder.stat().st_mode & stat.S_ISGID)
 
 
 def _finite(value: Any) -> Any:

@@ -125,6 +125,7 @@ def main() -> int:
     parser.add_argument("--dies-with-launcher", type=int, metavar="PID")
     arguments = parser.parse_args()
     run = RunFolder(arguments.run)
+    run.take_umask()
     for number in STOP_SIGNALS:
         signal.signal(number, _stop)
     try:

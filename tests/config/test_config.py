@@ -150,6 +150,8 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
             "generic.sbatch",
         ),
         ("cluster.calibration=/nowhere", "cluster.calibration", "/nowhere", "is no file", "calibration=auto"),
+        ("runs_mode=777", "runs_mode", "777", "must be one of 700, 750, 770", "runs_mode=700"),
+        ("runs_mode=0600", "runs_mode", "600", "must be one of 700, 750, 770", "runs_mode=700"),
         ("train.on_non_finite=ignore", "train.on_non_finite", "ignore", "must be one of stop", "on_non_finite=stop"),
         ("train.checkpoint_keep=-1", "train.checkpoint_keep", "-1", "not be negative", "train.checkpoint_keep=0"),
         ("train.resume_from=/nowhere", "train.resume_from", "/nowhere", "no checkpoints folder", "resume_from=null"),
