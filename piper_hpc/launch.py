@@ -77,19 +77,20 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
 
     if experiment.submit:
         check_submission(experiment.cluster, machine)
-    run = _prepare(run, composed, machine, prediction, earlier)
+    run = _prepare(run, composed, machine, prediction, earlier, experiment.runs_mode)
     if not experiment.submit:
         if job := job_around(overrides):
             run.write_job(job)
         return _prepared(run, experiment), 0
     try:
-        submit(
-            run,
-            experiment.cluster,
-            environment=machine.environment,
-            wait=experiment.wait,
-            placement=placement,
-        )
+        with run.own_umask():  # jobs inherit it, of Slurm too
+            submit(
+                run,
+                experiment.cluster,
+                environment=machine.environment,
+                wait=experiment.wait,
+                placement=placement,
+            )
     except Exception:
         shutil.rmtree(run.path)  # nothing was submitted: leave nothing behind
         raise
@@ -183,8 +184,9 @@ def _prepare(
     machine: Machine,
     prediction: Prediction | None,
     earlier: list[dict[str, Any]],
+    mode: int,
 ) -> RunFolder:
-    run = RunFolder.create(run.path.parent, run.run_id)
+    run = RunFolder.create(run.path.parent, run.run_id, mode)
     run.write_config(OmegaConf.to_yaml(composed, resolve=True))
     run.write_manifest({"run_id": run.run_id, "created": utc_now(), **provenance(), "machine": asdict(machine)})
     if prediction is not None:
