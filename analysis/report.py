@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from piper_hpc.report.load import UsageError, open_run
 from piper_hpc.report.write import write
-from piper_hpc.runs import RecordError
+from piper_hpc.runs import RecordError, understood
 from piper_hpc.studies.all_to_all import report as all_to_all
 
 
@@ -21,8 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         run = open_run(chosen.run)
-        of_study = not run.metrics() and all_to_all.sections(run)
-        written = all_to_all.write(run) if of_study else write(run)
+        with understood(run):
+            of_study = not run.metrics() and all_to_all.sections(run)
+            written = all_to_all.write(run) if of_study else write(run)
     except (UsageError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

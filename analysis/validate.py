@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             replay.run(chosen.runs, as_json=chosen.json)
             return OK
         comparisons = [Comparison.of(open_run(name)) for name in chosen.runs] or _all()
-    except UsageError as error:
+    except (UsageError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     if chosen.json:

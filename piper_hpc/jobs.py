@@ -21,7 +21,7 @@ from piper_hpc.cli.logs import Tails, follow_logs, print_now, whose_log
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.report import network
 from piper_hpc.report import write as report
-from piper_hpc.runs import RunFolder, find
+from piper_hpc.runs import RunFolder, find, understood
 from piper_hpc.submit.outcome import cancel, observe_all
 
 
@@ -90,7 +90,8 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
     whole = document["problem"] is None
     ended_well = document["status"]["state"] == "completed" and document["last"]
     if whole and ended_well and not (run.path / "report.md").exists():
-        report.write(run)
+        with understood(run):
+            report.write(run)
     if arguments.json:
         print(json.dumps(document, indent=2))
         return 0
@@ -154,7 +155,8 @@ def wait_for(arguments: argparse.Namespace, console: Console) -> int:
     """Show a run's steps until it ends; exit code 0 where it completed, else 1. An interrupt leaves it alone."""
     run = pick(arguments.runs, arguments.run)
     document = describe(run)
-    status = follow(run, document["steps"] or 1, Console(stderr=True) if arguments.json else console)
+    with understood(run):
+        status = follow(run, document["steps"] or 1, Console(stderr=True) if arguments.json else console)
     if arguments.json:
         print(json.dumps(describe(run), indent=2))
     else:

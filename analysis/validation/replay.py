@@ -23,7 +23,7 @@ from rich.table import Table
 from piper_hpc.report.load import UsageError, metrics, open_run, steady
 from piper_hpc.report.units import percent, seconds
 from piper_hpc.resource_model.schedule import simulate
-from piper_hpc.runs import RunFolder
+from piper_hpc.runs import RunFolder, understood
 
 SCHEMA_VERSION = 1
 MICROSECONDS = 1e6
@@ -246,7 +246,10 @@ def _sent_s(
 
 def run(names: Sequence[str], *, as_json: bool) -> None:
     """Print the replay of every run."""
-    found = [replay(open_run(name)) for name in names]
+    found = []
+    for opened in map(open_run, names):
+        with understood(opened):
+            found.append(replay(opened))
     if as_json:
         print(json.dumps({"schema_version": SCHEMA_VERSION, "replays": [each.document() for each in found]}, indent=2))
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from piper_hpc.cluster.machine import ACCELERATOR, Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
-from piper_hpc.runs import RunFolder
+from piper_hpc.runs import RunFolder, understood
 from piper_hpc.runs.manifest import versions
 from piper_hpc.spec import BENCHMARK_VERSION
 
@@ -24,7 +24,8 @@ def finished(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def resumed_rows(experiment: Experiment, machine: Machine) -> list[dict[str, Any]]:
     """The rows of the run that `task.resume` names, each with the id of that run; none where it names none.
 
-    Raises ConfigError for a run that is not there, or that measured another cluster, type or version.
+    Raises ConfigError for a run that is not there, or that measured another cluster, type or version; RecordError where
+    its record cannot be read.
     """
     given = experiment.task.resume
     if given is None:
@@ -34,10 +35,13 @@ def resumed_rows(experiment: Experiment, machine: Machine) -> list[dict[str, Any
         rule = f"is neither a run in {experiment.runs} nor the folder of one"
         raise ConfigError(Problem("task.resume", given, rule, "task.resume=null"))
     run = RunFolder(found[0])
-    if differences := _differences(run, experiment, machine):
+    with understood(run):
+        differences = _differences(run, experiment, machine)
+        rows = finished(run.measurements())
+    if differences:
         rule = f"measured something else: {'; '.join(differences)}"
         raise ConfigError(Problem("task.resume", given, rule, "task.resume=null"))
-    return [row | {"resumed_from": run.run_id} for row in finished(run.measurements()).values()]
+    return [row | {"resumed_from": run.run_id} for row in rows.values()]
 
 
 def _differences(run: RunFolder, experiment: Experiment, machine: Machine) -> list[str]:

@@ -148,7 +148,7 @@ class Sidecar:
             version, digest = document.pop("schema_version"), document.pop("blake2b")
         except FileNotFoundError:
             raise CheckpointError.of(folder, f"{SIDECAR} is missing: it is no whole checkpoint") from None
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError.of(folder, f"{SIDECAR} cannot be read ({error})") from None
         if version != SCHEMA_VERSION:
             rule = f"{SIDECAR} has schema_version {version!r}, read here is {SCHEMA_VERSION}"

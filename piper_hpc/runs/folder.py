@@ -10,6 +10,7 @@ import secrets
 import stat
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,6 +38,18 @@ class RecordError(SpecError):
         self.reason = reason
         works = "a run that `python -m piper_hpc.jobs list` shows without a remark"
         super().__init__(Problem("RUN", str(path), reason, works))
+
+
+@contextmanager
+def understood(run: RunFolder) -> Iterator[None]:
+    """Raise RecordError where what is read of a run in this `with` has not the keys and types that it must have."""
+    try:
+        yield
+    except SpecError:
+        raise  # it says already what is wrong
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        # Each file is JSON of this version; it was written by something else nevertheless.
+        raise RecordError(run.path, f"its record cannot be read ({type(error).__name__}: {error})") from error
 
 
 def utc_now() -> str:
@@ -127,7 +140,7 @@ class RunFolder:
             raise RecordError(self.path, "config.yaml is missing")
         try:
             loaded = yaml.safe_load(self._text("config.yaml"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise RecordError(self.path, f"config.yaml is no YAML ({_first_line(error)})") from error
         return self._mapping("config.yaml", loaded)
 
@@ -220,8 +233,11 @@ class RunFolder:
         path = self.path / "routed.npz"
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as kept:
-            return np.asarray(kept["counts"], np.int64)
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return np.asarray(kept["counts"], np.int64)
+        except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
+            raise RecordError(self.path, f"routed.npz cannot be read ({_first_line(error)})") from error
 
     def write_report(self, name: str, text: str) -> Path:
         """Write `report.html` or `report.md`; returns its path."""
@@ -286,7 +302,7 @@ class RunFolder:
     def _json(self, name: str, text: str) -> dict[str, Any]:
         try:
             loaded = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise RecordError(self.path, f"{name} is no JSON ({_first_line(error)})") from error
         document = self._mapping(name, loaded)
         version = document.get("schema_version", SCHEMA_VERSION)

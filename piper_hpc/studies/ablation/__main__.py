@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from piper_hpc.report.load import UsageError, open_run
-from piper_hpc.runs import RunFolder
+from piper_hpc.runs import RecordError, RunFolder, understood
 from piper_hpc.studies.ablation.resident import Asked, work
 from piper_hpc.studies.ablation.show import GAIN_COLUMNS, LOSS, STEP_COLUMNS, Measured, gain_cells, step_cells
 from piper_hpc.studies.ablation.variants import variants
@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.show is not None:
-            return show(open_run(chosen.show))
+            run = open_run(chosen.show)
+            with understood(run):
+                return show(run)
         names = tuple(
             each.name
             for each in variants()
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with as_it_is() if chosen.as_it_is else slowed(chosen.slowdown, flops_per_s()):
             run = _measured(names, chosen.repeats, chosen.overrides)
         return show(run)
-    except (UsageError, TestbedError, Fault) as error:
+    except (UsageError, RecordError, TestbedError, Fault) as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_ANSWER
 

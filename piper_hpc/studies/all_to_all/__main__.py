@@ -19,7 +19,7 @@ from types import FrameType
 from rich.console import Console
 
 from piper_hpc.report.load import UsageError, open_run
-from piper_hpc.runs import RunFolder
+from piper_hpc.runs import RecordError, RunFolder, understood
 from piper_hpc.studies.all_to_all import report
 from piper_hpc.studies.all_to_all.measure import BenchError, measure
 from piper_hpc.studies.all_to_all.rows import cells, machines
@@ -47,10 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.show is not None:
         try:
             run = open_run(chosen.show, chosen.runs)
-        except UsageError as error:
+            with understood(run):
+                return show(run, as_json=chosen.json)
+        except (UsageError, RecordError) as error:
             print(f"error: {error}", file=sys.stderr)
             return NO_ANSWER
-        return show(run, as_json=chosen.json)
     planned = smoke() if chosen.smoke else stages(chosen.scale)
     wanted = [stage for stage in planned if not chosen.only or stage.name in chosen.only]
     if not wanted or chosen.scale <= 0:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from piper_hpc.report.load import UsageError, open_run
-from piper_hpc.runs import RunFolder
+from piper_hpc.runs import RecordError, RunFolder, understood
 from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.headline.judge import REACHED_SHARE, Point, bars, point_of
 from piper_hpc.studies.headline.machine import as_it_is, flops_per_s, new_run, slowed
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 runs = [_measured(replace(asked, **asdict(links)), chosen.overrides)]
         else:
             runs = _slowed(asked, slowdowns, chosen.overrides, whole=chosen.slowdowns is not None)
-    except (UsageError, TestbedError, Fault) as error:
+    except (UsageError, RecordError, TestbedError, Fault) as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_ANSWER
     return show(runs)
@@ -101,7 +101,8 @@ def show(runs: Sequence[RunFolder]) -> int:
     UsageError for a run without the rows."""
     points: list[Point] = []
     for run in runs:
-        point = point_of(run)
+        with understood(run):
+            point = point_of(run)
         if point is None:
             raise UsageError(f"RUN={run.path}: compares nothing; make one with: make compare-strategies")
         points.append(point)

@@ -20,6 +20,7 @@ from piper_hpc.config.model import preset as model_preset
 from piper_hpc.config.schema import ModelConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.report.load import UsageError, open_run
+from piper_hpc.runs import RecordError, understood
 from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.jobs import completed, prepared
 from piper_hpc.studies.migration.paired import work
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.measure:
             return _measure((chosen.loads or ",".join((*LOADS, ROUTER))).split(","), chosen.overrides)
         return _replay(chosen.model, chosen.ep, chosen.site, chosen.recorded)
-    except UsageError as error:
+    except (UsageError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_ANSWER
 
@@ -61,12 +62,13 @@ def _replay(name: str, ep: int, site: str, recorded: str | None) -> int:
     model, loads = _known("model", name, model_preset), None
     if recorded is not None:
         run = open_run(recorded)
-        loads = run.routed()
+        with understood(run):
+            loads, config = run.routed(), run.config()
         if loads is None:
             works = "a run with train.routing.record=true"
             raise UsageError(f"--recorded {recorded}: has kept no counts of its router; use {works}")
-        config = run.config()
-        model, ep = model_spec(ModelConfig(**config["model"])), config["parallelism"]["ep"]
+        with understood(run):
+            model, ep = model_spec(ModelConfig(**config["model"])), config["parallelism"]["ep"]
     if ep < 2 or model.experts % ep:
         raise UsageError(f"--ep {ep}: must divide the {model.experts} experts of {name}, and be above 1, as --ep 8 is")
     given = _known("cluster", site, lambda known: prices(known, model, ep))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from piper_hpc.report.load import UsageError, open_run
-from piper_hpc.runs import RunFolder
+from piper_hpc.runs import RecordError, RunFolder, understood
 from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.jobs import ask, finished, prepared
 from piper_hpc.studies.own_runs.judge import bars, results
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         if chosen.show is not None:
-            return show(open_run(chosen.show))
+            run = open_run(chosen.show)
+            with understood(run):
+                return show(run)
         with brought_up():
             from piper_hpc.studies.own_runs.resident import work
 
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"run {run.path}", flush=True)
             status = finished(run, work)
         judged = show(run)
-    except (UsageError, TestbedError) as error:
+    except (UsageError, RecordError, TestbedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_ANSWER
     if status.state != "completed":
