@@ -148,12 +148,12 @@ def test_a_damaged_file_ends_no_command_in_a_traceback(
 def test_counts_of_a_router_that_are_torn_are_an_error_of_the_record(what: bytes, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
     (run.path / "routed.npz").write_bytes(what)
-    with pytest.raises(RecordError, match="routed.npz"):
+    with pytest.raises(RecordError, match="routed"):
         run.routed()
 
 
 @pytest.mark.parametrize("name", [name for name in DAMAGES if name != "a folder"])
 def test_a_damaged_checkpoint_is_no_traceback(name: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").write_bytes(DAMAGES[name] or b"")
-    with pytest.raises(CheckpointError, match="checkpoint.json"):
+    with pytest.raises(CheckpointError, match="checkpoint"):
         Sidecar.read(tmp_path)

@@ -80,6 +80,20 @@ def test_bad_input_ends_with_2_a_message_that_helps_and_no_trace_of_itself(overr
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["one", "sweep"])
+def test_a_secret_on_the_command_line_is_kept_nowhere(sweep, tmp_path):
+    """A sweep's own file has the words of its command, before any configuration is checked."""
+    words = (
+        *sweep,
+        "+cluster.environment.WANDB_API_KEY=hunter2hunter2",
+        "train.steps=1,2" if sweep else "train.steps=1",
+    )
+    ended = launch(*words, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert "export WANDB_API_KEY=..." in ended.stderr or "export ...=..." in ended.stderr
+    assert "hunter2" not in ended.stderr + ended.stdout and list(tmp_path.iterdir()) == []
+
+
 def test_what_sbatch_refuses_is_told_and_leaves_nothing(tmp_path):
     commands = tmp_path / "bin"
     commands.mkdir()

@@ -58,12 +58,17 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
     """
     # Hydra opens the schema for `+key=value`, and the merge below takes over what was added to it.
     given = OmegaConf.to_container(composed, resolve=False) if isinstance(composed, DictConfig) else composed
+    # First of all and alone: what else is wrong with a value would be told with the value.
+    if found := list(slurm_checks.secrets(given)):
+        raise ConfigError(*found)
     if added := list(keys.unknown(cast(dict[str, Any], given))):
         raise ConfigError(*added)
     merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(*(Problem(key, "???", "must be given", checks.example_of(key)) for key in missing))
+    if found := list(slurm_checks.secrets(OmegaConf.to_container(merged, resolve=True))):
+        raise ConfigError(*found)  # a variable's value that an interpolation brought in
     config = cast(Config, OmegaConf.to_object(merged))
 
     problems = [

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from piper_hpc.config.errors import Problem
+from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig, Config
+from piper_hpc.spec.secrets import NOT_SHOWN, SECRET_NAME, has_secret, hidden
 
 WORD = re.compile(r"[\w.,:;@=+/&|*!()\[\]%^-]+")
 """A value of an sbatch option as sites have them, constraints such as `gpu&hbm80g` included: no blank, quote or `$`."""
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
-SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?$", re.IGNORECASE)
 VALUES = ("partition", "account", "qos", "constraint", "mem", "gres", "exclude", "reservation")
 """Keys of `cluster` whose value an sbatch option of that name gets."""
 DECIDED = {
@@ -23,6 +24,36 @@ DECIDED = {
 }  # fmt: skip
 """Options that have a key of their own, or are the run's."""
 EXAMPLES = {"account": "abc123", "mem": "450G", "gres": "gpu:4", "constraint": "gpu", "exclude": "n[1-4]"}
+
+KEPT = "is or has a secret, which script, configuration and record would keep: ranks inherit the launcher's variables"
+
+
+def secrets(value: Any, key: str = "") -> Iterator[Problem]:
+    """Every string of a configuration that carries a secret, whatever its key: script and record would keep it.
+
+    value: of `key`, in plain types.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            below = f"{key}.{name}" if key else str(name)
+            if key == "cluster.environment" and SECRET_NAME.search(str(name)):
+                yield Problem(below, NOT_SHOWN, KEPT, f"export {name}=... before the command")
+            else:
+                yield from secrets(inner, below)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from secrets(inner, key)
+    elif isinstance(value, str) and has_secret(value):
+        yield Problem(key, NOT_SHOWN, KEPT, "export ...=... before the command, and the value without it")
+
+
+def command_line(words: Sequence[str]) -> None:
+    """Refuse words of a command that carry a secret: sweeps and records keep them. Raises ConfigError, which shows
+    none."""
+    found = [hidden(word) for word in words if has_secret(word)]
+    if found:
+        works = "export ...=... before the command"
+        raise ConfigError(*(Problem(word.partition("=")[0], NOT_SHOWN, KEPT, works) for word in found))
 
 
 def submission(config: Config) -> Iterator[Problem]:
@@ -48,11 +79,6 @@ def _variables(cluster: ClusterConfig) -> Iterator[Problem]:
         if not VARIABLE.fullmatch(name):
             rule = "must be the name of a variable: letters, digits and _"
             yield Problem("cluster.environment", name, rule, "+cluster.environment.NCCL_DEBUG=INFO")
-        elif SECRET.search(name):
-            rule = (
-                "is a secret, which script, configuration and record would keep: ranks inherit the launcher's variables"
-            )
-            yield Problem(key, "(not shown)", rule, f"export {name}=... before the command")
         elif not str(value).isprintable():
             yield Problem(key, value, "must have no control character", f"{key}=INFO")
 

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from piper_hpc.spec.secrets import SECRET_NAME, hidden
+
 PACKAGES = ("piper-hpc", "torch", "numpy", "hydra-core", "omegaconf", "submitit", "wandb", "mpi4py")
 # An allow-list: tokens and keys live in the environment too.
 PREFIXES = (
@@ -32,8 +34,9 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """The variables that shape a result, and no others."""
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(PREFIXES) or k in NAMES}
+    """The variables that shape a result, and no others; secrets neither in their names nor in their values."""
+    shaping = {k: v for k, v in sorted(os.environ.items()) if k.startswith(PREFIXES) or k in NAMES}
+    return {k: hidden(v) for k, v in shaping.items() if not SECRET_NAME.search(k)}
 
 
 def git() -> dict[str, Any] | None:
@@ -55,7 +58,7 @@ def provenance() -> dict[str, Any]:
     return {
         "user": getpass.getuser(),
         "host": platform.node(),
-        "command": sys.argv,
+        "command": [hidden(word) for word in sys.argv],
         "git": git(),
         "versions": versions(),
         "environment": environment(),

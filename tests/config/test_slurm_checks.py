@@ -50,6 +50,29 @@ def test_a_secret_is_refused_and_not_shown(name: str) -> None:
     assert "hunter2" not in f"{value} {rule} {works}" and works.startswith(f"export {name}=")
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+cluster.sbatch.export='ALL,WANDB_API_KEY=hunter2'", "cluster.sbatch.export"),
+        ("+cluster.sbatch.comment='A_TOKEN=hunter2'", "cluster.sbatch.comment"),
+        ("cluster.container='apptainer exec --env HF_TOKEN=hunter2 a.sif'", "cluster.container"),
+        ("+cluster.environment.HTTPS_PROXY='http://ada:hunter2@proxy:3128'", "cluster.environment.HTTPS_PROXY"),
+        ("+cluster.environment.AN_API_KEY=17", "cluster.environment.AN_API_KEY"),
+        ("tracking.entity='${oc.env:A_SERVICE_TOKEN}'", "tracking.entity"),
+        ("tracking.project='https://ada:hunter2@host/x'", "tracking.project"),
+        ("cluster.modules=['x/MY_SECRET=hunter2']", "cluster.modules"),
+        ("runs='/scratch/ACCESS_TOKEN=hunter2'", "runs"),
+        ("+wandb_api_key=hunter2", "wandb_api_key"),
+    ],
+)
+def test_no_key_carries_a_secret(override: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All keys of a configuration reach config.yaml, those of `cluster` the script, and all of them a tracker."""
+    monkeypatch.setenv("A_SERVICE_TOKEN", "hunter2-hunter2-hunter2")
+    found = refused(override)
+    assert list(found) == [key] and found[key][0] == "(not shown)"
+    assert "hunter2" not in str(found)
+
+
 def test_every_key_of_a_site_becomes_its_option() -> None:
     cluster = experiment(
         *SLURM,

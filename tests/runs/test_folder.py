@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from piper_hpc.runs import Failure, RunFolder, Status, find, new_run_id
+from piper_hpc.runs import Failure, RunFolder, Status, find, manifest, new_run_id
 from piper_hpc.runs.checkpoints import new_folder
 
 
@@ -111,3 +111,13 @@ def test_a_runs_root_that_was_there_keeps_its_mode(tmp_path):
     tmp_path.chmod(0o700)
     RunFolder.create(tmp_path, mode=0o770)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+def test_what_the_record_keeps_of_the_environment_and_the_command_has_no_secret(monkeypatch):
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("UCX_AUTH_TOKEN", "hunter2")
+    monkeypatch.setenv("NCCL_PROXY", "http://ada:hunter2@proxy")
+    monkeypatch.setattr("sys.argv", ["launch", "train.steps=2", "+a.MY_TOKEN=hunter2"])
+    kept = manifest.provenance()
+    assert "hunter2" not in json.dumps(kept)
+    assert kept["environment"]["NCCL_DEBUG"] == "INFO" and kept["command"][:2] == ["launch", "train.steps=2"]
