@@ -25,6 +25,7 @@ from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.cluster.placement import request
 from piper_hpc.cluster.resume import resumed_rows
 from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment, register
+from piper_hpc.config.slurm_checks import command_line
 from piper_hpc.config.workload import planned_workload
 from piper_hpc.forecast import calibration_notes, calibration_of, forecast
 from piper_hpc.paths import OWN_FOLDER, data_folder, own_folder
@@ -297,6 +298,7 @@ def main() -> int:
         codes.append(code)
 
     def command() -> int:
+        command_line(sys.argv[1:])  # before Hydra, which keeps a sweep's words
         _add_own_options()
         decorated = hydra.main(version_base="1.3", config_path=str(Path(data_folder("conf"))), config_name="config")
         decorated(one)()
