@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from piper_hpc.runs import RunFolder, Status
-from piper_hpc.runtime import quota
+from piper_hpc.runtime import quota, scratch
 from piper_hpc.runtime.rank import local_variables
 from piper_hpc.submit.outcome import failure_status
 from piper_hpc.submit.process import die_with_parent, local_job, name_process
@@ -103,6 +103,7 @@ def supervise(run: RunFolder, ranks: int, work: str) -> int:
         _end(processes)
         with contextlib.suppress(OSError):  # a child of a killed rank may hold its group for a moment longer
             quota.remove_tree(run.run_id)  # the ranks made them, see piper_hpc.worker
+        scratch.remove_left(run_id=run.run_id)
     status = run.status()
     if not status.ended:
         if stopped is not None:
