@@ -12,6 +12,7 @@ from pathlib import Path
 
 from piper_hpc.runs import Failure, RunFolder
 from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.runtime.scratch import private_tmp
 from piper_hpc.spec import SpecError
 
 
@@ -25,9 +26,11 @@ def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], Non
     # Training hears the first, see piper_hpc.tasks.train.
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)
+    run.take_umask()
     _log_to(run.log(rank_env.attempt, rank_env.rank))
     try:
-        task(run, rank_env)
+        with private_tmp(run.run_id, rank_env.task):
+            task(run, rank_env)
     except Exception as error:
         from piper_hpc.runtime.failures import classify, one_line_reason
 
