@@ -11,7 +11,7 @@ from typing import Any
 
 from piper_hpc.config.errors import Problem
 from piper_hpc.config.schema import Config
-from piper_hpc.spec.secrets import NOT_SHOWN, SECRET_NAME
+from piper_hpc.spec.secrets import NOT_SHOWN, has_secret
 
 
 def unknown(given: Mapping[Any, Any], schema: type = Config, prefix: str = "") -> Iterator[Problem]:
@@ -64,4 +64,4 @@ def _problems(name: str, value: Any) -> Iterator[Problem]:
     known = list(_known())
     (nearest,) = difflib.get_close_matches(name, known, 1, cutoff=0.0)
     rule = f"is no key of the configuration; the nearest is {nearest}, and `--cfg job` prints them all"
-    yield Problem(name, NOT_SHOWN if SECRET_NAME.search(name) else value, rule, f"the command without +{name}")
+    yield Problem(name, NOT_SHOWN if has_secret(f"{name}={value}") else value, rule, f"the command without +{name}")

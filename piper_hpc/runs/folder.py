@@ -213,6 +213,10 @@ class RunFolder:
         """Write `status.json` as somebody else found the run; its own last word stays, also one still on its way."""
         self._write("status.json", asdict(status) | {"updated": utc_now()})
 
+    def said_its_end(self) -> bool:
+        """Whether the run's own processes ended it, and no observer did."""
+        return (self.path / OWN_END).exists()
+
     def last_written_s(self) -> float:
         """Unix time of the newest file of the record or log folder, as seen from here; 0 where there is none."""
         newest_s = 0.0

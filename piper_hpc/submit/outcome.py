@@ -33,6 +33,7 @@ RECORD_GRACE_S = 120.0
 LOCAL_CANCEL_S = 10.0
 CANCEL_MARGIN_S = 30.0
 """How long a cancelled job may take beyond Slurm's own wait: for its epilog, and for squeue to tell."""
+SILENT = "ended without a word"
 AWAITED = "ended in Slurm; its record is awaited"
 
 
@@ -56,9 +57,7 @@ def failure_status(run: RunFolder, status: Status, codes: dict[int, int] | None 
         # Only lost peers spoke: who was lost ended without a word.
         silent = ", ".join(map(str, run.silent_ranks(attempt))) or "unknown"
         failure_class = "killed"
-        reason = (
-            f"ended without a word: rank {silent}; first to miss it was rank {failures[0].rank}: {failures[0].reason}"
-        )
+        reason = f"{SILENT}: rank {silent}; first to miss it was rank {failures[0].rank}: {failures[0].reason}"
     else:
         failure_class, reason = "lost", f"the job ended without a word; see {run.logs}"
     return Status("failed", attempt, failure_class, reason, status.step)
@@ -67,12 +66,14 @@ def failure_status(run: RunFolder, status: Status, codes: dict[int, int] | None 
 def observe(run: RunFolder, known: Mapping[str, JobState] | None = None) -> Status:
     """The status as the scheduler sees it now; a run that ended unseen is recorded as what it became.
 
-    A job that ended by itself in Slurm, and left no word of it, is no failure before RECORD_GRACE_S have passed: one
-    that completed is `running` with the reason AWAITED, and nothing is written. known: what Slurm was found to say of
+    A job that Slurm says completed, and that left no word of it, is no failure before RECORD_GRACE_S have passed: it is
+    `running` with the reason AWAITED, and nothing is written. known: what Slurm was found to say of
     jobs just now, where it was asked for many at once.
     """
     status, job = run.status(), run.job()
-    if status.ended or not job:
+    if status.ended:
+        return _heard_since(run, status)
+    if not job:
         return status
     if job["scheduler"] == "slurm":
         states = job_states([job["id"]], job["environment"]) if known is None else known
@@ -96,9 +97,8 @@ def _in_slurm(run: RunFolder, status: Status, said: JobState | None) -> Status:
         return status if status.state == "running" else Status("running", status.attempt, step=status.step)
     if said.word not in (*CANCELLED, *FAILURES, *ENDED, GONE):
         return status  # a word that no list has ends nothing
-    waits = time.time() - _ended_s(run, said) < RECORD_GRACE_S
     spoke = bool(run.failures(max(status.attempt, run.newest_attempt())))
-    if said.word in ("COMPLETED", GONE) and waits and not spoke:
+    if said.word in ("COMPLETED", GONE) and not spoke and time.time() - _ended_s(run, said) < RECORD_GRACE_S:
         return Status("running", status.attempt, None, AWAITED, status.step)
     status = _last_word(run)
     if status.ended:
@@ -108,9 +108,16 @@ def _in_slurm(run: RunFolder, status: Status, said: JobState | None) -> Status:
     if said.word in FAILURES:
         reason = f"Slurm says {said.word}"
         return _recorded(run, Status("failed", status.attempt, FAILURES[said.word], reason, status.step))
+    return _recorded(run, failure_status(run, status))
+
+
+def _heard_since(run: RunFolder, status: Status) -> Status:
+    """How a run ended that was found silent: what its ranks left of it may have come since."""
+    was_silent = status.failure_class == "lost" or (status.reason or "").startswith(SILENT)
+    if status.state != "failed" or not was_silent or run.said_its_end():
+        return status
     found = failure_status(run, status)
-    # Which rank failed first is known once all of them were heard.
-    return found if waits else _recorded(run, found)
+    return status if found.failure_class in ("lost", status.failure_class) else _recorded(run, found)
 
 
 def _ended_s(run: RunFolder, said: JobState) -> float:

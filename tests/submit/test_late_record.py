@@ -127,14 +127,19 @@ def test_a_completed_job_with_a_word_of_failure_failed_at_once(run, slurm, clock
     assert observe(run).failure_class == "oom"
 
 
-def test_a_failed_job_says_so_at_once_and_who_failed_first_once_all_were_heard(run, slurm, clock):
+def test_a_failed_job_says_so_at_once_and_who_failed_first_as_ranks_are_heard(run, slurm, clock):
     slurm(squeue=queued("FAILED"))
-    assert (observe(run).failure_class, on_disk(run)) == ("lost", "running")
+    assert (observe(run).failure_class, on_disk(run)) == ("lost", "failed")
     run.write_failure(Failure(0, "comm", "peer lost", "", 9.0), attempt=0)
-    assert (observe(run).failure_class, on_disk(run)) == ("killed", "running")
+    assert (observe(run).failure_class, run.status().failure_class) == ("killed", "killed")
     run.write_failure(Failure(3, "oom", "no memory", "", 5.0), attempt=0)
-    clock.now_s = END_S + RECORD_GRACE_S
-    assert (observe(run).failure_class, on_disk(run)) == ("oom", "failed")
+    assert (observe(run).failure_class, run.status().failure_class) == ("oom", "oom")
+
+
+def test_what_a_run_said_of_its_own_end_stands(run, slurm, clock):
+    run.write_status(Status("failed", 0, "lost", "as its supervisor saw it"))
+    run.write_failure(Failure(3, "oom", "no memory", "", 5.0), attempt=0)
+    assert observe(run).failure_class == "lost"
 
 
 def test_a_job_that_the_controller_forgot_has_ended_also_without_accounting(run, slurm, clock):
