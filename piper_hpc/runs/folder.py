@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import secrets
-import stat
-import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,35 +16,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from piper_hpc.runs.files import FILE, GROUP, PRIVATE, Files, RecordError, first_line, set_mode
 from piper_hpc.runs.status import Failure, Status
-from piper_hpc.spec.problem import Problem, SpecError
 
-SCHEMA_VERSION = 1
-PRIVATE, GROUP, FILE = 0o700, 0o070, 0o666
-"""Mode of a folder for its user alone; the group's share of a mode; what a file has of its folder's mode."""
 OWN_END = "end.json"
 """The status with which a run's own processes ended it. It has one writer, so that no observer replaces it unseen."""
-
-
-class RecordError(SpecError):
-    """A file of a run's folder that cannot be read as what it must be: `reason` names the file and the rule."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        self.reason = reason
-        works = "a run that `python -m piper_hpc.jobs list` shows without a remark"
-        super().__init__(Problem("RUN", str(path), reason, works))
-
-
-@contextmanager
-def understood(run: RunFolder) -> Iterator[None]:
-    """Raise RecordError where what is read of a run in this `with` has not the keys and types that it must have."""
-    try:
-        yield
-    except SpecError:
-        raise  # it says already what is wrong
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-        # Each file is JSON of this version; it was written by something else nevertheless.
-        raise RecordError(run.path, f"its record cannot be read ({type(error).__name__}: {error})") from error
 
 
 def utc_now() -> str:
@@ -62,11 +33,8 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
 
 
-class RunFolder:
+class RunFolder(Files):
     """Reads and writes one run's folder. Each file has one writer at a time; documents are replaced in one move."""
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).resolve()
 
     @staticmethod
     def create(root: Path | str, run_id: str | None = None, mode: int = PRIVATE) -> RunFolder:
@@ -74,29 +42,10 @@ class RunFolder:
         run = RunFolder(Path(root) / (run_id or new_run_id()))
         if not run.path.parent.exists():
             run.path.parent.mkdir(parents=True, exist_ok=True)
-            _set_mode(run.path.parent, run.path.parent.stat().st_mode | mode & GROUP)
+            set_mode(run.path.parent, run.path.parent.stat().st_mode | mode & GROUP)
         run.path.mkdir(mode=PRIVATE)
-        _set_mode(run.path, mode)
+        set_mode(run.path, mode)
         return run
-
-    @property
-    def mode(self) -> int:
-        """Who may enter, read and write it: the folder's own mode, which its folders and files have too."""
-        return self.path.stat().st_mode & 0o777
-
-    def take_umask(self) -> int:
-        """Have all that this process and its children make from now on follow the folder's mode; returns the umask that
-        was before."""
-        return os.umask(0o777 & ~self.mode)
-
-    @contextmanager
-    def own_umask(self) -> Iterator[None]:
-        """`take_umask` for the length of a `with`."""
-        before = self.take_umask()
-        try:
-            yield
-        finally:
-            os.umask(before)
 
     @property
     def run_id(self) -> str:
@@ -141,7 +90,7 @@ class RunFolder:
         try:
             loaded = yaml.safe_load(self._text("config.yaml"))
         except (yaml.YAMLError, RecursionError) as error:
-            raise RecordError(self.path, f"config.yaml is no YAML ({_first_line(error)})") from error
+            raise RecordError(self.path, f"config.yaml is no YAML ({first_line(error)})") from error
         return self._mapping("config.yaml", loaded)
 
     def write_config(self, text: str) -> None:
@@ -188,25 +137,28 @@ class RunFolder:
 
         The run's own last word of this attempt or a later one counts before what was seen from outside.
         """
-        status = self._status("status.json")
-        own = self._status(OWN_END) if (self.path / OWN_END).exists() else None
+        status, own = self._status("status.json"), self._own_end()
         return own if own is not None and own.attempt >= status.attempt else status
+
+    def _own_end(self) -> Status | None:
+        own = self._status(OWN_END)  # pending where there is none
+        return own if own.ended else None
 
     def _status(self, name: str) -> Status:
         document = self._read(name)
         try:
             return Status.of(document) if document else Status("pending")
         except (TypeError, ValueError) as error:
-            raise RecordError(self.path, f"{name}: {_first_line(error)}") from error
+            raise RecordError(self.path, f"{name}: {first_line(error)}") from error
 
     def write_status(self, status: Status) -> None:
         """Write `status.json`, with the time, as the run's own processes do; their last word also where no observer
         writes."""
+        if status.state == "completed" and status.failure_class is not None:  # an observer was too early
+            status = replace(status, failure_class=None, reason=None)
         document = asdict(status) | {"updated": utc_now()}
-        if status.ended:
+        if status.ended or (self.path / OWN_END).exists():  # of an earlier attempt: replaced, as readers may be at it
             self._write(OWN_END, document)
-        else:
-            (self.path / OWN_END).unlink(missing_ok=True)
         self._write("status.json", document)
 
     def write_observed(self, status: Status) -> None:
@@ -215,7 +167,7 @@ class RunFolder:
 
     def said_its_end(self) -> bool:
         """Whether the run's own processes ended it, and no observer did."""
-        return (self.path / OWN_END).exists()
+        return self._own_end() is not None
 
     def last_written_s(self) -> float:
         """Unix time of the newest file of the record or log folder, as seen from here; 0 where there is none."""
@@ -241,7 +193,7 @@ class RunFolder:
             with np.load(path, allow_pickle=False) as kept:
                 return np.asarray(kept["counts"], np.int64)
         except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
-            raise RecordError(self.path, f"routed.npz cannot be read ({_first_line(error)})") from error
+            raise RecordError(self.path, f"routed.npz cannot be read ({first_line(error)})") from error
 
     def write_report(self, name: str, text: str) -> Path:
         """Write `report.html` or `report.md`; returns its path."""
@@ -290,83 +242,7 @@ class RunFolder:
         try:
             return Failure(**self._json(name, self._text(name)))
         except (TypeError, ValueError) as error:
-            raise RecordError(self.path, f"{name}: {_first_line(error)}") from error
-
-    # Files --------------------------------------------------------------------------------------------------------
-
-    def _read(self, name: str) -> dict[str, Any]:
-        return self._json(name, self._text(name)) if (self.path / name).exists() else {}
-
-    def _text(self, name: str) -> str:
-        try:
-            return (self.path / name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecordError(self.path, f"{name} cannot be read ({_first_line(error)})") from error
-
-    def _json(self, name: str, text: str) -> dict[str, Any]:
-        try:
-            loaded = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise RecordError(self.path, f"{name} is no JSON ({_first_line(error)})") from error
-        document = self._mapping(name, loaded)
-        version = document.get("schema_version", SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
-            raise RecordError(self.path, f"{name} has schema_version {version!r}, read here is {SCHEMA_VERSION}")
-        return document
-
-    def _mapping(self, name: str, loaded: Any) -> dict[str, Any]:
-        if not isinstance(loaded, dict):
-            raise RecordError(self.path, f"{name} must hold a mapping of keys to values")
-        return loaded
-
-    def _write(self, name: str, document: dict[str, Any]) -> None:
-        self._replace(name, json.dumps({"schema_version": SCHEMA_VERSION} | document, indent=2) + "\n")
-
-    def _replace(self, name: str, text: str) -> None:
-        path = self.path / name
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            os.fchmod(file.fileno(), self.mode & FILE)  # drafts of tempfile are the user's alone
-            file.write(text)
-        os.replace(file.name, path)
-
-    def _rows(self, name: str) -> list[dict[str, Any]]:
-        if not (self.path / name).exists():
-            return []
-        lines = self._text(name).splitlines(keepends=True)
-        # A last line without its newline is a write that a kill cut off.
-        return [self._json(name, line) for line in lines if line.endswith("\n") and line.strip()]
-
-    def _append(self, name: str, row: dict[str, Any], attempt: int) -> None:
-        line = json.dumps(_finite({"schema_version": SCHEMA_VERSION, "attempt": attempt} | row))
-        is_new = not (self.path / name).exists()
-        with (self.path / name).open("a") as file:
-            if is_new:
-                os.fchmod(file.fileno(), self.mode & FILE)
-            file.write(line + "\n")
-
-    def _make(self, folder: Path) -> Path:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=PRIVATE)
-            _set_mode(folder, self.mode)
-        return folder
-
-
-def _set_mode(folder: Path, mode: int) -> None:
-    """chmod, with the set-group-ID bit as it is: shared projects have it on, and chmod(2) takes it off."""
-    folder.chmod(mode & 0o777 | folder.stat().st_mode & stat.S_ISGID)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for every number that JSON does not have: a diverged loss is no reason for a broken row."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+            raise RecordError(self.path, f"{name}: {first_line(error)}") from error
 
 
 def find(root: Path | str) -> list[RunFolder]:

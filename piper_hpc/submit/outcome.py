@@ -116,7 +116,10 @@ def _heard_since(run: RunFolder, status: Status) -> Status:
     was_silent = status.failure_class == "lost" or (status.reason or "").startswith(SILENT)
     if status.state != "failed" or not was_silent or run.said_its_end():
         return status
-    found = failure_status(run, status)
+    try:
+        found = failure_status(run, status)
+    except RecordError:  # what came is torn: how the run ended is known nevertheless
+        return status
     return status if found.failure_class in ("lost", status.failure_class) else _recorded(run, found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,12 @@ def test_a_late_completed_wins_over_what_was_seen_from_outside(run, slurm, clock
     run.write_status(Status("completed", step=9))
     run.write_observed(Status("failed", 0, "lost", "seen too early"))
     assert (run.status().state, run.status().step, observe(run).state) == ("completed", 9, "completed")
+
+
+def test_a_run_that_completes_after_it_was_given_up_has_no_failure_left(run):
+    run.write_observed(Status("failed", 0, "lost", "seen too early", 3))
+    run.write_status(replace(run.status(), state="completed"))  # as rank 0 ends it
+    assert (run.status().state, run.status().failure_class, run.status().reason) == ("completed", None, None)
 
 
 def test_a_new_attempt_makes_the_earlier_end_old(run):
