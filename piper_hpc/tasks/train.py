@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -26,7 +27,8 @@ from piper_hpc.spec.migration import OFF, MigrationPrices
 from piper_hpc.tasks.all_to_all import selected_configs
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
-from piper_hpc.tracking import make
+from piper_hpc.tracking import GuardedTracker, NoTracker, Tracker, make
+from piper_hpc.tracking.guard import LIMIT_S
 from piper_hpc.train.corpus import find_files, prepare_on_all_ranks, standard_library_files
 from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import train
@@ -175,6 +177,15 @@ def _resume_from(context: Context) -> Path | None:
     return broadcast_from_rank0(on_first_rank)
 
 
+def _tracker(context: Context) -> Tracker:
+    """The view of the run, on its first rank: what fails in it ends no training, and peers do not give up on it."""
+    asked = context.experiment.tracking
+    if not context.is_first or asked.name == "none":
+        return NoTracker()
+    limit_s = min(LIMIT_S, context.experiment.cluster.comm_timeout_s / 2)
+    return GuardedTracker(partial(make, asked.name, project=asked.project, entity=asked.entity), limit_s)
+
+
 def _stop_on_signal() -> Callable[[], bool]:
     """From now on SIGUSR1 asks this rank to end after the step; whether it did."""
     asked = Event()
@@ -190,7 +201,7 @@ def execute(
 ) -> None:
     """Train `steps` steps with the record and its views; `traces`, if given, keeps the spans of every step."""
     experiment, layout = context.experiment, layout_of(context)
-    tracker = make(experiment.tracking.name, project=experiment.tracking.project, entity=experiment.tracking.entity)
+    tracker = _tracker(context)
     if context.is_first:
         tracker.start(context.run.config(), context.run.path)
 
@@ -227,8 +238,7 @@ def execute(
             on_spans=None if traces is None else lambda step, spans: traces.append((step, spans)),
         )
     except BaseException:
-        if context.is_first:
-            tracker.finish("failed")
+        tracker.finish("failed")
         raise
     if context.is_first:
         if routed:
@@ -236,7 +246,7 @@ def execute(
         if done < steps:
             reason = f"asked by {STOP_SIGNAL.name} to stop: {done} of {steps} steps are done"
             context.run.write_status(replace(context.run.status(), reason=reason))
-        tracker.finish("completed")
+    tracker.finish("completed")
 
 
 def _rank_record(place: RankPlace) -> dict[str, Any]:

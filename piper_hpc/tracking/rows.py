@@ -17,3 +17,14 @@ def flatten(row: dict[str, Any], prefix: str = "") -> dict[str, float | int | st
         elif value is not None:
             flat[name] = int(value) if isinstance(value, bool) else value
     return flat
+
+
+def with_prediction(row: dict[str, Any], prediction: dict[str, Any] | None) -> dict[str, Any]:
+    """The row, and under `predicted` what `prediction.json` expects of each quantity in it that one rank or stage does
+    not have alone: step time, rates and terms."""
+    if prediction is None:
+        return row
+    expected = {key: prediction.get(key) for key in ("step_time_s", "tokens_per_s", "mfu")} | prediction["terms"]
+    if prediction.get("bubble_fraction") is None:
+        expected.pop("bubble_s", None)  # ranks that share cores: not applicable
+    return row | {"predicted": {key: value for key, value in expected.items() if key in row and value is not None}}

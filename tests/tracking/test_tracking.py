@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from piper_hpc.tracking import flatten, make
+from piper_hpc.tracking import flatten, make, with_prediction
+from tests.tracking.wandb_files import history, offline_runs, read
 
 
 def test_no_tracker_writes_nothing_and_imports_nothing(tmp_path: Path) -> None:
@@ -47,12 +46,13 @@ def test_every_number_of_a_row_becomes_a_curve() -> None:
     }
 
 
-def _read_back(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of the one wandb run under `run_dir`, by wandb's own command."""
-    (log,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    return [json.loads(line) for line in shown.stdout.splitlines()]
+def test_what_was_predicted_is_beside_what_was_measured_and_nothing_else() -> None:
+    prediction = {"step_time_s": 2.0, "mfu": 0.3, "bubble_fraction": None, "terms": {"expert_s": 1.0, "bubble_s": 0.5}}
+    row = {"step": 3, "step_time_s": 2.5, "mfu": 0.2, "expert_s": 1.5, "bubble_s": 0.1}
+    beside = {"predicted": {"step_time_s": 2.0, "mfu": 0.3, "expert_s": 1.0}}
+    assert with_prediction(row, prediction) == row | beside, "the bubble of ranks that share cores is not predicted"
+    assert with_prediction({"step": 3, "mfu": 0.2}, prediction)["predicted"] == {"mfu": 0.3}, "not timed by term"
+    assert with_prediction(row, None) == row
 
 
 @pytest.mark.parametrize(("status", "exit_code"), [("completed", 0), ("failed", 1)])
@@ -66,12 +66,12 @@ def test_wandb_s_own_reader_reads_the_offline_run(tmp_path: Path, status: str, e
         tracker.log({"step": step, "loss": loss, "expert_load": [1.0, 1.5]})
     tracker.finish(status)
 
-    records = _read_back(run_dir)
+    (files,) = offline_runs(run_dir)
+    records = read(files)
     run = next(record["run"] for record in records if record["type"] == "run")
     assert (run["run_id"], run["project"]) == (run_dir.name, "loops")
     assert run["config"]["update"]["model"] == {"layers": 4}
-    history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    assert [(row["_step"], row["loss"], row["expert_load/1"]) for row in history] == [
+    assert [(row["_step"], row["loss"], row["expert_load/1"]) for row in history(records)] == [
         (0, 5.5, 1.5),
         (1, 4.25, 1.5),
         (2, 3.0, 1.5),
