@@ -21,6 +21,7 @@ from piper_hpc.cli import show
 from piper_hpc.cli.errors import INTERRUPTED, USAGE_ERROR, message_of, run_command
 from piper_hpc.cli.follow import follow
 from piper_hpc.cli.plan import show as show_plan
+from piper_hpc.cli.sweep import sweep_point
 from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.cluster.placement import request
 from piper_hpc.cluster.resume import resumed_rows
@@ -47,10 +48,13 @@ LOG_WIDTH = 120
 """Columns of a table that goes to a file."""
 
 
-def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> tuple[dict[str, Any], int]:
+def launch(
+    composed: DictConfig, console: Console, overrides: Sequence[str], sweep: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], int]:
     """Do what one composed configuration asks for. Returns its JSON document and an exit code.
 
-    overrides: the words of the command that the configuration was composed from.
+    overrides: the words of the command that the configuration was composed from. sweep: what the manifest says of the
+    sweep that it is one point of.
     """
     experiment = check_experiment(composed)
     if not experiment.submit and (again := requeued(experiment.runs, overrides)) is not None:
@@ -78,7 +82,7 @@ def launch(composed: DictConfig, console: Console, overrides: Sequence[str]) -> 
 
     if experiment.submit:
         check_submission(experiment.cluster, machine)
-    run = _prepare(run, composed, machine, prediction, earlier, experiment.runs_mode)
+    run = _prepare(run, composed, machine, prediction, earlier, experiment.runs_mode, sweep)
     if not experiment.submit:
         if job := job_around(overrides):
             run.write_job(job)
@@ -186,10 +190,12 @@ def _prepare(
     prediction: Prediction | None,
     earlier: list[dict[str, Any]],
     mode: int,
+    sweep: dict[str, Any] | None,
 ) -> RunFolder:
     run = RunFolder.create(run.path.parent, run.run_id, mode)
     run.write_config(OmegaConf.to_yaml(composed, resolve=True))
-    run.write_manifest({"run_id": run.run_id, "created": utc_now(), **provenance(), "machine": asdict(machine)})
+    facts = {"machine": asdict(machine)} | ({"sweep": sweep} if sweep else {})
+    run.write_manifest({"run_id": run.run_id, "created": utc_now(), **provenance(), **facts})
     if prediction is not None:
         run.write_prediction(prediction.document())
     for row in earlier:
@@ -287,7 +293,7 @@ def main() -> int:
             console.width = LOG_WIDTH
         _show_own_options(console)
         try:
-            document, code = launch(composed, console, list(HydraConfig.get().overrides.task))
+            document, code = launch(composed, console, list(HydraConfig.get().overrides.task), sweep_point())
         except ConfigError as error:
             if not sweeps[-1]:
                 raise
