@@ -1,4 +1,4 @@
-"""`python -m piper_hpc.jobs {list,status,logs,wait,cancel}`: what was submitted, and what became of it."""
+"""`python -m piper_hpc.jobs {list,status,logs,wait,cancel,sync}`: what was submitted, and what became of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from piper_hpc.cli import sync
 from piper_hpc.cli.describe import describe, waiting
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.eta import Eta, span
@@ -195,7 +196,7 @@ def main() -> int:
     shared.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     shared.add_argument("--json", action="store_true", help="print one JSON document")
     parser = argparse.ArgumentParser(prog="python -m piper_hpc.jobs", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="{list,status,logs,wait,cancel}")
+    commands = parser.add_subparsers(required=True, metavar="{list,status,logs,wait,cancel,sync}")
     actions = {"list": list_runs, "status": show_status, "logs": show_logs, "wait": wait_for, "cancel": cancel_run}
     for name, action in actions.items():
         command = commands.add_parser(name, parents=[shared], help=action.__doc__, description=action.__doc__)
@@ -206,6 +207,7 @@ def main() -> int:
             whose = "a number, `all`, or `batch` for what the job printed outside its ranks (default: 0)"
             command.add_argument("--rank", type=whose_log, default="0", help=whose)
             command.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    sync.register(commands, shared, pick)
     arguments = parser.parse_args()
     return run_command(lambda: arguments.action(arguments, Console()))
 

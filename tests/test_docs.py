@@ -44,6 +44,7 @@ ELSEWHERE = {
     "source .venv/bin/activate": ("Makefile", "VENV ?= .venv"),
     LAUNCH: (".ci/run", "make run"),
     f"{LAUNCH} tracking=wandb_offline train=smoke": ("tests/test_local_run.py", "tracking=wandb_offline"),
+    f"{JOBS} sync": ("tests/tracking/test_sync.py", "sync(monkeypatch, tmp_path) == 0"),
     f"{LAUNCH} task=microbench": ("tests/test_local_microbench.py", "task=microbench"),
     f"{LAUNCH} task=microbench 'task.suites=[calibration,gemm,p2p,all_to_all]' task.cell_s=0.05": (
         "tests/test_local_microbench.py",
@@ -87,13 +88,13 @@ def commands(page: Path) -> list[str]:
 
 
 OF_A_RUN = (
-    *(f"{JOBS} {name}" for name in ("status", "logs", "cancel")),
+    *(f"{JOBS} {name}" for name in ("status", "logs", "cancel", "sync")),
     "python -m analysis.report",
     "python -m analysis.validate runs",
 )
 """What asks for a run in `runs/`, and so comes after what makes one."""
 
-OF_A_FOLDER = ("runs/", "logs/", "checkpoints/")
+OF_A_FOLDER = ("runs/", "logs/", "checkpoints/", "sync/")
 
 EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 IN_ORDER = sorted((command for command in EVERY if command not in ELSEWHERE), key=lambda one: one.startswith(OF_A_RUN))

@@ -195,6 +195,17 @@ class RunFolder(Files):
         except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
             raise RecordError(self.path, f"routed.npz cannot be read ({first_line(error)})") from error
 
+    def synced(self) -> list[dict[str, Any]]:
+        """What `jobs sync` sent, one mapping for each place that it sent to."""
+        targets = self._read("sync.json").get("targets", [])
+        if not isinstance(targets, list) or not all(isinstance(target, dict) for target in targets):
+            raise RecordError(self.path, "sync.json must have targets, a list of mappings")
+        return targets
+
+    def write_synced(self, targets: list[dict[str, Any]]) -> None:
+        """Write `sync.json`."""
+        self._write("sync.json", {"targets": targets})
+
     def write_report(self, name: str, text: str) -> Path:
         """Write `report.html` or `report.md`; returns its path."""
         self._replace(name, text)

@@ -32,9 +32,11 @@ def private_tmp(run_id: str, task: int) -> Iterator[Path]:
     if len(f"{base}/{prefix}12345678") > LONGEST_PATH and os.access(SHORT, os.W_OK):
         base = SHORT
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
-    lock = _held(folder)
+    lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     before = os.environ.get("TMPDIR"), tempfile.tempdir
     try:
+        with suppress(OSError):  # a file system without locks: what a kill leaves stays
+            fcntl.flock(lock, fcntl.LOCK_EX)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         yield folder
     finally:
@@ -45,16 +47,6 @@ def private_tmp(run_id: str, task: int) -> Iterator[Path]:
         tempfile.tempdir = before[1]
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-
-
-def _held(folder: Path) -> int:
-    """The folder's lock, which gets its name only once it is held: a rank that starts beside looks for what is free."""
-    draft = folder / f"{LOCK}.draft"
-    lock = os.open(draft, os.O_CREAT | os.O_RDWR, 0o600)
-    with suppress(OSError):  # a file system without locks: what a kill leaves stays
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        draft.rename(folder / LOCK)
-    return lock
 
 
 def remove_left(run_id: str = "") -> list[Path]:

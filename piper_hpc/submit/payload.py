@@ -22,7 +22,7 @@ def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], Non
     An exception leaves a classified reason in the run's logs, then ends the rank with exit code 1.
     """
     rank_env = RankEnvironment.read()
-    # Sites warn of a time limit or a preemption with them; their default would end the rank as a failure.
+    # Sites and submitit warn of a time limit or a preemption with them; their default would end the rank as a failure.
     # Training hears the first, see piper_hpc.tasks.train.
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)

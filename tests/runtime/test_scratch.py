@@ -22,9 +22,8 @@ RUN = "20261129-165040-aabbccdd"
 
 
 @pytest.fixture
-def base(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The temporary folder of this process, short as a site's is."""
-    tmp_path_factory.getbasetemp()  # other tests' folders are not to be made in it
     folder = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
@@ -48,17 +47,6 @@ def test_it_is_removed_where_the_rank_fails(base):
         (folder / "deep").mkdir()
         raise RuntimeError
     assert list(base.iterdir()) == []
-
-
-def test_a_folder_that_is_being_made_is_nobodys_to_remove(base):
-    """Its lock has the name that others look for only once it is held."""
-    making = base / f"piper-{RUN}-0-abc"
-    making.mkdir()
-    assert remove_left() == []
-    (making / f"{LOCK}.draft").touch()
-    assert remove_left() == []
-    (making / f"{LOCK}.draft").rename(making / LOCK)
-    assert remove_left() == [making]
 
 
 def test_two_ranks_and_two_users_of_one_name_never_share_it(base):
