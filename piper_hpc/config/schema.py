@@ -242,11 +242,22 @@ class ClusterConfig:
 
 
 @dataclass
-class DataConfig:
-    """Text, read as bytes. `path` is a file, a folder or a glob; not given: the Python standard library's sources."""
+class SourceConfig:
+    """One of several folders of tokens, which give samples in the ratio of their weights."""
 
-    name: str = MISSING  # stdlib or text
-    path: str | None = None  # a file, a folder or a glob
+    path: str = MISSING  # a folder that piper_hpc.prepare wrote
+    weight: float = 1.0  # its share of the samples, over the sum of all weights
+
+
+@dataclass
+class DataConfig:
+    """What is learnt: text, read as bytes, or tokens that `python -m piper_hpc.prepare` wrote. stdlib is the Python
+    standard library's sources."""
+
+    name: str = MISSING  # stdlib, text or tokens
+    path: str | None = None  # text: a file, a folder or a glob; tokens: a folder of them
+    sources: list[SourceConfig] = field(default_factory=list)  # tokens, in place of path: folders and their weights
+    document_starts: str = "learn"  # tokens: learn or mask the first token of a document, from the one before it
     cache: str = "${oc.env:XDG_CACHE_HOME,${oc.env:HOME,/tmp}/.cache}/piper_hpc"  # folder of the bytes of all files
 
 

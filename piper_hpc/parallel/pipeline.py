@@ -19,13 +19,17 @@ from piper_hpc.spec.model import ModelSpec
 from piper_hpc.spec.orders import Action, rank_order
 from piper_hpc.spec.schedules import stage_of
 
+UNLEARNT = -1
+"""A target that adds nothing to the loss."""
+
 
 class TokenLoss:
     """Cross-entropy summed over a micro-batch's tokens, over the tokens of the whole step on all ranks.
 
-    loss = sum over the micro-batch's tokens of -log p(target) / global_tokens, in nats. So gradients are summed over
-    micro-batches and over ranks, and never averaged. `total`, a float64 scalar, adds up the losses since `reset`: this
-    rank's share of the step's loss. global_tokens: targets of the step on all ranks.
+    loss = sum over the micro-batch's tokens of -log p(target) / global_tokens, in nats, where a target below 0 adds 0
+    and counts as a token. So gradients are summed over micro-batches and over ranks, and never averaged. `total`, a
+    float64 scalar, adds up the losses since `reset`: this rank's share of the step's loss. global_tokens: targets of
+    the step on all ranks.
     """
 
     def __init__(self, global_tokens: int, recorder: Recorder, device: torch.device) -> None:
@@ -39,7 +43,8 @@ class TokenLoss:
 
     def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / self._global_tokens
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=UNLEARNT)
+        loss = loss / self._global_tokens
         self.total += loss.detach()
         return loss
 
@@ -92,9 +97,12 @@ class Pipeline:
             self._schedule = ordered_schedule(stages, layout, layout.micro_batches(workload.global_batch), self.loss)
 
     def step(self, tokens: torch.Tensor) -> None:
-        """Forward and backward of all micro-batches of tokens int64 [sequences of this rank, sequence + 1]."""
+        """Forward and backward of all micro-batches of tokens int64 [sequences of this rank, sequence + 1].
+
+        A token t below 0 is -1 - t as an input, and no target.
+        """
         self.loss.reset()
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        inputs, targets = torch.where(tokens < 0, -1 - tokens, tokens)[:, :-1], tokens[:, 1:].clamp(min=UNLEARNT)
         if self._schedule is None:
             self._accumulate(inputs, targets)
             return

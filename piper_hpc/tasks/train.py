@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from piper_hpc.balance.balancer import Migration
 from piper_hpc.config import Experiment
+from piper_hpc.config.checks import token_sources
 from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.profiling.spans import Span
 from piper_hpc.resource_model.eager.migration import migration_prices
@@ -27,12 +28,14 @@ from piper_hpc.spec.migration import OFF, MigrationPrices
 from piper_hpc.tasks.all_to_all import selected_configs
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.microbench import measure
+from piper_hpc.tokens.mixture import Mixture
 from piper_hpc.tracking import GuardedTracker, NoTracker, Tracker, make
 from piper_hpc.tracking.guard import LIMIT_S
 from piper_hpc.train.corpus import find_files, prepare_on_all_ranks, standard_library_files
-from piper_hpc.train.data import ByteDataset
+from piper_hpc.train.data import ByteDataset, Dataset, TokenDataset
 from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
+from piper_hpc.train.tokens import open_on_all_ranks
 
 STOP_SIGNAL = signal.SIGUSR1
 """What asks a run to end after the step it is in, with a checkpoint: `#SBATCH --signal=USR1@120`."""
@@ -123,9 +126,23 @@ def corpus_of(context: Context) -> Path:
     return prepare_on_all_ranks(files, Path(chosen.cache), here.node, first_on_node=here.local_rank == 0).path
 
 
-def dataset(context: Context) -> ByteDataset:
-    """The bytes to learn, the same on all ranks, and which samples of a step this rank takes. Collective."""
+def dataset(context: Context) -> Dataset:
+    """The samples to learn, the same on all ranks, and which of a step this rank takes. Collective."""
     workload, layout, here = context.experiment.workload, layout_of(context), context.rank_env
+    chosen, seed = context.experiment.data, context.experiment.train.seed
+    if chosen.name == "tokens":
+        folders, weights = zip(*token_sources(chosen), strict=True)
+        mixture = Mixture(
+            open_on_all_ranks(folders, here.node),
+            weights,
+            sequence=workload.sequence,
+            seed=seed,
+            mask_document_starts=chosen.document_starts == "mask",
+        )
+        place = context.rank_map(layout).places[here.rank]
+        return TokenDataset(
+            mixture, global_batch=workload.global_batch, dense_dp=layout.dense_dp, place=place, ep=layout.ep
+        )
     return ByteDataset(
         corpus_of(context),
         sequence=workload.sequence,
@@ -133,7 +150,7 @@ def dataset(context: Context) -> ByteDataset:
         dense_dp=layout.dense_dp,
         place=context.rank_map(layout).places[here.rank],
         ep=layout.ep,
-        seed=context.experiment.train.seed,
+        seed=seed,
     )
 
 
