@@ -145,10 +145,10 @@ class TokenIndex:
 class TokenStream:
     """The documents of a folder one after the other, read through memory maps."""
 
-    def __init__(self, folder: Path, index: TokenIndex | None = None) -> None:
-        """index: of `folder`, where it was read already. Raises TokensError, see `TokenIndex.of_whole`."""
+    def __init__(self, folder: Path) -> None:
+        """Raises TokensError, see `TokenIndex.of_whole`."""
         self.folder = folder
-        self.index = TokenIndex.of_whole(folder) if index is None else index
+        self.index = TokenIndex.of_whole(folder)
         self._starts = [*accumulate((shard.tokens for shard in self.index.shards), initial=0)]
         self._ids = lru_cache(OPEN_SHARDS)(self._map_ids)
         self._ends = lru_cache(OPEN_SHARDS)(self._map_ends)

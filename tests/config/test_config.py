@@ -30,6 +30,7 @@ PLANNED_ONLY = [
 # What an option needs beside it to make a run that fits together.
 COMPANIONS = {
     ("data", "text"): ["data.path=" + str(CONF)],
+    ("data", "tokens"): ["data.path={tokens}"],
     ("parallelism", "pp2_ep4"): ["cluster.ranks_per_node=8"],
     ("cluster", "frontier"): ["train.global_batch=512"],
     **{("cluster", name): ["task=plan"] for name in PLANNED_ONLY},
@@ -104,6 +105,10 @@ def test_replicas_follow_from_the_ranks_where_dp_is_not_given():
         ("model.kv_heads=3", "model.kv_heads", "3", "must divide model.heads = 4", "model.kv_heads=4"),
         ("model.hidden=126 model.head_dim=32", "model.hidden", "126", "multiple of 4", "model.hidden=128"),
         ("data=text", "data.path", "None", "must be given", "data.path="),
+        ("data=tokens", "data.path", "None", "one of the two", "data.path=FOLDER"),
+        ("data=tokens data.path=/nowhere", "data.path", "/nowhere", "has no index.json", "python -m piper_hpc.prepare"),
+        ("data.sources=[{path:web}]", "data.sources", "web", "is for data=tokens", "data=tokens data.path=web"),
+        ("data.document_starts=mask", "data.document_starts", "mask", "is for data=tokens", "document_starts=learn"),
         ("data.path=/nowhere", "data.path", "/nowhere", "holds no file", "data=stdlib"),
         ("model.vocab=100", "model.vocab", "100", "read as bytes", "model.vocab=256"),
         ("model.heads=256 model.kv_heads=256", "model.head_dim", "0", "greater than 0", "model.head_dim=2"),
