@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from piper_hpc.config import ConfigError, Experiment, check_experiment, register
+from piper_hpc.config.checks import token_sources
 from piper_hpc.paths import data_folder
 from piper_hpc.runs.checkpoints import Origin, Sidecar, new_folder
 from piper_hpc.spec import Layout, RankMap, Recompute
 from tests.full import examples
 from tests.presets import experiment
+from tests.tokens.made import made
 
 CONF = data_folder("conf")
 GROUPS = ("task", "model", "parallelism", "cluster", "data", "train", "tracking", "experiment")
@@ -54,8 +56,9 @@ def checked(*overrides: str) -> Experiment:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
-def test_every_option_of_every_group_composes_into_checked_facts(group, option):
-    found = checked(f"{group}={option}", *companions(group, option))
+def test_every_option_of_every_group_composes_into_checked_facts(group, option, tmp_path):
+    tokens = made(tmp_path, [[[1] * 300]])
+    found = checked(f"{group}={option}", *(each.format(tokens=tokens) for each in companions(group, option)))
     assert found.model.parameters > 0
     if found.layout is not None:
         assert found.layout.ranks == found.cluster.nodes * found.cluster.ranks_per_node
@@ -175,6 +178,33 @@ def test_a_broken_rule_is_named_with_a_value_that_works(override, key, value, ru
     message = str(caught.value)
     assert message.startswith(f"{key} = ")
     assert value in message and rule in message and works in message
+
+
+def test_tokens_that_the_model_has_no_row_for_are_refused_before_anything_starts(tmp_path):
+    """By the largest id in the index: no shard is read, and no rank started."""
+    tokens = made(tmp_path, [[[1] * 300, [256]]])
+    with pytest.raises(ConfigError, match=r"model\.vocab = 256: .* has ids up to 256, .*this works: model\.vocab=1000"):
+        checked("data=tokens", f"data.path={tokens}")
+    assert checked("data=tokens", f"data.path={tokens}", "model.vocab=257").model.vocab == 257
+    assert checked("data=tokens", f"data.path={tokens}", "task=plan").data.name == "tokens", "a plan reads nothing"
+
+
+def test_tokens_may_be_of_several_sources_of_one_tokenizer(tmp_path):
+    web, code = made(tmp_path / "web", [[[1] * 300]]), made(tmp_path / "code", [[[2] * 300]])
+    other = made(tmp_path / "other", [[[3] * 300]], tokenizer="cd" * 32)
+    found = checked("data=tokens", f"data.sources=[{{path:{web},weight:0.7}},{{path:{code},weight:0.3}}]")
+    assert token_sources(found.data) == [(web, 0.7), (code, 0.3)]
+    assert token_sources(checked("data=tokens", f"data.path={web}").data) == [(web, 1.0)]
+    for override, named in (
+        (f"data.sources=[{{path:{web}}},{{path:{other}}}]", "must be of one tokenizer, and are of 2: "),
+        (
+            f"data.sources=[{{path:{web},weight:0}}]",
+            r"data\.sources\[0\]\.weight = 0.0: must be a number greater than 0",
+        ),
+        (f"data.path={web} train.sequence=300", r"has 300 tokens.*this works: train\.sequence=299"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            checked("data=tokens", *override.split())
 
 
 def test_parts_of_a_layer_are_recomputed_in_whatever_order_they_are_named():
