@@ -16,7 +16,10 @@ from tests.full import full
 
 pytestmark = pytest.mark.slow  # a launch a test, a second each
 
-TORCH_FREE = ("launch", "jobs", "planner.search", "resource_model.predict", "spec", "forecast", "runs", "config")
+TORCH_FREE = (
+    *("launch", "jobs", "planner.search", "resource_model.predict", "spec", "forecast", "runs", "config"),
+    "prepare.__main__",
+)
 
 
 def launch(*overrides: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch.distributed as dist
 
 from piper_hpc.balance.balancer import Migration
-from piper_hpc.config import Experiment
+from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.config.checks import token_sources
 from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.profiling.spans import Span
@@ -120,8 +120,13 @@ def settings_of(experiment: Experiment, calibration: Calibration | None, steps: 
 
 
 def corpus_of(context: Context) -> Path:
-    """The bytes to learn, as a file that every rank reads, the same on all. Collective."""
+    """The bytes to learn, as a file that every rank reads, the same on all. Collective.
+
+    Raises ConfigError with data=tokens, as studies that ask for bytes count on a vocabulary of them.
+    """
     chosen, here = context.experiment.data, context.rank_env
+    if chosen.name == "tokens":
+        raise ConfigError(Problem("data", chosen.name, "text is read as bytes here", "data=stdlib"))
     files = standard_library_files() if chosen.path is None else find_files(chosen.path)
     return prepare_on_all_ranks(files, Path(chosen.cache), here.node, first_on_node=here.local_rank == 0).path
 
