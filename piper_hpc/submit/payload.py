@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from piper_hpc.runs import Failure, RunFolder
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.runtime.scratch import private_tmp
 from piper_hpc.spec import SpecError
+
+LAST_WORD_S = 4.0
+"""How long a rank that is asked to end may take to leave word."""
 
 
 def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], None]) -> None:
@@ -26,6 +31,7 @@ def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], Non
     # Training hears the first, see piper_hpc.tasks.train.
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_soon)
     run.take_umask()
     _log_to(run.log(rank_env.attempt, rank_env.rank))
     try:
@@ -41,6 +47,17 @@ def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], Non
         print(trace, file=sys.stderr, flush=True)
         # Threads of a broken process group may never join.
         os._exit(1)
+
+
+def _leave_soon(number: int, frame: FrameType | None) -> None:
+    """End this process by the signal after LAST_WORD_S, or at once where it comes again.
+
+    With it srun ends the peers of a rank that failed: in that time they find out whom they lost, and leave word of it.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    timer = threading.Timer(LAST_WORD_S, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _log_to(path: Path) -> None:

@@ -155,6 +155,7 @@ def test_jobs_follow_a_run_in_the_background(testbed, tmp_path):
     assert jobs("status", "nothing").returncode == 2
 
 
+@full  # what of it is not in the next
 @pytest.mark.untimed
 def test_the_batch_script_runs_by_hand(testbed, tmp_path):
     environment = os.environ | testbed.environment
