@@ -31,6 +31,7 @@ def refused(*overrides: str) -> dict[str, tuple[Any, str, str]]:
         ('cluster.partition="batch; rm"', "cluster.partition", "cluster.partition=batch"),
         ("cluster.constraint='$(id)'", "cluster.constraint", "cluster.constraint=gpu"),
         ("+cluster.sbatch.time=5", "cluster.sbatch.time", "~cluster.sbatch.time"),
+        ("+cluster.sbatch.array=0-3", "cluster.sbatch.array", "~cluster.sbatch.array"),
         ("+cluster.sbatch.comment='two words'", "cluster.sbatch.comment", "cluster.sbatch.comment=null"),
         ("+cluster.environment.A-B=1", "cluster.environment", "+cluster.environment.NCCL_DEBUG=INFO"),
         ('+cluster.environment.A="x\ny"', "cluster.environment.A", "cluster.environment.A=INFO"),
