@@ -1,11 +1,9 @@
-"""The interface of an experiment tracker, and the factory that makes one by name."""
+"""The interface of an experiment tracker, and one that shows nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Protocol
-
-TRACKERS = ("none", "wandb_offline", "wandb")
 
 
 class Tracker(Protocol):
@@ -32,18 +30,3 @@ class NoTracker:
 
     def finish(self, status: str) -> None:
         """Nothing to end."""
-
-
-def make(name: str, *, project: str = "piper_hpc", entity: str | None = None) -> Tracker:
-    """The tracker of a name in TRACKERS; `project` and `entity` say where wandb puts the run.
-
-    Nothing is imported for `none`. Raises ValueError for an unknown name and ImportError, with the command that
-    installs it, where wandb is missing.
-    """
-    if name not in TRACKERS:
-        raise ValueError(f"tracking={name!r}: must be one of {', '.join(TRACKERS)}; use tracking=none")
-    if name == "none":
-        return NoTracker()
-    from piper_hpc.tracking.wandb_run import WandbTracker
-
-    return WandbTracker("offline" if name == "wandb_offline" else "online", project=project, entity=entity)
