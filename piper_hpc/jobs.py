@@ -18,7 +18,7 @@ from piper_hpc.cli.describe import describe, waiting
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.eta import Eta, span
 from piper_hpc.cli.follow import Watch, figures, follow
-from piper_hpc.cli.logs import Tails, follow_logs, print_now, whose_log
+from piper_hpc.cli.logs import ALL, Tails, follow_logs, print_now, whose_log
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.report import network
 from piper_hpc.report import write as report
@@ -136,9 +136,9 @@ def _when(document: dict[str, Any]) -> list[str]:
 
 
 def show_logs(arguments: argparse.Namespace, console: Console) -> int:
-    """What ranks printed in the newest attempt, or the batch script; with --follow, as it comes until the run ends."""
+    """What a rank printed in the newest attempt, or the batch script; with --follow, all ranks until the run ends."""
     run = pick(arguments.runs, arguments.run)
-    tails = Tails(run, arguments.rank)
+    tails = Tails(run, arguments.rank or (ALL if arguments.follow else "0"))
     if arguments.follow:
         watch = Watch(run)
         follow_logs(tails, lambda: watch.status().ended, (lambda text: None) if arguments.json else print_now)
@@ -204,8 +204,8 @@ def main() -> int:
         if name != "list":
             command.add_argument("run", help="run id, its beginning or end, a path, or `latest`")
         if name == "logs":
-            whose = "a number, `all`, or `batch` for what the job printed outside its ranks (default: 0)"
-            command.add_argument("--rank", type=whose_log, default="0", help=whose)
+            whose = "a number, `all`, or `batch` for what the job printed outside its ranks (default: 0, with -f all)"
+            command.add_argument("--rank", type=whose_log, help=whose)
             command.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     sync.register(commands, shared, pick)
     arguments = parser.parse_args()

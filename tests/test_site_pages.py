@@ -28,6 +28,10 @@ ACCOUNTS = {"perlmutter": "_g", "delta": "-delta-gpu", "deltaai": "-dtai-gh"}
 FABRICS = {"cxi": "Slingshot (`cxi`)", "ib": "InfiniBand (`ib`)"}
 
 
+def _jobs(cluster: ClusterConfig) -> str:
+    return f"{cluster.jobs_queued} in the queue, {cluster.jobs_running} of them running or next"
+
+
 def facts_block(name: str) -> str:
     """The table, as Markdown."""
     cluster = preset.config(name)
@@ -38,6 +42,7 @@ def facts_block(name: str) -> str:
         "give": ", ".join(f"`cluster.{key}`" for key in cluster.wants) + ending,
         "queue": ", ".join(queue),
         "a job lasts at most": "; ".join(map(limit, cluster.limits)),
+        **({"jobs of a user": _jobs(cluster)} if cluster.jobs_queued else {}),
         "unless you say more": f"{cluster.nodes} nodes, {hours(cluster.time_min)}",
         "network": f"{FABRICS[cluster.fabric or '']}, {_nics(cluster)}",
         "facts": f"`conf/cluster/{name}.yaml`, compared with their sources {cluster.checked}",

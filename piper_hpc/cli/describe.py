@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from piper_hpc.cli.eta import eta, span
 from piper_hpc.runs import RecordError, RunFolder, Status
 from piper_hpc.submit.outcome import observe, observe_all
-from piper_hpc.submit.scheduler import PENDING, JobState
+from piper_hpc.submit.scheduler import PENDING, JobState, QueuePlace, queue_place
 from piper_hpc.train.settings import WARMUP_STEPS
 
 T = TypeVar("T")
@@ -20,8 +20,8 @@ T = TypeVar("T")
 def describe(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> dict[str, Any]:
     """One run's state, as the scheduler sees it now, with its last step.
 
-    jobs: what Slurm says of jobs, where it was asked for many at once. What a torn, foreign or half-written folder does
-    not tell is null, and `problem` says why; else `problem` is null.
+    jobs: what Slurm says of jobs, where it was asked for many at once; the place in the queue is not asked for then.
+    What a torn, foreign or half-written folder does not tell is null, and `problem` says why; else `problem` is null.
     """
     problems: list[str] = []
 
@@ -61,6 +61,8 @@ def describe(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> dict
     if isinstance(step, int):
         last = {"step": step} | {key: rows[-1].get(key) for key in ("loss", "tokens_per_s", "mfu")}
     said = asked.get(job["id"]) if job.get("scheduler") == "slurm" else None
+    waits = said is not None and said.word in PENDING
+    place = queue_place(job["id"], job["environment"]) if waits and jobs is None else None
     trains = task in ("train", "profile") and isinstance(steps, int)
     done = step + 1 if isinstance(step, int) else _resumed(manifest)
     predicted = known(lambda: run.prediction() or nothing, nothing) if trains and not rows else nothing
@@ -73,7 +75,7 @@ def describe(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> dict
         "cluster": at("cluster", "name"),
         "job": {"scheduler": job.get("scheduler"), "id": job.get("id")},
         "status": status,
-        "queue": queue(said),
+        "queue": queue(said, place),
         "steps": steps,
         "steps_done": step + 1 if isinstance(step, int) else 0,
         "last": last,
@@ -84,8 +86,9 @@ def describe(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> dict
     }
 
 
-def queue(said: JobState | None) -> dict[str, Any]:
-    """Slurm's word for a job that has not ended, and of one that waits the reason and the expected start, in UTC."""
+def queue(said: JobState | None, place: QueuePlace | None = None) -> dict[str, Any]:
+    """Slurm's word for a job that has not ended, and of one that waits the reason, the expected start, in UTC, and its
+    place among those that wait."""
     waits = said is not None and said.word in PENDING
     start_s = said.start_s if said is not None and waits else None
     starts = None if start_s is None else datetime.fromtimestamp(start_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -93,12 +96,16 @@ def queue(said: JobState | None) -> dict[str, Any]:
         "state": said.word if said is not None else None,
         "reason": (said.reason or None) if said is not None and waits else None,
         "expected_start": starts,
+        "place": place.place if place is not None else None,
+        "of": place.of if place is not None else None,
     }
 
 
 def waiting(document: Mapping[str, Any]) -> str:
     """Why and for how long a job waits, in words; empty where Slurm does not say."""
     told = [document["reason"]] if document["reason"] else []
+    if document["place"]:
+        told.append(f"{document['place']} of {document['of']} that wait for its partition")
     if document["expected_start"]:
         starts = datetime.strptime(document["expected_start"], "%Y-%m-%dT%H:%M:%S%z")
         wait_s = max(0.0, starts.timestamp() - time.time())

@@ -219,6 +219,8 @@ class ClusterConfig:
     time_min: int = 30  # slurm: time limit in minutes
     wants: list[str] = field(default_factory=list)  # keys of this group that the site asks its users for: account
     limits: list[LimitConfig] = field(default_factory=list)  # the site's own, by nodes of the job, fewest first
+    jobs_queued: int | None = None  # the most that the site lets a user have in the queue
+    jobs_running: int | None = None  # of them, those that run or may start at once
     cpus_per_task: int = 1  # cores of one rank, and its torch threads
     gpus_per_task: int = (
         0  # slurm: --gpus-per-task; a task sees its devices alone, which at some sites breaks peer access

@@ -74,6 +74,24 @@ def job_states(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, 
     return found
 
 
+@dataclass(frozen=True)
+class QueuePlace:
+    """Where a job stands among those that wait for its partition: its place, from 1, of how many."""
+
+    place: int
+    of: int
+
+
+def queue_place(job_id: str, environment: Mapping[str, str]) -> QueuePlace | None:
+    """The place by priority; None where Slurm does not say. A site may show a user no jobs but their own."""
+    words = ["squeue", "--noheader", "--states=PENDING", "--sort=-p,i", "--format", "%i|%P"]
+    answer = ask(words, environment)
+    lines = [line.strip().split("|", 1) for line in answer.text.splitlines() if "|" in line] if answer.ok else []
+    partition = {job: name for job, name in lines}.get(job_id)
+    waiting = [job for job, name in lines if name == partition]
+    return QueuePlace(waiting.index(job_id) + 1, len(waiting)) if partition is not None else None
+
+
 def kill_wait_s(environment: Mapping[str, str]) -> float:
     """The seconds that Slurm gives a cancelled job between SIGTERM and SIGKILL."""
     answer = ask(["scontrol", "show", "config"], environment)

@@ -90,7 +90,9 @@ def in_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(described, "time", SimpleNamespace(time=lambda: NOW_S))
 
     def make(line: str, state: str) -> RunFolder:
-        (folder / "squeue").write_text(f"#!/bin/sh\necho '42|{line}'\n")
+        waiting = "printf '7|batch\\n9|debug\\n42|batch\\n50|batch\\n'"  # by priority
+        text = f"#!/bin/sh\ncase $* in *--states=PENDING*) {waiting};; *) echo '42|{line}';; esac\n"
+        (folder / "squeue").write_text(text)
         (folder / "squeue").chmod(0o755)
         run = RunFolder.create(tmp_path / "runs", "20260101-120000-aabbccdd")
         config = {"train": {"steps": 100}, "task": {"name": "train"}}
@@ -109,12 +111,13 @@ def test_a_job_that_waits_says_why_until_when_and_its_predicted_end(in_slurm, tm
     starts = datetime.fromtimestamp(NOW_S + 7200).isoformat()
     run = in_slurm(f"PENDING|{starts}|N/A|1:00:00|Priority", "pending")
     document = describe(run)
-    assert document["queue"] == {"state": "PENDING", "reason": "Priority", "expected_start": "2023-11-15T00:13:20Z"}
+    waits = {"state": "PENDING", "reason": "Priority", "expected_start": "2023-11-15T00:13:20Z"}
+    assert document["queue"] == waits | {"place": 2, "of": 3}
     assert (document["eta_s"], document["eta_from"]) == (7500.0, "predicted")
     assert document["time_left_s"] == 3600.0
     assert run_jobs(monkeypatch, "status", "latest", "--runs", str(tmp_path / "runs")) == 0
     text = capsys.readouterr().out
-    assert "Priority, expected to start at" in text and "in 2 h 00 min" in text
+    assert "Priority, 2 of 3 that wait for its partition, expected to start at" in text and "in 2 h 00 min" in text
     assert "~2 h 05 min, by the step time as predicted" in text
 
 
@@ -124,7 +127,8 @@ def test_a_running_job_says_its_measured_end_and_that_the_limit_comes_first(in_s
         run.append_metrics(row(step, 20.0 if step < 2 else 10.0))
     document = describe(run)
     assert (document["eta_s"], document["eta_from"], document["time_left_s"]) == (900.0, "measured", 300.0)
-    assert document["queue"] == {"state": "RUNNING", "reason": None, "expected_start": None}
+    nothing = dict.fromkeys(("reason", "expected_start", "place", "of"))
+    assert document["queue"] == {"state": "RUNNING", **nothing}
     assert run_jobs(monkeypatch, "status", "latest", "--runs", str(tmp_path / "runs")) == 0
     text = capsys.readouterr().out
     assert "ends in  15 min, by the step time as measured" in text

@@ -140,7 +140,7 @@ def test_the_command(tmp_path, monkeypatch, capsys, options):
     assert run_jobs(monkeypatch, "logs", "a-run", "--rank", "all", *where) == 0
     assert capsys.readouterr().out == "rank 0 | zero\nrank 1 | one\n"
     assert run_jobs(monkeypatch, "logs", "a-run", *where) == 0
-    assert capsys.readouterr().out == "zero\n"
+    assert capsys.readouterr().out == ("rank 0 | zero\nrank 1 | one\n" if options else "zero\n")
     assert run_jobs(monkeypatch, "logs", "a-run", "--json", *where) == 0
     path = str(run.log(0, 0))
     assert json.loads(capsys.readouterr().out) == {"run_id": "a-run", "path": path, "text": "zero\n"}
@@ -161,5 +161,7 @@ def test_a_run_that_goes_on_is_followed_to_its_end(tmp_path, monkeypatch, capsys
         run.write_status(Status("completed"))
 
     monkeypatch.setattr(logs.time, "sleep", end)
-    assert run_jobs(monkeypatch, "logs", "a-run", "-f", "--runs", str(tmp_path)) == 0
+    assert run_jobs(monkeypatch, "logs", "a-run", "-f", "--rank", "0", "--runs", str(tmp_path)) == 0
     assert capsys.readouterr().out == "zero\ndone\n"
+    assert run_jobs(monkeypatch, "logs", "a-run", "-f", "--runs", str(tmp_path)) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "rank 0 | zero"
