@@ -141,7 +141,7 @@ def test_the_command(tmp_path, monkeypatch, capsys, options):
     assert capsys.readouterr().out == "rank 0 | zero\nrank 1 | one\n"
     assert run_jobs(monkeypatch, "logs", "a-run", *where) == 0
     assert capsys.readouterr().out == ("rank 0 | zero\nrank 1 | one\n" if options else "zero\n")
-    assert run_jobs(monkeypatch, "logs", "a-run", "--json", *where) == 0
+    assert run_jobs(monkeypatch, "logs", "a-run", "--rank", "0", "--json", *where) == 0
     path = str(run.log(0, 0))
     assert json.loads(capsys.readouterr().out) == {"run_id": "a-run", "path": path, "text": "zero\n"}
     assert run_jobs(monkeypatch, "logs", "a-run", "--rank", "all", "--json", *where) == 0
