@@ -61,7 +61,8 @@ def _examine(overrides: Sequence[str], on: Sequence[str], probe: Path | None, *,
     experiment = _experiment(overrides)
     cluster = experiment.cluster
     if probe is not None:
-        print(json.dumps([each.document() for each in _of_node(experiment, probe)]))
+        for each in _of_node(experiment, probe):
+            print(json.dumps(each.document()))  # a line each: srun keeps short lines of many nodes apart
         return 0
     login = cluster.scheduler == "slurm"
     # A login node has no devices, and need not.

@@ -76,7 +76,7 @@ def on_nodes(cluster: ClusterConfig, environment: Mapping[str, str], runs: Path)
         words += [f"--gpus-per-node={cluster.gpus_per_node}"] * bool(cluster.gpus_per_node)
         command = [sys.executable, "-m", "piper_hpc.doctor", "--of-node", probe.name, f"cluster={cluster.name}"]
         answer = ask([*words, *command], environment, NODES_TIMEOUT_S)
-    found = [Finding(**each) for line in answer.text.splitlines() if line.startswith("[") for each in json.loads(line)]
+    found = [Finding(**json.loads(line)) for line in answer.text.splitlines() if line.startswith("{")]
     answered = {each.where for each in found}
     if len(answered) < cluster.nodes:
         why = answer.reason or "srun ended well"

@@ -88,7 +88,7 @@ def test_a_slurm_that_answers_is_well_and_one_that_does_not_is_not(
 
 
 def test_nodes_that_do_not_answer_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = json.dumps([Finding("torch", "ok", "2.13", where="n1").document()])
+    told = json.dumps(Finding("torch", "ok", "2.13", where="n1").document())
     with_commands(tmp_path, monkeypatch, **QUIET | {"srun": f"echo noise; echo '{told}'"})
     found = slurm.on_nodes(SLURM, {}, tmp_path / "runs")
     assert [each.where for each in found] == ["n1", ""]

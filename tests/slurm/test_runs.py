@@ -64,7 +64,8 @@ def trained(testbed, folder) -> tuple[RunFolder, str, dict[str, int]]:
 
 def test_it_ran_where_slurm_placed_it_and_slurm_calls_it_completed(trained, testbed):
     run, _, _ = trained
-    until(lambda: accounted(testbed, run) == "COMPLETED", SECONDS_TO_END, "sacct says COMPLETED")
+    until(lambda: accounted(testbed, run) not in ("", "RUNNING"), 2 * SECONDS_TO_END, "sacct knows of the end")
+    assert accounted(testbed, run) == "COMPLETED", "".join(log.read_text() for log in run.logs.glob("slurm-*.out"))
     job = run.manifest()["job"]
     assert job["nodes"] == ["n1", "n2", "n3", "n4"]
     assert [place["rack"] for place in job["rank_map"]] == [0, 0, 0, 0, 1, 1, 1, 1]

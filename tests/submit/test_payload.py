@@ -14,12 +14,13 @@ from piper_hpc.submit.payload import LAST_WORD_S
 
 RANK = """
 import sys, time
+import piper_hpc.runtime.failures  # with torch, as a rank at work has it
 from piper_hpc.runs import RunFolder
 from piper_hpc.submit.payload import run_as_rank
 
 def task(run, rank_env):
     (run.path / "began").touch()
-    time.sleep(1.0)
+    time.sleep(0.5)
     if sys.argv[2] == "speaks":
         raise RuntimeError("lost a peer")
     time.sleep(60)
