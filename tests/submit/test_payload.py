@@ -8,9 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from piper_hpc.runs import RunFolder
 from piper_hpc.runtime.rank import local_variables
 from piper_hpc.submit.payload import LAST_WORD_S
+
+pytestmark = pytest.mark.slow
 
 RANK = """
 import sys, time
