@@ -74,22 +74,23 @@ def test_every_project_of_the_schema_has_its_writer() -> None:
     assert set(EXPORTS) == set(TARGETS)
 
 
+def check_round_trip(project: str, one: Choice) -> None:
+    text = written(project, one)
+    if text is not None:
+        reading = TARGETS[project].read(text, one.model, one.layout.ranks)
+        assert (reading.layout, reading.workload) == said(one)
+
+
 @many
 @given(TO_MEGATRON | choices())
 def test_megatron_arguments_say_what_the_plan_chose(one: Choice) -> None:
-    text = written("megatron", one)
-    if text is not None:
-        reading = TARGETS["megatron"].read(text, one.model, one.layout.ranks)
-        assert (reading.layout, reading.workload) == said(one)
+    check_round_trip("megatron", one)
 
 
 @many
 @given(TO_TORCHTITAN | choices())
 def test_torchtitan_keys_say_what_the_plan_chose(one: Choice) -> None:
-    text = written("torchtitan", one)
-    if text is not None:
-        reading = TARGETS["torchtitan"].read(text, one.model, one.layout.ranks)
-        assert (reading.layout, reading.workload) == said(one)
+    check_round_trip("torchtitan", one)
 
 
 @many
