@@ -89,10 +89,9 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
     run = pick(arguments.runs, arguments.run)
     document = describe(run)
     whole = document["problem"] is None
-    ended_well = document["status"]["state"] == "completed" and document["last"]
-    if whole and ended_well and not (run.path / "report.md").exists():
+    if whole:
         with understood(run):
-            report.write(run)
+            report.write_missing(run, document["status"]["state"])
     if arguments.json:
         print(json.dumps(document, indent=2))
         return 0

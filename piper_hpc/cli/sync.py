@@ -17,7 +17,7 @@ from piper_hpc.cli.replay import Replayed, ReplayError, Target, replay
 from piper_hpc.cli.sweep import runs_of
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.report import write as report
-from piper_hpc.runs import RecordError, RunFolder, Status, find, understood
+from piper_hpc.runs import RecordError, RunFolder, find, understood
 from piper_hpc.submit.outcome import observe, observe_all
 
 PROJECT = "piper_hpc"
@@ -81,7 +81,7 @@ def _replay_all(
                 continue
             target = _target(run, arguments, offline)
             with understood(run):
-                _write_report(run, status)
+                report.write_missing(run, status.state)
                 results.append(replay(run, status, target))
         except RecordError as error:
             results.append(Replayed(run.run_id, target, "failed", problem=error.reason))
@@ -98,12 +98,6 @@ def _target(run: RunFolder, arguments: argparse.Namespace, offline: bool) -> Tar
     chosen = chosen if isinstance(chosen, Mapping) else {}
     project = arguments.project or chosen.get("project") or PROJECT
     return Target("offline" if offline else "online", project, arguments.entity or chosen.get("entity"))
-
-
-def _write_report(run: RunFolder, status: Status) -> None:
-    """The report of a completed run whose launcher did not wait for it, as `jobs status` writes it."""
-    if status.state == "completed" and run.metrics() and not (run.path / "report.md").exists():
-        report.write(run)
 
 
 def _tell(results: Sequence[Replayed], names: Sequence[str], console: Console) -> None:

@@ -33,6 +33,13 @@ def write(run: RunFolder) -> list[Path]:
     return [run.write_report("report.html", page), *written]
 
 
+def write_missing(run: RunFolder, state: str) -> None:
+    """Write the report of a run that trained and completed while no launcher waited for it. state: of the run, as seen
+    by whoever asks."""
+    if state == "completed" and run.metrics() and not (run.path / "report.md").exists():
+        write(run)
+
+
 def markdown(run: RunFolder, rows: Sequence[dict[str, Any]], table: Sequence[Row]) -> str:
     """The tables of the report."""
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import pickle
@@ -77,7 +78,7 @@ def process_group(
     order: numbers the ranks anew, by where all of them are; without it they keep the scheduler's numbers.
 
     Rank 0 starts the TCPStore on any free port and writes its address into `store_folder`, which all nodes share: two
-    jobs can never share one store, as they do on a fixed port. It listens on the node's own address alone. Keys carry
+    jobs can never share one store, as they do on a fixed port. It listens on the node's own address. Keys carry
     the run and the attempt, so that nobody reads the addresses of dead or foreign peers. Raises RendezvousError after
     `timeout_s`, and where MASTER_ADDR is another node's.
     """
@@ -199,11 +200,17 @@ def _store(rank_env: RankEnvironment, store_folder: Path, timeout: timedelta) ->
 
 def _listener(host: str) -> socket.socket:
     """A socket on any free port of this node's address `host`, and of no other: whoever shares the node through another
-    network finds nothing. Raises RendezvousError where the address is not this node's."""
+    network finds nothing. Raises RendezvousError where the address is not this node's.
+
+    A node's own name may mean its loopback to itself (127.0.1.1 in Debian's /etc/hosts) and its network's address to
+    the others: only a socket on all addresses hears them then.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        bare = str(address[0])
+        hides = ipaddress.ip_address(bare).is_loopback and host not in (bare, "localhost")
         listener = socket.socket(family, kind, protocol)
-        listener.bind(address)
+        listener.bind(("", 0) if hides else address)
         listener.listen(socket.SOMAXCONN)
     except OSError as error:
         raise RendezvousError(

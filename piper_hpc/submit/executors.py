@@ -52,21 +52,20 @@ class TemplateSlurmExecutor(submitit.SlurmExecutor):
 class SupervisedLocalExecutor(LocalExecutor):
     """submitit's local executor, with a supervisor that ends all ranks when one dies and records why."""
 
-    def __init__(self, run: RunFolder, dies_with_launcher: bool) -> None:
-        super().__init__(folder=run.batch, max_num_timeout=0)
-        self._run, self._dies_with_launcher = run, dies_with_launcher
+    def __init__(self, run: RunFolder, ranks: int, dies_with_launcher: bool) -> None:
+        super().__init__(folder=run.batch)
+        self._run, self._ranks, self._dies_with_launcher = run, ranks, dies_with_launcher
 
     def start(self, work: Work | None) -> LocalJob[Any]:
         """Start the supervisor."""
-        tasks = self.parameters["tasks_per_node"]
-        words = [sys.executable, "-m", SUPERVISOR, str(self._run.path), "--ranks", str(tasks)]
+        words = [sys.executable, "-m", SUPERVISOR, str(self._run.path), "--ranks", str(self._ranks)]
         if work is not None:
             words += ["--work", _name(work)]
         if self._dies_with_launcher:
             words += ["--dies-with-launcher", str(os.getpid())]
         with (self._run.logs / "supervisor.log").open("ab") as log:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        return LocalJob(self.folder, str(process.pid), list(range(tasks)), process)
+        return LocalJob(self.folder, str(process.pid), list(range(self._ranks)), process)
 
 
 def submit(
@@ -88,10 +87,8 @@ def submit(
     executor: TemplateSlurmExecutor | SupervisedLocalExecutor
     if cluster.scheduler == "slurm":
         executor = TemplateSlurmExecutor(run, cluster, placement)
-        executor.update_parameters(nodes=cluster.nodes, ntasks_per_node=cluster.ranks_per_node, time=cluster.time_min)
     else:
-        executor = SupervisedLocalExecutor(run, dies_with_launcher=wait)
-        executor.update_parameters(tasks_per_node=cluster.nodes * cluster.ranks_per_node)
+        executor = SupervisedLocalExecutor(run, cluster.ranks_per_node, dies_with_launcher=wait)
     # An outer job's SLURM_* variables would change the binding of this one; where Slurm is, stays.
     environment = address() | environment
     with clean_env(), _variables(environment | cluster.environment):

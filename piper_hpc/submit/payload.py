@@ -17,7 +17,7 @@ from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.runtime.scratch import private_tmp
 from piper_hpc.spec import SpecError
 
-LAST_WORD_S = 4.0
+LEAVE_S = 4.0
 """How long a rank that is asked to end may take to leave word."""
 
 
@@ -50,12 +50,12 @@ def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], Non
 
 
 def _leave_soon(number: int, frame: FrameType | None) -> None:
-    """End this process by the signal after LAST_WORD_S, or at once where it comes again.
+    """End this process by the signal after LEAVE_S, or at once where it comes again.
 
     With it srun ends the peers of a rank that failed: in that time they find out whom they lost, and leave word of it.
     """
     signal.signal(number, signal.SIG_DFL)
-    timer = threading.Timer(LAST_WORD_S, os.kill, (os.getpid(), number))
+    timer = threading.Timer(LEAVE_S, os.kill, (os.getpid(), number))
     timer.daemon = True
     timer.start()
 

@@ -11,7 +11,7 @@ from statistics import mean
 
 import pytest
 
-from piper_hpc.runtime.group import LEAST_LOOK_S, LOOKS_PER_S, RendezvousError, _look_again_s, _store
+from piper_hpc.runtime.group import LEAST_LOOK_S, LOOKS_PER_S, RendezvousError, _listener, _look_again_s, _store
 from piper_hpc.runtime.rank import RankEnvironment
 
 SECONDS = timedelta(seconds=20)
@@ -36,6 +36,16 @@ def test_the_store_listens_on_the_named_address_alone(tmp_path):
     socket.create_connection(("127.0.0.2", port), timeout=5).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("host", "bound"), [("node7", "0.0.0.0"), ("localhost", "127.0.1.1"), ("127.0.1.1", "127.0.1.1")]
+)
+def test_a_name_that_is_loopback_on_its_own_node_still_hears_the_others(monkeypatch, host, bound):
+    found = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found])
+    with _listener(host) as listener:
+        assert listener.getsockname()[0] == bound
 
 
 def test_an_address_of_another_node_is_said_and_not_waited_for(tmp_path):

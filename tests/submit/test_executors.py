@@ -101,13 +101,8 @@ def test_a_refusal_says_what_sbatch_said(tmp_path, sbatch):
 
 
 def test_submitit_has_the_hooks_that_are_used():
-    for executor, names in (
-        (submitit.SlurmExecutor, ("_submit_command", "_make_submission_file_text", "update_parameters")),
-        (LocalExecutor, ("update_parameters",)),
-    ):
-        for name in names:
-            assert callable(getattr(executor, name)), name
     assert list(inspect.signature(submitit.SlurmExecutor._submit_command).parameters) == ["self", "command"]
     made = inspect.signature(submitit.SlurmExecutor._make_submission_file_text)
     assert list(made.parameters) == ["self", "command", "uid"]
+    assert "folder" in inspect.signature(LocalExecutor.__init__).parameters
     assert list(inspect.signature(LocalJob.__init__).parameters)[:5] == ["self", "folder", "job_id", "tasks", "process"]

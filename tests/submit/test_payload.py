@@ -12,7 +12,7 @@ import pytest
 
 from piper_hpc.runs import RunFolder
 from piper_hpc.runtime.rank import local_variables
-from piper_hpc.submit.payload import LAST_WORD_S
+from piper_hpc.submit.payload import LEAVE_S
 
 pytestmark = pytest.mark.slow
 
@@ -54,4 +54,4 @@ def test_one_that_finds_out_what_happened_says_so(tmp_path: Path) -> None:
 def test_one_that_goes_on_is_ended_by_the_signal(tmp_path: Path) -> None:
     run, code, went_on_s = ended(tmp_path, "goes on")
     assert code == -signal.SIGTERM and not run.failures(0)
-    assert went_on_s > LAST_WORD_S - 0.5
+    assert went_on_s > LEAVE_S - 0.5
