@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +167,8 @@ def test_waiting_prints_the_reason_once_and_the_end_with_the_steps(in_slurm, tmp
         if looks == 6:
             run.write_status(Status("completed"))
 
-    monkeypatch.setattr(followed.time, "sleep", pause)
+    # A clock of its own: subprocess, which asks squeue, sleeps by the real one while it waits.
+    monkeypatch.setattr(followed, "time", SimpleNamespace(sleep=pause, time=time.time, monotonic=time.monotonic))
     console = Console(file=(tmp_path / "out").open("w"), width=120)
     assert follow(run, 100, console).state == "completed"
     console.file.close()
