@@ -95,7 +95,9 @@ def schedule_of(experiment: Experiment, machine: Machine) -> ScheduleChoice:
         for schedule in SCHEDULES
         for vpp in ((1, 2) if given.vpp == 1 else (given.vpp,))
     ]
-    broken = {layout: [*layout_problems(model, layout, workload), *missing_of_layout(layout)] for layout in layouts}
+    broken = {
+        layout: [*layout_problems(model, layout, workload), *missing_of_layout(layout, model)] for layout in layouts
+    }
     runs = [layout for layout in layouts if not broken[layout]]
     if not runs:
         raise ConfigError(*broken[layouts[SCHEDULES.index("1f1b")]])

@@ -378,7 +378,7 @@ def layout(config: Config, spec: ModelSpec) -> Iterator[Problem]:
     if asked.schedule == AUTO:  # what each schedule asks for is seen when one is chosen
         asked = replace(asked, schedule="1f1b", vpp=1, stage_layers=())
     problems = list(layout_problems(spec, asked, Workload(batch, config.train.sequence)))
-    yield from problems or executor.missing_of_layout(asked)
+    yield from problems or executor.missing_of_layout(asked, spec)
     yield from _migration(config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import yaml
 
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.hugging_face import from_hf
-from piper_hpc.config.schema import ModelConfig
+from piper_hpc.config.schema import ModelConfig, RopeScalingConfig
 from piper_hpc.paths import data_folder
 from piper_hpc.spec import ModelSpec
+from piper_hpc.spec.rope import RopeScaling
 
 FACTS = tuple(fact.name for fact in dataclasses.fields(ModelSpec))
 REQUIRED = tuple(fact.name for fact in dataclasses.fields(ModelSpec) if fact.default is dataclasses.MISSING)
@@ -31,6 +33,8 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     Raises SpecError (or ConfigError, which is one) that names every key that is missing or broken.
     """
     given = {key: getattr(config, key) for key in FACTS if getattr(config, key) is not None}
+    if "rope_scaling" in given:
+        given["rope_scaling"] = _rope_scaling(given["rope_scaling"])
     if config.path is not None:
         return dataclasses.replace(from_hf(_read(config.path)), **given)
     if "head_dim" not in given and {"hidden", "heads"} <= given.keys():
@@ -42,6 +46,12 @@ def model_spec(config: ModelConfig) -> ModelSpec:
     if missing:
         raise ConfigError(*(Problem(f"model.{key}", "???", "must be given", f"model.{key}=1") for key in missing))
     return ModelSpec(**given)
+
+
+def _rope_scaling(given: RopeScalingConfig | Mapping[str, Any] | RopeScaling) -> RopeScaling:
+    """From the typed configuration, a file's mapping, or a record's."""
+    facts = given if isinstance(given, Mapping) else vars(given)
+    return RopeScaling(**facts)
 
 
 def _head_dim(given: dict[str, Any]) -> int:

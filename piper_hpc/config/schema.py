@@ -36,6 +36,23 @@ class TaskConfig:
 
 
 @dataclass
+class RopeScalingConfig:
+    """See piper_hpc.spec.rope.RopeScaling: how rotary positions are stretched, as a released config.json says."""
+
+    kind: str = MISSING  # yarn, llama3, linear, or longrope (planned alone)
+    factor: float = MISSING  # how many times longer the context becomes
+    original_positions: int = 0  # the context before; not needed where linear
+    beta_fast: float = 32.0  # yarn: turns in the original context above which a frequency stays
+    beta_slow: float = 1.0  # yarn: turns below which it is divided by the factor
+    truncate: bool = True  # yarn: round the range between both to whole dimensions
+    mscale: float = 0.0  # yarn: of cosine and sine; 0: none given
+    mscale_all_dim: float = 0.0  # yarn: of cosine and sine, and of the scores of mla; 0: none given
+    attention_factor: float = 0.0  # yarn: of cosine and sine; 0: follows from the others
+    low_freq_factor: float = 1.0  # llama3: original context over the longest wavelength that is blended
+    high_freq_factor: float = 4.0  # llama3: over the shortest
+
+
+@dataclass
 class ModelConfig:
     """See piper_hpc.spec.ModelSpec, whose defaults hold where a key is null; `path` may give what the keys do not."""
 
@@ -86,8 +103,26 @@ class ModelConfig:
     encoder_parameters: int | None = None  # of a vision encoder before the decoder: counted, its FLOPs are not modelled
     counting: str | None = None  # all, or paper: the size in print counts experts and 4 hidden^2 of attention alone
     rope_theta: float | None = None  # base of the rotary position embedding
+    rope_fraction: float | None = None  # leading share of a head's width that it turns (GLM-4.5: 0.5)
+    rope_interleaved: bool | None = None  # it turns neighbours (2i, 2i + 1) instead of (i, i + width / 2)
+    rope_scaling: RopeScalingConfig | None = None  # how it is stretched to a longer context; null: not
+    nope_every: int | None = None  # every n-th layer has no positions (Llama 4: 4); 0: all have
+    temperature_floor: int | None = None  # positions after which queries of layers without positions grow; 0: never
+    temperature_scale: float | None = None  # by how much they grow
+    clip_qkv: float | None = None  # bound of queries, keys and values; 0: none
+    activation: str | None = None  # silu, gelu, gelu_tanh, or auto: silu where there is a gate, gelu where not
+    swiglu_limit: float | None = None  # bound of gate and up in the SwiGLU of gpt-oss; 0: plain SwiGLU
     norm_eps: float | None = None  # added to the variance in a norm
+    router_score: str | None = None  # softmax, sigmoid, or sparsemixer (planned alone)
+    normalised_weights: bool | None = None  # divide the weights of a token's experts by their sum
+    routed_scale: float | None = None  # what these weights are multiplied by
+    selection_bias: bool | None = None  # balance by a bias on the choice of experts (DeepSeek-V3)
+    selection_bias_rate: float | None = None  # by how much it moves after a step
+    weighted_input: bool | None = None  # scale what experts are given, not what they return (Llama 4; top_k=1)
+    fp32_gate: bool | None = None  # compute the router's product in float32 whatever the type
+    router_aux: str | None = None  # load-balancing loss by sequence, or by global_batch
     router_aux_coef: float | None = None  # weight of the load-balancing loss
+    router_z_coef: float | None = None  # weight of the router's z-loss
 
 
 @dataclass

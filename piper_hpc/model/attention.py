@@ -1,69 +1,96 @@
-"""Causal grouped-query attention with rotary positions."""
+"""Causal attention of one layer: grouped-query (GQA) with rotary positions and what models add to it."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from piper_hpc.model import recompute
+from piper_hpc.model.norms import L2Norm, make_norm
+from piper_hpc.model.rotary import rotary_tables, rotate
+from piper_hpc.model.scores import attend, visible_keys
 from piper_hpc.spec.model import ModelSpec
 
 
 class Attention(nn.Module):
     """Multi-head attention with `kv_heads` shared key and value heads (GQA, arXiv 2305.13245), causal.
 
-    `sequence` fixes the length of the rotary tables; shorter inputs work too.
+    `sequence` fixes the length of the rotary tables; shorter inputs work too. What the spec asks of this layer is
+    there: biases, norms of queries and keys, clipping, a window, sinks, no positions and queries that grow instead.
     """
 
     cos: torch.Tensor
     sin: torch.Tensor
+    growth: torch.Tensor
 
     def __init__(
-        self, spec: ModelSpec, sequence: int, *, again: bool = False, device: torch.device, dtype: torch.dtype
+        self,
+        spec: ModelSpec,
+        layer: int,
+        sequence: int,
+        *,
+        again: bool = False,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        """again: compute scores, softmax and their product with values again in the backward."""
+        """layer: global; again: compute scores, softmax and their product with values again in the backward."""
         super().__init__()
         self.run = recompute.again if again else recompute.kept
-        self.head_dim = spec.head_dim
-        self.grouped = spec.kv_heads != spec.heads
-        linear = partial(nn.Linear, bias=False, device=device, dtype=dtype)
-        self.q = linear(spec.hidden, spec.q_dim)
-        self.k = linear(spec.hidden, spec.kv_dim)
-        self.v = linear(spec.hidden, spec.kv_dim)
-        self.o = linear(spec.q_dim, spec.hidden)
-        cos, sin = rotary_tables(sequence, spec.head_dim, spec.rope_theta)
-        self.register_buffer("cos", cos.to(device, dtype), persistent=False)
-        self.register_buffer("sin", sin.to(device, dtype), persistent=False)
+        self.head_dim, self.scale = spec.head_dim, spec.head_dim**-0.5
+        self.clip, self.interleaved = spec.clip_qkv, spec.rope_interleaved
+        self.window, self.window_kind = spec.window(layer), spec.window_kind
+        linear = partial(nn.Linear, device=device, dtype=dtype)
+        self.q = linear(spec.hidden, spec.q_dim, bias=spec.attention_bias)
+        self.k = linear(spec.hidden, spec.kv_dim, bias=spec.attention_bias)
+        self.v = linear(spec.hidden, spec.kv_dim, bias=spec.attention_bias)
+        self.o = linear(spec.q_dim, spec.hidden, bias=spec.output_bias)
+        self.sinks = nn.Parameter(torch.empty(spec.heads, device=device, dtype=dtype)) if spec.attention_sinks else None
+        self.positions = spec.has_positions(layer)
+        # Of all heads' width it is before heads are told apart, of one head's after; without parameters, after RoPE.
+        self.norm_of_all, self.norm_rotated = spec.qk_norm == "full", spec.qk_norm == "l2"
+        self.q_norm: nn.Module | None = None
+        self.k_norm: nn.Module | None = None
+        if spec.qk_norm in ("head", "full"):
+            widths = (spec.q_dim, spec.kv_dim) if self.norm_of_all else (spec.head_dim, spec.head_dim)
+            self.q_norm, self.k_norm = (make_norm(spec, width, device=device, dtype=dtype) for width in widths)
+        elif spec.qk_norm == "l2" and self.positions:
+            self.q_norm = self.k_norm = L2Norm(spec.norm_eps)
+        if self.positions:
+            cos, sin = rotary_tables(sequence, spec.rope_dim, spec.rope_theta, spec.rope_scaling)
+            self.register_buffer("cos", cos.to(device, dtype), persistent=False)
+            self.register_buffer("sin", sin.to(device, dtype), persistent=False)
+        self.grows = bool(spec.temperature_floor) and not self.positions
+        if self.grows:
+            steps = torch.floor(torch.arange(1, sequence + 1, dtype=torch.float64) / spec.temperature_floor)
+            growth = 1 + spec.temperature_scale * torch.log1p(steps)
+            self.register_buffer("growth", growth.to(device, dtype).view(-1, 1), persistent=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [batch, sequence, hidden] -> the same shape."""
         batch, sequence, _ = hidden.shape
-        cos, sin = self.cos[:sequence], self.sin[:sequence]
-        query, key, value = (
-            projection(hidden).view(batch, sequence, -1, self.head_dim).transpose(1, 2)
-            for projection in (self.q, self.k, self.v)
-        )
-        attended = self.run(self._attend, rotate(query, cos, sin), rotate(key, cos, sin), value)
+        query = self._by_head(self.q(hidden), self.q_norm)
+        key = self._by_head(self.k(hidden), self.k_norm)
+        value = self._by_head(self.v(hidden), None)
+        if self.positions:
+            cos, sin = self.cos[:sequence], self.sin[:sequence]
+            query, key = (rotate(heads, cos, sin, interleaved=self.interleaved) for heads in (query, key))
+        if self.norm_rotated and self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if self.grows:
+            query = query * self.growth[:sequence]
+        visible = visible_keys(sequence, self.window, self.window_kind, self.sinks is not None, hidden.device)
+        attended = self.run(attend, query, key, value, visible, self.scale, self.sinks)
         return self.o(attended.transpose(1, 2).reshape(batch, sequence, -1))
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
-
-
-def rotary_tables(sequence: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of position * theta^(-2i/head_dim), float64 [sequence, head_dim / 2] (arXiv 2104.09864)."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.outer(torch.arange(sequence, dtype=torch.float64), frequencies)
-    return angles.cos(), angles.sin()
-
-
-def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding (arXiv 2104.09864), with pairs (i, i + head_dim / 2) as GPT-NeoX has them.
-
-    heads [batch, heads, sequence, head_dim]; cos, sin [sequence, head_dim / 2]. Returns the shape of `heads`.
-    """
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def _by_head(self, rows: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+        """[batch, sequence, width of all heads] -> [batch, heads, sequence, head_dim], normed if that comes first."""
+        if norm is not None and self.norm_of_all:
+            rows = norm(rows)
+        if self.clip:
+            rows = rows.clamp(-self.clip, self.clip)
+        heads = rows.unflatten(-1, (-1, self.head_dim))
+        if norm is not None and not self.norm_of_all and not self.norm_rotated:
+            heads = norm(heads)
+        return heads.transpose(1, 2)

@@ -52,13 +52,14 @@ def initialise(stage: nn.Module, experts: ExpertsByLayer, *, layers: int, seed: 
     """Give every parameter its first value, a function of `seed` and its logical name alone.
 
     Normal with standard deviation 0.02, divided by sqrt(2 layers) where a matrix writes into the residual stream
-    (GPT-2); norms start at one. Drawn in float32 on the host, so that devices and types start alike.
+    (GPT-2); norms start at one, biases and sinks at zero. Drawn in float32 on the host, so that devices and types start
+    alike.
     """
     for name, tensor in logical_tensors(stage.named_parameters(), experts):
         if tensor.ndim == 1:
-            tensor.fill_(1.0)
+            tensor.fill_(0.0 if name.endswith(("bias", "sinks")) else 1.0)
             continue
-        residual = name.endswith((".o.weight", ".w2"))
+        residual = name.endswith((".o.weight", ".w2", ".w2.weight"))
         std = 0.02 / math.sqrt(2 * layers) if residual else 0.02
         tensor.copy_(torch.empty(tensor.shape).normal_(std=std, generator=_generator(seed, name)))
 

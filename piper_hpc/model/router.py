@@ -1,66 +1,128 @@
-"""The top-k router and its load-balancing loss, defined per sequence so that no layout changes it."""
+"""The top-k router: score, select, weigh, and the losses that balance it, defined so that no layout changes them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from piper_hpc.model.recompute import is_rerun
 from piper_hpc.spec.model import ModelSpec
 
 
-class Router(nn.Module):
-    """Softmax gate, top-k experts a token, weights normalised over the chosen ones, as Mixtral (arXiv 2401.04088) does.
+class Routed(NamedTuple):
+    """What a router makes of tokens: expert_ids int64 and weights, both [tokens, top_k].
 
-    Of one choice the weight is its probability, as in Switch Transformer (arXiv 2101.03961 Eq 2): normalised it would
-    be 1 whatever the gate says, and the task's loss would not reach the gate.
-    `aux_scale` is the factor of one sequence's balancing loss in the loss of a step: coefficient over global sequences.
-    The balancing loss is attached to the weights, so it needs no path of its own through the pipeline.
-    `forced`, int64 [micro-batches of a step][batch * sequence, top_k], has experts that tokens go to whatever the gate
-    says, for measurements; weights stay the gate's. Forwards come in the order of micro-batches, as do those that run
-    again, which no schedule has that splits the backward.
-    Since `reset`, `routed` has the choices of each expert by micro-batch, int64 [experts] each, and `aux_loss` adds up.
+    counts: int64 [experts], choices of each; aux_loss: a scalar without gradient, its share of the balancing losses.
     """
+
+    expert_ids: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+    aux_loss: torch.Tensor
+
+
+class Router(nn.Module):
+    """Scores of a linear gate, the top-k experts of each token, and their weights.
+
+    Softmax or sigmoid scores; weights normalised over the chosen ones where the spec says so. Of one choice the weight
+    is its score, as in Switch Transformer (arXiv 2101.03961 Eq 2): normalised it would be 1 whatever the gate says, and
+    the task's loss would not reach the gate. Choice may be limited to a token's best groups (arXiv 2405.04434 2.2.2)
+    and moved by `selection_bias`, which has no gradient (arXiv 2408.15664).
+
+    aux_scale: the factor of one sequence's losses in the loss of a step: one over global sequences. The losses are
+    attached to the weights, so they need no path of their own through the pipeline. `load`, each expert's share of
+    choices over the mean in the step before, is what a loss over the global batch takes for this one's.
+    A forward changes nothing: what it routed is in what it returns. selection_bias and load, float32 [experts] in the
+    wider type where training is, are the state of a router; `after_step` moves them, and checkpoints keep them.
+    """
+
+    selection_bias: torch.Tensor
+    load: torch.Tensor
 
     def __init__(self, spec: ModelSpec, aux_scale: float, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.top_k = spec.top_k
+        self.spec = spec
         self.aux_scale = aux_scale
-        self.gate = nn.Linear(spec.hidden, spec.experts, bias=False, device=device, dtype=dtype)
-        self.forced: Sequence[torch.Tensor] | None = None
-        self.routed: list[torch.Tensor] = []
-        self._reruns = 0
-        self.aux_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.gate = nn.Linear(spec.hidden, spec.experts, bias=spec.router_bias, device=device, dtype=dtype)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        if spec.selection_bias:
+            self.register_buffer("selection_bias", torch.zeros(spec.experts, dtype=wide, device=device))
+        if spec.router_aux == "global_batch":
+            self.register_buffer("load", torch.ones(spec.experts, dtype=wide, device=device))
 
-    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """hidden [batch, sequence, hidden] -> expert_ids int64 and weights, both [batch * sequence, top_k]."""
-        logits = self.gate(hidden)
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        probabilities = logits.softmax(-1)
-        if self.forced is None:
-            chosen, expert_ids = probabilities.topk(self.top_k, dim=-1)
+    def forward(self, hidden: torch.Tensor, forced: torch.Tensor | None = None) -> Routed:
+        """hidden [batch, sequence, hidden]. forced: experts int64 [batch * sequence, top_k] that tokens go to whatever
+        the gate says, for measurements; weights stay the gate's."""
+        spec = self.spec
+        logits = self._logits(hidden)
+        scores = logits.sigmoid() if spec.router_score == "sigmoid" else logits.softmax(-1)
+        if forced is not None:
+            expert_ids = forced.view(*scores.shape[:-1], spec.top_k)
+        elif spec.selection_bias or spec.expert_groups:
+            expert_ids = self._selected(scores.detach())
         else:
-            micro_batch = self._reruns if is_rerun() else len(self.routed)
-            self._reruns += is_rerun()
-            expert_ids = self.forced[micro_batch].view(*probabilities.shape[:-1], self.top_k)
-            chosen = probabilities.gather(-1, expert_ids)
-        weights = chosen / chosen.sum(-1, keepdim=True) if self.top_k > 1 else chosen
-        counts = count_choices(expert_ids, probabilities.shape[-1])
-        aux_loss = self.aux_scale * balancing_loss(probabilities, counts, self.top_k).sum()
-        if not is_rerun():
-            self.routed.append(counts.sum(0))
-            self.aux_loss += aux_loss.detach()
+            expert_ids = scores.topk(spec.top_k, dim=-1).indices
+        weights = scores.gather(-1, expert_ids)
+        if spec.normalised_weights and spec.top_k > 1:
+            weights = weights / weights.sum(-1, keepdim=True)
+        if spec.routed_scale != 1:
+            weights = weights * spec.routed_scale
+        counts = count_choices(expert_ids, spec.experts)
+        aux_loss = self._losses(logits, scores, counts)
         weights = AttachLoss.apply(weights, aux_loss)
-        return expert_ids.view(-1, self.top_k), weights.view(-1, self.top_k).to(hidden.dtype)
+        return Routed(
+            expert_ids.view(-1, spec.top_k),
+            weights.view(-1, spec.top_k).to(hidden.dtype),
+            counts.sum(0),
+            aux_loss.detach(),
+        )
 
-    def reset(self) -> None:
-        """Begin a new step's sums."""
-        self.routed.clear()
-        self._reruns = 0
-        self.aux_loss.zero_()
+    def after_step(self, counts: torch.Tensor) -> None:
+        """Move the state by the step's choices of each expert over all ranks, int64 [experts]: the same on each."""
+        mean = counts.double().mean()
+        if self.spec.selection_bias:
+            step = self.spec.selection_bias_rate * torch.sign(mean - counts)
+            self.selection_bias += step.to(self.selection_bias)
+        if self.spec.router_aux == "global_batch":
+            self.load.copy_(counts / mean)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[batch, sequence, experts] in float32 at least."""
+        narrow = hidden.dtype in (torch.bfloat16, torch.float16)
+        if narrow and self.spec.fp32_gate:
+            bias = self.gate.bias.float() if self.gate.bias is not None else None
+            return F.linear(hidden.float(), self.gate.weight.float(), bias)
+        logits = self.gate(hidden)
+        return logits.float() if narrow else logits
+
+    def _selected(self, scores: torch.Tensor) -> torch.Tensor:
+        """Experts by score and bias, in the best groups alone: int64 [batch, sequence, top_k]."""
+        spec = self.spec
+        if spec.selection_bias:
+            scores = scores + self.selection_bias
+        if spec.expert_groups:
+            by_group = scores.unflatten(-1, (spec.expert_groups, -1))
+            deciding = min(2, by_group.shape[-1]) if spec.selection_bias else 1
+            group_score = by_group.topk(deciding, dim=-1).values.sum(-1)
+            best = group_score.topk(spec.groups_per_token, dim=-1).indices
+            open_to = torch.zeros_like(group_score, dtype=torch.bool).scatter_(-1, best, True)
+            scores = by_group.masked_fill(~open_to.unsqueeze(-1), -torch.inf).flatten(-2)
+        return scores.topk(spec.top_k, dim=-1).indices
+
+    def _losses(self, logits: torch.Tensor, scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's share of the step's balancing losses, a scalar."""
+        spec = self.spec
+        shares = scores / scores.sum(-1, keepdim=True) if spec.router_score == "sigmoid" else scores
+        if spec.router_aux == "global_batch":
+            loss = (self.load.to(shares.dtype) * shares.mean(1)).sum(-1)
+        else:
+            loss = balancing_loss(shares, counts, spec.top_k)
+        loss = spec.router_aux_coef * loss.sum()
+        if spec.router_z_coef:
+            loss = loss + spec.router_z_coef * logits.logsumexp(-1).square().mean(1).sum()
+        return self.aux_scale * loss
 
 
 def count_choices(expert_ids: torch.Tensor, experts: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from piper_hpc.model import Stage
 from piper_hpc.model.names import ExpertsByLayer, is_expert, layer_of, logical_names
 from piper_hpc.parallel.groups import Groups
 from piper_hpc.spec.layout import Layout
@@ -65,6 +66,11 @@ class Slot:
     def layer(self) -> int | None:
         """The global layer whose experts these are; None where they are no experts."""
         return layer_of(self.name) if is_expert(self.name) else None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether each logical tensor is one: norms, biases and sinks are not, and do not decay."""
+        return len(self.shape) > 1
 
     @property
     def slice_rows(self) -> int:
@@ -144,8 +150,8 @@ class Bucket:
         self.sharded = zero > 0 and self.copies > 1
         self.in_slices = in_slices and self.copies > 2 and not self.sharded
         self.copy = self.replica if self.sharded else 0
-        matrices_first = sorted(named, key=lambda each: each[1].ndim == 1)
-        self.slots = [Slot.of(name, each, experts, self.copies if self.sharded else 1) for name, each in matrices_first]
+        slots = [Slot.of(name, each, experts, self.copies if self.sharded else 1) for name, each in named]
+        self.slots = sorted(slots, key=lambda slot: not slot.is_matrix)
         self.layers = list(dict.fromkeys(slot.layer for slot in self.slots if slot.layer is not None))
         compute = self.slots[0].parameter.dtype
         wide = torch.float64 if compute == torch.float64 else torch.float32
@@ -157,7 +163,7 @@ class Bucket:
             self._slices(self.weights)[self.copy].to(wide, copy=True) if self.sharded else self.weights.to(wide)
         )
         self.reduced = torch.zeros_like(self.master) if self.sharded else self.gradients
-        self.decayed = sum(slot.slice_size for slot in self.slots if slot.parameter.ndim > 1)
+        self.decayed = sum(slot.slice_size for slot in self.slots if slot.is_matrix)
         self._work: dist.Work | None = None
         self._received: torch.Tensor | None = None
 
@@ -253,13 +259,12 @@ class ParameterStore:
     """All buckets of a rank: of each of its chunks the dense parameters and the experts.
 
     Dense parameters are replicated over the whole stage, experts over the replicas. The loss is a share of the step's
-    loss
-    (sum over tokens / global tokens), so both are summed, once, after a chunk's last micro-batch.
+    loss (sum over tokens / global tokens), so both are summed, once, after a chunk's last micro-batch.
     """
 
     def __init__(
         self,
-        chunks: Sequence[nn.Module],
+        chunks: Sequence[Stage],
         groups: Groups,
         layout: Layout,
         experts: ExpertsByLayer,
@@ -275,10 +280,14 @@ class ParameterStore:
                     ([each for each in chunk.named_parameters() if not is_expert(each[0])], groups.stage, False),
                     ([each for each in chunk.named_parameters() if is_expert(each[0])], groups.replica, experts_move),
                 )
+                if named  # a chunk of dense layers alone has no experts
             ]
             for chunk in chunks
         ]
+        self.state = {name: tensor for chunk in chunks for name, tensor in chunk.state().items()}
+        """What training changes beside parameters, by global name, on every rank of its stage alike."""
         self._experts = layout.ep * len(experts[0])
+        self._cuts = layout.dp if layout.zero and layout.dp > 2 else 1
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -314,8 +323,7 @@ class ParameterStore:
     def squared_norm(self) -> SquaredNorm:
         """This rank's share of the squared global norm."""
         dense = torch.stack([bucket.squared_norm() for bucket in self.buckets if not bucket.layers]).sum()
-        cuts = max(bucket.copies if bucket.sharded else 1 for bucket in self.expert_buckets)
-        shares = dense.new_zeros(len(self.experts) * self._experts, cuts if cuts > 2 else 1)
+        shares = dense.new_zeros(len(self.experts) * self._experts, self._cuts)
         for bucket in self.expert_buckets:
             if bucket.replica and not bucket.sharded:
                 continue  # copies have equal bits: the first one's count

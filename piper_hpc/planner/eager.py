@@ -31,6 +31,7 @@ from piper_hpc.spec.rules import LAYERS, RULES, DegreeArrays
 from piper_hpc.spec.schedules import SPLIT_BACKWARD, V_SHAPED, schedule_problem
 
 RECOMPUTES_TWICE = "executor: recompute=full with a schedule that splits the backward"
+TIED = "executor: one matrix is embedding and head, which must be in one stage"
 NOT_TRAINED = "executor: no value of an axis of the search trains"
 
 
@@ -228,6 +229,8 @@ def _broken_by_degrees(
     """The first rule that no micro-batch size can mend, or None: a micro-batch of one sequence is the least."""
     if layout.pp > model.layers:
         return LAYERS
+    if model.tied_embeddings and layout.stages > 1:
+        return TIED
     case = DegreeArrays.of(model, workload, replace(layout, micro_batch=1))
     broken = next((rule.text for rule in RULES if not rule.holds(case).all()), None)
     if broken is None and ep_domain != "none" and widest_tier(layout, cluster) > domain_tier(cluster, ep_domain):

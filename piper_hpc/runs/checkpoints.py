@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ SIDECAR = "checkpoint.json"
 SCHEMA_VERSION = 1
 LABELS = ("name", "counting")
 """Of a model's facts those that only say how it is called and counted."""
+OF_TRAINING = ("router_aux", "router_aux_coef", "router_z_coef", "selection_bias_rate")
+"""Those that say how it is trained: weights that came from elsewhere do not know them."""
+
+FACT_DEFAULTS = {fact.name: fact.default for fact in fields(ModelSpec)}
+"""What an older checkpoint says of a fact that came after it."""
 
 DIGEST_BYTES = 32
 BLOCK_BYTES = 1 << 22
@@ -61,11 +66,11 @@ class Origin:
     """What wrote a checkpoint, in plain JSON types. Training draws no random numbers after the first weights and the
     order of samples, both functions of the seed, so that there is no generator's state beside it.
 
-    dtype: of master weights and moments; all_to_all: `{"ranks", "algorithm", "chunks"}` of each expert group for which
-    `auto` chose.
+    seed: None where weights came from elsewhere; dtype: of master weights and moments; all_to_all: `{"ranks",
+    "algorithm", "chunks"}` of each expert group for which `auto` chose.
     """
 
-    seed: int
+    seed: int | None
     dtype: str
     model: dict[str, Any]
     rank_map: dict[str, Any]
@@ -93,16 +98,22 @@ class Origin:
         """The inverse of `of`'s configs."""
         return {tuple(each["ranks"]): AllToAllConfig(each["algorithm"], each["chunks"]) for each in self.all_to_all}
 
-    def disagreements(self, model: ModelSpec, *, seed: int, dtype: str) -> list[Problem]:
+    def disagreements(self, model: ModelSpec, *, seed: int | None, dtype: str) -> list[Problem]:
         """Why a run of these facts cannot go on from here: each fact that differs, with the value that it must have.
 
         dtype: of the weights that are computed with; bfloat16 and float32 have the same master weights.
         """
-        wanted = {"train.seed": (seed, self.seed), "train.dtype": (_master_type(dtype), self.dtype)} | {
-            f"model.{key}": (value, self.model.get(key))
-            for key, value in _plain(asdict(model)).items()
-            if key not in LABELS
-        }
+        seeds = {} if self.seed is None else {"train.seed": (seed, self.seed)}
+        free = LABELS if self.seed is not None else (*LABELS, *OF_TRAINING)
+        wanted = (
+            seeds
+            | {"train.dtype": (_master_type(dtype), self.dtype)}
+            | {
+                f"model.{key}": (value, self.model.get(key, FACT_DEFAULTS.get(key)))
+                for key, value in _plain(asdict(model)).items()
+                if key not in free
+            }
+        )
         return [
             Problem(key, value, f"must be {stored!r}, as in the checkpoint to go on from", f"{key}={stored}")
             for key, (value, stored) in wanted.items()

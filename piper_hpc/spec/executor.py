@@ -28,13 +28,15 @@ LAYOUT_AXES: Mapping[str, tuple[Any, ...]] = {
 """Values that train, the default first; parts of `recompute` in any order. Axes that are not here (pp, vpp, ep, dp,
 micro_batch, ...) train with any."""
 
-MODEL_FEATURES = frozenset(
-    (
-        *("name", "layers", "hidden", "heads", "kv_heads", "head_dim", "experts", "top_k", "expert_ffn", "vocab"),
-        *("matrices_per_expert", "rope_theta", "norm_eps", "router_aux_coef", "counting"),
-    )
-)
-"""Facts of a ModelSpec that the torch modules follow; every other must keep its default."""
+MODEL_LACKS: Mapping[str, tuple[Any, str]] = {
+    "mtp_layers": (0, "multi-token prediction"),
+    "positions": (0, "learned position embeddings"),
+    "encoder_parameters": (0, "a vision encoder"),
+    "router_score": ("softmax", "SparseMixer's routing"),
+    "norms_per_layer": (2, "norms behind attention and feed-forward"),
+}
+"""Facts of a ModelSpec whose other values the torch modules lack: the value to set in their place, and what is lacking.
+A plan prices them all."""
 
 GROUPED_GEMM_ROW_BYTES = 16
 """torch.nn.functional.grouped_mm reads rows of whole 16-byte words; float64 takes a plain loop instead."""
@@ -59,8 +61,8 @@ def trains_with(axis: str, value: Any) -> bool:
     return axis == "recompute" and Recompute.parse(value) in map(Recompute.parse, values)
 
 
-def missing_of_layout(layout: Layout) -> Iterator[Problem]:
-    """What a layout asks for that does not train, with the value that does."""
+def missing_of_layout(layout: Layout, model: ModelSpec | None = None) -> Iterator[Problem]:
+    """What a layout asks for that does not train, with the value that does; of `model`, where one is given."""
     for axis, values in LAYOUT_AXES.items():
         value = getattr(layout, axis)
         if not trains_with(axis, value):
@@ -70,23 +72,40 @@ def missing_of_layout(layout: Layout) -> Iterator[Problem]:
     if layout.recomputed.full and layout.schedule in SPLIT_BACKWARD:
         rule = f"schedule {layout.schedule} splits the backward, and each half would compute whole layers again"
         yield Problem("parallelism.recompute", layout.recompute, rule, "parallelism.recompute=selective")
+    if model is not None and model.tied_embeddings and layout.stages > 1:
+        rule = "one matrix is embedding and head, and the executor keeps it in one stage"
+        yield Problem("model.tied_embeddings", True, rule, "parallelism.pp=1 parallelism.vpp=1, or false")
 
 
 def missing_of_model(model: ModelSpec, dtype: str) -> Iterator[Problem]:
     """What a model has that the torch modules lack. dtype: of the training, float32, bfloat16 or float64."""
     if not model.experts:
-        rule = "only task=plan models dense layers; a layer that is trained has experts"
+        rule = "only task=plan models a model without experts; one that is trained has layers with experts"
         works = f"model.experts=8 model.top_k=2 model.expert_ffn={model.dense_ffn} model.dense_ffn=0"
         yield Problem("model.experts", 0, rule, works)
-    for fact in fields(model):
-        value = getattr(model, fact.name)
-        if fact.name not in MODEL_FEATURES and value != fact.default:
-            rule = "only task=plan models it, the executor lacks it"
-            yield Problem(f"model.{fact.name}", value, rule, f"model.{fact.name}={str(fact.default).lower()}")
-    if model.head_dim % 2:
-        works = f"model.head_dim={model.head_dim + 1}"
-        yield Problem("model.head_dim", model.head_dim, "must be even for RoPE", works)
+    for fact, (works, what) in MODEL_LACKS.items():
+        if lacks(model, fact):
+            rule = f"only task=plan models it: the executor lacks {what}"
+            yield Problem(f"model.{fact}", getattr(model, fact), rule, f"model.{fact}={works}")
+    if model.rope_scaling is not None and model.rope_scaling.kind == "longrope":
+        rule = "only task=plan models it: the executor has yarn, llama3 and linear"
+        yield Problem("model.rope_scaling", model.rope_scaling.kind, rule, "model.rope_scaling=null")
+    if model.weighted_input and model.top_k > 1:
+        rule = "an expert's input is scaled by its weight: the executor sends a token once, so that it has one expert"
+        yield Problem("model.top_k", model.top_k, rule, "model.top_k=1, or model.weighted_input=false")
+    if model.rope_dim != int(model.rope_fraction * (model.qk_rope_dim or model.head_dim)):
+        key = "qk_rope_dim" if model.qk_rope_dim else "head_dim"
+        works = f"model.{key}={getattr(model, key) + 1}"
+        yield Problem(f"model.{key}", getattr(model, key), "what RoPE turns of a head must be even", works)
     yield from grouped_gemm_rows(model, dtype)
+
+
+def lacks(model: ModelSpec, fact: str) -> bool:
+    """Whether the executor lacks what this fact of MODEL_LACKS says of the model."""
+    value = getattr(model, fact)
+    if fact == "norms_per_layer":
+        return value != (3 if model.dense_residual_ffn else 2)
+    return value == "sparsemixer" if fact == "router_score" else bool(value)
 
 
 def grouped_gemm_rows(model: ModelSpec, dtype: str) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from piper_hpc.spec.model_rules import broken_rules
 from piper_hpc.spec.problem import SpecError
+from piper_hpc.spec.rope import RopeScaling
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,21 @@ class ModelSpec:
     dense_first: leading layers with a dense feed-forward; moe_every: of the rest every n-th layer has experts.
     dense_residual_ffn: width of a dense feed-forward beside the experts of every MoE layer (Arctic).
     shared_expert_ffn: width of one shared expert; shared_expert_gate: a d x 1 gate on their output (Qwen2-MoE).
-    expert_groups, groups_per_token: group-limited routing, 0 where a token may go anywhere.
+    expert_groups, groups_per_token: group-limited routing, 0 where a token may go anywhere; a group is as good as its
+    best expert, or with selection_bias as the sum of its two best.
+    router_score: `softmax` over all experts, `sigmoid` of each, or `sparsemixer` (Phi-3.5-MoE); normalised_weights: a
+    token's weights are divided by their sum (where it has several); routed_scale: what they are multiplied by.
+    selection_bias: added to scores where experts are chosen, never to weights; after each step it moves by
+    selection_bias_rate against each expert's load (arXiv 2408.15664). weighted_input: weights scale what experts are
+    given, not what they return (Llama 4). fp32_gate: the router's product is computed in float32 whatever the type.
+    router_aux: `sequence` (arXiv 2412.19437 Eq 17-20) or `global_batch`, with each expert's share of the step before;
+    router_z_coef: weight of the squared log of the sum of the router's exponentials (arXiv 2202.08906 Eq 5).
+    activation: `silu`, `gelu`, `gelu_tanh`, or `auto`: SiLU where a feed-forward has a gate, GELU where it has none.
+    swiglu_limit: 0, or where gpt-oss clamps: (up + 1) gate sigmoid(1.702 gate), gate at most it, up within it.
+    rope_fraction: leading share of a head's width that RoPE turns; rope_interleaved: it turns neighbours (2i, 2i + 1),
+    not (i, i + width / 2); nope_every: every n-th layer has no positions, 0 for none (Llama 4), and there queries grow
+    by 1 + temperature_scale log(1 + floor(position / temperature_floor)), a floor of 0 for none (arXiv 2501.19399).
+    clip_qkv: bound of queries, keys and values, 0 for none.
     positions: learned position embeddings, 0 for none; mtp_layers: multi-token-prediction modules after the last layer.
     norm: `rms`, `layer` or `layer_no_bias`; qk_norm: `none`, `head` (one head's width), `full` (all heads' width) or
     `l2` (no parameters). attention_bias: on query, key, value; output_bias: on the output projection; ffn_bias: on
@@ -100,8 +115,26 @@ class ModelSpec:
     encoder_parameters: int = 0
     counting: str = "all"
     rope_theta: float = 10_000.0
+    rope_fraction: float = 1.0
+    rope_interleaved: bool = False
+    rope_scaling: RopeScaling | None = None
+    nope_every: int = 0
+    temperature_floor: int = 0
+    temperature_scale: float = 0.1
+    clip_qkv: float = 0.0
+    activation: str = "auto"
+    swiglu_limit: float = 0.0
     norm_eps: float = 1e-5
+    router_score: str = "softmax"
+    normalised_weights: bool = True
+    routed_scale: float = 1.0
+    selection_bias: bool = False
+    selection_bias_rate: float = 0.001
+    weighted_input: bool = False
+    fp32_gate: bool = False
+    router_aux: str = "sequence"
     router_aux_coef: float = 0.01
+    router_z_coef: float = 0.0
 
     def __post_init__(self) -> None:
         if problems := broken_rules(self):
@@ -149,6 +182,16 @@ class ModelSpec:
         """Tokens that a query of this layer sees, 0 where it sees all."""
         sees_all = self.full_attention_every and (layer + 1) % self.full_attention_every == 0
         return 0 if sees_all else self.sliding_window
+
+    def has_positions(self, layer: int) -> bool:
+        """Whether this layer turns its queries and keys by position."""
+        return not self.nope_every or (layer + 1) % self.nope_every != 0
+
+    @property
+    def rope_dim(self) -> int:
+        """How much of a head's width RoPE turns, in pairs; for MLA of the part that it turns at all."""
+        width = self.qk_rope_dim if self.attention == "mla" else self.head_dim
+        return int(width * self.rope_fraction) // 2 * 2
 
     @property
     def windows(self) -> tuple[int, ...]:

@@ -18,13 +18,21 @@ CHOICES = {
     "matrices_per_expert": (3, 2),
     "dense_matrices": (3, 2),
     "counting": ("all", "paper"),
+    "activation": ("auto", "silu", "gelu", "gelu_tanh"),
+    "router_score": ("softmax", "sigmoid", "sparsemixer"),
+    "router_aux": ("sequence", "global_batch"),
 }
-POSITIVE = ("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "moe_every", "norms_per_layer")
+POSITIVE = (
+    *("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "moe_every", "norms_per_layer"),
+    *("rope_theta", "rope_fraction", "routed_scale"),
+)
 NOT_NEGATIVE = (
     *("experts", "top_k", "expert_ffn", "dense_first", "dense_ffn", "dense_residual_ffn"),
     *("shared_experts", "shared_expert_ffn", "expert_groups", "groups_per_token"),
     *("q_lora_rank", "kv_lora_rank", "qk_nope_dim", "qk_rope_dim", "v_head_dim"),
     *("sliding_window", "full_attention_every", "positions", "mtp_layers", "encoder_parameters"),
+    *("nope_every", "temperature_floor", "temperature_scale", "clip_qkv", "swiglu_limit", "selection_bias_rate"),
+    *("router_aux_coef", "router_z_coef"),
 )
 
 
@@ -70,6 +78,8 @@ def _attention(spec: ModelSpec) -> Iterator[Problem]:
             yield _problem(spec, "head_dim", rule, width)
         if spec.qk_norm != "none":
             yield _problem(spec, "qk_norm", "MLA norms its latents instead", "none")
+    if spec.rope_fraction > 1:
+        yield _problem(spec, "rope_fraction", "is a share of a head's width: must be at most 1", 1)
     if spec.full_attention_every and not spec.sliding_window:
         rule = "says which layers see all, so that the others need a window: model.sliding_window must be given"
         yield _problem(spec, "full_attention_every", rule, 0)
@@ -93,6 +103,8 @@ def _feed_forward(spec: ModelSpec) -> Iterator[Problem]:
     if bool(spec.shared_experts) != bool(spec.shared_expert_ffn):
         rule = f"is the width of each of the {spec.shared_experts} shared experts"
         yield _problem(spec, "shared_expert_ffn", rule, (spec.expert_ffn or spec.hidden) if spec.shared_experts else 0)
+    if spec.swiglu_limit and spec.experts and spec.matrices_per_expert != 3:
+        yield _problem(spec, "swiglu_limit", "clamps a gate: needs model.matrices_per_expert=3", 0)
     if spec.shared_expert_gate and not spec.shared_experts:
         yield _problem(spec, "shared_expert_gate", "needs model.shared_experts of at least 1", "false")
 

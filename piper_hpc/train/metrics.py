@@ -132,6 +132,7 @@ def _loads(
 
 
 def _imbalance(counts: np.ndarray) -> np.ndarray:
-    """The largest over the mean, along the last axis."""
-    largest: np.ndarray = counts.max(axis=-1) / counts.mean(axis=-1)
+    """The largest over the mean, along the last axis; 1 where nothing is counted, as in layers without experts."""
+    mean = counts.mean(axis=-1)
+    largest: np.ndarray = np.where(mean > 0, counts.max(axis=-1) / np.maximum(mean, 1e-300), 1.0)
     return largest

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.model import Stage
+from piper_hpc.model.layer import MoELayer
 from piper_hpc.model.names import initialise
-from piper_hpc.model.router import Router
 from piper_hpc.parallel.dispatcher import AllToAllConfigs, make_dispatcher
 from piper_hpc.parallel.groups import make_groups
 from piper_hpc.parallel.migration import Migrated, migrate
@@ -77,7 +77,7 @@ class Trainer:
                 model,
                 layers[stage],
                 sequence=workload.sequence,
-                aux_scale=model.router_aux_coef / workload.global_batch,
+                aux_scale=1 / workload.global_batch,
                 dispatcher=self.dispatcher,
                 placements=self.placements,
                 recorder=self.recorder,
@@ -142,8 +142,8 @@ class Trainer:
         Where a gradient is not finite, weights and moments stay as they are. `stop` is this rank's part in the vote.
         """
         if self._forced is not None:
-            for layer, router in self.routers().items():
-                router.forced = self._forced.ids(first_sample // self._global_batch, layer, self._device)
+            for index, layer in self.moe_layers().items():
+                layer.forced = self._forced.ids(first_sample // self._global_batch, index, self._device)
         if self._groups.world is not None:
             self._start_together()
         if self._device.type != "cpu":
@@ -166,8 +166,8 @@ class Trainer:
             with recorder.region("host"):
                 tokens = data.batch(first_sample).to(self._device)
                 store.zero()
-                for router in self.routers().values():
-                    router.reset()
+                for layer in self.moe_layers().values():
+                    layer.reset()
                 self.pipeline.step(tokens)
             with recorder.region("grad_reduce"):
                 store.finish_reduction()
@@ -180,6 +180,8 @@ class Trainer:
                 with recorder.region("optimizer"):
                     store.clip(vote.grad_norm, self._settings.grad_clip)
                     self.optimizer.step(rate)
+                    for index, layer in self.moe_layers().items():
+                        layer.router.after_step(vote.routed[:, index].sum(0))
                 with recorder.region("grad_reduce"):
                     store.publish()
         self.spans = recorder.finish()
@@ -189,23 +191,31 @@ class Trainer:
         with self.recorder.region("grad_reduce"):
             self.store.start_reduction(chunk)
 
-    def routers(self) -> dict[int, Router]:
-        """The router of each layer of this rank, by global layer index."""
-        return {layer: router for chunk in self.chunks for layer, router in chunk.routers().items()}
+    def moe_layers(self) -> dict[int, MoELayer]:
+        """The layers of this rank that have experts, by global index."""
+        return {index: layer for chunk in self.chunks for index, layer in chunk.moe_layers().items()}
 
     def routed(self) -> torch.Tensor:
-        """int64 [samples, layers, experts]: what this rank routed in the samples, 0 in layers that it does not hold."""
+        """int64 [samples, layers, experts]: what this rank routed in the samples, 0 in layers without experts and in
+        those that it does not hold."""
         samples = 1 if self._counted is None else len(self._counted)
         counts = torch.zeros((samples, *self._layers_and_experts), dtype=torch.int64, device=self._device)
         replica = self._groups.place.replica
-        for layer, router in self.routers().items():
+        for index, layer in self.moe_layers().items():
             if self._counted is None:
-                counts[0, layer] = torch.stack(router.routed).sum(0)
+                counts[0, index] = torch.stack(layer.routed).sum(0)
                 continue
             for sample, (of_replica, micro_batch) in enumerate(self._counted):
                 if of_replica == replica:
-                    counts[sample, layer] = router.routed[micro_batch]
+                    counts[sample, index] = layer.routed[micro_batch]
         return counts
+
+    def _expert_tokens(self) -> torch.Tensor:
+        """int64 [layers of this rank, experts]: what it routed in the step, 0 in layers without experts."""
+        layers, (_, experts) = self.moe_layers(), self._layers_and_experts
+        nothing = torch.zeros(experts, dtype=torch.int64, device=self._device)
+        held = [int(index) for chunk in self.chunks for index in chunk.layers]
+        return torch.stack([torch.stack(layers[i].routed).sum(0) if i in layers else nothing for i in held])
 
     def migrate(self, placements: Sequence[ExpertPlacement]) -> None:
         """Bring experts to where `placements`, by global layer, say, before the next step. Collective."""
@@ -273,7 +283,6 @@ class Trainer:
     def record(self) -> Records | None:
         """What all ranks know of the last step, and of the migration after it, on rank 0. Collective."""
         assert self._vote is not None, "no step was done yet"
-        routers = list(self.routers().values())
         migrated, self._migrated = self._migrated, Migrated(0, 0.0)
         mine = rank_record(
             self._shape,
@@ -281,9 +290,9 @@ class Trainer:
             self.recorder.posts(),
             self._offset_s,
             sent=self.dispatcher.pop_sent_bytes(),
-            expert_tokens=torch.stack([torch.stack(router.routed).sum(0) for router in routers]).cpu().numpy(),
+            expert_tokens=self._expert_tokens().cpu().numpy(),
             loss=float(self.pipeline.loss.total),
-            aux_loss=float(torch.stack([router.aux_loss for router in routers]).sum()),
+            aux_loss=float(sum(layer.aux_loss.item() for layer in self.moe_layers().values())),
             grad_norm=self._vote.grad_norm,
             peak_memory_bytes=self.peak_memory_bytes,
             rss_bytes=rss_bytes(),

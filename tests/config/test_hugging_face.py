@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from piper_hpc.config import ConfigError, hugging_face
-from piper_hpc.config.hugging_face import FAMILIES, from_hf
+from piper_hpc.config import ConfigError
+from piper_hpc.config.hugging_face import from_hf
+from piper_hpc.config.hugging_face_families import FAMILIES
+from piper_hpc.spec.rope import RopeScaling
 from tests.config.test_config import checked
 from tests.presets import preset
 
@@ -30,6 +32,11 @@ KIMI_K2 = {
     **{"n_routed_experts": 384, "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 1},
     **{"n_group": 1, "topk_group": 1, "topk_method": "noaux_tc", "moe_layer_freq": 1, "aux_loss_alpha": 0.001},
     **{"rms_norm_eps": 1e-6, "rope_theta": 50000.0, "tie_word_embeddings": False, "num_nextn_predict_layers": 0},
+    **{"norm_topk_prob": True, "scoring_func": "sigmoid", "routed_scaling_factor": 2.827},
+    "rope_scaling": {
+        **{"type": "yarn", "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        "original_max_position_embeddings": 4096,
+    },
 }
 
 
@@ -114,17 +121,32 @@ def test_windows_that_fit_no_pattern_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "fact", "read_as"),
     [
-        ("norm_topk_prob", False),
-        ("scoring_func", "sigmoid"),
-        ("routed_scaling_factor", 2.5),
-        ("rope_scaling", {"type": "yarn", "factor": 4}),
-        ("clip_qkv", 8.0),
-        ("swiglu_limit", 7.0),
-        ("hidden_act", "gelu"),
+        ("norm_topk_prob", False, "normalised_weights", False),
+        ("hidden_act", "gelu", "activation", "gelu"),
+        ("partial_rotary_factor", 0.5, "rope_fraction", 0.5),
+        (
+            "rope_scaling",
+            {"type": "yarn", "factor": 4, "original_max_position_embeddings": 32768},
+            "rope_scaling",
+            RopeScaling("yarn", 4.0, 32768),
+        ),
     ],
 )
-def test_what_changes_the_arithmetic_alone_is_not_read_as_the_module_says(key, value):
-    assert from_hf(CONFIG | {key: value}) == from_hf(CONFIG)
-    assert key in (hugging_face.__doc__ or "") or value in hugging_face.GATED
+def test_what_changes_the_arithmetic_alone_is_read_too(key, value, fact, read_as):
+    assert getattr(from_hf(CONFIG | {key: value}), fact) == read_as
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        (KIMI_K2, "scoring_func", "softmax"),
+        (KIMI_K2, "topk_method", "greedy"),
+        (CONFIG, "attention_dropout", 0.1),
+        (CONFIG, "rope_scaling", {"type": "dynamic", "factor": 4}),
+    ],
+)
+def test_arithmetic_that_is_not_modelled_is_refused_by_name(config, key, value):
+    with pytest.raises(ConfigError, match=key):
+        from_hf(config | {key: value})

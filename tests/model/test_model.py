@@ -79,25 +79,21 @@ def test_parameters_are_as_many_as_the_facts_say() -> None:
     assert sum(tensor.numel() for tensor in whole.values()) == MODEL.parameters
 
 
-def test_router_counts_every_choice_and_normalises_weights() -> None:
+def test_router_counts_every_choice_normalises_weights_and_remembers_nothing() -> None:
     router = Router(MODEL, 0.25, device=CPU, dtype=torch.float64)
     hidden = torch.randn(3, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ids, weights = router(hidden)
-    assert ids.shape == weights.shape == (21, 2)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(21, dtype=torch.float64))
-    assert [each.tolist() for each in router.routed] == [torch.bincount(ids.flatten(), minlength=4).tolist()]
-    before = float(router.aux_loss)
-    router(hidden)
-    assert len(router.routed) == 2 and float(router.aux_loss) == pytest.approx(2 * before)
-    router.reset()
-    assert router.routed == [] and router.aux_loss == 0
+    first, again = router(hidden), router(hidden)
+    assert first.expert_ids.shape == first.weights.shape == (21, 2)
+    torch.testing.assert_close(first.weights.sum(-1), torch.ones(21, dtype=torch.float64))
+    assert first.counts.tolist() == torch.bincount(first.expert_ids.flatten(), minlength=4).tolist()
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 def test_one_expert_a_token_is_weighted_by_its_probability_so_that_the_gate_learns_from_the_task() -> None:
     """y = p(x) E(x), arXiv 2101.03961 Eq 2; normalised over one choice, every weight would be 1."""
     router = Router(replace(MODEL, top_k=1), 0.0, device=CPU, dtype=torch.float64)
     hidden = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    _, weights = router(hidden)
+    weights = router(hidden).weights
     weights.square().sum().backward()
     gate = router.gate.weight.detach().clone().requires_grad_()
     likeliest = (hidden @ gate.T).softmax(-1).amax(-1)
@@ -122,12 +118,12 @@ def test_choices_are_counted_by_sequence() -> None:
 def test_balancing_loss_reaches_the_gate_through_the_weights() -> None:
     """Gradient of the whole equals the gradient of the explicit sum of both losses."""
     hidden = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    router = Router(MODEL, 0.5, device=CPU, dtype=torch.float64)
+    router = Router(replace(MODEL, router_aux_coef=0.1), 5.0, device=CPU, dtype=torch.float64)
     gradients = []
     for attached in (True, False):
         router.gate.weight.grad = None
         if attached:
-            (router(hidden)[1] ** 2).sum().backward()
+            (router(hidden).weights ** 2).sum().backward()
         else:
             probabilities = (hidden @ router.gate.weight.T).softmax(-1)
             top, ids = probabilities.topk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""Released configurations as classes of `transformers`: the values of each config.json that decide sizes."""
+"""Released configurations as classes of `transformers`: the values of each config.json that decide sizes and sums."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 import transformers as hf
 
 MLA: dict[str, Any] = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+
+
+def yarn(factor: float, mscale: float, **more: Any) -> dict[str, Any]:
+    """DeepSeek's way of stretching positions."""
+    given = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 4096, "rope_theta": 10000.0}
+    return {"rope_parameters": given | {"mscale": mscale, "mscale_all_dim": mscale} | more}
 
 
 def shape(layers: int, hidden: int, heads: int, kv_heads: int, vocab: int, **more: Any) -> dict[str, Any]:
@@ -37,11 +43,18 @@ def of_qwen3(layers: int, hidden: int, heads: int, width: int) -> hf.PretrainedC
         **shape(layers, hidden, heads, 4, 151936, head_dim=128, moe_intermediate_size=width, intermediate_size=6144),
         num_experts=128,
         num_experts_per_tok=8,
+        norm_topk_prob=True,
     )
 
 
 def llama(layers: int, hidden: int, heads: int, width: int) -> hf.PretrainedConfig:
     return hf.LlamaConfig(**shape(layers, hidden, heads, 8, 128256, intermediate_size=width))
+
+
+SCOUT_ROPE = {
+    **{"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0},
+    **{"original_max_position_embeddings": 8192, "rope_theta": 500000.0},
+}
 
 
 def llama4(experts: int, step: int) -> hf.PretrainedConfig:
@@ -51,6 +64,7 @@ def llama4(experts: int, step: int) -> hf.PretrainedConfig:
         num_experts_per_tok=1,
         interleave_moe_layer_step=step,
         use_qk_norm=step == 1,
+        **({"rope_parameters": SCOUT_ROPE} if step == 1 else {}),
     )
     vision = hf.Llama4VisionConfig(
         hidden_size=1408,
@@ -68,7 +82,7 @@ def llama4(experts: int, step: int) -> hf.PretrainedConfig:
 
 def dbrx() -> hf.PretrainedConfig:
     ffn = {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4, "moe_loss_weight": 0.05}
-    attention = {"kv_n_heads": 8, "rope_theta": 500000.0}
+    attention = {"kv_n_heads": 8, "rope_theta": 500000.0, "clip_qkv": 8.0}
     return hf.DbrxConfig(
         d_model=6144, n_heads=48, n_layers=40, vocab_size=100352, attn_config=attention, ffn_config=ffn
     )
@@ -91,14 +105,16 @@ RELEASED: dict[str, Callable[[], hf.PretrainedConfig]] = {
         **{"intermediate_size": 10944, "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2},
         **{"num_experts_per_tok": 6, "first_k_dense_replace": 1, "q_lora_rank": None, "n_group": 1, "topk_group": 1},
         **MLA,
+        **yarn(40.0, 0.707),
     ),
     "deepseek_v2": lambda: deepseek(
         hf.DeepseekV2Config,
         *(60, 5120, 128, 102400),
         **{"intermediate_size": 12288, "moe_intermediate_size": 1536, "n_routed_experts": 160, "n_shared_experts": 2},
         **{"num_experts_per_tok": 6, "first_k_dense_replace": 1, "q_lora_rank": 1536, "n_group": 8, "topk_group": 3},
-        **{"topk_method": "group_limited_greedy"},
+        **{"topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0},
         **MLA,
+        **yarn(40.0, 0.707),
     ),
     "deepseek_v3": lambda: deepseek(
         hf.DeepseekV3Config,
@@ -106,6 +122,7 @@ RELEASED: dict[str, Callable[[], hf.PretrainedConfig]] = {
         **{"intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1},
         **{"num_experts_per_tok": 8, "first_k_dense_replace": 3, "q_lora_rank": 1536, "n_group": 8, "topk_group": 4},
         **MLA,
+        **yarn(40.0, 1.0),
     ),
     "kimi_k2": lambda: deepseek(
         hf.DeepseekV3Config,
@@ -113,6 +130,8 @@ RELEASED: dict[str, Callable[[], hf.PretrainedConfig]] = {
         **{"intermediate_size": 18432, "moe_intermediate_size": 2048, "n_routed_experts": 384, "n_shared_experts": 1},
         **{"num_experts_per_tok": 8, "first_k_dense_replace": 1, "q_lora_rank": 1536, "n_group": 1, "topk_group": 1},
         **MLA,
+        **yarn(32.0, 1.0, beta_fast=1.0),
+        routed_scaling_factor=2.827,
     ),
     "qwen2_57b_a14b": lambda: hf.Qwen2MoeConfig(
         **shape(28, 3584, 28, 4, 151936, intermediate_size=18944, moe_intermediate_size=2560),
@@ -143,6 +162,7 @@ RELEASED: dict[str, Callable[[], hf.PretrainedConfig]] = {
         **{"n_routed_experts": 160, "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3},
         attention_bias=True,
         use_qk_norm=True,
+        routed_scaling_factor=2.5,
     ),
     "llama3_8b": lambda: llama(32, 4096, 32, 14336),
     "llama3_70b": lambda: llama(80, 8192, 64, 28672),

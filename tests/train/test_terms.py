@@ -17,8 +17,8 @@ from torch.distributed.pipelining import schedules
 from piper_hpc.comm.flat import FlatDispatcher
 from piper_hpc.model.attention import Attention
 from piper_hpc.model.experts import Experts
+from piper_hpc.model.layer import MoELayer
 from piper_hpc.model.router import Router
-from piper_hpc.model.transformer import Layer
 from piper_hpc.parallel.parameters import ParameterStore
 from piper_hpc.parallel.pipeline import Pipeline, TokenLoss
 from piper_hpc.spec import TERMS, Layout, ModelSpec, RankMap, Workload
@@ -41,7 +41,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
     "expert_s": (Experts, "forward", LAYER_CALLS),
     "dispatch_s": (FlatDispatcher, "dispatch", LAYER_CALLS),
     "combine_s": (FlatDispatcher, "combine", LAYER_CALLS),
-    "other_s": (Layer, "forward", LAYER_CALLS),
+    "other_s": (MoELayer, "forward", LAYER_CALLS),
     "head_s": (TokenLoss, "_loss", 2),
     "host_s": (Pipeline, "step", 1),
     "grad_reduce_s": (ParameterStore, "finish_reduction", 1),

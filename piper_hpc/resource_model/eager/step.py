@@ -152,7 +152,7 @@ def step_cost(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: 
 
     Raises ResourceModelError for a layout or workload that does not train, or that the cluster has no ranks for.
     """
-    problem = next(executor.missing_of_layout(layout), None)
+    problem = next(executor.missing_of_layout(layout, model), None)
     if problem is not None:
         raise ResourceModelError(str(problem))
     check_layout(model, cluster, layout, workload)

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
@@ -89,6 +90,9 @@ def _read(path: Path, sidecar: Sidecar, wanted: Sequence[Part]) -> None:
     by_file: dict[str, list[tuple[Part, _Span]]] = defaultdict(list)
     for part in wanted:
         shape = sidecar.tensors.get(part.name)
+        if shape is None and not sidecar.optimizer_steps and part.name.startswith("optimizer."):
+            part.values.zero_()  # nothing was learnt yet
+            continue
         if shape is None:
             raise CheckpointError.of(path, f"{part.name} is in no file")
         if tuple(shape) != part.shape:
@@ -109,7 +113,8 @@ def _copy(stored: Any, part: Part, span: _Span) -> None:
     """Fill the rows of `part` that are in `span`; stored: the slice of the file that safetensors gives."""
     values = stored[max(part.start, span.start) - span.start : min(part.stop, span.stop) - span.start]
     shape = (span.stop - span.start, *part.shape[1:])
-    if tuple(stored.get_shape()) != shape or values.dtype != part.values.dtype:
+    # A narrower type loses nothing: weights that came from elsewhere have their own.
+    if tuple(stored.get_shape()) != shape or torch.promote_types(values.dtype, part.values.dtype) != part.values.dtype:
         found = f"{values.dtype} {stored.get_shape()}"
         raise ValueError(f"{part.name} is {found}, wanted is {part.values.dtype} {list(shape)}")
     first = max(part.start, span.start) - part.start

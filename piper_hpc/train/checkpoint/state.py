@@ -38,12 +38,12 @@ class Part:
 
 def held(store: ParameterStore, optimizer: Optimizer) -> list[Part]:
     """All that this rank holds, as live views: master weights are `model.<name>`, Adam's moments
-    `optimizer.<name>.exp_avg` and `.exp_avg_sq`, each expert apart."""
+    `optimizer.<name>.exp_avg` and `.exp_avg_sq`, each expert apart; the state of routers is `model.<name>` too."""
     return [
         part
         for bucket, moments in zip(store.buckets, optimizer.moments, strict=True)
         for part in _parts(bucket.pieces, bucket, moments)
-    ]
+    ] + _states(store)
 
 
 def owned(store: ParameterStore, optimizer: Optimizer) -> list[Part]:
@@ -51,10 +51,17 @@ def owned(store: ParameterStore, optimizer: Optimizer) -> list[Part]:
 
     Copies of a whole bucket share the work, tensor by tensor in turn.
     """
+    dense = store.buckets[0].group
     return [
         part
         for bucket, moments in zip(store.buckets, optimizer.moments, strict=True)
         for part in _parts(_turn(bucket), bucket, moments)
+    ] + (_states(store) if dense is None or dist.get_rank(dense) == 0 else [])
+
+
+def _states(store: ParameterStore) -> list[Part]:
+    return [
+        Part(f"model.{name}", tuple(tensor.shape), 0, tensor.shape[0], tensor) for name, tensor in store.state.items()
     ]
 
 
