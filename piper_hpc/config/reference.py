@@ -1,4 +1,5 @@
-"""`python -m piper_hpc.config.reference [--check]`: write docs/configuration.md from the schema, or say that it is old.
+"""`python -m piper_hpc.config.reference [--check]`: write docs/configuration.md from the schema and the table of
+docs/models.md from the presets, or say which is old.
 
 A key's meaning is the comment behind its line in schema.py, and where it is a group of keys the docstring of its class.
 """
@@ -21,11 +22,12 @@ from typing import Any
 import yaml
 from omegaconf import MISSING
 
-from piper_hpc.config import schema
+from piper_hpc.config import model_table, schema
 from piper_hpc.paths import data_folder
 from piper_hpc.spec import ModelSpec, executor
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE, MODELS = DOCS / "configuration.md", DOCS / "models.md"
 COMMAND = "python -m piper_hpc.config.reference"
 
 HEAD = f"""# Configuration reference
@@ -138,17 +140,19 @@ def _table(title: str, about: str, rows: Iterator[Row]) -> str:
 
 
 def main() -> int:
-    """The command; exit code 1 where --check finds the page stale."""
+    """The command; exit code 1 where --check finds a page stale."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the page would differ")
-    wanted = page()
-    if parser.parse_args().check:
-        same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == wanted
-        print(f"{PAGE} is up to date" if same else f"{PAGE} is stale: run {COMMAND}")
-        return 0 if same else 1
-    PAGE.write_text(wanted, encoding="utf-8")
-    print(f"wrote {PAGE}")
-    return 0
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page would differ")
+    check, stale = parser.parse_args().check, False
+    for path, wanted in ((PAGE, page()), (MODELS, model_table.in_page(MODELS.read_text(encoding="utf-8")))):
+        same = path.is_file() and path.read_text(encoding="utf-8") == wanted
+        stale |= not same
+        if check:
+            print(f"{path} is up to date" if same else f"{path} is stale: run {COMMAND}")
+        else:
+            path.write_text(wanted, encoding="utf-8")
+            print(f"wrote {path}")
+    return int(check and stale)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import nn
 from piper_hpc.model import recompute
 from piper_hpc.model.norms import L2Norm, make_norm
 from piper_hpc.model.rotary import rotary_tables, rotate
-from piper_hpc.model.scores import attend, visible_keys
+from piper_hpc.model.scores import attend, score_mask
 from piper_hpc.spec.model import ModelSpec
 
 
@@ -80,8 +80,8 @@ class Attention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         if self.grows:
             query = query * self.growth[:sequence]
-        visible = visible_keys(sequence, self.window, self.window_kind, self.sinks is not None, hidden.device)
-        attended = self.run(attend, query, key, value, visible, self.scale, self.sinks)
+        mask = score_mask(sequence, self.window, self.window_kind, self.sinks is not None, query.device, query.dtype)
+        attended = self.run(attend, query, key, value, mask, self.scale, self.sinks)
         return self.o(attended.transpose(1, 2).reshape(batch, sequence, -1))
 
     def _by_head(self, rows: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from piper_hpc.model import recompute
 from piper_hpc.model.rotary import rotary_tables, rotate
-from piper_hpc.model.scores import attend, visible_keys
+from piper_hpc.model.scores import attend, score_mask
 from piper_hpc.spec.model import ModelSpec
 
 LATENT_NORM_EPS = 1e-6
@@ -79,8 +79,8 @@ class LatentAttention(nn.Module):
         )
         shared = rotate(shared.unsqueeze(1), cos, sin, interleaved=self.interleaved)
         key = torch.cat((plain, shared.expand(-1, self.heads, -1, -1)), dim=-1)
-        visible = visible_keys(sequence, self.window, self.window_kind, False, hidden.device)
-        attended = self.run(attend, query, key, value, visible, self.scale)
+        mask = score_mask(sequence, self.window, self.window_kind, False, query.device, query.dtype)
+        attended = self.run(attend, query, key, value, mask, self.scale)
         return self.o(attended.transpose(1, 2).reshape(batch, sequence, -1))
 
     def _by_head(self, rows: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,14 @@ SINK_WIDTH = 8
 
 
 @lru_cache(maxsize=32)
-def visible_keys(sequence: int, window: int, kind: str, sink: bool, device: torch.device) -> torch.Tensor | None:
-    """Which keys a query sees, bool [sequence, keys]: those before it, of its window or chunk, and the sink, last.
+def score_mask(
+    sequence: int, window: int, kind: str, sink: bool, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """What is added to scores, [sequence, keys]: 0 for the keys that a query sees, -inf for the others.
 
-    window: tokens that a query sees, 0 for all; kind: `sliding`, or `chunked`, where it sees those of its own chunk.
-    None where it is plain causality, which the kernel needs no mask for.
+    It sees those before it, of its window or chunk, and the sink, which is the last key. window: tokens that a query
+    sees, 0 for all; kind: `sliding`, or `chunked`, where it sees those of its own chunk. None where it is plain
+    causality, which the kernel needs no mask for. One for all layers: the kernel makes numbers of a bool for each.
     """
     windowed = 0 < window < sequence
     if not windowed and not sink:
@@ -26,21 +29,22 @@ def visible_keys(sequence: int, window: int, kind: str, sink: bool, device: torc
     visible = key <= query
     if windowed:
         visible &= query // window == key // window if kind == "chunked" else query - key < window
-    return F.pad(visible, (0, 1), value=True) if sink else visible
+    visible = F.pad(visible, (0, 1), value=True) if sink else visible
+    return torch.zeros(visible.shape, device=device, dtype=dtype).masked_fill(~visible, -torch.inf)
 
 
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    visible: torch.Tensor | None,
+    mask: torch.Tensor | None,
     scale: float,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """softmax(scale * query key) value over the keys that each query sees.
 
     query [batch, heads, sequence, width]; key [batch, kv_heads, sequence, width], value the same but of its own width.
-    visible: as `visible_keys` gives it, None for plain causality. sinks [heads]: one more logit in every softmax of a
+    mask: as `score_mask` gives it, None for plain causality. sinks [heads]: one more logit in every softmax of a
     head, which takes its share to nothing (gpt-oss). Returns [batch, heads, sequence, value's width].
     """
     width = value.shape[-1]
@@ -50,7 +54,7 @@ def attend(
         value = F.pad(value, (0, query.shape[-1] - value.shape[-1]))
     grouped = query.shape[1] != key.shape[1]
     attended = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=visible, is_causal=visible is None, scale=scale, enable_gqa=grouped
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
     return attended[..., :width]
 

@@ -182,8 +182,10 @@ def balanced_split(pricer: StepPricer, layout: Layout) -> tuple[int, ...]:
         return ()
     group = pricer.groups(layout).stages[0].experts
 
+    commonest, _ = max(pricer.model.kinds(range(pricer.model.layers)), key=lambda each: each[1])
+
     def seconds(layers: int, first: bool = False, last: bool = False) -> float:
-        chunk = pricer.chunk(layout, group, Held(layers, first, last))
+        chunk = pricer.chunk(layout, group, Held(((commonest, layers),), first, last))
         return chunk.forward_s + chunk.backward_s
 
     one = seconds(1)

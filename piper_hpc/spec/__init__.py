@@ -38,7 +38,7 @@ from piper_hpc.spec.execution import EXECUTIONS, Execution
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.fits import Estimate, Fit
 from piper_hpc.spec.layout import Degrees, Layout, RankMap, RankPlace
-from piper_hpc.spec.model import LayerParameters, ModelSpec
+from piper_hpc.spec.model import LayerKind, LayerParameters, ModelSpec
 from piper_hpc.spec.prediction import TERMS, Prediction
 from piper_hpc.spec.problem import Problem, SpecError
 from piper_hpc.spec.recompute import Recompute
@@ -78,6 +78,7 @@ __all__ = [
     "Execution",
     "ExpertPlacement",
     "Fit",
+    "LayerKind",
     "LayerParameters",
     "Layout",
     "Link",

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from piper_hpc.spec.model_rules import broken_rules
 from piper_hpc.spec.problem import SpecError
 from piper_hpc.spec.rope import RopeScaling
+
+
+class LayerKind(NamedTuple):
+    """Layers that compute alike: with experts or without, their attention's window, and whether it has positions."""
+
+    moe: bool = True
+    window: int = 0
+    positions: bool = True
 
 
 @dataclass(frozen=True)
@@ -186,6 +197,13 @@ class ModelSpec:
     def has_positions(self, layer: int) -> bool:
         """Whether this layer turns its queries and keys by position."""
         return not self.nope_every or (layer + 1) % self.nope_every != 0
+
+    def kinds(self, layers: Iterable[int]) -> tuple[tuple[LayerKind, int], ...]:
+        """How many of these layers are of each kind."""
+        found = Counter(
+            LayerKind(self.is_moe(layer), self.window(layer), self.has_positions(layer)) for layer in layers
+        )
+        return tuple(sorted(found.items()))
 
     @property
     def rope_dim(self) -> int:

@@ -9,14 +9,6 @@ from typing import Any
 import torch
 import transformers as hf
 
-from piper_hpc.comm import FlatDispatcher
-from piper_hpc.model import Stage
-from piper_hpc.model.names import logical_tensors
-from piper_hpc.profiling.clock import CpuClock
-from piper_hpc.profiling.spans import Recorder
-from piper_hpc.spec import ModelSpec, Recompute
-from piper_hpc.spec.expert_placement import ExpertPlacement
-
 SHAPE: dict[str, Any] = {
     **{"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
     **{"vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": None, "attn_implementation": "eager"},
@@ -105,24 +97,3 @@ def save_gradients(model: Any, folder: Path) -> Path:
     }
     model.save_pretrained(folder, state_dict=model.state_dict() | gradients)
     return folder
-
-
-def whole_model(spec: ModelSpec, sequence: int, recompute: str = "none") -> Stage:
-    """Ours, as one stage on one rank."""
-    return Stage(
-        spec,
-        range(spec.layers),
-        sequence=sequence,
-        aux_scale=0.0,
-        dispatcher=FlatDispatcher(),
-        placements=[ExpertPlacement.linear(spec.experts, 1)] * spec.layers,
-        recorder=Recorder(CpuClock()),
-        recompute=Recompute.parse(recompute),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
-
-
-def logical(stage: Stage, spec: ModelSpec) -> dict[str, torch.Tensor]:
-    """The parameters of a whole model by logical name."""
-    return dict(logical_tensors(stage.named_parameters(), [range(spec.experts)] * spec.layers))

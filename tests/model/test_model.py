@@ -17,6 +17,7 @@ from piper_hpc.profiling.spans import Recorder
 from piper_hpc.spec import ModelSpec
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.recompute import Recompute
+from tests.model.whole import whole_model
 
 CPU = torch.device("cpu")
 MODEL = ModelSpec(
@@ -138,3 +139,60 @@ def test_width_that_grouped_products_refuse_is_named(dtype: torch.dtype, width: 
     spec = replace(MODEL, hidden=32, expert_ffn=width)
     with pytest.raises(ValueError, match=rf"expert_ffn={width}.*{works}"):
         Experts(spec, 2, device=CPU, dtype=dtype)
+
+
+def test_a_bias_on_the_choice_moves_against_the_load_and_changes_no_weight() -> None:
+    """b += rate * sign(mean - load), arXiv 2408.15664 algorithm 1; weights are the scores without it."""
+    spec = replace(
+        MODEL, router_score="sigmoid", normalised_weights=False, selection_bias=True, selection_bias_rate=0.5
+    )
+    router = Router(spec, 0.0, device=CPU, dtype=torch.float32)
+    hidden = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    scores = router.gate(hidden).sigmoid().flatten(0, 1)
+    before = router(hidden)
+    router.after_step(torch.tensor([9, 1, 5, 5]))
+    assert router.selection_bias.tolist() == [-0.5, 0.5, 0.0, 0.0]
+    after = router(hidden)
+    assert torch.equal(after.expert_ids, (scores + router.selection_bias).topk(2, dim=-1).indices)
+    assert after.counts[0] < before.counts[0] and after.counts[1] > before.counts[1]
+    torch.testing.assert_close(after.weights, scores.gather(1, after.expert_ids))
+
+
+def test_groups_limit_the_choice() -> None:
+    """Of two groups the one with the best expert, or under a bias the one whose two best are better together."""
+    router = Router(replace(MODEL, expert_groups=2, groups_per_token=1), 0.0, device=CPU, dtype=torch.float32)
+    scores = torch.tensor([[[0.5, 0.1, 0.4, 0.35]]])
+    assert sorted(router._selected(scores).flatten().tolist()) == [0, 1]
+    spec = replace(MODEL, expert_groups=2, groups_per_token=1, selection_bias=True)
+    router = Router(spec, 0.0, device=CPU, dtype=torch.float32)
+    assert sorted(router._selected(scores).flatten().tolist()) == [2, 3]
+
+
+def test_a_loss_over_the_global_batch_takes_the_load_of_the_step_before() -> None:
+    spec = replace(MODEL, router_aux="global_batch", router_aux_coef=0.5, router_z_coef=0.0)
+    router = Router(spec, 2.0, device=CPU, dtype=torch.float64)
+    hidden = torch.randn(3, 7, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shares = router.gate(hidden).softmax(-1).mean(1).sum(0)
+    assert router(hidden).aux_loss.item() == pytest.approx(2.0 * 0.5 * shares.sum().item())  # even before the first
+    router.after_step(torch.tensor([4, 0, 2, 2]))
+    load = torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    assert router(hidden).aux_loss.item() == pytest.approx((load * shares).sum().item())
+
+
+def test_the_z_loss_is_the_squared_log_of_the_sum_of_exponentials() -> None:
+    router = Router(replace(MODEL, router_aux_coef=0.0, router_z_coef=0.1), 0.25, device=CPU, dtype=torch.float64)
+    hidden = torch.randn(2, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = 0.25 * 0.1 * router.gate(hidden).exp().sum(-1).log().square().mean(1).sum()
+    torch.testing.assert_close(router(hidden).aux_loss, expected.detach())
+
+
+def test_recomputed_layers_count_what_they_route_once() -> None:
+    stages = [whole_model(MODEL, 8, recompute) for recompute in ("none", "full")]
+    tokens = torch.randint(0, MODEL.vocab, (2, 8), generator=torch.Generator().manual_seed(0))
+    counted = []
+    for built in stages:
+        initialise(built, [range(4)] * 2, layers=2, seed=0)
+        built(tokens).sum().backward()
+        counted.append([layer.routed for layer in built.moe_layers().values()])
+    assert all(len(routed) == 1 for of_stage in counted for routed in of_stage)
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(*counted, strict=True))

@@ -28,8 +28,9 @@ from piper_hpc.resource_model.eager.memory import (
     peak_bytes,
     split_activation_bytes,
 )
+from piper_hpc.resource_model.eager.pipeline import Held
 from piper_hpc.resource_model.schedule import rank_order
-from piper_hpc.spec import RECIPES, TRAINED, Layout, ModelSpec, RankMap, Workload
+from piper_hpc.spec import RECIPES, TRAINED, LayerKind, Layout, ModelSpec, RankMap, Workload
 from piper_hpc.spec.executor import SENDS_UNDER_WAY
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.orders import Action
@@ -146,7 +147,9 @@ def test_a_rank_keeps_what_the_order_of_its_schedule_keeps() -> None:
         kept[3] -= message
         kept[1] -= (schedule != "interleaved") * message
         left = [
-            split_activation_bytes(deep, 256, 4, layers=layers, last=stage == 3) if stage else 0
+            split_activation_bytes(deep, 256, 4, chunk=Held(((LayerKind(), layers),), False, stage == 3))
+            if stage
+            else 0
             for stage, layers in enumerate(split)
         ]
         for rank in (0, 1):
@@ -181,7 +184,8 @@ def test_messages_are_of_neighbours_on_other_ranks() -> None:
 def test_the_loss_of_a_bf16_run_has_four_bytes_a_number() -> None:
     tokens, mixed = 256, replace(WORKLOAD, recipe=TRAINED["bfloat16"])
     probabilities = tokens * TINY.vocab * 4
-    assert head_activation_bytes(TINY, tokens, 2) == tokens * (3 * TINY.hidden + 1) * 2 + probabilities
+    norm = (2 * TINY.hidden + 1) * 4 + TINY.hidden * 2  # in bf16 a norm keeps its input and the normalised row wide
+    assert head_activation_bytes(TINY, tokens, 2) == tokens * norm + probabilities
     wide = replace(TINY, vocab=2**15)
     assert kinds(Layout(micro_batch=2), mixed, wide)["workspace"] == [2 * tokens * 2**15 * 4]
 
@@ -213,11 +217,52 @@ def test_peak_of_a_real_step_on_one_rank(model: ModelSpec, micro_batch: int, seq
     assert peak_bytes(model, layout, workload)[0] == pytest.approx(measured, rel=2e-3)
 
 
-def measured_peak(model: ModelSpec, layout: Layout, workload: Workload) -> int:
+KINDS = ModelSpec(
+    "kinds", layers=4, hidden=64, heads=4, kv_heads=2, head_dim=16, experts=4, top_k=2, expert_ffn=64, vocab=128
+)
+LATENT = replace(
+    KINDS, attention="mla", kv_heads=4, head_dim=24, qk_nope_dim=16, qk_rope_dim=8, v_head_dim=16, kv_lora_rank=32
+)
+PARTS = {
+    "qk norm of a head, biases": {"qk_norm": "head", "attention_bias": True, "output_bias": True},
+    "qk norm of all heads, clipped": {"qk_norm": "full", "clip_qkv": 1.0},
+    "qk norm without parameters, chunks, no positions": {
+        **{"qk_norm": "l2", "sliding_window": 40, "window_kind": "chunked", "full_attention_every": 4},
+        **{"nope_every": 4, "temperature_floor": 8, "router_score": "sigmoid", "top_k": 1, "weighted_input": True},
+    },
+    "windows and sinks, biases, clamps": {
+        **{"attention_sinks": True, "sliding_window": 40, "full_attention_every": 2, "swiglu_limit": 7.0},
+        **{"ffn_bias": True, "router_bias": True, "attention_bias": True, "output_bias": True},
+    },
+    "shared experts with a gate": {"shared_experts": 2, "shared_expert_ffn": 48, "shared_expert_gate": True},
+    "dense layers first, z-loss": {"dense_first": 2, "dense_ffn": 192, "router_z_coef": 0.1},
+    "dense layers between, tied": {"moe_every": 2, "dense_ffn": 192, "tied_embeddings": True},
+    "a dense residual": {"dense_residual_ffn": 64, "norms_per_layer": 3},
+    "layer norms, weights as they are": {"norm": "layer", "normalised_weights": False},
+    "half a head turned": {"rope_fraction": 0.5, "router_aux": "global_batch"},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("part", ["plain", *PARTS, "latent", "latent, low-rank query, groups"])
+def test_peak_of_a_real_step_of_every_part_of_a_model(part: str, dtype: str) -> None:
+    if part == "plain" or part in PARTS:
+        model = replace(KINDS, **PARTS.get(part, {}))
+    elif part == "latent":
+        model = LATENT
+    else:
+        groups = {"expert_groups": 2, "groups_per_token": 1, "selection_bias": True, "router_score": "sigmoid"}
+        model = replace(LATENT, q_lora_rank=40, shared_experts=1, shared_expert_ffn=64, **groups)
+    layout, workload = Layout(micro_batch=4), Workload(8, 64, recipe=TRAINED[dtype])
+    measured = measured_peak(model, layout, workload, dtype)
+    assert peak_bytes(model, layout, workload)[0] == pytest.approx(measured, rel=5e-3)
+
+
+def measured_peak(model: ModelSpec, layout: Layout, workload: Workload, type_: str = "float32") -> int:
     """Peak of live tensor bytes of the second optimizer step on one rank, without those that other tests keep."""
     with LiveBytes() as others:
         pass
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype = torch.device("cpu"), getattr(torch, type_)
     recorder = Recorder(clock_for(device))
     groups = make_groups(RankMap.block(layout, 1, (0,)), timedelta(seconds=10))
     stage = Stage(
@@ -233,7 +278,7 @@ def measured_peak(model: ModelSpec, layout: Layout, workload: Workload) -> int:
         dtype=dtype,
     )
     store = ParameterStore([stage], groups, layout, [range(model.experts)] * model.layers)
-    optimizer = Optimizer(store.buckets, TrainSettings(steps=2))
+    optimizer = Optimizer(store.buckets, TrainSettings(steps=2, dtype=type_))
     pipeline = Pipeline(
         [stage],
         model=model,

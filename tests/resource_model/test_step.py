@@ -120,7 +120,7 @@ def test_full_recomputation_adds_the_forward_of_every_layer_and_its_exchanges() 
     layout, batch = Layout(ep=2), workload(4, replicas=2)
     none, full = (predict(TINY, cluster(), replace(layout, recompute=name), batch) for name in ("none", "full"))
     cost = step_cost(TINY, cluster(), layout, batch)
-    (layer,) = {id(chunk.layer): chunk.layer for rank in cost.ranks for chunk in rank.chunks}.values()
+    (layer,) = {id(each): each for rank in cost.ranks for chunk in rank.chunks for each, _ in chunk.layers}.values()
     for term, module in layer.modules.items():
         added = full.terms[term] - none.terms[term]
         assert added == pytest.approx(4 * TINY.layers * module.forward.seconds, abs=1e-12)
@@ -183,7 +183,7 @@ def test_every_end_of_a_message_costs_its_rank_compute(schedule: str, vpp: int, 
 def test_an_uneven_split_moves_work_between_ranks() -> None:
     deep, batch = replace(TINY, layers=8), workload(8)
     even, uneven = (step_cost(deep, cluster(), Layout(pp=2, stage_layers=split), batch) for split in ((), (5, 3)))
-    layer = even.ranks[0].chunks[0].layer
+    layer = even.ranks[0].chunks[0].layers[0][0]
     moved = 8 * (layer.forward_s + layer.backward_s)
     work = [[8 * sum(chunk.forward_s + chunk.backward_s for chunk in rank.chunks) for rank in each.ranks]
             for each in (even, uneven)]  # fmt: skip
@@ -235,7 +235,7 @@ def test_what_is_alive_is_what_the_order_holds(schedule: str) -> None:
 
 
 def test_a_rank_holds_the_stages_of_its_schedule() -> None:
-    chunks = held_chunks(Layout(pp=2, vpp=2, schedule="zbv", stage_layers=(1, 2, 3, 4)), 10)
+    chunks = held_chunks(Layout(pp=2, vpp=2, schedule="zbv", stage_layers=(1, 2, 3, 4)), replace(TINY, layers=10))
     assert [[(each.layers, each.first, each.last) for each in of_rank] for of_rank in chunks] == [
         [(1, True, False), (4, False, True)],
         [(2, False, False), (3, False, False)],

@@ -19,8 +19,9 @@ from piper_hpc.train.settings import TrainSettings
 from piper_hpc.train.trainer import Trainer
 
 MODEL = ModelSpec(
-    "tiny", layers=4, hidden=16, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_ffn=16, vocab=64
-)
+    "tiny", layers=4, hidden=16, heads=2, kv_heads=1, head_dim=8, experts=4, top_k=2, expert_ffn=16, vocab=64,
+    dense_first=1, dense_ffn=24, selection_bias=True, router_aux="global_batch",
+)  # fmt: skip
 WORKLOAD = Workload(global_batch=12, sequence=8)
 CPU = torch.device("cpu")
 SEED = 3

@@ -78,11 +78,15 @@ def test_torch_itself_reads_the_files(written: Written) -> None:
 def test_names_tell_nothing_of_the_layout(written: Written) -> None:
     path, stored = written.of("v_pp2_dp2_zero1")
     names = {name.removeprefix("model.") for name in stored if name.startswith("model.")}
-    per_layer = {"attention_norm.weight", "router_norm.weight", "router.gate.weight"}
-    per_layer |= {f"attention.{letter}.weight" for letter in "qkvo"}
-    per_layer |= {f"experts.{expert}.{weight}" for expert in range(MODEL.experts) for weight in ("w1", "w2", "w3")}
-    expected = {f"layers.{layer}.{name}" for layer in range(MODEL.layers) for name in per_layer}
-    assert names == expected | {"embedding.weight", "norm.weight", "head.weight"}
+    attention = {"attention_norm.weight", *(f"attention.{letter}.weight" for letter in "qkvo")}
+    experts = {f"experts.{expert}.{weight}" for expert in range(MODEL.experts) for weight in ("w1", "w2", "w3")}
+    dense = attention | {"ffn_norm.weight", "ffn.w1.weight", "ffn.w2.weight", "ffn.w3.weight"}
+    moe = attention | {"router_norm.weight", "router.gate.weight"} | experts
+    expected = {f"layers.{layer}.{name}" for layer in range(MODEL.layers) for name in (moe if layer else dense)}
+    state = {f"layers.{layer}.router.{name}" for layer in (1, 2, 3) for name in ("selection_bias", "load")}
+    assert names == expected | state | {"embedding.weight", "norm.weight", "head.weight"}
+    assert any(stored[f"model.{name}"].unique().numel() > 1 for name in state)
+    names -= state
     moments = {f"optimizer.{name}.{moment}" for name in names for moment in ("exp_avg", "exp_avg_sq")}
     assert {name for name in stored if name.startswith("optimizer.")} == moments
     assert all(stored[name].abs().sum() > 0 for name in moments)

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from piper_hpc.resource_model import flops
 from piper_hpc.resource_model.eager import communication
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.curves import NORM_FORWARD_SHARE, Curves
 from piper_hpc.resource_model.eager.groups import Group
-from piper_hpc.spec import ModelSpec, Recipe
+from piper_hpc.spec import ModelSpec, Recipe, Recompute
 
 INDEX_BYTES = 8
 """torch's indices and counts are int64."""
 
 HOST_OPERATIONS = {
     "attention": 26,
+    "latent_attention": 40,
+    "feed_forward": 5,
     "router": 26,
     "dispatch": 13,
     "dispatch_all_to_all": 14,
@@ -134,44 +135,12 @@ class MicroBatch:
         return ModuleCost(half, half)
 
 
-def norm(batch: MicroBatch) -> ModuleCost:
-    """RMSNorm: measured as one with its backward, and split by the numbers that each of them moves."""
-    both = batch.curves.operation("norm", 2 * batch.hidden * batch.bytes_per_value)
+def norm(batch: MicroBatch, width: int = 0) -> ModuleCost:
+    """A norm over `width` numbers of every token, 0 for the hidden width: measured as RMSNorm with its backward, and
+    split by the numbers that each of them moves."""
+    values = batch.tokens * (width or batch.model.hidden)
+    both = batch.curves.operation("norm", 2 * values * batch.bytes_per_value)
     return ModuleCost(both * NORM_FORWARD_SHARE, both * (1 - NORM_FORWARD_SHARE))
-
-
-def rotary(batch: MicroBatch, width: int) -> ModuleCost:
-    """RoPE on heads of `width` in all: four half products, two sums, one concatenation; signs in the backward."""
-    w = batch.tokens * width
-    shared = batch.stream((w, 4), (2 * w, 1), (1.5 * w, 2))
-    return ModuleCost(shared, shared + batch.stream((w, 1)))
-
-
-def attention(batch: MicroBatch) -> ModuleCost:
-    """Norm, Q, K and V, RoPE (arXiv 2104.09864) on Q and K, causal attention, output projection, residual add.
-
-    Counted from the eager torch module; scores have flops.score_flops a token.
-    """
-    model, h = batch.model, batch.hidden
-    q, kv = batch.tokens * model.q_dim, batch.tokens * model.kv_dim
-    scores = batch.tokens * flops.score_flops(model, batch.sequence)
-    forward = scores_forward(batch) + batch.stream((2 * q, 1), (3 * h, 1))
-    backward = batch.curves.operation("attention_backward", scores) + batch.stream((2 * q, 1), (2 * kv, 1), (3 * h, 3))
-    return sum_modules(
-        norm(batch),
-        batch.linear(model.hidden, model.q_dim),
-        batch.linear(model.hidden, model.kv_dim) * 2,
-        batch.linear(model.q_dim, model.hidden),
-        rotary(batch, model.q_dim),
-        rotary(batch, model.kv_dim),
-        ModuleCost(forward, backward),
-        batch.host(HOST_OPERATIONS["attention"]),
-    )
-
-
-def scores_forward(batch: MicroBatch) -> Cost:
-    """Scores, softmax and their product with the values, one kernel."""
-    return batch.curves.operation("attention_forward", batch.tokens * flops.score_flops(batch.model, batch.sequence))
 
 
 def router(batch: MicroBatch) -> ModuleCost:
@@ -216,20 +185,74 @@ def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
     model, received = batch.model, load * batch.rows
     matrices, gated = model.matrices_per_expert, model.matrices_per_expert == 3
     grouped = batch.curves.operation("grouped_gemm", 2 * received * model.hidden * model.expert_ffn)
-    inner, rows = received * model.expert_ffn, received * model.hidden
-    gradients = batch.exponential(3 * inner) + batch.stream((3 * inner, 2 * gated), (3 * rows, int(gated)))
+    rows = received * model.hidden
+    gradients = inner_backward(batch, received, model.expert_ffn, gated=gated) + batch.stream((3 * rows, int(gated)))
     weights = batch.accumulate(model.experts // ep * model.hidden * model.expert_ffn) * matrices
+    # A bias is read by row, and its gradient added up by row.
+    biased = batch.stream((3 * received * model.expert_ffn, matrices - 1), (3 * rows, 1)) * model.ffn_bias
     return batch.host(HOST_OPERATIONS["experts"]) + ModuleCost(
-        grouped * matrices + activation_forward(batch, load),
-        grouped * (2 * matrices) + gradients + weights,
+        grouped * matrices + activation_forward(batch, load) + biased,
+        grouped * (2 * matrices) + gradients + weights + biased,
         grouped * matrices + weights,
     )
 
 
 def activation_forward(batch: MicroBatch, load: float = 1.0) -> Cost:
-    """silu(gate) * up of the rows of the experts, or gelu of experts without a gate."""
-    inner = load * batch.rows * batch.model.expert_ffn
-    return batch.exponential(2 * inner) + batch.stream((3 * inner, int(batch.model.matrices_per_expert == 3)))
+    """The activation of the rows of the experts."""
+    gated = batch.model.matrices_per_expert == 3
+    return inner_forward(batch, load * batch.rows, batch.model.expert_ffn, gated=gated)
+
+
+def inner_forward(batch: MicroBatch, rows: float, width: int, *, gated: bool) -> Cost:
+    """silu(gate) * up of rows of an inner width, gelu without a gate; gpt-oss clamps both and adds to one."""
+    inner = rows * width
+    clamps = batch.stream((2 * inner, 4), (3 * inner, 1)) * bool(batch.model.swiglu_limit)
+    return batch.exponential(2 * inner) + batch.stream((3 * inner, int(gated))) + clamps
+
+
+def inner_backward(batch: MicroBatch, rows: float, width: int, *, gated: bool) -> Cost:
+    """The backward of `inner_forward`."""
+    inner = rows * width
+    clamps = batch.stream((3 * inner, 5)) * bool(batch.model.swiglu_limit)
+    return batch.exponential(3 * inner) + batch.stream((3 * inner, 2 * gated)) + clamps
+
+
+def feed_forward(batch: MicroBatch, width: int, matrices: int, recompute: Recompute) -> ModuleCost:
+    """A feed-forward that every token passes: its products, and the activation, perhaps once more."""
+    gated = matrices == 3
+    forward = inner_forward(batch, batch.tokens, width, gated=gated)
+    backward = inner_backward(batch, batch.tokens, width, gated=gated) + batch.stream((3 * batch.hidden, int(gated)))
+    cost = sum_modules(
+        batch.linear(batch.model.hidden, width) * (matrices - 1),
+        batch.linear(width, batch.model.hidden),
+        ModuleCost(forward, backward),
+        batch.host(HOST_OPERATIONS["feed_forward"]),
+    )
+    return cost.again(forward) if recompute.activation else cost
+
+
+def dense(batch: MicroBatch, recompute: Recompute) -> ModuleCost:
+    """The feed-forward of a layer without experts, its norm and its residual."""
+    model = batch.model
+    added = batch.stream((3 * batch.hidden, 1))
+    return sum_modules(
+        norm(batch), feed_forward(batch, model.dense_ffn, model.dense_matrices, recompute), ModuleCost(added, added)
+    )
+
+
+def beside_experts(batch: MicroBatch, recompute: Recompute) -> ModuleCost:
+    """What an MoE layer computes beside its experts: shared experts, a dense residual."""
+    model, cost = batch.model, ModuleCost(Cost(), Cost())
+    added = batch.stream((3 * batch.hidden, 1))
+    if model.shared_experts:
+        width = model.shared_experts * model.shared_expert_ffn
+        cost += feed_forward(batch, width, model.matrices_per_expert, recompute) + ModuleCost(added, added)
+    if model.shared_expert_gate:
+        cost += batch.linear(model.hidden, 1) + ModuleCost(added, added * 2)
+    if model.dense_residual_ffn:
+        residual = feed_forward(batch, model.dense_residual_ffn, model.dense_matrices, recompute)
+        cost += norm(batch) + residual + ModuleCost(added, added)
+    return cost
 
 
 def combine(batch: MicroBatch, group: Group) -> ModuleCost:

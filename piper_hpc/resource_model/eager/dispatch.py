@@ -222,8 +222,8 @@ def facts(cost: DispatchCosts, model: ModelSpec, layout: Layout, workload: Workl
     stages = []
     # A recomputed layer dispatches and combines once more: two all-to-alls beside the four of a step.
     exchanges = cost.micro_batches * (1 + layout.recomputed.full / 2)
-    for (group, layer), held in zip(cost.all_to_alls, held_chunks(layout, model.layers), strict=True):
-        layers = sum(chunk.layers for chunk in held)
+    for (group, layer), held in zip(cost.all_to_alls, held_chunks(layout, model), strict=True):
+        layers = sum(chunk.moe_layers for chunk in held)
         cell = cell_of(group, topology, model, tokens, workload.bytes_per_value, load)
         stages.append({"ranks": cell.ranks, "nodes": cell.nodes, "racks": cell.racks} | layer.selection.document())
         sent = step_bytes(

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from piper_hpc.resource_model.eager import communication, compute
+from piper_hpc.resource_model.eager import attention, communication, compute
+from piper_hpc.resource_model.eager.activations import MOE
 from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine
 from piper_hpc.resource_model.eager.groups import Group
-from piper_hpc.spec import Recompute, get_algorithm
+from piper_hpc.spec import LayerKind, Recompute, get_algorithm
 
 HOST_OPERATIONS_PER_MICRO_BATCH = 120
 """Python of torch's pipeline per micro-batch of a chunk, in eager operations: 0.5 ms of 1F1B where one operation takes
@@ -20,6 +21,9 @@ SPLIT_OPERATIONS = 90, 170
 """Python of torch's split backward per layer beyond a backward in whole, in eager operations: walks over the graph in
 I, a call of autograd for each group of weights in W. One reading of their sum on chunks of one to three layers, median
 260 of 216 to 339, of which a third is laid on I; `python -m tests.parallel.split_cost` then gave 229 to 319."""
+
+DENSE_OVERHEAD = 0.4
+"""Of a layer's autograd overhead between modules that of a dense one, which has two regions where others have five."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,13 @@ class Work:
 
 @dataclass(frozen=True)
 class ChunkCost:
-    """Seconds of one global stage for one micro-batch: `layers` layers, and what it does beside them.
+    """Seconds of one global stage for one micro-batch: its layers, some of each kind, and what it does beside them.
 
     split: what a backward in two halves costs beyond one in whole. torch computes no gradient of token ids: under a
     split backward the first stage does all of it with its weights', and nothing in halves.
     """
 
-    layer: Work
-    layers: int
+    layers: tuple[tuple[Work, int], ...]
     beside: Work
     first: bool
     split: ModuleCost
@@ -61,26 +64,27 @@ class ChunkCost:
     @property
     def forward_s(self) -> float:
         """Seconds of one forward."""
-        return self.layers * self.layer.forward_s + self.beside.forward_s
+        return sum(count * layer.forward_s for layer, count in self.layers) + self.beside.forward_s
 
     @property
     def backward_s(self) -> float:
         """Seconds of one whole backward."""
-        return self.layers * self.layer.backward_s + self.beside.backward_s
+        return sum(count * layer.backward_s for layer, count in self.layers) + self.beside.backward_s
 
     @property
     def weight_s(self) -> float:
         """Of them, those of the gradients of weights."""
         if self.first:
             return self.backward_s
-        return self.layers * self.layer.weight_s + self.beside.weight_s + self.split.weight.seconds
+        layers = sum(count * layer.weight_s for layer, count in self.layers)
+        return layers + self.beside.weight_s + self.split.weight.seconds
 
     def terms(self, micro_batches: int, split: int) -> dict[str, Cost]:
         """Busy seconds of a step by term. split: for how many of the micro-batches the weights' gradients are computed
         apart from the inputs': their seconds are `weight_grad_s`."""
         step: dict[str, Cost] = {}
-        scaled = {term: cost * self.layers for term, cost in self.layer.modules.items()}
-        for term, cost in (*scaled.items(), *self.beside.modules.items()):
+        scaled = [(term, cost * count) for layer, count in self.layers for term, cost in layer.modules.items()]
+        for term, cost in (*scaled, *self.beside.modules.items()):
             weight = cost.backward if self.first else cost.weight
             whole = cost.forward * micro_batches + cost.backward * (micro_batches - split)
             step[term] = step.get(term, Cost()) + whole + (cost.backward + weight * -1) * split
@@ -100,7 +104,26 @@ def split_cost(batch: MicroBatch, layers: int, *, first: bool) -> ModuleCost:
     return ModuleCost(Cost(), half_input + half_weight, half_weight)
 
 
-def layer_cost(batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombine, recompute: Recompute) -> Work:
+def dense_layer_cost(batch: MicroBatch, recompute: Recompute, kind: LayerKind) -> Work:
+    """Seconds of one layer without experts by term: nothing waits for another rank."""
+    whole = attention.attention(batch, kind)
+    if recompute.attention:
+        whole = whole.again(attention.scores_forward(batch, kind))
+    overhead = compute.autograd_overhead(batch) * DENSE_OVERHEAD
+    modules = {"attention_s": whole, "expert_s": compute.dense(batch, recompute), "other_s": overhead}
+    if recompute.full:
+        modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
+    return Work(modules)
+
+
+def layer_cost(
+    batch: MicroBatch,
+    ep: int,
+    group: Group,
+    exchange: DispatchCombine,
+    recompute: Recompute,
+    kind: LayerKind = MOE,
+) -> Work:
     """Seconds of one layer by term, on the mean rank. Five all-to-alls synchronise its expert group, each with a wait.
 
     Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
@@ -117,10 +140,11 @@ def layer_cost(batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombi
 
     # Padding is computed by every rank; what is routed unevenly by the busiest alone.
     mean_load = batch.load if get_algorithm(exchange.selection.config.algorithm).padded else 1.0
-    attention, router, experts = compute.attention(batch), compute.router(batch), experts_with(mean_load)
+    attended, router, experts = attention.attention(batch, kind), compute.router(batch), experts_with(mean_load)
     if recompute.attention:
-        attention = attention.again(compute.scores_forward(batch))
-    dense, rows = attention + router, compute.dispatch(batch, Group())
+        attended = attended.again(attention.scores_forward(batch, kind))
+    beside = compute.beside_experts(batch, recompute)
+    dense, rows = attended + router, compute.dispatch(batch, Group())
     imbalance = experts_with(batch.load) + experts * -1
 
     def arrival_waits(before_forward: Cost, before_backward: Cost) -> ModuleCost:
@@ -130,13 +154,13 @@ def layer_cost(batch: MicroBatch, ep: int, group: Group, exchange: DispatchCombi
         )
 
     modules = {
-        "attention_s": attention,
+        "attention_s": attended,
         "router_s": router,
         "dispatch_s": exchange.dispatch
         + arrival_waits(dense.forward, experts.backward)
         + arrival_waits(rows.forward, Cost())
         + ModuleCost(Cost(), imbalance.backward),
-        "expert_s": experts,
+        "expert_s": experts + beside,
         "combine_s": exchange.combine
         + arrival_waits(experts.forward, dense.backward)
         + ModuleCost(imbalance.forward, Cost()),

@@ -11,75 +11,52 @@ from functools import lru_cache
 from math import ceil
 from operator import mul
 
+from piper_hpc.resource_model.eager.activations import (
+    INDEX_BYTES,
+    MOE,
+    NOTHING,
+    keeps_input,
+    layer_activation_bytes,
+    norm_bytes,
+    split_values,
+)
 from piper_hpc.resource_model.eager.compute import loss_bytes
 from piper_hpc.resource_model.eager.load import busiest_load
 from piper_hpc.resource_model.eager.pipeline import Alive, Held, alive_by_rank, held_chunks, neighbours_by_rank
-from piper_hpc.spec import Layout, ModelSpec, Recompute, Workload
+from piper_hpc.spec import LayerKind, Layout, ModelSpec, Recompute, Workload
 from piper_hpc.spec.executor import SENDS_UNDER_WAY
-
-INDEX_BYTES = 8
-"""torch's indices are int64."""
-
-NOTHING = Recompute()
 
 
 @lru_cache(maxsize=4096)
 def chunk_parameters(model: ModelSpec, ep: int, chunk: Held) -> tuple[int, int]:
     """(replicated over the whole stage, replicated over DP alone) parameters of one rank's chunk: its layers with E/EP
     experts, the embedding of the first stage, norm and head of the last."""
-    layer = model.attention_parameters + model.router_parameters + model.norm_parameters
-    ends = chunk.first * model.embedding_parameters + chunk.last * (model.embedding_parameters + model.hidden)
-    return chunk.layers * layer + ends, chunk.layers * (model.experts // ep) * model.expert_parameters
-
-
-def layer_activation_bytes(
-    model: ModelSpec, tokens: int, ep: int, value_bytes: int, load: float = 1.0, recompute: Recompute = NOTHING
-) -> int:
-    """Bytes that autograd keeps of one layer, its input included, for `tokens` of one rank.
-
-    load: rows that arrive at this rank's experts over the mean, tokens * top_k; those it sent come back to it.
-
-    Counted from the modules as torch runs them one by one: a norm keeps its input, the normalised and the scaled
-    rows; attention its heads, their output before and after it is laid out by token, and the softmax's sums; the
-    router its probabilities and choices; the experts their rows, each product and the activation; combine the copies
-    it weighs; and every permutation its indices. Recomputed attention keeps neither its output nor the sums, a
-    recomputed activation only the products that it is made of, a recomputed layer its input alone.
-    """
-    if recompute.full:
-        return tokens * model.hidden * value_bytes
-    rows = tokens * model.top_k
-    norm = 3 * model.hidden + 1
-    attention = norm + 3 * model.q_dim + 2 * model.kv_dim + model.heads
-    attention -= (model.q_dim + model.heads) if recompute.attention else 0
-    router = norm + model.experts + 1 + 2 * model.top_k
-    products = (4 if model.matrices_per_expert == 3 else 2) // (2 if recompute.activation else 1)
-    values = tokens * (attention + router) + rows * model.hidden
-    values += round(load * rows) * (model.hidden + products * model.expert_ffn)
-    indices = tokens * model.top_k + 2 * rows + (2 * round(load * rows) if ep > 1 else 0)
-    return values * value_bytes + indices * INDEX_BYTES
+    ends = chunk.first * model.embedding_parameters
+    if chunk.last:
+        tied = model.tied_embeddings and chunk.first
+        ends += model.norm_width + model.vocab * model.head_bias + (0 if tied else model.embedding_parameters)
+    layers = sum(count * model.parameters_of(moe=kind.moe).replicated for kind, count in chunk.kinds)
+    return layers + ends, chunk.moe_layers * (model.experts // ep) * model.expert_parameters
 
 
 def head_activation_bytes(model: ModelSpec, tokens: int, value_bytes: int) -> int:
     """Bytes kept by the final norm, the output projection and the loss, whose log-probabilities have loss_bytes."""
-    return tokens * ((3 * model.hidden + 1) * value_bytes + model.vocab * loss_bytes(value_bytes))
+    return tokens * (norm_bytes(model, model.hidden, value_bytes) + model.vocab * loss_bytes(value_bytes))
 
 
-def split_activation_bytes(
-    model: ModelSpec, tokens: int, value_bytes: int, load: float = 1.0, *, layers: int, last: bool
-) -> int:
+def split_activation_bytes(model: ModelSpec, tokens: int, value_bytes: int, load: float = 1.0, *, chunk: Held) -> int:
     """Bytes that the backward of a chunk's input (I) leaves for that of its weights (W), less those that it frees.
 
-    torch keeps the gradient of what each weight made: of both norms, queries, keys, values, the output projection, the
-    router's logits, and the experts' products. The last stage trades the loss's probabilities for the gradients of the
-    logits and of the final norm; any other frees the copies that the combine of its last layer weighed.
+    The last stage trades the loss's probabilities for the gradients of the logits and of the final norm; any other
+    frees the copies that the combine of its last layer weighed, if that has experts.
     """
     products = 2 if model.matrices_per_expert == 3 else 1
-    values = layers * tokens * (3 * model.hidden + model.q_dim + 2 * model.kv_dim + model.experts)
-    values += layers * round(load * tokens * model.top_k) * (model.hidden + products * model.expert_ffn)
-    if last:
+    values = sum(count * tokens * split_values(model, kind) for kind, count in chunk.kinds)
+    values += chunk.moe_layers * round(load * tokens * model.top_k) * (model.hidden + products * model.expert_ffn)
+    if chunk.last:
         values += tokens * (model.hidden + model.vocab)
         return values * value_bytes - tokens * model.vocab * loss_bytes(value_bytes)
-    return (values - tokens * model.top_k * model.hidden) * value_bytes
+    return (values - bool(chunk.moe_layers) * tokens * model.top_k * model.hidden) * value_bytes
 
 
 def combine_workspace_bytes(model: ModelSpec, tokens: int, ep: int, value_bytes: int, load: float = 1.0) -> int:
@@ -98,27 +75,29 @@ def backward_workspace_bytes(
     last: bool,
     load: float = 1.0,
     recompute: Recompute = NOTHING,
+    kind: LayerKind = MOE,
 ) -> int:
     """Bytes that the backward of one micro-batch needs for a while, beyond what the forward kept.
 
-    Either in the loss (the gradients of the probabilities and of the logits at once), or in the experts of the last
-    layer: gradients of their inner rows beside one weight gradient not yet added up, and what is computed again. What
-    was freed by then is less.
+    Either in the loss (the gradients of the probabilities and of the logits at once), or in the feed-forward of the
+    last layer, of that kind: gradients of its inner rows beside one weight gradient not yet added up, and what is
+    computed again. What was freed by then is less.
     """
-    gated = model.matrices_per_expert == 3
-    inner = round(load * tokens * model.top_k) * model.expert_ffn
-    weight = model.experts // ep * model.hidden * model.expert_ffn
-    experts = max(inner + weight, (2 if gated else 1) * inner) * value_bytes
+    gated = (model.matrices_per_expert if kind.moe else model.dense_matrices) == 3
+    width, held = (model.expert_ffn, model.experts // ep) if kind.moe else (model.dense_ffn, 1)
+    inner = (round(load * tokens * model.top_k) if kind.moe else tokens) * width
+    weight = held * model.hidden * width
+    needed = max(inner + weight, (2 if gated else 1) * inner) * value_bytes
     if recompute.full:
-        whole = layer_activation_bytes(model, tokens, ep, value_bytes, load)
-        again = combine_workspace_bytes(model, tokens, ep, value_bytes, load) + tokens * model.hidden * value_bytes
-        experts = whole - tokens * model.hidden * value_bytes + max(experts, again)
+        whole = layer_activation_bytes(model, tokens, ep, value_bytes, load, kind=kind)
+        again = combine_workspace_bytes(model, tokens, ep, value_bytes, load) * kind.moe
+        needed = whole - tokens * model.hidden * value_bytes + max(needed, again + tokens * model.hidden * value_bytes)
     elif recompute.activation:
-        experts += (2 if gated else 1) * inner * value_bytes
+        needed += (2 if gated else 1) * inner * value_bytes
     if not last:
-        return experts
+        return needed
     freed = head_activation_bytes(model, tokens, value_bytes) - tokens * model.hidden * value_bytes
-    return max(2 * tokens * model.vocab * loss_bytes(value_bytes), experts - freed)
+    return max(2 * tokens * model.vocab * loss_bytes(value_bytes), needed - freed)
 
 
 @dataclass(frozen=True)
@@ -151,8 +130,17 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
     tokens, micro_batches = layout.micro_batch * workload.sequence, layout.micro_batches(workload.global_batch)
     message, logits = tokens * model.hidden * value, tokens * model.vocab * value
     load = busiest_load(model, layout, workload)
-    layer, head, workspaces = _of_micro_batch(model, tokens, layout.ep, value, load, layout.recomputed)
-    rotary = workload.sequence * model.head_dim * value
+    head = head_activation_bytes(model, tokens, value)
+
+    def layer(kind: LayerKind) -> int:
+        return _layer_bytes(model, tokens, layout.ep, value, load, layout.recomputed, kind)
+
+    def workspace(chunk: Held) -> int:
+        return max(
+            _workspace_bytes(model, tokens, layout.ep, value, load, layout.recomputed, kind, chunk.last)
+            for kind, _ in chunk.kinds
+        )
+
     batch = micro_batches * layout.micro_batch * (workload.sequence + 1) * INDEX_BYTES
 
     def optimizer_bytes(count: int, copies: int) -> int:
@@ -166,14 +154,16 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
         # A pipeline keeps what a stage returned until its backward; what it received lies in the message buffers, and
         # so does what passes from one chunk to the next of the same rank.
         returned = 0 if layout.stages == 1 or chunk.turns else logits if chunk.last else message
-        received = 0 if chunk.first else message
-        return chunk.layers * layer + chunk.last * head + returned - received
+        same = layout.recomputed.full or keeps_input(model, value)
+        received = message if same and not chunk.first else 0
+        layers = sum(count * layer(kind) for kind, count in chunk.kinds)
+        return layers + chunk.last * head + returned - received
 
     def left(chunk: Held) -> int:
         # torch does the whole backward of the first stage where that of its weights belongs.
         if chunk.first:
             return 0
-        return split_activation_bytes(model, tokens, value, load, layers=chunk.layers, last=chunk.last)
+        return split_activation_bytes(model, tokens, value, load, chunk=chunk)
 
     def of_rank(chunks: tuple[Held, ...], neighbours: int) -> RankMemory:
         sizes = [chunk_parameters(model, layout.ep, chunk) for chunk in chunks]
@@ -187,18 +177,17 @@ def rank_memories(model: ModelSpec, layout: Layout, workload: Workload) -> list[
             # torch's stages hold a buffer for every micro-batch and neighbour, and all that passes between two chunks
             # of one rank; what was sent last is on its way.
             "messages": (messages + passed_on + min(messages, SENDS_UNDER_WAY)) * message,
-            "buffers": sum(chunk.layers for chunk in chunks) * rotary + batch,
+            "buffers": _table_bytes(model, chunks, workload.sequence, value) + batch,
         }
         # Slices of all chunks wait until the step's end for their sum; those of one chunk at a time are on their way.
         travelling = [
             (layout.dense_dp > 1) * dense + (layout.dp > 1) * experts for dense, experts in sizes if layout.zero
         ]
         shards = (sum(travelling) + max(travelling, default=0)) * recipe.gradient_bytes
-        workspace = max(workspaces[chunk.last] for chunk in chunks)
-        return RankMemory(fixed, (*map(kept, chunks), *map(left, chunks)), workspace, shards)
+        return RankMemory(fixed, (*map(kept, chunks), *map(left, chunks)), max(map(workspace, chunks)), shards)
 
     neighbours_of_rank = neighbours_by_rank(layout.schedule, layout.pp, layout.vpp)
-    ranks = list(zip(held_chunks(layout, model.layers), neighbours_of_rank, strict=True))
+    ranks = list(zip(held_chunks(layout, model), neighbours_of_rank, strict=True))
     known = {rank: of_rank(*rank) for rank in set(ranks)}
     return [known[rank] for rank in ranks]
 
@@ -228,18 +217,35 @@ def peak_bytes(model: ModelSpec, layout: Layout, workload: Workload, pools: Sequ
 
 
 @lru_cache(maxsize=4096)
-def _of_micro_batch(
-    model: ModelSpec, tokens: int, ep: int, value_bytes: int, load: float, recompute: Recompute
-) -> tuple[int, int, tuple[int, int]]:
-    """Bytes kept of a layer and of the head, and the workspace of a stage that is not the last, and of the last."""
-    layer = layer_activation_bytes(model, tokens, ep, value_bytes, load, recompute)
-    head = head_activation_bytes(model, tokens, value_bytes)
-    forward = combine_workspace_bytes(model, tokens, ep, value_bytes, load)
-    workspaces = [
-        max(
-            backward_workspace_bytes(model, tokens, ep, value_bytes, last=last, load=load, recompute=recompute),
-            forward - last * head,
-        )
-        for last in (False, True)
-    ]
-    return layer, head, (workspaces[0], workspaces[1])
+def _layer_bytes(
+    model: ModelSpec, tokens: int, ep: int, value_bytes: int, load: float, recompute: Recompute, kind: LayerKind
+) -> int:
+    return layer_activation_bytes(model, tokens, ep, value_bytes, load, recompute, kind)
+
+
+@lru_cache(maxsize=4096)
+def _workspace_bytes(
+    model: ModelSpec,
+    tokens: int,
+    ep: int,
+    value_bytes: int,
+    load: float,
+    recompute: Recompute,
+    kind: LayerKind,
+    last: bool,
+) -> int:
+    backward = backward_workspace_bytes(
+        model, tokens, ep, value_bytes, last=last, load=load, recompute=recompute, kind=kind
+    )
+    forward = combine_workspace_bytes(model, tokens, ep, value_bytes, load) * kind.moe
+    return max(backward, forward - last * head_activation_bytes(model, tokens, value_bytes))
+
+
+def _table_bytes(model: ModelSpec, chunks: Sequence[Held], sequence: int, value_bytes: int) -> int:
+    """Cosines and sines of every layer with positions, and a mask for each window, or sinks, that asks for one."""
+    layers = [each for chunk in chunks for each in chunk.kinds]
+    turned = sum(count for kind, count in layers if kind.positions)
+    grown = sum(count for kind, count in layers if not kind.positions) * bool(model.temperature_floor)
+    sink = model.attention_sinks
+    masks = {min(kind.window, sequence) % sequence for kind, _ in layers if sink or 0 < kind.window < sequence}
+    return (turned * model.rope_dim + grown + len(masks) * (sequence + sink)) * sequence * value_bytes

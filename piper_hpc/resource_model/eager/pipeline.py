@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from piper_hpc.resource_model.schedule import rank_order
-from piper_hpc.spec import Layout
+from piper_hpc.spec import LayerKind, Layout, ModelSpec
 from piper_hpc.spec.schedules import holders, stage_of
 
 Alive = tuple[tuple[int, ...], ...]
@@ -16,28 +16,38 @@ Alive = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Held:
-    """One chunk of a rank: its layers, whether it is the model's first or last stage, and whether the same rank holds
-    the next one too."""
+    """One chunk of a rank: its layers by kind, whether it is the model's first or last stage, and whether the same rank
+    holds the next one too."""
 
-    layers: int
+    kinds: tuple[tuple[LayerKind, int], ...]
     first: bool
     last: bool
     turns: bool = False
 
+    @property
+    def layers(self) -> int:
+        """How many layers."""
+        return sum(count for _, count in self.kinds)
 
-def held_chunks(layout: Layout, layers: int) -> tuple[tuple[Held, ...], ...]:
-    """The chunks of every pipeline rank, [pp][vpp], of a model of `layers` layers."""
-    return _held_chunks(layout.schedule, layout.pp, layout.vpp, layout.stage_layers, layers)
+    @property
+    def moe_layers(self) -> int:
+        """How many of them have experts."""
+        return sum(count for kind, count in self.kinds if kind.moe)
+
+
+def held_chunks(layout: Layout, model: ModelSpec) -> tuple[tuple[Held, ...], ...]:
+    """The chunks of every pipeline rank, [pp][vpp], of a model."""
+    return _held_chunks(layout.schedule, layout.pp, layout.vpp, layout.stage_layers, model)
 
 
 @lru_cache(maxsize=4096)
 def _held_chunks(
-    schedule: str, pp: int, vpp: int, stage_layers: tuple[int, ...], layers: int
+    schedule: str, pp: int, vpp: int, stage_layers: tuple[int, ...], model: ModelSpec
 ) -> tuple[tuple[Held, ...], ...]:
-    ranges, last = Layout(pp=pp, vpp=vpp, stage_layers=stage_layers).layers_by_stage(layers), pp * vpp - 1
+    ranges, last = Layout(pp=pp, vpp=vpp, stage_layers=stage_layers).layers_by_stage(model.layers), pp * vpp - 1
     ranks = holders(schedule, pp, vpp)
     chunks = [
-        Held(len(each), stage == 0, stage == last, pp > 1 and stage < last and ranks[stage] == ranks[stage + 1])
+        Held(model.kinds(each), stage == 0, stage == last, pp > 1 and stage < last and ranks[stage] == ranks[stage + 1])
         for stage, each in enumerate(ranges)
     ]
     return tuple(tuple(chunks[stage_of(schedule, rank, chunk, pp)] for chunk in range(vpp)) for rank in range(pp))

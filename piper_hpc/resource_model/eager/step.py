@@ -18,6 +18,7 @@ from piper_hpc.resource_model.eager.layer import (
     HOST_OPERATIONS_PER_MICRO_BATCH,
     ChunkCost,
     Work,
+    dense_layer_cost,
     layer_cost,
     split_cost,
     work_beside_layers,
@@ -28,7 +29,7 @@ from piper_hpc.resource_model.eager.pipeline import Held, chunk_links, held_chun
 from piper_hpc.resource_model.eager.update import UpdateCost, update_cost
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.rules import check_layout
-from piper_hpc.spec import ClusterSpec, Layout, ModelSpec, Tier, Workload, executor
+from piper_hpc.spec import ClusterSpec, LayerKind, Layout, ModelSpec, Tier, Workload, executor
 from piper_hpc.spec.schedules import SPLIT_BACKWARD, stage_of
 
 Made = TypeVar("Made")
@@ -168,14 +169,14 @@ class StepPricer:
     def __init__(self, model: ModelSpec, cluster: ClusterSpec, workload: Workload) -> None:
         self.model, self.cluster, self.workload = model, cluster, workload
         self.curves = Curves(cluster, workload.bytes_per_value)
+        self._moe = next(kind for kind, _ in model.kinds(range(model.layers)) if kind.moe)
         self._known: dict[Hashable, Any] = {}
 
     def cost(self, layout: Layout) -> StepCost:
         """Costs of a layout that trains, breaks no rule and has its ranks; see step_cost."""
         groups = self.groups(layout)
         shared = {
-            own: (self._layer(layout, own.experts), self._reduce_wait(layout, own), self._exchange(layout, own.experts))
-            for own in set(groups.stages)
+            own: (self._reduce_wait(layout, own), self._exchange(layout, own.experts)) for own in set(groups.stages)
         }
         if any(own.experts.tier == Tier.SYSTEM.value for own in shared):
             self.curves.note(
@@ -183,12 +184,11 @@ class StepPricer:
             )
 
         def of_rank(own: StageGroups, held: tuple[Held, ...], links: tuple[tuple[str, ...], ...]) -> RankCost:
-            layer, wait, _ = shared[own]
-            chunks = tuple(self._chunk(layout, layer, *each) for each in zip(held, links, strict=True))
-            return RankCost(chunks, self._update(layout, own, groups.world, held), wait)
+            chunks = tuple(self._chunk(layout, own.experts, *each) for each in zip(held, links, strict=True))
+            return RankCost(chunks, self._update(layout, own, groups.world, held), shared[own][0])
 
         links = chunk_links(layout.schedule, layout.pp, layout.vpp, groups.boundaries)
-        ranks = list(zip(groups.stages, held_chunks(layout, self.model.layers), links, strict=True))
+        ranks = list(zip(groups.stages, held_chunks(layout, self.model), links, strict=True))
         known = {rank: of_rank(*rank) for rank in set(ranks)}
         return StepCost(
             tuple(known[rank] for rank in ranks),
@@ -196,7 +196,7 @@ class StepPricer:
             layout.micro_batches(self.workload.global_batch),
             tuple(Cost() if tier is None else self._message(layout, tier) for tier in groups.boundaries),
             self.curves,
-            tuple((own.experts, shared[own][2]) for own in groups.stages),
+            tuple((own.experts, shared[own][1]) for own in groups.stages),
             layout.ranks // layout.pp,
         )
 
@@ -207,11 +207,12 @@ class StepPricer:
 
     def chunk(self, layout: Layout, group: Group, held: Held) -> ChunkCost:
         """A stage on the ranks of an expert group, without what its messages cost."""
-        return self._chunk(layout, self._layer(layout, group), held, ())
+        return self._chunk(layout, group, held, ())
 
-    def _chunk(self, layout: Layout, layer: Work, held: Held, boundaries: tuple[str, ...]) -> ChunkCost:
+    def _chunk(self, layout: Layout, group: Group, held: Held, boundaries: tuple[str, ...]) -> ChunkCost:
         split = split_cost(self._batch(layout), held.layers, first=held.first)
-        return ChunkCost(layer, held.layers, self._beside(layout, held, boundaries), held.first, split)
+        layers = tuple((self._layer(layout, group, kind), count) for kind, count in held.kinds)
+        return ChunkCost(layers, self._beside(layout, held, boundaries), held.first, split)
 
     def _beside(self, layout: Layout, held: Held, boundaries: tuple[str, ...]) -> Work:
         first, last, pipelined = held.first, held.last, layout.stages > 1
@@ -238,18 +239,22 @@ class StepPricer:
 
     def _reduce_wait(self, layout: Layout, groups: StageGroups) -> Cost:
         def make() -> Cost:
-            layer = self._layer(layout, groups.experts).modules
+            layer = self._layer(layout, groups.experts, self._moe).modules
             computed = layer["router_s"].backward + layer["attention_s"].backward
             return communication.arrival_skew(self.curves, groups.stage, computed)
 
         return self._once(("wait", layout.micro_batch, layout.recompute, layout.ep, layout.all_to_all, groups), make)
 
-    def _layer(self, layout: Layout, group: Group) -> Work:
-        key = ("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all)
-        return self._once(
-            key,
-            lambda: layer_cost(self._batch(layout), layout.ep, group, self._exchange(layout, group), layout.recomputed),
-        )
+    def _layer(self, layout: Layout, group: Group, kind: LayerKind) -> Work:
+        key = ("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all, kind)
+
+        def make() -> Work:
+            batch = self._batch(layout)
+            if not kind.moe:
+                return dense_layer_cost(batch, layout.recomputed, kind)
+            return layer_cost(batch, layout.ep, group, self._exchange(layout, group), layout.recomputed, kind)
+
+        return self._once(key, make)
 
     def _exchange(self, layout: Layout, group: Group) -> DispatchCombine:
         return self._once(
