@@ -2,6 +2,16 @@
 
 from piper_hpc.runs.files import RecordError, understood
 from piper_hpc.runs.folder import RunFolder, find, new_run_id
-from piper_hpc.runs.status import FAILURE_CLASSES, Failure, Status
+from piper_hpc.runs.status import ADVICE, FAILURE_CLASSES, Failure, Status
 
-__all__ = ["FAILURE_CLASSES", "Failure", "RecordError", "RunFolder", "Status", "find", "new_run_id", "understood"]
+__all__ = [
+    "ADVICE",
+    "FAILURE_CLASSES",
+    "Failure",
+    "RecordError",
+    "RunFolder",
+    "Status",
+    "find",
+    "new_run_id",
+    "understood",
+]

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from piper_hpc.spec.problem import Problem, SpecError
 
 SCHEMA_VERSION = 1
+BLOCK_BYTES = 4096
 PRIVATE, GROUP, FILE = 0o700, 0o070, 0o666
 """Mode of a folder for its user alone; the group's share of a mode; what a file has of its folder's mode."""
 
@@ -98,9 +99,15 @@ class Files:
     def _replace(self, name: str, text: str) -> None:
         path = self.path / name
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            os.fchmod(file.fileno(), self.mode & FILE)  # drafts of tempfile are the user's alone
-            file.write(text)
-        os.replace(file.name, path)
+            try:
+                os.fchmod(file.fileno(), self.mode & FILE)  # drafts of tempfile are the user's alone
+                file.write(text)
+                file.close()
+                os.replace(file.name, path)
+            except BaseException:  # a full disk leaves no draft behind
+                with contextlib.suppress(OSError):
+                    os.unlink(file.name)
+                raise
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         if not (self.path / name).exists():
@@ -112,16 +119,33 @@ class Files:
     def _append(self, name: str, row: dict[str, Any], attempt: int) -> None:
         line = json.dumps(_finite({"schema_version": SCHEMA_VERSION, "attempt": attempt} | row))
         is_new = not (self.path / name).exists()
-        with (self.path / name).open("a") as file:
+        with (self.path / name).open("ab+") as file:
             if is_new:
                 os.fchmod(file.fileno(), self.mode & FILE)
-            file.write(line + "\n")
+            _drop_torn_line(file)
+            file.write(f"{line}\n".encode())
 
     def _make(self, folder: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=PRIVATE)
             set_mode(folder, self.mode)
         return folder
+
+
+def _drop_torn_line(file: IO[bytes]) -> None:
+    """Cut off a last line without its newline, which a kill left: the next row would become part of it."""
+    end = file.seek(0, os.SEEK_END)
+    kept = end
+    while kept:
+        start = max(0, kept - BLOCK_BYTES)
+        file.seek(start)
+        newline = file.read(kept - start).rfind(b"\n")
+        if newline >= 0:
+            kept = start + newline + 1
+            break
+        kept = start
+    if kept < end:
+        file.truncate(kept)
 
 
 def set_mode(folder: Path, mode: int) -> None:

@@ -67,10 +67,32 @@ class RunFolder(Files):
         """Where the batch script is kept as it was submitted."""
         return self.logs / "batch"
 
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts that began, in order."""
+        found = (path.name.removeprefix("attempt-") for path in self.logs.glob("attempt-*"))
+        return sorted(int(number) for number in found if number.isdecimal())
+
     def newest_attempt(self) -> int:
         """The attempt that logged last, whether or not it came far enough to say so in the status."""
-        found = (path.name.removeprefix("attempt-") for path in self.logs.glob("attempt-*"))
-        return max((int(number) for number in found if number.isdecimal()), default=0)
+        return max(self.attempts(), default=0)
+
+    def begin_attempt(self, number: int) -> bool:
+        """Make the folder of an attempt's logs; False where it is there: somebody else has the number."""
+        self._make(self.logs)
+        try:
+            (self.logs / f"attempt-{number}").mkdir(mode=PRIVATE)
+        except FileExistsError:
+            return False
+        set_mode(self.logs / f"attempt-{number}", self.mode)
+        return True
+
+    def attempt(self, number: int) -> dict[str, Any]:
+        """What is known of an attempt, see piper_hpc.runs.attempts; empty in a record that is older than these."""
+        return self._read(f"logs/attempt-{number}/attempt.json")
+
+    def write_attempt(self, number: int, document: dict[str, Any]) -> None:
+        """Write `attempt.json` of an attempt that began."""
+        self._write(f"logs/attempt-{number}/attempt.json", document)
 
     def attempt_logs(self, attempt: int) -> Path:
         """The logs of one attempt; made if absent."""
@@ -251,7 +273,8 @@ class RunFolder(Files):
 
     def _failure(self, name: str) -> Failure:
         try:
-            return Failure(**self._json(name, self._text(name)))
+            found = self._json(name, self._text(name))
+            return Failure(**found | {"evidence": tuple(found.get("evidence") or ())})
         except (TypeError, ValueError) as error:
             raise RecordError(self.path, f"{name}: {first_line(error)}") from error
 

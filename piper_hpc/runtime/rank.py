@@ -12,7 +12,8 @@ class RankEnvironment:
     """One process of a job as the scheduler started it: rank, node, switches, job and step.
 
     rank: as torch counts; it is the scheduler's number of the task, `task`, unless ranks are placed by the topology.
-    switches: those above the node, from far to near, as far as the scheduler tells. attempt: counts requeues.
+    switches: those above the node, from far to near, as far as the scheduler tells. attempt: of the run, as
+    the record numbers it; before a rank has joined the run, Slurm's count of requeues.
     """
 
     rank: int

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from piper_hpc.config.errors import ConfigError, Problem
-from piper_hpc.runs import RecordError, RunFolder, Status
+from piper_hpc.runs import Failure, RecordError, RunFolder, Status
 from piper_hpc.runtime import quota
 from piper_hpc.runtime.slurm import ask
+from piper_hpc.submit.evidence import printed
+from piper_hpc.submit.payload import ECHOES
 from piper_hpc.submit.process import alive
 from piper_hpc.submit.scheduler import (
     CANCELLED,
@@ -33,34 +35,70 @@ RECORD_GRACE_S = 120.0
 LOCAL_CANCEL_S = 10.0
 CANCEL_MARGIN_S = 30.0
 """How long a cancelled job may take beyond Slurm's own wait: for its epilog, and for squeue to tell."""
+EVIDENCE_LINES = 12
 SILENT = "ended without a word"
 AWAITED = "ended in Slurm; its record is awaited"
 
 
-def failure_status(run: RunFolder, status: Status, codes: dict[int, int] | None = None) -> Status:
-    """The `failed` status, with class and reason, of a run whose processes all ended without writing one themselves.
+def failure_status(
+    run: RunFolder, status: Status, codes: dict[int, int] | None = None, evidence: Sequence[str] = ()
+) -> Status:
+    """The `failed` status, with class, reason and evidence, of a run whose processes all ended without writing one
+    themselves.
 
-    `codes` are exit codes by rank, where a parent saw them (negative: the signal that killed the rank).
+    `codes` are exit codes by rank, where a parent saw them (negative: the signal that killed the rank); evidence: what
+    the parent saw beside them.
     """
     # An attempt may end before it says that it runs: its logs tell of it, the status does not.
     attempt = max(status.attempt, run.newest_attempt())
-    failures = run.failures(attempt)
+    failures, said = run.failures(attempt), printed(run, attempt)
     killed = sorted(rank for rank, code in (codes or {}).items() if code < 0)
-    own = [failure for failure in failures if failure.failure_class != "comm"]
+    own = [failure for failure in failures if failure.failure_class not in ECHOES]
+    silent = run.silent_ranks(attempt)
+    seen = [*evidence, *said.oom, *(line for failure in failures for line in failure.evidence)]
+    no_memory = [line for line in seen if "lack of memory" in line or line in said.oom]
+    by_signal = "oom" if no_memory else "killed"
     if own and not killed:
         first = own[0]
         failure_class, reason = first.failure_class, f"rank {first.rank}: {first.reason}"
+        seen = [*first.evidence]
     elif killed and codes is not None:
         name = signal.Signals(-codes[killed[0]]).name
-        failure_class, reason = "killed", f"rank {', '.join(map(str, killed))} was killed by {name}"
+        failure_class = by_signal if name == "SIGKILL" else "killed"
+        reason = f"rank {', '.join(map(str, killed))} was killed by {name}"
+    elif said.failed_nodes or any("NODE FAILURE" in cause for cause in said.causes):
+        failure_class = "node_fail"
+        reason = f"node {', '.join(said.failed_nodes) or '(see the evidence)'} failed"
+        seen += said.causes
+    elif said.first_killed is not None:
+        node, ranks, how = said.first_killed
+        failure_class, reason = by_signal, f"rank {ranks} on {node}: {how.lower()}"
+        seen.append(f"srun: error: {node}: task {ranks}: {how}")
+    elif failures and failures[0].failure_class == "hang":
+        failure_class, reason = "hang", _who_hangs(failures, silent)
     elif failures:
         # Only lost peers spoke: who was lost ended without a word.
-        silent = ", ".join(map(str, run.silent_ranks(attempt))) or "unknown"
-        failure_class = "killed"
-        reason = f"{SILENT}: rank {silent}; first to miss it was rank {failures[0].rank}: {failures[0].reason}"
+        who = ", ".join(map(str, silent)) or "unknown"
+        failure_class = by_signal
+        reason = f"{SILENT}: rank {who}; first to miss it was rank {failures[0].rank}: {failures[0].reason}"
     else:
         failure_class, reason = "lost", f"the job ended without a word; see {run.logs}"
-    return Status("failed", attempt, failure_class, reason, status.step)
+        seen += said.causes
+    kept = tuple(dict.fromkeys(seen))[:EVIDENCE_LINES]
+    return Status("failed", attempt, failure_class, reason, status.step, evidence=kept)
+
+
+def _who_hangs(failures: Sequence[Failure], silent: Sequence[int]) -> str:
+    """Who did not come, to what, by the ranks that waited; of many that all spoke, those that were least far."""
+    first = failures[0]
+    late = silent or [
+        failure.rank
+        for failure in failures
+        if failure.step is not None and failure.step < max(other.step or 0 for other in failures)
+    ]
+    who = f"rank {', '.join(map(str, late))}" if late else "a rank that no other names"
+    where = first.evidence[0].partition(" was at ")[2] if first.evidence else "a collective"
+    return f"{who} did not come to the {where}; rank {first.rank} waited in vain: {first.reason}"
 
 
 def observe(run: RunFolder, known: Mapping[str, JobState] | None = None) -> Status:

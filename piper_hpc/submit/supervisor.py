@@ -18,9 +18,9 @@ import time
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
-from piper_hpc.runs import RunFolder, Status
-from piper_hpc.runtime import quota, scratch
-from piper_hpc.runtime.rank import local_variables
+from piper_hpc.runs import RunFolder, Status, attempts
+from piper_hpc.runtime import memory_kills, quota, scratch
+from piper_hpc.runtime.rank import RankEnvironment, local_variables
 from piper_hpc.submit.outcome import failure_status
 from piper_hpc.submit.process import die_with_parent, local_job, name_process
 
@@ -40,12 +40,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(signal.Signals(number).name)
 
 
-def _start(run: RunFolder, ranks: int, work: str) -> list[BaseProcess]:
+def _start(run: RunFolder, ranks: int, work: str, attempt: int) -> list[BaseProcess]:
     for module in PRELOADED:
         importlib.import_module(module)
     fork, supervisor = multiprocessing.get_context("fork"), os.getpid()
     processes: list[BaseProcess] = [
-        fork.Process(target=_rank, args=(run, rank, ranks, supervisor, work), name=f"rank {rank}")
+        fork.Process(target=_rank, args=(run, rank, ranks, supervisor, work, attempt), name=f"rank {rank}")
         for rank in range(ranks)
     ]
     for process in processes:
@@ -53,14 +53,14 @@ def _start(run: RunFolder, ranks: int, work: str) -> list[BaseProcess]:
     return processes
 
 
-def _rank(run: RunFolder, rank: int, ranks: int, supervisor: int, work: str) -> None:
+def _rank(run: RunFolder, rank: int, ranks: int, supervisor: int, work: str, attempt: int) -> None:
     """A rank's process, with the rank's log as its output."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     die_with_parent(parent=supervisor)
     name_process(f"piper rank {rank}")
     os.environ |= local_variables(rank, ranks, str(supervisor))
-    with run.log(0, rank).open("ab") as log:
+    with run.log(attempt, rank).open("ab") as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -92,8 +92,11 @@ def supervise(run: RunFolder, ranks: int, work: str) -> int:
     processes: list[BaseProcess] = []
     codes: dict[int, int] = {}
     stopped = None
+    # Ranks find the attempt by the same key.
+    attempt = attempts.claim(run, RankEnvironment.read(local_variables(0, ranks, str(os.getpid()))).rendezvous_id, "")
+    kills = memory_kills.counted()
     try:
-        processes = _start(run, ranks, work)
+        processes = _start(run, ranks, work, attempt)
         codes = _watch(processes)
     except Stopped as reason:
         stopped = str(reason)
@@ -108,12 +111,12 @@ def supervise(run: RunFolder, ranks: int, work: str) -> int:
     if not status.ended:
         if stopped is not None:
             # SIGINT is a cancel; SIGTERM comes from the kernel when the launcher is gone.
-            lost = Status(
-                "failed", 0, "launcher_lost", f"the launcher that waited for it ended ({stopped})", status.step
-            )
-            run.write_status(lost if stopped == "SIGTERM" else Status("cancelled", 0, None, "cancelled", status.step))
+            why = f"the launcher that waited for it ended ({stopped})"
+            lost = Status("failed", attempt, "launcher_lost", why, status.step)
+            cancelled = Status("cancelled", attempt, None, "cancelled", status.step)
+            run.write_status(lost if stopped == "SIGTERM" else cancelled)
         else:
-            run.write_status(failure_status(run, status, codes))
+            run.write_status(failure_status(run, status, codes, memory_kills.since(kills)))
     return 0 if run.status().state == "completed" else 1
 
 

@@ -50,6 +50,8 @@ def end_of_step(squares: SquaredNorm, routed: torch.Tensor, *, stop: bool, group
 class NonFiniteError(ArithmeticError):
     """A gradient is infinite or not a number; the message names step, ranks and tensors."""
 
+    failure_class = "numerical"
+
 
 def non_finite_error(step: int, names: list[str], group: dist.ProcessGroup | None) -> NonFiniteError:
     """What to raise, or to record, on every rank. names: tensors of this rank that are not finite. Collective.

@@ -1,0 +1,49 @@
+"""What Slurm printed about an attempt: which task ended first and how, and which nodes failed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from piper_hpc.runs import RunFolder
+
+TAIL_BYTES = 256 * 1024
+_TASK = re.compile(r"srun: error: (\S+): tasks? ([\d,\-\[\]]+): (.+)")
+_CAUSE = re.compile(r"\*\*\* (?:JOB|STEP) \S+ ON (\S+) CANCELLED AT \S+ DUE TO (.+?) \*\*\*")
+_OOM = re.compile(r"oom.kill|out of memory", re.IGNORECASE)
+_KILLED = re.compile(r"killed|bus error|segmentation fault|aborted|illegal instruction", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Printed:
+    """first_killed: node, ranks and how of the task that srun saw end first, where a signal ended it; oom: lines of
+    memory limits; failed_nodes; causes: why Slurm ended the job, in its words."""
+
+    first_killed: tuple[str, str, str] | None = None
+    oom: tuple[str, ...] = ()
+    failed_nodes: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
+
+
+def printed(run: RunFolder, attempt: int) -> Printed:
+    """Of the attempt's part of its job's output; nothing of a run on this machine."""
+    about = run.attempt(attempt)
+    text = ""
+    for path in sorted(run.logs.glob(f"slurm-{about.get('job_id', '*')}.out")):
+        with path.open("rb") as file:
+            begin = about.get("printed_bytes", 0)
+            file.seek(max(begin, path.stat().st_size - TAIL_BYTES))
+            text += file.read().decode(errors="replace")
+    return read(text)
+
+
+def read(text: str) -> Printed:
+    """What a job printed."""
+    tasks = _TASK.findall(text)
+    first = next(iter(tasks), None)
+    return Printed(
+        first_killed=first if first is not None and (_KILLED.search(first[2]) or _OOM.search(first[2])) else None,
+        oom=tuple(line.strip() for line in text.splitlines() if _OOM.search(line)),
+        failed_nodes=tuple(dict.fromkeys(re.findall(r"Node failure on (\S+)", text))),
+        causes=tuple(cause for _, cause in _CAUSE.findall(text)),
+    )
