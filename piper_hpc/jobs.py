@@ -1,4 +1,4 @@
-"""`python -m piper_hpc.jobs {list,status,logs,wait,cancel,sync}`: what was submitted, and what became of it."""
+"""`python -m piper_hpc.jobs {list,status,logs,wait,cancel,resume,sync}`: what was submitted, and what became of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from piper_hpc.cli import sync
+from piper_hpc.cli import resume, sync
 from piper_hpc.cli.describe import describe, waiting
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.eta import Eta, span
@@ -107,6 +107,12 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
     elif status["reason"]:
         why = f"{status['failure_class']}: " if status["failure_class"] else ""
         console.print(f"reason   {why}{status['reason']}", highlight=False, markup=False)
+    for line in status["evidence"] or ():
+        console.print(f"evidence {line}", highlight=False, markup=False, soft_wrap=True)
+    if advice := document["advice"]:
+        console.print(f"advice   {advice}", highlight=False, markup=False, soft_wrap=True)
+    for attempt in document["attempts"][:-1]:
+        console.print(f"earlier  {_attempt(attempt)}", highlight=False, markup=False, soft_wrap=True)
     if job["id"]:
         console.print(f"job      {job['scheduler']} {job['id']}", highlight=False)
     if whole and document["last"]:
@@ -121,6 +127,12 @@ def show_status(arguments: argparse.Namespace, console: Console) -> int:
         console.print(line, highlight=False)
     console.print(f"folder   {document['path']}", highlight=False)
     return 0
+
+
+def _attempt(about: dict[str, Any]) -> str:
+    """One line of an attempt that others followed."""
+    how = " ".join(filter(None, (about.get("state"), about.get("failure_class"))))
+    return f"attempt {about['attempt']}, {how or 'of which no more is known'}: {about.get('reason') or ''}".rstrip(": ")
 
 
 def _when(document: dict[str, Any]) -> list[str]:
@@ -195,7 +207,7 @@ def main() -> int:
     shared.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     shared.add_argument("--json", action="store_true", help="print one JSON document")
     parser = argparse.ArgumentParser(prog="python -m piper_hpc.jobs", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="{list,status,logs,wait,cancel,sync}")
+    commands = parser.add_subparsers(required=True, metavar="{list,status,logs,wait,cancel,resume,sync}")
     actions = {"list": list_runs, "status": show_status, "logs": show_logs, "wait": wait_for, "cancel": cancel_run}
     for name, action in actions.items():
         command = commands.add_parser(name, parents=[shared], help=action.__doc__, description=action.__doc__)
@@ -206,6 +218,7 @@ def main() -> int:
             whose = "a number, `all`, or `batch` for what the job printed outside its ranks (default: 0, with -f all)"
             command.add_argument("--rank", type=whose_log, help=whose)
             command.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    resume.register(commands, shared, pick)
     sync.register(commands, shared, pick)
     arguments = parser.parse_args()
     return run_command(lambda: arguments.action(arguments, Console()))

@@ -30,10 +30,18 @@ from piper_hpc.config.slurm_checks import command_line
 from piper_hpc.config.workload import planned_workload
 from piper_hpc.forecast import calibration_notes, calibration_of, forecast
 from piper_hpc.paths import OWN_FOLDER, data_folder, own_folder
-from piper_hpc.planner import Plan, export
+from piper_hpc.planner import export
 from piper_hpc.planner import save as saved
 from piper_hpc.planner import trace as traced
-from piper_hpc.planning import balance_of, better_layout, cluster_of, plan_of, schedule_of
+from piper_hpc.planning import (
+    balance_of,
+    better_layout,
+    cluster_of,
+    plan_of,
+    schedule_of,
+    with_best_layout,
+    with_parallelism,
+)
 from piper_hpc.resource_model import ResourceModelError
 from piper_hpc.runs import RunFolder, Status, new_run_id
 from piper_hpc.runs.folder import utc_now
@@ -64,12 +72,12 @@ def launch(
         return _planned(experiment, machine, console, overrides), 0
     if experiment.layout is None and experiment.task.name != "microbench":
         # The executor's own space: what it lacks cannot be trained.
-        composed = _with_best_layout(composed, plan_of(experiment, machine, "piper"))
+        composed = with_best_layout(composed, plan_of(experiment, machine, "piper"))
         experiment = check_experiment(composed)
     if experiment.layout is not None and experiment.layout.schedule == AUTO:
         choice = schedule_of(experiment, machine)
         show.chosen_schedule(choice, console)
-        composed = _with(composed, schedule=choice.layout.schedule, vpp=choice.layout.vpp)
+        composed = with_parallelism(composed, schedule=choice.layout.schedule, vpp=choice.layout.vpp)
         experiment = check_experiment(composed)
     placement = request(experiment.cluster, experiment.layout, machine.environment)
     prediction, notes = _predict(experiment, machine)
@@ -150,22 +158,6 @@ def _planned(experiment: Experiment, machine: Machine, console: Console, overrid
     except SpecError as error:
         raise ConfigError(*error.problems) from error
     return document
-
-
-def _with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
-    if not found.candidates:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in found.rejected.items())
-        rule = f"no layout fits ({reasons})"
-        raise ConfigError(Problem("parallelism", "auto", rule, "more cluster.nodes, or a smaller model"))
-    placement = composed.parallelism.placement  # the order of ranks is the user's, whatever the degrees
-    return _with(composed, **asdict(found.candidates[0].layout) | {"auto": False, "placement": placement})
-
-
-def _with(composed: DictConfig, **parallelism: Any) -> DictConfig:
-    """The configuration with other values of `parallelism`."""
-    merged = OmegaConf.merge(composed, OmegaConf.create({"parallelism": parallelism}))
-    assert isinstance(merged, DictConfig)
-    return merged
 
 
 def _predict(experiment: Experiment, machine: Machine) -> tuple[Prediction | None, Sequence[str]]:

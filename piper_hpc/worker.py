@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.submit.by_hand import job_around
+from piper_hpc.submit.going_on import close_before, go_on
 from piper_hpc.submit.payload import run_as_rank
 
 if TYPE_CHECKING:
     import torch
 
     from piper_hpc.tasks.context import Context
+    from piper_hpc.tasks.leaving import Left
 
 
 def work(run_path: str) -> None:
@@ -31,7 +33,7 @@ def work(run_path: str) -> None:
     run_as_rank(RunFolder(run_path), run_task)
 
 
-def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context], None] | None = None) -> None:
+def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context], Left | None] | None = None) -> None:
     """Set the rank up, and call `task`, or the one that the run's configuration names."""
     from piper_hpc.config import check_experiment
 
@@ -68,17 +70,25 @@ def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context]
                 quota.pin_to_core(rank_env.local_rank)
                 lower_gloo_receiver_priority()
         if context.is_first:
+            close_before(run, rank_env.attempt)
             run.write_manifest(run.manifest() | {"job": context.facts()})
             run.write_status(Status("running", rank_env.attempt))
         watch = NetworkWatch.start(context)
-        (TASKS[configured.task.name] if task is None else task)(context)
+        left = (TASKS[configured.task.name] if task is None else task)(context)
         found = watch.record()
         if context.is_first:
             manifest = run.manifest()
             run.write_manifest(manifest | {"job": manifest["job"] | {"network": found}})
     # Only now nothing of this rank can fail any more.
-    if context.is_first:
-        run.write_status(replace(run.status(), state="completed"))
+    if not context.is_first:
+        return
+    status = run.status()
+    if left is None:
+        run.write_status(replace(status, state="completed"))
+    elif left.failure_class is None:
+        run.write_status(replace(status, state=left.state, reason=left.reason))
+    else:
+        go_on(run, Status("failed", rank_env.attempt, left.failure_class, left.reason, status.step))
 
 
 def _with_measured_switches(

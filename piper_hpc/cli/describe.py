@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from piper_hpc.cli.eta import eta, span
-from piper_hpc.runs import RecordError, RunFolder, Status
+from piper_hpc.runs import ADVICE, RecordError, RunFolder, Status, attempts
 from piper_hpc.submit.outcome import observe, observe_all
 from piper_hpc.submit.scheduler import PENDING, JobState, QueuePlace, queue_place
 from piper_hpc.train.settings import WARMUP_STEPS
@@ -41,6 +41,7 @@ def describe(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> dict
     status = known(lambda: asdict(observe(run, asked)), dict.fromkeys(Status.__dataclass_fields__))
     job = known(run.job, nothing)
     rows: list[dict[str, Any]] = known(run.metrics, [])
+    no_attempts: list[dict[str, Any]] = []
 
     def at(group: str, key: str) -> Any:
         found = config.get(group)
@@ -76,6 +77,8 @@ def describe(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> dict
         "job": {"scheduler": job.get("scheduler"), "id": job.get("id")},
         "status": status,
         "queue": queue(said, place),
+        "advice": ADVICE[status["failure_class"]].replace("RUN", run.run_id) if status["failure_class"] else None,
+        "attempts": known(lambda: attempts.history(run), no_attempts),
         "steps": steps,
         "steps_done": step + 1 if isinstance(step, int) else 0,
         "last": last,

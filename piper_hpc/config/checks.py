@@ -44,6 +44,7 @@ CHOICES = {
     "cluster.device": ("auto", "cpu", "cuda", "xpu"),
     "cluster.fabric": (None, *FABRICS),
     "cluster.quota": ("auto", "off"),
+    "cluster.go_on": ("requeue", "chain", "off"),
     "cluster.domains": ("auto", "measured"),
     "task.recipe": (None, *RECIPES),
     "plan.export": (None, *EXPORTS),
@@ -245,6 +246,12 @@ def task(config: Config, spec: ModelSpec) -> Iterator[Problem]:
         rule = f"text is read as bytes: at least {BYTES}"
         yield Problem("model.vocab", spec.vocab, rule, f"model.vocab={BYTES}")
     ranks = config.cluster.nodes * config.cluster.ranks_per_node
+    least = 2 * (ranks + 2)
+    if config.train.checkpoint_inodes < least:
+        rule = f"two checkpoints of {ranks} ranks, one whole and one under way, are {least} files and folders"
+        yield Problem(
+            "train.checkpoint_inodes", config.train.checkpoint_inodes, rule, f"train.checkpoint_inodes={least}"
+        )
     for count in config.task.ranks or ():
         if not 0 < count <= ranks:
             rule = f"must lie between 1 and cluster.nodes * cluster.ranks_per_node = {ranks}"
@@ -284,9 +291,12 @@ def train(config: TrainConfig) -> Iterator[Problem]:
     """Optimizer settings in their domain."""
     if config.sequence < 2:
         yield Problem("train.sequence", config.sequence, "must be at least 2 tokens", "train.sequence=128")
-    for key in ("warmup_steps", "checkpoint_every", "checkpoint_keep", "weight_decay", "seed"):
+    never_negative = ("warmup_steps", "checkpoint_every", "checkpoint_keep", "checkpoint_keep_every")
+    for key in (*never_negative, "weight_decay", "seed"):
         if getattr(config, key) < 0:
             yield Problem(f"train.{key}", getattr(config, key), "must not be negative", f"train.{key}=0")
+    if config.checkpoint_min is not None and config.checkpoint_min < 0:
+        yield Problem("train.checkpoint_min", config.checkpoint_min, "must not be negative", "train.checkpoint_min=30")
     highest, lowest = config.learning_rate, config.minimum_learning_rate
     if config.lr_schedule == "cosine" and highest > 0 and not 0 <= lowest < highest:
         rule = f"a cosine ends below train.learning_rate = {highest:g}; train.lr_schedule=constant holds that rate"

@@ -267,7 +267,9 @@ class ClusterConfig:
     gres: str | None = None  # slurm: --gres, where a site asks for devices so: gpu:4
     exclude: str | None = None  # slurm: --exclude
     reservation: str | None = None  # slurm: --reservation
-    requeue: bool | None = None  # slurm: --requeue or --no-requeue; null: as the site has it
+    requeue: bool | None = None  # slurm: --requeue or --no-requeue; null: as cluster.go_on needs it
+    go_on: str = "requeue"  # slurm: how a run that is cut off goes on: requeue, chain (a job that follows it) or off
+    leave_margin_s: float = 30.0  # slurm: how long before its time limit a job has saved and left
     sbatch: dict[str, str | None] = field(default_factory=dict)  # slurm: any other option; null: one without a value
     modules: list[str] = field(default_factory=list)  # slurm: loaded before the ranks start, in this order
     container: str | None = None  # slurm: words before the ranks' command: apptainer exec --nv image.sif
@@ -329,9 +331,12 @@ class TrainConfig:
     dtype: str = "float32"  # float32, bfloat16 or float64
     timing: bool = True  # where every step's time went, by term and stage; false: its whole length alone
     routing: RoutingConfig = field(default_factory=RoutingConfig)
-    checkpoint_every: int = 0  # steps between checkpoints; 0: none on the way
-    checkpoint_last: bool = False  # a checkpoint after the last step as well
+    checkpoint_every: int = 0  # steps between checkpoints; 0: none by count
+    checkpoint_min: float | None = None  # minutes between them; null: 30 on Slurm where checkpoint_every is 0; 0: none
+    checkpoint_last: bool | None = None  # a checkpoint after the last step as well; null: on Slurm
     checkpoint_keep: int = 2  # how many whole checkpoints stay, the newest; 0: all
+    checkpoint_keep_every: int = 0  # of the older ones those of every so many steps stay too; 0: none
+    checkpoint_inodes: int = 100000  # the most files and folders of all checkpoints of a run; fewer are kept beyond it
     resume_from: str | None = None  # the checkpoints folder of a run, of any layout, or one checkpoint of it
     on_non_finite: str = "stop"  # a gradient that is no number: stop the run, or skip the step
 

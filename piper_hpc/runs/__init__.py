@@ -2,10 +2,11 @@
 
 from piper_hpc.runs.files import RecordError, understood
 from piper_hpc.runs.folder import RunFolder, find, new_run_id
-from piper_hpc.runs.status import ADVICE, FAILURE_CLASSES, Failure, Status
+from piper_hpc.runs.status import ADVICE, ECHOES, FAILURE_CLASSES, Failure, Status
 
 __all__ = [
     "ADVICE",
+    "ECHOES",
     "FAILURE_CLASSES",
     "Failure",
     "RecordError",

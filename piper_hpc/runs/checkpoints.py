@@ -220,8 +220,11 @@ def new_folder(folder: Path, step: int) -> Path:
             return path
 
 
-def prune(folder: Path, keep: int, newest_whole: Path) -> None:
+def prune(folder: Path, keep: int, newest_whole: Path, *, keep_every: int = 0, inodes: int | None = None) -> None:
     """Keep the `keep` newest whole checkpoints (0: all), and remove what was left torn before `newest_whole`.
+
+    keep_every: those of every so many steps stay too, 0: none. inodes: the most files and folders of all, with the
+    next one; the oldest go first beyond it, whatever else would keep them. The newest whole one stays in any case.
 
     A whole one loses its sidecar first: a kill leaves it torn, never half of it for whole. A folder of another kind,
     which has a `.metadata` of torch's own, stays.
@@ -230,6 +233,12 @@ def prune(folder: Path, keep: int, newest_whole: Path) -> None:
     whole = [path for path in older if (path / SIDECAR).is_file()]
     torn = [path for path in older if path not in whole and not (path / ".metadata").exists()]
     surplus = whole[: max(0, len(whole) - (keep - 1))] if keep else []
+    surplus = [path for path in surplus if not keep_every or _order(path)[0] % keep_every]
+    if inodes is not None:
+        each = len(list(newest_whole.iterdir())) + 1
+        most = max(0, inodes // each - 2)  # beside the newest and the next
+        kept = [path for path in whole if path not in surplus]
+        surplus += kept[: max(0, len(kept) - most)]
     for path in surplus:
         (path / SIDECAR).unlink()
         sync_folder(path)

@@ -47,6 +47,8 @@ ADVICE = {
     "error": "read the traceback (jobs logs RUN --rank N)",
 }
 """Class -> what to do, with RUN for the run's id."""
+ECHOES = ("comm", "hang")
+"""Classes of a rank that tells what it saw of others."""
 
 
 @dataclass(frozen=True)

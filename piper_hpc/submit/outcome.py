@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from piper_hpc.config.errors import ConfigError, Problem
-from piper_hpc.runs import Failure, RecordError, RunFolder, Status
+from piper_hpc.runs import ECHOES, Failure, RecordError, RunFolder, Status
 from piper_hpc.runtime import quota
 from piper_hpc.runtime.slurm import ask
 from piper_hpc.submit.evidence import printed
-from piper_hpc.submit.payload import ECHOES
 from piper_hpc.submit.process import alive
 from piper_hpc.submit.scheduler import (
     CANCELLED,

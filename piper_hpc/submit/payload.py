@@ -16,15 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from piper_hpc.runs import Failure, RunFolder, attempts
+from piper_hpc.runs import ECHOES, Failure, RunFolder, attempts
 from piper_hpc.runtime import memory_kills
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.runtime.scratch import private_tmp
 
 LEAVE_S = 4.0
 """How long a rank that is asked to end may take to leave word."""
-ECHOES = ("comm", "hang")
-"""Classes of a rank that tells what it saw of others."""
 
 
 class Ending:

@@ -92,6 +92,33 @@ def queue_place(job_id: str, environment: Mapping[str, str]) -> QueuePlace | Non
     return QueuePlace(waiting.index(job_id) + 1, len(waiting)) if partition is not None else None
 
 
+@dataclass(frozen=True)
+class JobFacts:
+    """What the controller says of a job that it still has: state and reason in its words, when it ends (Unix), whether
+    it is being preempted, and its nodes as Slurm writes them."""
+
+    state: str
+    reason: str
+    end_s: float | None
+    preempted: bool
+    nodes: str
+
+
+def job_facts(job_id: str, environment: Mapping[str, str]) -> JobFacts | None:
+    """Of one job, for who is part of it; None where Slurm does not say."""
+    answer = ask(["scontrol", "--oneliner", "show", "job", job_id], {**environment, **TIMES})
+    if not answer.ok or not answer.text.strip():
+        return None
+    said = dict(word.split("=", 1) for word in answer.text.splitlines()[0].split() if "=" in word)
+    return JobFacts(
+        state=_first_word(said.get("JobState") or "UNKNOWN"),
+        reason=said.get("Reason", ""),
+        end_s=unix_time(said.get("EndTime", "")),
+        preempted=said.get("PreemptTime", "None") not in _NO_TIME,
+        nodes=said.get("NodeList", ""),
+    )
+
+
 def kill_wait_s(environment: Mapping[str, str]) -> float:
     """The seconds that Slurm gives a cancelled job between SIGTERM and SIGKILL."""
     answer = ask(["scontrol", "show", "config"], environment)

@@ -12,6 +12,12 @@ from piper_hpc.config.slurm_checks import VALUES, WORD
 from piper_hpc.paths import batch_template
 from piper_hpc.runs import RunFolder
 
+AFTER = "piper_hpc.submit.after"
+SIGNAL_S = 120
+"""How long before its time limit Slurm sends a job's ranks SIGUSR1, and at some sites once it is preempted."""
+SIGNAL_LEAST_LIMIT_S = 600
+"""Shorter jobs get no such signal: it comes up to a minute early, and one at the start would end them."""
+
 
 def directives(cluster: ClusterConfig, run: RunFolder, placement: Mapping[str, str] | None = None) -> dict[str, str]:
     """The sbatch options that the configuration decides; `placement`: those of cluster.placement.request."""
@@ -27,8 +33,11 @@ def directives(cluster: ClusterConfig, run: RunFolder, placement: Mapping[str, s
     for name in ("gpus_per_task", "gpus_per_node"):
         if count := getattr(cluster, name):
             values[name.replace("_", "-")] = str(count)
-    if cluster.requeue is not None:
-        values["requeue" if cluster.requeue else "no-requeue"] = ""
+    requeue = cluster.requeue if cluster.requeue is not None else {"requeue": True, "chain": False}.get(cluster.go_on)
+    if requeue is not None:
+        values["requeue" if requeue else "no-requeue"] = ""
+    if 60 * cluster.time_min >= SIGNAL_LEAST_LIMIT_S:
+        values["signal"] = f"USR1@{SIGNAL_S}"
     values |= {name: "" if value is None else str(value) for name, value in cluster.sbatch.items()}
     return values | dict(placement or {})
 
@@ -40,13 +49,14 @@ def render(
     command: str,
     variables: dict[str, str] | None = None,
     modules: Sequence[str] = (),
+    at_exit: str | None = None,
 ) -> str:
     """Put `values` into the template's directives; and the command, `variables` and what loads `modules` before its
     first other line.
 
     A directive that the template has is replaced in its place; one that it lacks joins the end of the block. The
     template's body stays as its author wrote it, so that the same file serves by hand. command: words that the shell
-    has yet to read.
+    has yet to read; at_exit: what it does last, however the job ends.
     """
     lines = template.splitlines()
     left = dict(values)
@@ -63,6 +73,7 @@ def render(
         f"PIPER_COMMAND={shlex.quote(command)}",
     ]
     command_lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted((variables or {}).items())]
+    command_lines += [f"trap {shlex.quote(at_exit)} EXIT"] if at_exit else []
     command_lines += [f"module load {shlex.join(modules)}"] * bool(modules)
     return "\n".join([*lines[: last + 1], *added, *command_lines, *lines[last + 1 :]]) + "\n"
 
@@ -88,4 +99,5 @@ def script(
     template = template_of(cluster).read_text()
     contained = f"{cluster.container} {command}" if cluster.container else command
     values = directives(cluster, run, placement)
-    return render(template, values, python, contained, cluster.environment, cluster.modules)
+    at_exit = None if cluster.go_on == "off" else shlex.join([python, "-m", AFTER, str(run.path)])
+    return render(template, values, python, contained, cluster.environment, cluster.modules, at_exit)

@@ -13,22 +13,23 @@ from piper_hpc.resource_model.predict import timeline
 from piper_hpc.spec import Calibration, RankPlace
 from piper_hpc.tasks import train
 from piper_hpc.tasks.context import Context
+from piper_hpc.tasks.leaving import Left
 from piper_hpc.tasks.timeline import aligned
 from piper_hpc.train.settings import WARMUP_STEPS
 
 
-def run(context: Context) -> None:
+def run(context: Context) -> Left | None:
     """Train `task.profile_steps` steps after the ones that warm up; rank 0 writes `trace.json`
     and, where something was measured or stated of the cluster, `timeline.json`."""
     calibration = train.prepare(context)
     steps = WARMUP_STEPS + context.experiment.task.profile_steps
     kept: list[tuple[int, Sequence[Span]]] = []
-    train.execute(context, calibration, steps, kept)
+    left = train.execute(context, calibration, steps, kept)
     mine = [spans for step, spans in kept if step >= WARMUP_STEPS]
     everyone: list[Any] | None = [None] * context.rank_env.ranks if context.is_first else None
     dist.gather_object(mine, everyone)
     if everyone is None:
-        return
+        return None
     places = context.rank_map(train.layout_of(context)).places
     write_trace(
         context.run.path / "trace.json",
@@ -36,6 +37,7 @@ def run(context: Context) -> None:
     )
     if calibration is not None:
         _write_timeline(context, calibration, places, everyone)
+    return left
 
 
 def _write_timeline(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -25,8 +23,10 @@ from piper_hpc.runs.checkpoints import CheckpointError, Sidecar, newest
 from piper_hpc.runtime.group import broadcast_from_rank0
 from piper_hpc.spec import Calibration, Layout, RankPlace
 from piper_hpc.spec.migration import OFF, MigrationPrices
+from piper_hpc.submit.payload import ENDING
 from piper_hpc.tasks.all_to_all import selected_configs
 from piper_hpc.tasks.context import Context
+from piper_hpc.tasks.leaving import Leaving, Left
 from piper_hpc.tasks.microbench import measure
 from piper_hpc.tokens.mixture import Mixture
 from piper_hpc.tracking import GuardedTracker, NoTracker, Tracker, make
@@ -37,14 +37,14 @@ from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
 from piper_hpc.train.tokens import open_on_all_ranks
 
-STOP_SIGNAL = signal.SIGUSR1
-"""What asks a run to end after the step it is in, with a checkpoint: `#SBATCH --signal=USR1@120`."""
+CHECKPOINT_MIN = 30.0
+"""Minutes between checkpoints on Slurm, where the configuration does not say: what a failure may cost."""
 
 
-def run(context: Context) -> None:
-    """Train for `train.steps` steps."""
+def run(context: Context) -> Left | None:
+    """Train for `train.steps` steps; on the first rank why it ended before, if it did."""
     calibration = prepare(context)
-    execute(context, calibration, context.experiment.train.steps)
+    return execute(context, calibration, context.experiment.train.steps)
 
 
 def prepare(context: Context) -> Calibration | None:
@@ -109,7 +109,10 @@ def settings_of(experiment: Experiment, calibration: Calibration | None, steps: 
         grad_clip=chosen.grad_clip,
         dtype=chosen.dtype,
         checkpoint_every=chosen.checkpoint_every,
+        checkpoint_every_s=60 * checkpoint_minutes(experiment),
         checkpoint_keep=chosen.checkpoint_keep,
+        checkpoint_keep_every=chosen.checkpoint_keep_every,
+        checkpoint_inodes=chosen.checkpoint_inodes,
         on_non_finite=chosen.on_non_finite,
         peak_flops=calibration.peak_flops if calibration else 0.0,
         flops_per_token=flops_per_token(experiment.model, chosen.sequence),
@@ -117,6 +120,24 @@ def settings_of(experiment: Experiment, calibration: Calibration | None, steps: 
         routing=chosen.routing.workload,
         timing=chosen.timing,
     )
+
+
+def checkpoint_minutes(experiment: Experiment) -> float:
+    """Between checkpoints; 0: none by the clock."""
+    chosen = experiment.train
+    if chosen.checkpoint_min is not None:
+        return chosen.checkpoint_min
+    by_default = experiment.cluster.scheduler == "slurm" and experiment.task.name == "train"
+    return CHECKPOINT_MIN if by_default and not chosen.checkpoint_every else 0.0
+
+
+def keeps_checkpoints(experiment: Experiment) -> bool:
+    """Whether a run writes any: on a cluster training does, unless all keys say no."""
+    chosen = experiment.train
+    last = chosen.checkpoint_last
+    if last is None:
+        last = experiment.cluster.scheduler == "slurm" and experiment.task.name == "train"
+    return bool(last or chosen.checkpoint_every or checkpoint_minutes(experiment))
 
 
 def corpus_of(context: Context) -> Path:
@@ -194,6 +215,8 @@ def _resume_from(context: Context) -> Path | None:
             record = {"resumed": {"checkpoint": str(found), "step": sidecar.step, "same_layout_and_nodes": same}}
             manifest = context.run.manifest()
             context.run.write_manifest(manifest | {"job": manifest["job"] | record})
+            number = context.rank_env.attempt
+            context.run.write_attempt(number, context.run.attempt(number) | {"from_step": sidecar.step})
         return found
 
     return broadcast_from_rank0(on_first_rank)
@@ -208,20 +231,16 @@ def _tracker(context: Context) -> Tracker:
     return GuardedTracker(partial(make, asked.name, project=asked.project, entity=asked.entity), limit_s)
 
 
-def _stop_on_signal() -> Callable[[], bool]:
-    """From now on SIGUSR1 asks this rank to end after the step; whether it did."""
-    asked = Event()
-    signal.signal(STOP_SIGNAL, lambda number, frame: asked.set())
-    return asked.is_set
-
-
 def execute(
     context: Context,
     calibration: Calibration | None,
     steps: int,
     traces: list[tuple[int, Sequence[Span]]] | None = None,
-) -> None:
-    """Train `steps` steps with the record and its views; `traces`, if given, keeps the spans of every step."""
+) -> Left | None:
+    """Train `steps` steps with the record and its views; `traces`, if given, keeps the spans of every step.
+
+    Returns, on the first rank, why it ended before the last step; None where it did not.
+    """
     experiment, layout = context.experiment, layout_of(context)
     tracker = _tracker(context)
     if context.is_first:
@@ -232,8 +251,7 @@ def execute(
         context.run.write_status(Status("running", context.rank_env.attempt, step=row["step"]))
         tracker.log(row)
 
-    keep = experiment.train.checkpoint_last or experiment.train.checkpoint_every
-    stop_asked = _stop_on_signal()
+    leaving = Leaving.of(context)
     resume_from = _resume_from(context)
     routed: list[np.ndarray] = []
 
@@ -252,9 +270,10 @@ def execute(
             data=dataset(context),
             configs=selected_configs(context, calibration, layout, resume_from),
             migration=migration_of(context, calibration, layout),
-            checkpoint_dir=context.run.checkpoints if keep else None,
+            checkpoint_dir=context.run.checkpoints if keeps_checkpoints(experiment) else None,
             resume_from=resume_from,
-            stop_asked=stop_asked,
+            stop_asked=leaving.asked,
+            on_stop=ENDING.stay,
             on_step=on_step,
             on_routed=on_routed if experiment.train.routing.record else None,
             on_spans=None if traces is None else lambda step, spans: traces.append((step, spans)),
@@ -262,13 +281,10 @@ def execute(
     except BaseException:
         tracker.finish("failed")
         raise
-    if context.is_first:
-        if routed:
-            context.run.write_routed(np.stack(routed))
-        if done < steps:
-            reason = f"asked by {STOP_SIGNAL.name} to stop: {done} of {steps} steps are done"
-            context.run.write_status(replace(context.run.status(), reason=reason))
+    if context.is_first and routed:
+        context.run.write_routed(np.stack(routed))
     tracker.finish("completed")
+    return leaving.why(done, steps) if context.is_first and done < steps else None
 
 
 def _rank_record(place: RankPlace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from piper_hpc.balance.balancer import Migration, counted_samples
 from piper_hpc.parallel.dispatcher import AllToAllConfigs
 from piper_hpc.profiling.spans import Span
 from piper_hpc.runs.checkpoints import Origin, Sidecar
+from piper_hpc.runtime import progress
 from piper_hpc.spec import Workload
 from piper_hpc.spec.layout import Layout, RankMap
 from piper_hpc.spec.model import ModelSpec
@@ -24,6 +26,9 @@ from piper_hpc.train.optimizer import learning_rate
 from piper_hpc.train.settings import WARMUP_STEPS, TrainSettings
 from piper_hpc.train.trainer import Trainer
 from piper_hpc.train.vote import NonFiniteError
+
+STEPS_LOOKED_AT = 20
+"""The longest of so many last steps is how long one more may take."""
 
 
 def train(
@@ -39,7 +44,8 @@ def train(
     migration: Migration | None = None,
     checkpoint_dir: Path | None = None,
     resume_from: Path | None = None,
-    stop_asked: Callable[[], bool] | None = None,
+    stop_asked: Callable[[float], bool] | None = None,
+    on_stop: Callable[[], None] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_spans: Callable[[int, Sequence[Span]], None] | None = None,
     on_routed: Callable[[np.ndarray], None] | None = None,
@@ -53,7 +59,8 @@ def train(
     are written there.
     `resume_from` is a checkpoint, of any layout, to start from. configs: what was chosen where layout.all_to_all is
     auto. migration: when experts move, and what that is worth; None: they stay. stop_asked: whether this rank asks to
-    end; all ranks then end after the same step, with a checkpoint. Returns the number of steps done by then.
+    end, given the seconds that one more step and a checkpoint take; all ranks then end after the same step, with a
+    checkpoint. on_stop: called on every rank once they have agreed to. Returns the number of steps done by then.
 
     Rows of an attempt's first steps say `warmup`: their times are not representative. A row of a step that was skipped
     has why in `skipped`. Raises NonFiniteError on all ranks, and CheckpointError.
@@ -79,12 +86,17 @@ def train(
         origin = Origin.of(model, rank_map, configs, seed=settings.seed, dtype=settings.dtype)
         saver = trainer.saver(checkpoint_dir, origin, reached)
     first, done, first_sample = reached.step, reached.step, reached.samples
-    row_made_s = time.monotonic()
+    row_made_s = saved_s = time.monotonic()
+    durations_s: deque[float] = deque(maxlen=STEPS_LOOKED_AT)
     memory_step = min(first + WARMUP_STEPS, settings.steps) - 1
     failure: NonFiniteError | None = None
     for step in range(first, settings.steps):
         rate = learning_rate(step, settings)
-        trainer.stop = stop_asked is not None and stop_asked()
+        began_s = time.monotonic()
+        progress.at("beginning", step)
+        needed_s = max(durations_s, default=0.0) + (saver.expected_s if saver is not None else 0.0)
+        trainer.stop = stop_asked is not None and stop_asked(needed_s)
+        trainer.save = 0 < settings.checkpoint_every_s <= began_s - saved_s
         vote = trainer.step(data, first_sample, rate, sample_memory=step == memory_step)
         done = step + 1
         first_sample += workload.global_batch
@@ -103,6 +115,7 @@ def train(
             looked_s = time.monotonic() - looked_s
             if decision is not None and decision.placements is not None:
                 trainer.migrate(decision.placements)
+        progress.at("gathering of records")
         records = trainer.record()
         if records is not None and on_step is not None:
             row = metrics.summarise(records, layout, tokens=workload.tokens, placements=placements)
@@ -119,10 +132,17 @@ def train(
             )
         if on_spans is not None:
             on_spans(step, trainer.aligned_spans())
+        if vote.stop and on_stop is not None:
+            on_stop()
         if saver is not None:
-            saver.after_step(reached)
+            progress.at("checkpoint")
+            if vote.save:
+                saved_s = time.monotonic()
+            saver.after_step(reached, asked=vote.save)
         if vote.stop:
             break
+        durations_s.append(time.monotonic() - began_s)
+    progress.at("end of training")
     if saver is not None:
         if failure is None:
             saver.save(reached)

@@ -16,8 +16,9 @@ class TrainSettings:
     `minimum_learning_rate` at the last step along half a cosine (`cosine`).
     grad_clip: the largest global gradient norm; infinity for no clipping.
     dtype: of parameters, activations, gradients and optimizer state alike: float32, bfloat16, or float64 for tests.
-    checkpoint_every: steps between checkpoints; 0 writes one at the end only. checkpoint_keep: how many whole ones
-    stay, the newest; 0: all.
+    checkpoint_every, checkpoint_every_s: steps and seconds between checkpoints; 0: none so. One is written at the end.
+    checkpoint_keep: how many whole ones stay, the newest; 0: all. checkpoint_keep_every: those of every so many steps
+    stay too; 0: none. checkpoint_inodes: the most files and folders of all of them.
     on_non_finite: what a gradient that is not finite does: `stop` ends training on all ranks, `skip` goes on with the
     next step, weights and moments as they were.
     peak_flops: FLOP/s of one rank, the denominator of MFU; flops_per_token: model FLOPs, forward and backward.
@@ -39,7 +40,10 @@ class TrainSettings:
     grad_clip: float = 1.0
     dtype: str = "float32"
     checkpoint_every: int = 0
+    checkpoint_every_s: float = 0.0
     checkpoint_keep: int = 2
+    checkpoint_keep_every: int = 0
+    checkpoint_inodes: int = 100_000
     on_non_finite: str = "stop"
     peak_flops: float = 0.0
     flops_per_token: float = 0.0

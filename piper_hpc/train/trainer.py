@@ -25,6 +25,7 @@ from piper_hpc.profiling.offset import ClockOffset
 from piper_hpc.profiling.spans import ALL_RANKS, Message, Recorder, Span
 from piper_hpc.profiling.untimed import UntimedRecorder
 from piper_hpc.runs.checkpoints import Origin
+from piper_hpc.runtime import progress
 from piper_hpc.spec import Workload
 from piper_hpc.spec.expert_placement import ExpertPlacement
 from piper_hpc.spec.layout import Layout, RankMap
@@ -123,7 +124,7 @@ class Trainer:
         self._clock_offset: ClockOffset | None = None
         self.peak_memory_bytes = 0
         self._vote: Vote | None = None
-        self.stop = False
+        self.stop, self.save = False, False
         self.spans: list[Span] = []
 
     def _start_together(self) -> None:
@@ -139,7 +140,8 @@ class Trainer:
     def step(self, data: Dataset, first_sample: int, rate: float, *, sample_memory: bool) -> Vote:
         """One optimizer step on the samples from `first_sample` on, all ranks starting together.
 
-        Where a gradient is not finite, weights and moments stay as they are. `stop` is this rank's part in the vote.
+        Where a gradient is not finite, weights and moments stay as they are. `stop` and `save` are this rank's part in
+        the vote.
         """
         if self._forced is not None:
             for index, layer in self.moe_layers().items():
@@ -168,14 +170,19 @@ class Trainer:
                 store.zero()
                 for layer in self.moe_layers().values():
                     layer.reset()
+                progress.at("forward and backward passes")
                 self.pipeline.step(tokens)
             with recorder.region("grad_reduce"):
+                progress.at("reduction of gradients")
                 store.finish_reduction()
             with recorder.region("optimizer"):
                 squared_norm = store.squared_norm()
             recorder.post(END_OF_STEP)
             with recorder.waiting(END_OF_STEP):
-                vote = end_of_step(squared_norm, self.routed(), stop=self.stop, group=self._groups.world)
+                progress.at("reduction that ends the step")
+                vote = end_of_step(
+                    squared_norm, self.routed(), stop=self.stop, save=self.save, group=self._groups.world
+                )
             if vote.finite:
                 with recorder.region("optimizer"):
                     store.clip(vote.grad_norm, self._settings.grad_clip)
@@ -183,6 +190,7 @@ class Trainer:
                     for index, layer in self.moe_layers().items():
                         layer.router.after_step(vote.routed[:, index].sum(0))
                 with recorder.region("grad_reduce"):
+                    progress.at("gathering of weights")
                     store.publish()
         self.spans = recorder.finish()
         return vote
@@ -252,6 +260,8 @@ class Trainer:
             saved=saved,
             every=self._settings.checkpoint_every,
             keep=self._settings.checkpoint_keep,
+            keep_every=self._settings.checkpoint_keep_every,
+            inodes=self._settings.checkpoint_inodes,
             group=self._groups.world,
             device=self._device,
             rank_of_expert=self._rank_of_expert,

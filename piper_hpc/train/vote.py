@@ -1,4 +1,5 @@
-"""The one reduction that ends a step: the gradients' norm, whether all is finite, who asks to stop, experts' tokens."""
+"""The one reduction that ends a step: the gradients' norm, whether all is finite, who asks to save or to stop, and
+experts' tokens."""
 
 from __future__ import annotations
 
@@ -14,17 +15,21 @@ from piper_hpc.parallel.parameters import SquaredNorm
 class Vote:
     """What all ranks know of the step, the same on each.
 
-    grad_norm: global L2 norm before clipping; finite: whether every gradient is; stop: whether a rank asks to end after
-    this step; routed: int64 [samples, layers, experts], choices of each expert in the micro-batches that are counted.
+    grad_norm: global L2 norm before clipping; finite: whether every gradient is; stop, save: whether a rank asks to
+    end, or for a checkpoint, after this step; routed: int64 [samples, layers, experts], choices of each expert in the
+    micro-batches that are counted.
     """
 
     grad_norm: float
     finite: bool
     stop: bool
     routed: torch.Tensor
+    save: bool = False
 
 
-def end_of_step(squares: SquaredNorm, routed: torch.Tensor, *, stop: bool, group: dist.ProcessGroup | None) -> Vote:
+def end_of_step(
+    squares: SquaredNorm, routed: torch.Tensor, *, stop: bool, group: dist.ProcessGroup | None, save: bool = False
+) -> Vote:
     """Add up every rank's part in one all-reduce. Collective over `group`; the host waits for it.
 
     squares: this rank's share of the squared norm; routed: int64 [samples, layers, experts], what this rank routed, 0
@@ -35,16 +40,17 @@ def end_of_step(squares: SquaredNorm, routed: torch.Tensor, *, stop: bool, group
         torch.where(finite, squares.dense, 0.0).view(1),
         (~finite).double().view(1),
         squares.dense.new_full((1,), float(stop)),
+        squares.dense.new_full((1,), float(save)),
         torch.where(finite, squares.experts, 0.0).flatten(),
         routed.double().flatten(),
     )
     ballot = torch.cat(parts)
     if group is not None:
         dist.all_reduce(ballot, group=group)
-    head, of_experts, counts = ballot.split([3, squares.experts.numel(), routed.numel()])
-    dense, broken, stops = head.tolist()
+    head, of_experts, counts = ballot.split([4, squares.experts.numel(), routed.numel()])
+    dense, broken, stops, saves = head.tolist()
     norm = (dense + float(of_experts.sum())) ** 0.5
-    return Vote(norm, not broken, bool(stops), counts.long().view_as(routed))
+    return Vote(norm, not broken, bool(stops), counts.long().view_as(routed), bool(saves))
 
 
 class NonFiniteError(ArithmeticError):

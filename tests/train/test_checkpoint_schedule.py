@@ -149,7 +149,7 @@ def test_a_step_that_is_skipped_is_told_and_is_no_progress(tmp_path: Path) -> No
 def run_until_asked(source: Path, folder: Path) -> int:
     """Rank 1 asks before its third step."""
     asked = iter([False, False, True])
-    return run(TWO, source, folder, 100, stop_asked=lambda: dist.get_rank() == 1 and next(asked))
+    return run(TWO, source, folder, 100, stop_asked=lambda needed_s: dist.get_rank() == 1 and next(asked))
 
 
 @pytest.mark.processes

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +34,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+ASSUMED_BYTES_PER_S = 20e6
+"""Of one rank's file, before one was written: slow for a shared file system that all ranks write to at once."""
 POLL_S = 0.05
 """How often ranks that wait for a checkpoint compare notes: the slowest file may take longer than a collective may."""
 
@@ -57,7 +62,8 @@ class _Flight:
 class Saver:
     """Writes the checkpoints of one attempt into `folder`, one at a time. Its methods are collective.
 
-    every: steps between checkpoints, 0: none on the way; keep: how many whole ones stay, the newest, 0: all.
+    every: steps between checkpoints, 0: none by count; keep, keep_every, inodes: which whole ones stay, see
+    piper_hpc.runs.checkpoints.prune.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class Saver:
         saved: Progress,
         every: int,
         keep: int,
+        keep_every: int = 0,
+        inodes: int | None = None,
         group: dist.ProcessGroup | None,
         device: torch.device,
         rank_of_expert: Callable[[], Sequence[Sequence[int]]] = tuple,
@@ -82,22 +90,31 @@ class Saver:
         self._optimizer = optimizer
         self._saved = saved
         self._every = every
-        self._keep = keep
+        self._kept = partial(prune, folder, keep, keep_every=keep_every, inodes=inodes)
         self._group = group
         self._device = device
         self._rank_of_expert = rank_of_expert
         self._rank = 0 if group is None else dist.get_rank(group)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
+        bytes_here = sum(part.values.numel() * part.values.element_size() for part in owned(store, optimizer))
+        self._longest_s = bytes_here / ASSUMED_BYTES_PER_S
+        self._begun_s, self._measured = 0.0, False
         self._flight: _Flight | None = None
 
-    def after_step(self, reached: Progress) -> None:
+    @property
+    def expected_s(self) -> float:
+        """How long a checkpoint takes: the longest that did so far, before the first what its bytes let expect."""
+        return self._longest_s
+
+    def after_step(self, reached: Progress, *, asked: bool = False) -> None:
         """Complete the checkpoint in flight if all ranks have written their files, and begin one where it is due.
 
+        asked: it is due, whatever `every` says; the same on all ranks.
         reached: after the last step that was not skipped, so that what is due on a skipped one is saved after the
         next. Raises CheckpointError on all ranks where one of them could not write.
         """
         self._poll()
-        if self._every and reached.step // self._every > self._saved.step // self._every:
+        if asked or (self._every and reached.step // self._every > self._saved.step // self._every):
             self.save(reached)
 
     def save(self, reached: Progress) -> None:
@@ -108,6 +125,7 @@ class Saver:
         self._finish()
         if reached.step <= self._saved.step:
             return
+        self._begun_s = time.monotonic()
         path = self._on_first(lambda: new_folder(self._folder, reached.step))
         parts = [part.copied() for part in owned(self._store, self._optimizer)]
         written = self._thread.submit(write_file, path / file_name(self._rank), parts)
@@ -130,17 +148,21 @@ class Saver:
             return
         done = flight.written.done()
         error = flight.written.exception() if done else None
-        unfinished, failures = self._sum(not done, error is not None)
-        if unfinished and not failures:
+        (unfinished,) = self._sum(not done)
+        if unfinished:
             return
         self._flight = None
-        found = self._gather(one_line_reason(error) if error else flight.written.result() if done else None)
+        found = self._gather(one_line_reason(error) if error else flight.written.result())
         for rank, each in enumerate(found):
             if isinstance(each, str):
                 rule = f"rank {rank} could not write {file_name(rank)}: {each}"
-                works = "train.checkpoint_every=0 train.checkpoint_last=false, or runs=FOLDER with room for checkpoints"
+                works = "train.checkpoint_keep=1, or runs=FOLDER with room for checkpoints"
+                self._on_first(lambda: shutil.rmtree(flight.path, ignore_errors=True))  # the ones before stay whole
                 raise CheckpointError(Problem("train.checkpoint_every", str(flight.path), rule, works)) from error
         self._on_first(lambda: self._complete(flight, [each for each in found if isinstance(each, Written)]))
+        took_s = time.monotonic() - self._begun_s
+        self._longest_s = took_s if not self._measured else max(self._longest_s, took_s)
+        self._measured = True
 
     def _complete(self, flight: _Flight, written: Sequence[Written]) -> None:
         Sidecar(
@@ -156,7 +178,7 @@ class Saver:
 
     def _prune(self, newest_whole: Path) -> None:
         try:
-            prune(self._folder, self._keep, newest_whole)
+            self._kept(newest_whole=newest_whole)
         except OSError as error:  # no reason to end a run
             _log.warning("an old checkpoint could not be removed: %s", error)
 
@@ -167,11 +189,11 @@ class Saver:
             dist.all_reduce(votes, group=self._group)
         return [int(each) for each in votes.tolist()]
 
-    def _gather(self, mine: Written | str | None) -> list[Written | str | None]:
+    def _gather(self, mine: Written | str) -> list[Written | str]:
         """What every rank has to say of its file, in rank order."""
         if self._group is None:
             return [mine]
-        found: list[Written | str | None] = [None] * dist.get_world_size(self._group)
+        found: list[Any] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(found, mine, group=self._group)
         return found
 

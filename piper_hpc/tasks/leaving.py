@@ -1,0 +1,91 @@
+"""When a run saves and leaves before its end, by the job's end time and by signals; and why, once it has."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from threading import Event
+
+from piper_hpc.runtime.slurm import address
+from piper_hpc.submit.payload import ENDING
+from piper_hpc.submit.scheduler import JobFacts, job_facts
+from piper_hpc.submit.script import SIGNAL_S
+from piper_hpc.tasks.context import Context
+
+STOP_SIGNAL = signal.SIGUSR1
+"""What asks a run to end after the step it is in, with a checkpoint: Slurm sends it before a time limit and to a job
+that is to be preempted, users with `scancel --signal=USR1 JOB`."""
+EARLY_S = 60.0
+"""How much earlier than asked Slurm may send it (sbatch(1), --signal)."""
+LOOK_AGAIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Left:
+    """Why training ended before its last step. failure_class: of what the run goes on after (`timeout`, `preempted`);
+    None where somebody asked for the end."""
+
+    reason: str
+    failure_class: str | None = None
+    state: str = "completed"
+
+
+class Leaving:
+    """One rank's part in the decision; the first one of a job of Slurm's also looks at the clock.
+
+    margin_s: how much earlier than needed it leaves.
+    """
+
+    def __init__(self, *, job_id: str | None, margin_s: float) -> None:
+        """job_id: of Slurm's, on the rank that looks at the clock."""
+        self._asked, self._job_id, self._margin_s = Event(), job_id, margin_s
+        self._end_s, self._looked_s = self._job_end_s(), time.time()
+        self._by_time = False
+        signal.signal(STOP_SIGNAL, lambda number, frame: self._asked.set())
+
+    @staticmethod
+    def of(context: Context) -> Leaving:
+        """Of this rank; from now on SIGUSR1 asks for an end."""
+        cluster = context.experiment.cluster
+        watches = context.is_first and cluster.scheduler == "slurm"
+        job_id = context.rank_env.job_id if watches else None
+        return Leaving(job_id=job_id, margin_s=cluster.leave_margin_s)
+
+    def _facts(self) -> JobFacts | None:
+        return None if self._job_id is None else job_facts(self._job_id, address(os.environ))
+
+    def _job_end_s(self) -> float | None:
+        facts = self._facts()
+        return None if facts is None else facts.end_s
+
+    def asked(self, needed_s: float) -> bool:
+        """Whether this rank asks to end; needed_s: what one more step and a checkpoint take."""
+        if self._asked.is_set() or ENDING.asked.is_set():
+            return True
+        now_s = time.time()
+        if self._end_s is None or now_s + needed_s + self._margin_s < self._end_s:
+            return False
+        if now_s - self._looked_s > LOOK_AGAIN_S:  # it may have been given more time meanwhile
+            self._end_s, self._looked_s = self._job_end_s() or self._end_s, now_s
+        self._by_time = now_s + needed_s + self._margin_s >= self._end_s
+        return self._by_time
+
+    def why(self, done: int, steps: int) -> Left:
+        """Why training ended after `done` of `steps` steps, on the first rank."""
+        far = f"{done} of {steps} steps are done"
+        by_signal = Left(f"asked by {STOP_SIGNAL.name} to stop: {far}")
+        now_s, facts = time.time(), self._facts()
+        if self._by_time and self._end_s is not None:
+            return Left(f"left {self._end_s - now_s:.0f} s before the time limit: {far}", "timeout")
+        if facts is None:
+            return by_signal
+        if facts.state == "CANCELLED" or (facts.state == "COMPLETING" and facts.reason != "TimeLimit"):
+            return Left(f"cancelled in Slurm: {far}", state="cancelled")
+        if facts.preempted:
+            return Left(f"preempted: {far}", "preempted")
+        limit_s = SIGNAL_S + EARLY_S + self._margin_s
+        if facts.reason == "TimeLimit" or (facts.end_s is not None and facts.end_s - now_s < limit_s):
+            return Left(f"warned of the time limit by {STOP_SIGNAL.name}: {far}", "timeout")
+        return by_signal
