@@ -1,4 +1,4 @@
-"""`jobs resume`: a run goes on in its folder, from its newest checkpoint, with another layout or other nodes if asked."""
+"""`jobs resume`: a run goes on in its folder from its newest checkpoint, also with another layout or other nodes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError
 
 from piper_hpc.cli.describe import describe as described
 from piper_hpc.cli.follow import follow
@@ -100,9 +101,8 @@ def _ended(run: RunFolder) -> Status:
     if status.ended:
         return status
     rule = f"is {status.state}{f' ({status.reason})' if status.reason else ''}: it goes on by itself"
-    works = (
-        "python -m piper_hpc.jobs cancel RUN first" if status.reason != AWAITED else "the same command in two minutes"
-    )
+    cancel = f"python -m piper_hpc.jobs cancel {run.run_id}, to end it first"
+    works = "the same command in two minutes" if status.reason == AWAITED else cancel
     raise ConfigError(Problem("RUN", run.run_id, rule, works))
 
 
@@ -125,7 +125,7 @@ def with_overrides(before: dict[str, Any], words: Sequence[str]) -> DictConfig:
         elif "." not in key and isinstance(before.get(key), dict):
             problems += _take_group(composed, key, value)
         else:
-            OmegaConf.update(composed, key, OmegaConf.create({"value": _parsed(word, value)})["value"], force_add=True)
+            OmegaConf.update(composed, key, _parsed(word, value), force_add=True)
     if problems:
         raise ConfigError(*problems)
     keys = {word.lstrip("+").partition("=")[0] for word in words}
@@ -149,11 +149,10 @@ def _take_group(composed: DictConfig, group: str, option: str) -> list[Problem]:
 
 def _parsed(word: str, value: str) -> Any:
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index, call-overload]
-    except OmegaConfBaseException as error:
-        raise ConfigError(
-            Problem(word.partition("=")[0], value, str(error).splitlines()[0], "a value in YAML")
-        ) from None
+        return OmegaConf.from_dotlist([f"value={value}"])["value"]
+    except (OmegaConfBaseException, YAMLError) as error:
+        rule = str(error).splitlines()[0]
+        raise ConfigError(Problem(word.partition("=")[0], value, rule, "a value in YAML")) from None
 
 
 def _check(run: RunFolder, status: Status, experiment: Experiment) -> None:

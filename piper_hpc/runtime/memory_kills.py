@@ -10,6 +10,7 @@ from pathlib import Path
 from piper_hpc.runtime import quota
 
 VMSTAT = Path("/proc/vmstat")
+WORDS = "processes were killed for lack of memory"
 CGROUP = Path("/proc/self/cgroup")
 
 
@@ -30,10 +31,7 @@ def since(before: Mapping[str, int], node: str = "") -> tuple[str, ...]:
     """What was counted since `before`, in words; empty where nothing was."""
     new = {path: count - before[path] for path, count in counted().items() if count > before.get(path, count)}
     where = node or platform.node()
-    return tuple(
-        f"{count} processes were killed for lack of memory on {where} meanwhile (oom_kill in {path})"
-        for path, count in new.items()
-    )
+    return tuple(f"{count} {WORDS} on {where} meanwhile (oom_kill in {path})" for path, count in new.items())
 
 
 def _of_groups() -> list[Path]:

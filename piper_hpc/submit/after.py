@@ -14,8 +14,9 @@ from piper_hpc.runs import RunFolder, Status
 from piper_hpc.runtime.slurm import address, ask
 from piper_hpc.submit.going_on import go_on
 from piper_hpc.submit.outcome import failure_status
-from piper_hpc.submit.scheduler import job_facts
+from piper_hpc.submit.scheduler import JobFacts, job_facts
 
+CONTROLLER_S = 300.0
 WORD_S = 5.0
 """How long words of failed ranks may take from their nodes to here."""
 
@@ -24,8 +25,7 @@ def after(run: RunFolder, environ: Mapping[str, str] = os.environ) -> Status:
     """What became of the run in this job."""
     status, number = run.status(), run.newest_attempt()
     said_already = status.attempt >= number and (status.ended or status.state == "pending")
-    said = job_facts(environ["SLURM_JOB_ID"], address(environ))
-    if said_already or said is None:
+    if said_already or (said := _answer(environ)) is None:
         return status
     if said.reason == "TimeLimit":
         reason = "the time limit ended the job before it could save and leave"
@@ -41,6 +41,14 @@ def after(run: RunFolder, environ: Mapping[str, str] = os.environ) -> Status:
         reason = f"node {', '.join(down)} failed ({ended.reason})"
         ended = Status("failed", number, "node_fail", reason, ended.step, evidence=evidence)
     return go_on(run, ended, exclude=list(down), environ=environ)
+
+
+def _answer(environ: Mapping[str, str]) -> JobFacts | None:
+    """What the controller says of this job: it may be restarting, or this node may be cut off from it for a while."""
+    deadline = time.monotonic() + CONTROLLER_S
+    while (said := job_facts(environ["SLURM_JOB_ID"], address(environ))) is None and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return said
 
 
 def _nodes_down(nodes: str, environ: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.runs import ECHOES, Failure, RecordError, RunFolder, Status
-from piper_hpc.runtime import quota
+from piper_hpc.runtime import memory_kills, quota
 from piper_hpc.runtime.slurm import ask
 from piper_hpc.submit.evidence import printed
 from piper_hpc.submit.process import alive
@@ -55,7 +55,9 @@ def failure_status(
     own = [failure for failure in failures if failure.failure_class not in ECHOES]
     silent = run.silent_ranks(attempt)
     seen = [*evidence, *said.oom, *(line for failure in failures for line in failure.evidence)]
-    no_memory = [line for line in seen if "lack of memory" in line or line in said.oom]
+    there = _nodes_of(run, attempt, [*killed, *silent])
+    near = [line for failure in failures if not there or failure.node in there for line in failure.evidence]
+    no_memory = [*said.oom, *(line for line in (*evidence, *near) if memory_kills.WORDS in line)]
     by_signal = "oom" if no_memory else "killed"
     if own and not killed:
         first = own[0]
@@ -85,6 +87,13 @@ def failure_status(
         seen += said.causes
     kept = tuple(dict.fromkeys(seen))[:EVIDENCE_LINES]
     return Status("failed", attempt, failure_class, reason, status.step, evidence=kept)
+
+
+def _nodes_of(run: RunFolder, attempt: int, ranks: Sequence[int]) -> set[str]:
+    """Where these ranks ran, as far as the attempt came to say so; what a node counted of others says nothing of them."""
+    job = run.manifest().get("job") or {}
+    nodes = job.get("node_of_rank") or []
+    return {nodes[rank] for rank in ranks if rank < len(nodes)} if job.get("attempt") == attempt else set()
 
 
 def _who_hangs(failures: Sequence[Failure], silent: Sequence[int]) -> str:

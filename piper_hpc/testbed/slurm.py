@@ -15,7 +15,10 @@ from piper_hpc.testbed.faults import FAILED, Fault
 from piper_hpc.testbed.network import Addresses, namespace
 from piper_hpc.testbed.options import MIB, Options
 
-PARTITION = "batch"
+PARTITION, URGENT = "batch", "urgent"
+"""Jobs of the second take nodes from those of the first, which are warned and requeued."""
+GRACE_S = 30
+"""How long a job that is preempted may take to end by itself."""
 START_S = 30.0
 HELPERS = ("task_prolog", "task_epilog", "epilog")
 
@@ -56,7 +59,11 @@ KillWait={kill_wait_s}
 MinJobAge=300
 SchedulerParameters=batch_sched_delay=0,bf_interval=5
 {nodes}
-PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace_s}
+PartitionName={urgent} Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 ACCOUNTING = """\
@@ -96,6 +103,8 @@ def configuration(options: Options, folder: Path) -> dict[str, str]:
         "slurmd_port": options.port + 2,
         "folder": folder,
         "partition": PARTITION,
+        "urgent": URGENT,
+        "grace_s": GRACE_S,
         "kill_wait_s": options.kill_wait_s,
         "nodes": "\n".join(_node_line(addresses, node) for node in addresses.nodes),
     }
