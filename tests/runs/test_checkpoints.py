@@ -104,6 +104,27 @@ def test_the_newest_whole_ones_are_kept_and_torn_ones_are_not(keep: int, left: l
     assert names(tmp_path) == ["mine", *left, in_flight.name]
 
 
+@pytest.mark.parametrize(
+    ("rules", "left"),
+    [
+        ({"keep_every": 4}, [4, 8, 12, 14]),
+        ({"keep_every": 4, "inodes": 100}, [4, 8, 12, 14]),
+        # Of two files and folders each: three, and the next one.
+        ({"keep_every": 4, "inodes": 8}, [8, 12, 14]),
+        ({"keep": 0, "inodes": 6}, [12, 14]),
+        ({"inodes": 1}, [14]),
+    ],
+    ids=["some for good", "room enough", "the oldest first", "all that fit", "the newest in any case"],
+)
+def test_older_ones_stay_by_policy_within_the_budget_of_inodes(rules: dict[str, int], left: list[int], tmp_path: Path):
+    for step in (2, 4, 6, 8, 10, 12):
+        whole(tmp_path, step)
+    done = whole(tmp_path, 14)
+    assert len(list(done.iterdir())) == 1
+    prune(tmp_path, rules.pop("keep", 2), done, **rules)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in left]
+
+
 def test_a_removal_that_is_cut_off_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     old, done = whole(tmp_path, 2), whole(tmp_path, 4)
     with patch.object(checkpoints.shutil, "rmtree", side_effect=OSError), pytest.raises(OSError):

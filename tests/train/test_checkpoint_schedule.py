@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from piper_hpc.parallel.parameters import ParameterStore
-from piper_hpc.runs.checkpoints import Sidecar
+from piper_hpc.runs.checkpoints import CheckpointError, Sidecar
+from piper_hpc.runtime.failures import classify
 from piper_hpc.train.checkpoint import write as writing
 from piper_hpc.train.loop import train
 from piper_hpc.train.vote import NonFiniteError
@@ -144,6 +146,50 @@ def test_a_step_that_is_skipped_is_told_and_is_no_progress(tmp_path: Path) -> No
     saved = steps_saved(folder)
     assert {step: each.optimizer_steps for step, each in saved.items()} == {1: 1, 2: 2, 4: 3, 5: 4}
     assert [each.samples for each in saved.values()] == [12, 24, 48, 60]
+
+
+def test_time_asks_for_checkpoints_too(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    run(ONE, layouts.corpus(tmp_path), folder, 3, checkpoint_every_s=1e-6, checkpoint_keep=0)
+    assert steps_saved(folder).keys() == {1, 2, 3}
+
+
+def test_a_step_and_a_checkpoint_are_known_before_they_are_asked_for(tmp_path: Path) -> None:
+    needed: list[float] = []
+
+    def asked(needed_s: float) -> bool:
+        needed.append(needed_s)
+        return False
+
+    run(ONE, layouts.corpus(tmp_path), tmp_path / "checkpoints", 5, checkpoint_every=2, stop_asked=asked)
+    assert needed[0] > 0, "of the first checkpoint its bytes are known"
+    assert all(later > 0 for later in needed)
+
+
+def run_with_a_full_disk(source: Path, folder: Path) -> str:
+    """Rank 1 has no room for its second file."""
+    real = writing.write_file
+
+    def full(path: Path, parts: Any) -> Any:
+        if "step-00000004" in str(path) and dist.get_rank() == 1:
+            path.write_bytes(b"the beginning")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, parts)
+
+    with patch.object(writing, "write_file", full):
+        try:
+            run(TWO, source, folder, 6, checkpoint_every=2)
+        except CheckpointError as error:
+            return classify(error)
+    return "finished"
+
+
+@pytest.mark.processes
+def test_a_full_disk_ends_training_by_its_class_and_leaves_the_last_checkpoint_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    assert run_ranks(2, run_with_a_full_disk, layouts.corpus(tmp_path), folder) == ["disk_full"] * 2
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+    assert steps_saved(folder).keys() == {2}
 
 
 def run_until_asked(source: Path, folder: Path) -> int:

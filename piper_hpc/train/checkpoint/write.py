@@ -90,7 +90,7 @@ class Saver:
         self._optimizer = optimizer
         self._saved = saved
         self._every = every
-        self._kept = partial(prune, folder, keep, keep_every=keep_every, inodes=inodes)
+        self._keep, self._pruned = keep, partial(prune, keep_every=keep_every, inodes=inodes)
         self._group = group
         self._device = device
         self._rank_of_expert = rank_of_expert
@@ -178,7 +178,7 @@ class Saver:
 
     def _prune(self, newest_whole: Path) -> None:
         try:
-            self._kept(newest_whole=newest_whole)
+            self._pruned(self._folder, self._keep, newest_whole)
         except OSError as error:  # no reason to end a run
             _log.warning("an old checkpoint could not be removed: %s", error)
 
