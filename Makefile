@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: run install test test-all quick lint types bench-a2a validate-testbed compare-strategies ablation testbed-packages clean FORCE
+.PHONY: run install test test-all quick lint types bench-a2a validate-testbed compare-strategies ablation faults testbed-packages clean FORCE
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m piper_hpc.launch $(ARGS)
@@ -54,6 +54,10 @@ compare-strategies: $(VENV)/test.stamp testbed-packages
 # What each part brings, alone and among all of them: under forty minutes, as root, on a quiet machine.
 ablation: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m piper_hpc.studies.ablation $(ARGS)
+
+# Real trainings on the testbed, hurt at random moments: sixty in under two hours, as root; interrupted, it goes on.
+faults: $(VENV)/test.stamp testbed-packages
+	$(BIN)/python -m piper_hpc.studies.faults $(ARGS)
 
 # Debian's Slurm, munge, slurmdbd and MariaDB for the tests on a real Slurm. Without root they are skipped, with the reason.
 testbed-packages:

@@ -40,6 +40,7 @@ ELSEWHERE = {
     "python -m piper_hpc.studies.migration": ("tests/studies/test_migration_study.py", "main([])"),
     f"{LAUNCH} train=smoke parallelism.pp=1 parallelism.ep=4 parallelism.migration=auto "
     "parallelism.migration_every=2": ("tests/studies/test_migration_study.py", "parallelism.migration_every=2"),
+    "make faults": ("tests/slurm/test_faults.py", "eight_faults"),
     "make bench-a2a": ("tests/slurm/test_all_to_all_bench.py", "piper_hpc.studies"),
     "source .venv/bin/activate": ("Makefile", "VENV ?= .venv"),
     LAUNCH: (".ci/run", "make run"),
@@ -88,7 +89,7 @@ def commands(page: Path) -> list[str]:
 
 
 OF_A_RUN = (
-    *(f"{JOBS} {name}" for name in ("status", "logs", "cancel", "sync")),
+    *(f"{JOBS} {name}" for name in ("status", "logs", "cancel", "resume", "sync")),
     "python -m analysis.report",
     "python -m analysis.validate runs",
 )

@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("faults"), help="folder of rows and runs")
     made.add_argument("--as-it-is", action="store_true", help="on the testbed that is up")
     made.add_argument("--minutes", type=float, default=120.0, help="begin no fault after so many")
+    made.add_argument("--beside", type=int, default=3, help="how many trainings at once, of faults that harm no other")
     made.add_argument("--keep", action="store_true", help="keep the runs of faults that went as they must, too")
     return made
 
@@ -84,13 +86,16 @@ def _try_all(seeds: Sequence[int], asked: argparse.Namespace, console: Console) 
         raise Missed("the testbed is not up")
     done = {row["seed"] for row in _rows(asked.out)}
     reference = _reference(asked.out)
-    for seed in seeds:
-        if seed in done or time.monotonic() - began_s > 60 * asked.minutes:
-            continue
-        if reference is None:
-            reference = undisturbed(testbed, asked.out / "runs", REFERENCE_STEPS)
-            kept = {str(step): found for step, found in reference.items()}
-            (asked.out / "reference.json").write_text(json.dumps(kept))
+    todo = [seed for seed in seeds if seed not in done]
+    if todo and reference is None:
+        reference = undisturbed(testbed, asked.out / "runs", REFERENCE_STEPS)
+        kept = {str(step): found for step, found in reference.items()}
+        (asked.out / "reference.json").write_text(json.dumps(kept))
+
+    def one(seed: int) -> None:
+        if time.monotonic() - began_s > 60 * asked.minutes:
+            return
+        assert reference is not None
         row = asdict(try_one(testbed, asked.out / "runs", seed, reference))
         with (asked.out / "rows.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -98,6 +103,12 @@ def _try_all(seeds: Sequence[int], asked: argparse.Namespace, console: Console) 
         if row["problem"] is None and not asked.keep:
             for name in (f"seed-{seed}", f"seed-{seed}-kept"):
                 shutil.rmtree(asked.out / "runs" / name, ignore_errors=True)
+
+    with ThreadPoolExecutor(asked.beside) as pool:
+        list(pool.map(one, [seed for seed in todo if not FAULTS[kind_of(seed)].alone]))
+    for seed in todo:
+        if FAULTS[kind_of(seed)].alone:
+            one(seed)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -36,13 +36,15 @@ NO_CLASS = (None,)
 class Fault:
     """hurt: starts the training, does the harm and mends it, and says when it was. classes: one of them is how the
     first attempt ends; empty where the training must not notice. resumed: it ends there, in `state`, and goes on by
-    `jobs resume` alone, with these words. repeats: the most steps that may be trained twice."""
+    `jobs resume` alone, with these words. repeats: the most steps that may be trained twice. alone: it
+    harms more than its own training."""
 
     hurt: Callable[[Scene], str]
     classes: tuple[str | None, ...]
     resumed: tuple[str, ...] | None = None
     state: str = "failed"
     repeats: int = 2 * EVERY
+    alone: bool = False
 
 
 def rank_killed(scene: Scene) -> str:
@@ -253,17 +255,17 @@ def memory_limit(scene: Scene) -> str:
 FAULTS: dict[str, Fault] = {
     "rank killed": Fault(rank_killed, ("killed",)),
     "rank stopped": Fault(rank_stopped, ("hang",)),
-    "slurmd killed": Fault(slurmd_killed, ("node_fail",)),
-    "link cut": Fault(link_cut, ("hang", "comm", "node_fail", "killed")),
+    "slurmd killed": Fault(slurmd_killed, ("node_fail",), alone=True),
+    "link cut": Fault(link_cut, ("hang", "comm", "node_fail", "killed"), alone=True),
     "signal": Fault(signalled, NO_CLASS, resumed=(), state="completed", repeats=0),
-    "preempted": Fault(preempted, ("preempted",), repeats=0),
+    "preempted": Fault(preempted, ("preempted",), repeats=0, alone=True),
     "time limit": Fault(time_limit, ("timeout",), repeats=0),
     "disk full": Fault(disk_full, ("disk_full",)),
     "torn checkpoint": Fault(torn_checkpoint, ("killed",), repeats=3 * EVERY),
     "checkpoint cut": Fault(checkpoint_cut, ("killed",)),
     "torn JSONL": Fault(torn_jsonl, ("killed",)),
-    "slurmctld restarted": Fault(slurmctld_restarted, (), repeats=0),
-    "odd squeue": Fault(squeue_odd, (), repeats=0),
+    "slurmctld restarted": Fault(slurmctld_restarted, (), repeats=0, alone=True),
+    "odd squeue": Fault(squeue_odd, (), repeats=0, alone=True),
     "late status": Fault(late_status, (), repeats=0),
     "memory limit": Fault(memory_limit, ("oom",), resumed=()),
 }

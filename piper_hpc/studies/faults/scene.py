@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -45,17 +44,15 @@ class Missed(Exception):
 
 @dataclass
 class Scene:
-    """A training and the dice of its fault. ports: of each network namespace, what listened before it began."""
+    """A training and the dice of its fault."""
 
     testbed: Testbed
     runs: Path
     draw: random.Random
     run: RunFolder = field(init=False)
-    ports: set[tuple[str, str]] = field(default_factory=set)
 
     def start(self, *words: str) -> None:
         """Submit it. Raises Missed where the launcher refuses."""
-        self.ports = listening()
         command = [sys.executable, "-m", "piper_hpc.launch", *WORDS, f"runs={self.runs}", "format=json", *words]
         answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_S)
         if answer.returncode:
@@ -174,38 +171,36 @@ class Scene:
         """Steps that were trained twice: what the fault cost."""
         return len(self.run.metrics()) - len(self.losses())
 
+    def groups(self) -> list[str]:
+        """Control groups of its jobs' ranks."""
+        jobs = {self.job, *(str(self.run.attempt(number).get("job_id")) for number in self.run.attempts())}
+        return [
+            str(path)
+            for home in quota.controllers().values()
+            for path in (home.root / quota.PARENT / "testbed").glob("n*/job*")
+            if path.name.removeprefix("job") in jobs
+        ]
+
     def left_over(self) -> list[str]:
         """Processes, ports, control groups and files that should be gone."""
         deadline = time.monotonic() + 10.0
-        while (self.processes() or job_groups()) and time.monotonic() < deadline:
+        while (self.processes() or self.groups()) and time.monotonic() < deadline:
             time.sleep(0.2)
         found = [f"process {process.pid}" for process in self.processes()]
-        found += [f"port {port} in {space}" for space, port in sorted(listening() - self.ports)]
-        found += job_groups()
+        for note in self.run.path.glob("rendezvous/*.json"):
+            told = json.loads(note.read_text())
+            if _listens(f"{network.PREFIX}{told['host']}", told["port"]):
+                found.append(f"port {told['port']} on {told['host']}")
+        found += self.groups()
         found += [str(path) for path in scratch.SHORT.glob(f"{scratch.PREFIX}{self.run.run_id}*")]
-        found += [str(path) for path in self.run.path.rglob(".*") if path.name != ".gitignore"]
+        hidden = (path for path in self.run.path.rglob(".*") if path.parent != self.run.batch)  # submitit keeps its own
+        found += [f"draft {path}" for path in hidden]
         folders = self.run.checkpoints.glob("step-*")
         found += [f"{path.name} without {SIDECAR}" for path in folders if not (path / SIDECAR).exists()]
         return found
 
 
-def listening() -> set[tuple[str, str]]:
-    """(namespace, address and port) of what listens, on the machine and on every node, Slurm's own steps left out."""
-    found = set()
-    for space in ("", *network.existing()[0]):
-        words = ["ss", "-tlnpH"]
-        command = network.command_in(space, *words) if space else words
-        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        for line in text.splitlines():
-            if "python" in line and (match := re.search(r"\s(\S+:\d+)\s", line)):
-                found.add((space, match[1]))
-    return found
-
-
-def job_groups() -> list[str]:
-    """Control groups of jobs' ranks."""
-    return [
-        str(path)
-        for home in quota.controllers().values()
-        for path in (home.root / quota.PARENT / "testbed").glob("n*/job*")
-    ]
+def _listens(space: str, port: int) -> bool:
+    """Whether anything on a node does, on any of its addresses."""
+    command = network.command_in(space, "ss", "-tlnH", f"sport = :{port}")
+    return bool(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
