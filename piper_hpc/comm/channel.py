@@ -8,6 +8,7 @@ last counts of a step, during an all-to-all of rows, is named at the next counts
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -110,6 +111,18 @@ class GroupChannel:
     def failed(self, error: Exception, number: int) -> MissingPeerError:
         """The error to raise for all-to-all `number`. Ranks that fail record in the store how many they entered; a rank
         that records nothing in time, or a lower number, did not enter this one."""
+        told: list[str] = []
+        # Asked in a thread: a store whose process is stopped, or cut off, answers never, and has no time-out.
+        asking = threading.Thread(target=lambda: told.append(self._who_is_late(number)), daemon=True)
+        asking.start()
+        asking.join(2 * GRACE_S)
+        who = told[0] if told else "the store that knows who entered it does not answer: rank 0, or its node, may hang"
+        reason = str(error).strip().splitlines()[0]
+        return MissingPeerError(
+            f"all-to-all {self.phase}, exchange {number} of ranks {', '.join(map(str, self.ranks))}: {who} ({reason})"
+        )
+
+    def _who_is_late(self, number: int) -> str:
         late: list[int] = []
         try:
             self._store.set(str(dist.get_rank()), str(self.entered))
@@ -122,12 +135,9 @@ class GroupChannel:
             who = f"rank {late[0]} is the first that did not enter it" if late else "every rank had entered it"
             if late and (reached := self._reached(late[0])):
                 who += f" (its last was number {reached})"
+            return who
         except RuntimeError:
-            who = "the store that knows who entered it is gone, with rank 0 or its node"
-        reason = str(error).strip().splitlines()[0]
-        return MissingPeerError(
-            f"all-to-all {self.phase}, exchange {number} of ranks {', '.join(map(str, self.ranks))}: {who} ({reason})"
-        )
+            return "the store that knows who entered it is gone, with rank 0 or its node"
 
     def _reached(self, rank: int) -> int:
         return int(self._store.get(str(rank))) if self._store.check([str(rank)]) else 0

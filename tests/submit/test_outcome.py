@@ -209,3 +209,34 @@ def test_who_follows_a_job_that_waits_asks_seldom(tmp_path, monkeypatch):
     assert 10 < len(asked.read_text().splitlines()) < 25
     run.write_status(Status("completed"))
     assert watch.status().state == "completed", "the record is read every time"
+
+
+LATE = "RuntimeError: Timed out waiting 20000ms for recv operation"
+KERNEL = "1 processes were killed for lack of memory on n2 meanwhile (oom_kill in /proc/vmstat)"
+
+
+def test_a_rank_that_does_not_come_is_named_with_step_and_place(run):
+    for rank in range(3):
+        run.log(0, rank).touch()
+    where = "rank 0 was at reduction that ends the step of step 12"
+    run.write_failure(Failure(0, "hang", LATE, "", 1.0, "n1", (where,), 12), 0)
+    run.write_failure(Failure(2, "comm", "closed by peer", "", 2.0, "n2", (), 12), 0)
+    status = failure_status(run, Status("running"))
+    assert status.failure_class == "hang" and where in status.evidence
+    reason = status.reason or ""
+    assert reason.startswith("rank 1 did not come to the reduction that ends the step of step 12; rank 0 waited")
+    # Where it spoke in the end, it is the one that was least far.
+    run.write_failure(Failure(1, "comm", "closed by peer", "", 3.0, "n1", (), 11), 0)
+    assert "rank 1 did not come" in (failure_status(run, Status("running")).reason or "")
+
+
+@pytest.mark.parametrize(("node", "failure_class"), [("n2", "oom"), ("n1", "killed")])
+def test_a_rank_killed_where_the_kernel_lacked_memory_is_out_of_memory(run, node, failure_class):
+    run.write_manifest({"job": {"attempt": 0, "node_of_rank": ["n1", "n2"]}})
+    for rank in range(2):
+        run.log(0, rank).touch()
+    run.write_failure(Failure(0, "comm", "closed by peer", "", 1.0, node, (KERNEL,)), 0)
+    assert failure_status(run, Status("running")).failure_class == failure_class
+    assert failure_status(run, Status("running"), codes={0: 1, 1: -9}).failure_class == failure_class
+    assert failure_status(run, Status("running"), {0: 1, 1: -9}, [KERNEL]).failure_class == "oom"
+    assert failure_status(run, Status("running"), {0: 1, 1: -15}, [KERNEL]).failure_class == "killed"
