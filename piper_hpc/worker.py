@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from piper_hpc.runs import RunFolder, Status
+from piper_hpc.runs import RunFolder, Status, attempts
 from piper_hpc.runtime.rank import RankEnvironment
 from piper_hpc.submit.by_hand import job_around
-from piper_hpc.submit.going_on import close_before, go_on
+from piper_hpc.submit.going_on import close_before, go_on, new_steps
 from piper_hpc.submit.payload import run_as_rank
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context]
     status = run.status()
     if left is None:
         run.write_status(replace(status, state="completed"))
+    elif left.state == "pending":
+        taken = Status("failed", rank_env.attempt, left.failure_class, left.reason, status.step)
+        attempts.close(run, rank_env.attempt, taken, new_steps=new_steps(run, rank_env.attempt))
+        run.write_status(Status("pending", rank_env.attempt, None, left.reason, status.step))
     elif left.failure_class is None:
         run.write_status(replace(status, state=left.state, reason=left.reason))
     else:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +31,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
 def say(monkeypatch: pytest.MonkeyPatch) -> Say:
     """What the controller says from now on."""
 
-    def saying(end_s: float | None, state: str = "RUNNING", reason: str = "None", preempted: bool = False) -> None:
-        facts = JobFacts(state, reason, end_s, preempted, "n1")
+    def saying(end_s: float | None, **others: Any) -> None:
+        facts = replace(JobFacts("RUNNING", "None", end_s, preempted=False, nodes="n1"), **others)
+        monkeypatch.setattr(leaving, "nodes_down", lambda nodes, environment: {})
         monkeypatch.setattr(leaving, "job_facts", lambda job_id, environment: facts)
 
     return saying
@@ -70,12 +73,13 @@ def test_ranks_without_a_clock_and_jobs_without_an_end_go_on(clock: dict[str, fl
         ({"end_s": 1150.0}, "completed", "timeout"),
         ({"end_s": 1000.0, "state": "COMPLETING", "reason": "TimeLimit"}, "completed", "timeout"),
         ({"end_s": 1000.0, "state": "CANCELLED"}, "cancelled", None),
+        ({"end_s": 1000.0, "state": "COMPLETING", "requeues": True}, "pending", "node_fail"),
     ],
-    ids=["a user asks", "preempted", "Slurm warns of the limit", "the limit itself", "cancelled"],
+    ids=["a user asks", "preempted", "Slurm warns of the limit", "the limit itself", "cancelled", "a node failed"],
 )
 def test_why_a_signal_came(said, state, failure_class, clock: dict[str, float], say: Say, tmp_path: Path) -> None:
     say(**{"end_s": 9000.0})
-    mine = Leaving(job_id="42", margin_s=30.0)
+    mine = Leaving(job_id="42", margin_s=30.0, causes=lambda: ["NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS"])
     os.kill(os.getpid(), signal.SIGUSR1)
     assert mine.asked(1.0)
     say(**said)

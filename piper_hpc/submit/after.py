@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from piper_hpc.runs import RunFolder, Status
-from piper_hpc.runtime.slurm import address, ask
+from piper_hpc.runtime.slurm import address
 from piper_hpc.submit.going_on import go_on
 from piper_hpc.submit.outcome import failure_status
-from piper_hpc.submit.scheduler import JobFacts, job_facts
+from piper_hpc.submit.scheduler import JobFacts, job_facts, nodes_down
 
 CONTROLLER_S = 300.0
 WORD_S = 5.0
@@ -35,7 +35,7 @@ def after(run: RunFolder, environ: Mapping[str, str] = os.environ) -> Status:
     deadline = time.monotonic() + WORD_S
     while (ended := failure_status(run, status)).failure_class == "lost" and time.monotonic() < deadline:
         time.sleep(0.2)
-    down = _nodes_down(said.nodes, environ)
+    down = nodes_down(said.nodes, address(environ))
     if down and ended.failure_class in ("comm", "hang", "killed", "lost", "rendezvous"):
         evidence = (*ended.evidence, *(f"sinfo says that {node} is {state}" for node, state in down.items()))
         reason = f"node {', '.join(down)} failed ({ended.reason})"
@@ -49,17 +49,6 @@ def _answer(environ: Mapping[str, str]) -> JobFacts | None:
     while (said := job_facts(environ["SLURM_JOB_ID"], address(environ))) is None and time.monotonic() < deadline:
         time.sleep(1.0)
     return said
-
-
-def _nodes_down(nodes: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Of the job's nodes those that Slurm holds for failed, with its word for it."""
-    words = ["sinfo", "--noheader", "--Node", "--nodes", nodes, "--format", "%N %T"]
-    found = [line.split() for line in ask(words, address(environ)).text.splitlines()]
-    return {
-        pair[0]: pair[1]
-        for pair in found
-        if len(pair) == 2 and (pair[1].endswith("*") or pair[1].startswith(("down", "fail", "error")))
-    }
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from piper_hpc.runs import RunFolder
@@ -23,6 +24,15 @@ class Printed:
     oom: tuple[str, ...] = ()
     failed_nodes: tuple[str, ...] = ()
     causes: tuple[str, ...] = ()
+
+
+def taken_by(causes: Sequence[str]) -> tuple[str | None, str] | None:
+    """Class and words of why Slurm took an attempt away to start it again; None where nothing says that it did."""
+    for word, failure_class in (("PREEMPT", "preempted"), ("NODE FAIL", "node_fail"), ("REQUEUE", None)):
+        for cause in causes:
+            if word in cause:
+                return failure_class, f"ended by Slurm due to {cause.split(',')[0].lower()}"
+    return None
 
 
 def printed(run: RunFolder, attempt: int) -> Printed:

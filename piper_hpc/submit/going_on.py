@@ -12,8 +12,9 @@ from dataclasses import replace
 from piper_hpc.runs import RunFolder, Status, attempts
 from piper_hpc.runs.checkpoints import Sidecar, newest
 from piper_hpc.runtime.slurm import TIMEOUT_S, Answer, address, ask
-from piper_hpc.submit.evidence import printed
+from piper_hpc.submit.evidence import printed, taken_by
 from piper_hpc.submit.retry import Ended, decide
+from piper_hpc.submit.scheduler import nodes_down
 
 EXCLUDE_S = 3.0
 """How long a requeued job may take to accept nodes to leave out: it must have left the ones it had."""
@@ -38,13 +39,14 @@ def close_before(run: RunFolder, number: int) -> None:
     causes = printed(run, number - 1).causes
     if status.ended and status.attempt == number - 1:
         ended = status
-    elif any("PREEMPT" in cause for cause in causes):
-        ended = Status("failed", number - 1, "preempted", "preempted by Slurm", status.step, evidence=causes)
-    elif any("NODE FAILURE" in cause for cause in causes):
-        ended = Status("failed", number - 1, "node_fail", "Slurm lost a node of the job", status.step, evidence=causes)
     else:
-        reason = "Slurm started the run again" if causes else "it ended without a word"
-        ended = Status("failed", number - 1, "lost", reason, status.step, evidence=causes)
+        failure_class, reason = taken_by(causes) or ("lost", "it ended without a word")
+        job = run.manifest().get("job") or {}
+        nodes = job.get("nodes", []) if job.get("attempt") == number - 1 else []
+        if down := nodes_down(",".join(nodes), address()):
+            failure_class = "node_fail"
+            causes = (*causes, *(f"sinfo says that {node} is {word}" for node, word in down.items()))
+        ended = Status("failed", number - 1, failure_class, reason, status.step, evidence=causes)
     attempts.close(run, number - 1, ended, new_steps=new_steps(run, number - 1))
 
 

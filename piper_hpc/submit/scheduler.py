@@ -95,13 +95,14 @@ def queue_place(job_id: str, environment: Mapping[str, str]) -> QueuePlace | Non
 @dataclass(frozen=True)
 class JobFacts:
     """What the controller says of a job that it still has: state and reason in its words, when it ends (Unix), whether
-    it is being preempted, and its nodes as Slurm writes them."""
+    it is being preempted, its nodes as Slurm writes them, and whether Slurm starts it again where it takes nodes."""
 
     state: str
     reason: str
     end_s: float | None
     preempted: bool
     nodes: str
+    requeues: bool = False
 
 
 def job_facts(job_id: str, environment: Mapping[str, str]) -> JobFacts | None:
@@ -116,7 +117,19 @@ def job_facts(job_id: str, environment: Mapping[str, str]) -> JobFacts | None:
         end_s=unix_time(said.get("EndTime", "")),
         preempted=said.get("PreemptTime", "None") not in _NO_TIME,
         nodes=said.get("NodeList", ""),
+        requeues=said.get("Requeue") == "1",
     )
+
+
+def nodes_down(nodes: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Of these nodes, as Slurm writes them, those that it holds for failed, with its word for that."""
+    answer = ask(["sinfo", "--noheader", "--Node", "--nodes", nodes, "--format", "%N %T"], environment)
+    found = [line.split() for line in answer.text.splitlines()] if answer.ok and nodes else []
+    return {
+        pair[0]: pair[1]
+        for pair in found
+        if len(pair) == 2 and (pair[1].endswith("*") or pair[1].startswith(("down", "fail", "error")))
+    }
 
 
 def kill_wait_s(environment: Mapping[str, str]) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
 
 from piper_hpc.runtime.slurm import address
+from piper_hpc.submit.evidence import printed, taken_by
 from piper_hpc.submit.payload import ENDING
-from piper_hpc.submit.scheduler import JobFacts, job_facts
+from piper_hpc.submit.scheduler import JobFacts, job_facts, nodes_down
 from piper_hpc.submit.script import SIGNAL_S
 from piper_hpc.tasks.context import Context
 
@@ -20,12 +22,14 @@ that is to be preempted, users with `scancel --signal=USR1 JOB`."""
 EARLY_S = 60.0
 """How much earlier than asked Slurm may send it (sbatch(1), --signal)."""
 LOOK_AGAIN_S = 60.0
+PRINTED_S = 1.0
+"""How long what Slurm prints of a job's end may take to reach its output."""
 
 
 @dataclass(frozen=True)
 class Left:
     """Why training ended before its last step. failure_class: of what the run goes on after (`timeout`, `preempted`);
-    None where somebody asked for the end."""
+    None where somebody asked for the end. state: `pending` where Slurm has the job start again by itself."""
 
     reason: str
     failure_class: str | None = None
@@ -33,13 +37,12 @@ class Left:
 
 
 class Leaving:
-    """One rank's part in the decision; the first one of a job of Slurm's also looks at the clock.
+    """One rank's part in the decision; the first one of a job of Slurm's also looks at the clock."""
 
-    margin_s: how much earlier than needed it leaves.
-    """
-
-    def __init__(self, *, job_id: str | None, margin_s: float) -> None:
-        """job_id: of Slurm's, on the rank that looks at the clock."""
+    def __init__(self, *, job_id: str | None, margin_s: float, causes: Callable[[], Sequence[str]] = tuple) -> None:
+        """job_id: of Slurm's, on the rank that looks at the clock; margin_s: how much earlier than needed it leaves;
+        causes: why Slurm ended the job, as it has printed by now."""
+        self._causes = causes
         self._asked, self._job_id, self._margin_s = Event(), job_id, margin_s
         self._end_s, self._looked_s = self._job_end_s(), time.time()
         self._by_time = False
@@ -51,7 +54,8 @@ class Leaving:
         cluster = context.experiment.cluster
         watches = context.is_first and cluster.scheduler == "slurm"
         job_id = context.rank_env.job_id if watches else None
-        return Leaving(job_id=job_id, margin_s=cluster.leave_margin_s)
+        run, attempt = context.run, context.rank_env.attempt
+        return Leaving(job_id=job_id, margin_s=cluster.leave_margin_s, causes=lambda: printed(run, attempt).causes)
 
     def _facts(self) -> JobFacts | None:
         return None if self._job_id is None else job_facts(self._job_id, address(os.environ))
@@ -72,6 +76,13 @@ class Leaving:
         self._by_time = now_s + needed_s + self._margin_s >= self._end_s
         return self._by_time
 
+    def _taken(self) -> tuple[str | None, str] | None:
+        """Why Slurm took the job, once it has printed that; None where it was cancelled for good."""
+        deadline = time.monotonic() + PRINTED_S
+        while (found := taken_by(self._causes())) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
     def why(self, done: int, steps: int) -> Left:
         """Why training ended after `done` of `steps` steps, on the first rank."""
         far = f"{done} of {steps} steps are done"
@@ -82,6 +93,11 @@ class Leaving:
         if facts is None:
             return by_signal
         if facts.state == "CANCELLED" or (facts.state == "COMPLETING" and facts.reason != "TimeLimit"):
+            taken = self._taken() if facts.requeues else None
+            if taken is not None:
+                down = nodes_down(facts.nodes, address(os.environ))
+                words = "".join(f", {node} is {word}" for node, word in down.items())
+                return Left(f"{taken[1]}{words}: {far}", "node_fail" if down else taken[0], state="pending")
             return Left(f"cancelled in Slurm: {far}", state="cancelled")
         if facts.preempted:
             return Left(f"preempted: {far}", "preempted")
