@@ -79,7 +79,7 @@ def test_ranks_without_a_clock_and_jobs_without_an_end_go_on(clock: dict[str, fl
 )
 def test_why_a_signal_came(said, state, failure_class, clock: dict[str, float], say: Say, tmp_path: Path) -> None:
     say(**{"end_s": 9000.0})
-    mine = Leaving(job_id="42", margin_s=30.0, causes=lambda: ["NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS"])
+    mine = Leaving(job_id="42", margin_s=30.0, causes=lambda output: ["NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS"])
     os.kill(os.getpid(), signal.SIGUSR1)
     assert mine.asked(1.0)
     say(**said)

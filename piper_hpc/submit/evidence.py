@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from piper_hpc.runs import RunFolder
 
@@ -38,13 +39,15 @@ def taken_by(causes: Sequence[str]) -> tuple[str | None, str] | None:
 def printed(run: RunFolder, attempt: int) -> Printed:
     """Of the attempt's part of its job's output; nothing of a run on this machine."""
     about = run.attempt(attempt)
-    text = ""
-    for path in sorted(run.logs.glob(f"slurm-{about.get('job_id', '*')}.out")):
-        with path.open("rb") as file:
-            begin = about.get("printed_bytes", 0)
-            file.seek(max(begin, path.stat().st_size - TAIL_BYTES))
-            text += file.read().decode(errors="replace")
-    return read(text)
+    found = run.logs / f"slurm-{about.get('job_id')}.out"
+    return read_file(found, about.get("printed_bytes", 0)) if found.is_file() else Printed()
+
+
+def read_file(path: Path, begin: int = 0) -> Printed:
+    """What a job printed into a file, from a byte on."""
+    with path.open("rb") as file:
+        file.seek(max(begin, path.stat().st_size - TAIL_BYTES))
+        return read(file.read().decode(errors="replace"))
 
 
 def read(text: str) -> Printed:

@@ -95,7 +95,8 @@ def queue_place(job_id: str, environment: Mapping[str, str]) -> QueuePlace | Non
 @dataclass(frozen=True)
 class JobFacts:
     """What the controller says of a job that it still has: state and reason in its words, when it ends (Unix), whether
-    it is being preempted, its nodes as Slurm writes them, and whether Slurm starts it again where it takes nodes."""
+    it is being preempted, its nodes as Slurm writes them, whether Slurm starts it again where it takes nodes,
+    and the file of its output."""
 
     state: str
     reason: str
@@ -103,6 +104,7 @@ class JobFacts:
     preempted: bool
     nodes: str
     requeues: bool = False
+    output: str = ""
 
 
 def job_facts(job_id: str, environment: Mapping[str, str]) -> JobFacts | None:
@@ -118,6 +120,7 @@ def job_facts(job_id: str, environment: Mapping[str, str]) -> JobFacts | None:
         preempted=said.get("PreemptTime", "None") not in _NO_TIME,
         nodes=said.get("NodeList", ""),
         requeues=said.get("Requeue") == "1",
+        output=said.get("StdOut", ""),
     )
 
 

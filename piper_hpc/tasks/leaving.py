@@ -7,10 +7,11 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 
 from piper_hpc.runtime.slurm import address
-from piper_hpc.submit.evidence import printed, taken_by
+from piper_hpc.submit.evidence import printed, read_file, taken_by
 from piper_hpc.submit.payload import ENDING
 from piper_hpc.submit.scheduler import JobFacts, job_facts, nodes_down
 from piper_hpc.submit.script import SIGNAL_S
@@ -39,9 +40,9 @@ class Left:
 class Leaving:
     """One rank's part in the decision; the first one of a job of Slurm's also looks at the clock."""
 
-    def __init__(self, *, job_id: str | None, margin_s: float, causes: Callable[[], Sequence[str]] = tuple) -> None:
+    def __init__(self, *, job_id: str | None, margin_s: float, causes: Callable[[str], Sequence[str]] = tuple) -> None:
         """job_id: of Slurm's, on the rank that looks at the clock; margin_s: how much earlier than needed it leaves;
-        causes: why Slurm ended the job, as it has printed by now."""
+        causes: why Slurm ended the job, as the file of its output has it by now."""
         self._causes = causes
         self._asked, self._job_id, self._margin_s = Event(), job_id, margin_s
         self._end_s, self._looked_s = self._job_end_s(), time.time()
@@ -55,7 +56,13 @@ class Leaving:
         watches = context.is_first and cluster.scheduler == "slurm"
         job_id = context.rank_env.job_id if watches else None
         run, attempt = context.run, context.rank_env.attempt
-        return Leaving(job_id=job_id, margin_s=cluster.leave_margin_s, causes=lambda: printed(run, attempt).causes)
+
+        def causes(output: str) -> Sequence[str]:
+            """Of a script that was submitted by hand, which prints elsewhere, those of attempts before it too."""
+            in_folder = Path(output).is_relative_to(run.logs) or not Path(output).is_file()
+            return (printed(run, attempt) if in_folder else read_file(Path(output))).causes
+
+        return Leaving(job_id=job_id, margin_s=cluster.leave_margin_s, causes=causes)
 
     def _facts(self) -> JobFacts | None:
         return None if self._job_id is None else job_facts(self._job_id, address(os.environ))
@@ -76,10 +83,10 @@ class Leaving:
         self._by_time = now_s + needed_s + self._margin_s >= self._end_s
         return self._by_time
 
-    def _taken(self) -> tuple[str | None, str] | None:
+    def _taken(self, output: str) -> tuple[str | None, str] | None:
         """Why Slurm took the job, once it has printed that; None where it was cancelled for good."""
         deadline = time.monotonic() + PRINTED_S
-        while (found := taken_by(self._causes())) is None and time.monotonic() < deadline:
+        while (found := taken_by(self._causes(output))) is None and time.monotonic() < deadline:
             time.sleep(0.1)
         return found
 
@@ -93,7 +100,7 @@ class Leaving:
         if facts is None:
             return by_signal
         if facts.state == "CANCELLED" or (facts.state == "COMPLETING" and facts.reason != "TimeLimit"):
-            taken = self._taken() if facts.requeues else None
+            taken = self._taken(facts.output) if facts.requeues else None
             if taken is not None:
                 down = nodes_down(facts.nodes, address(os.environ))
                 words = "".join(f", {node} is {word}" for node, word in down.items())

@@ -107,7 +107,7 @@ def test_the_table_prints_the_step_time_with_its_error(trained):
 @pytest.mark.untimed
 @pytest.mark.parametrize("rank", [2, pytest.param(0, marks=full)], ids=["middle rank", "rank 0"])
 def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
-    launcher = start(*ENDLESS, cwd=tmp_path)
+    launcher = start(*ENDLESS, "cluster.go_on=off", cwd=tmp_path)
     run = training(launcher, tmp_path / "runs")
     rank_process(run, rank).kill()
     output, _ = launcher.communicate(timeout=60)
