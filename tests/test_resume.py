@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from piper_hpc.parallel.dispatcher import AllToAllConfigs
 from piper_hpc.runs import RunFolder, find
+from piper_hpc.runs.attempts import history
 from piper_hpc.runs.checkpoints import Origin, Sidecar, new_folder, newest
 from piper_hpc.spec import AllToAllConfig, Layout, ModelSpec, RankMap
 from piper_hpc.tasks.all_to_all import selected_configs
@@ -68,7 +71,7 @@ def test_a_run_killed_at_any_moment_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert job["all_to_all"] and all("was trained" in each["why"] for each in job["all_to_all"])
 
 
-def test_a_run_that_is_asked_to_stop_ends_well_with_a_checkpoint(tmp_path: Path) -> None:
+def test_a_run_that_is_asked_to_stop_ends_well_and_goes_on_in_its_folder(tmp_path: Path) -> None:
     endless = ("train=smoke", "cluster.calibration=off", "train.steps=100000", "train.checkpoint_last=true")
     with started(*endless, cwd=tmp_path) as launcher:
         run = training(launcher, tmp_path / "runs")
@@ -81,6 +84,18 @@ def test_a_run_that_is_asked_to_stop_ends_well_with_a_checkpoint(tmp_path: Path)
     assert status.reason in output
     path = newest(run.checkpoints)
     assert path is not None and Sidecar.of_whole(path).step == done
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"schema_version": 1, "att')
+    words = [f"train.steps={done + 2}", "parallelism.pp=1", "parallelism.ep=4"]
+    command = [sys.executable, "-m", "piper_hpc.jobs", "resume", "latest", *words]
+    resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert [(row["step"], row["attempt"]) for row in run.metrics()[done:]] == [(done, 1), (done + 1, 1)]
+    assert run.status().state == "completed" and (run.logs / "attempt-1" / "rank-3.log").exists()
+    first, _ = history(run)
+    assert (first["state"], first["new_steps"], first["reason"]) == ("completed", done, status.reason)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and f"has done all of its {done + 2} steps" in again.stderr
 
 
 def select(run: RunFolder, checkpoint: Path, rack_of_node: tuple[int, ...]) -> AllToAllConfigs | None:
