@@ -28,8 +28,6 @@ ODD = (
     "head -c 900 /dev/urandom",
 )
 """What squeue does where it is odd."""
-NO_CLASS = (None,)
-"""Of an end that is no failure."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Fault:
     harms more than its own training."""
 
     hurt: Callable[[Scene], str]
-    classes: tuple[str | None, ...]
+    classes: tuple[str, ...]
     resumed: tuple[str, ...] | None = None
     state: str = "failed"
     repeats: int = 2 * EVERY
@@ -61,9 +59,7 @@ def rank_stopped(scene: Scene) -> str:
     when, rank = scene.wait_for_a_moment(), scene.draw.randrange(2)
     process = scene.rank(rank)
     process.suspend()
-    scene.until(
-        lambda: not process.is_running() or scene.run.newest_attempt() > 0 or scene.ended(), 90, "it is noticed"
-    )
+    scene.until(lambda: "state" in scene.run.attempt(0) or scene.ended(), 180, "it is noticed")
     about = scene.run.attempt(0)
     reason = about.get("reason") or scene.run.status().reason or ""
     if f"rank {rank} did not come to the " not in reason:
@@ -257,7 +253,7 @@ FAULTS: dict[str, Fault] = {
     "rank stopped": Fault(rank_stopped, ("hang",)),
     "slurmd killed": Fault(slurmd_killed, ("node_fail",), alone=True),
     "link cut": Fault(link_cut, ("hang", "comm", "node_fail", "killed"), alone=True),
-    "signal": Fault(signalled, NO_CLASS, resumed=(), state="completed", repeats=0),
+    "signal": Fault(signalled, ("completed",), resumed=(), state="completed", repeats=0),
     "preempted": Fault(preempted, ("preempted",), repeats=0, alone=True),
     "time limit": Fault(time_limit, ("timeout",), repeats=0),
     "disk full": Fault(disk_full, ("disk_full",)),
@@ -298,7 +294,7 @@ def ends_as(fault: Fault, scene: Scene) -> Status:
     """The run's end, gone on by `jobs resume` where it must be."""
     status = scene.end()
     if fault.resumed is not None:
-        if status.state != fault.state or status.failure_class not in fault.classes:
+        if status.state != fault.state or (status.failure_class or status.state) not in fault.classes:
             raise Missed(f"it ended as {status.state} {status.failure_class}: {status.reason}")
         scene.resume(*fault.resumed)
         status = scene.end()

@@ -24,7 +24,7 @@ class Row:
     seed: int
     fault: str
     moment: str
-    classes: list[str | None]
+    classes: list[str]
     attempts: int
     repeated_steps: int
     seconds: float
@@ -81,8 +81,8 @@ def _wrong(name: str, scene: Scene, state: str, reference: Losses) -> str | None
     if state != "completed":
         return f"it {state}: {scene.run.status().failure_class}: {scene.run.status().reason}"
     if fault.classes and (len(classes) < 2 or classes[0] not in fault.classes):
-        return f"its first attempt ended as {classes[0]}, not as {' or '.join(map(str, fault.classes))}"
-    if not fault.classes and classes != [None]:
+        return f"its first attempt ended as {classes[0]}, not as {' or '.join(fault.classes)}"
+    if not fault.classes and classes != ["completed"]:
         return f"it was disturbed: {classes}"
     steps = max(STEPS, len(losses))
     if sorted(losses) != list(range(steps)):

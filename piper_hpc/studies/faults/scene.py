@@ -34,6 +34,8 @@ WORDS = (
 )
 TWO_NODES = ("cluster.nodes=2", "cluster.ranks_per_node=1")
 START_S, END_S = 120.0, 240.0
+LEFT_S = 60.0
+"""How long a busy machine may take to end a job whose run has its end."""
 LOOK_S = 0.05
 ASK_S = 1.0
 
@@ -161,11 +163,12 @@ class Scene:
         rows = sorted(self.run.metrics(), key=lambda row: row["attempt"])
         return {row["step"]: (row["loss"], row["grad_norm"]) for row in rows}
 
-    def classes(self) -> list[str | None]:
-        """How the attempts ended, in order, the last one's included."""
+    def classes(self) -> list[str]:
+        """How the attempts ended, in order, the last one's included: class, or state where there is none."""
+        about = [self.run.attempt(number) for number in self.run.attempts()]
+        earlier = [str(each.get("failure_class") or each.get("state")) for each in about[:-1]]
         status = self.run.status()
-        about = [self.run.attempt(number).get("failure_class") for number in self.run.attempts()]
-        return [*about[:-1], status.failure_class]
+        return [*earlier, status.failure_class or status.state]
 
     def repeated(self) -> int:
         """Steps that were trained twice: what the fault cost."""
@@ -183,7 +186,7 @@ class Scene:
 
     def left_over(self) -> list[str]:
         """Processes, ports, control groups and files that should be gone."""
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + LEFT_S
         while (self.processes() or self.groups()) and time.monotonic() < deadline:
             time.sleep(0.2)
         found = [f"process {process.pid}" for process in self.processes()]

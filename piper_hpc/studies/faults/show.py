@@ -10,7 +10,7 @@ COLUMNS = ("seed", "fault", "when", "attempts ended as", "trained twice", "secon
 
 def cells(row: dict[str, Any]) -> list[str]:
     """A row's words."""
-    classes = ", ".join(each or "completed" for each in row["classes"])
+    classes = ", ".join(row["classes"])
     verdict = row["problem"] or "as it must be"
     figures = (str(row["repeated_steps"]), f"{row['seconds']:.0f}")
     return [str(row["seed"]), row["fault"], row["moment"], classes, *figures, verdict]
