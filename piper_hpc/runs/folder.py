@@ -177,7 +177,7 @@ class RunFolder(Files):
         """Write `status.json`, with the time, as the run's own processes do; their last word also where no observer
         writes."""
         if status.state == "completed" and status.failure_class is not None:  # an observer was too early
-            status = replace(status, failure_class=None, reason=None)
+            status = replace(status, failure_class=None, reason=None, evidence=())
         document = asdict(status) | {"updated": utc_now()}
         if status.ended or (self.path / OWN_END).exists():  # of an earlier attempt: replaced, as readers may be at it
             self._write(OWN_END, document)

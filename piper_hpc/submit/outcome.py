@@ -91,9 +91,12 @@ def failure_status(
 
 def _nodes_of(run: RunFolder, attempt: int, ranks: Sequence[int]) -> set[str]:
     """Where these ranks ran, as far as the attempt came to say so: what other nodes counted says nothing of them."""
-    job = run.manifest().get("job") or {}
-    nodes = job.get("node_of_rank") or []
-    return {nodes[rank] for rank in ranks if rank < len(nodes)} if job.get("attempt") == attempt else set()
+    try:
+        job = run.manifest().get("job") or {}
+        nodes = job.get("node_of_rank") or []
+        return {nodes[rank] for rank in ranks if rank < len(nodes)} if job.get("attempt") == attempt else set()
+    except (RecordError, AttributeError, TypeError):  # damaged: how the run ended is known nevertheless
+        return set()
 
 
 def _who_hangs(failures: Sequence[Failure], silent: Sequence[int]) -> str:

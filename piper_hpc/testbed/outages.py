@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
+from piper_hpc.runtime import quota
 from piper_hpc.testbed import network, process, slurm, state
 from piper_hpc.testbed.state import Testbed
+
+USED_AND_LIMIT = {1: ("memory.usage_in_bytes", "memory.limit_in_bytes"), 2: ("memory.current", "memory.max")}
+"""Files of a memory group, by the version of control groups."""
+HOG = """
+import os, sys, time
+open("/proc/self/oom_score_adj", "w").write("-1000")
+open(sys.argv[1], "w").write(str(os.getpid()))
+held = b"x" * int(sys.argv[2])
+"""
 
 
 def kill_node_daemon(testbed: Testbed, node: str) -> None:
@@ -47,21 +58,22 @@ def start_controller(testbed: Testbed) -> None:
     process.wait_until(lambda: bool(slurm.node_states(_conf(testbed))), slurm.START_S)
 
 
-def limit_memory(pid: int, most_bytes: int) -> None:
-    """Set the limit of the process's memory group; one that needs more then is killed by the kernel."""
-    from piper_hpc.runtime import quota
-
+def limit_memory(pid: int, room_bytes: int = 16 << 20) -> None:
+    """Set the limit of the process's memory group to what it uses and a little, and use that up: the kernel has to kill
+    the process, as what uses it up is exempt."""
     home = quota.controllers()["memory"]
-    for line in (state.Path("/proc") / str(pid) / "cgroup").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         number, names, path = line.split(":", 2)
         if (home.version == 2 and number == "0") or (home.version == 1 and "memory" in names.split(",")):
-            name = "memory.max" if home.version == 2 else "memory.limit_in_bytes"
-            with contextlib.suppress(OSError):  # EBUSY: it cannot be brought down so far, and does not come up again
-                (home.root / path.lstrip("/") / name).write_text(str(most_bytes))
+            group = home.root / path.lstrip("/")
+            used, limit = USED_AND_LIMIT[home.version]
+            (group / limit).write_text(str(int((group / used).read_text()) + room_bytes))
+            words = [sys.executable, "-S", "-c", HOG, str(group / "cgroup.procs"), str(4 * room_bytes)]
+            subprocess.run(words, check=False, timeout=30)
 
 
-def _conf(testbed: Testbed) -> state.Path:
-    return state.Path(testbed.slurm_conf)
+def _conf(testbed: Testbed) -> Path:
+    return Path(testbed.slurm_conf)
 
 
 def _kill(daemon: str) -> None:

@@ -121,7 +121,7 @@ def preempted(scene: Scene) -> str:
 
 def time_limit(scene: Scene) -> str:
     """A time limit that the whole training does not fit: it saves and leaves by itself."""
-    margin_s = scene.draw.uniform(28.0, 36.0)
+    margin_s = scene.draw.uniform(8.0, 16.0)
     scene.start(*TWO_NODES, "cluster.time_min=1", f"cluster.leave_margin_s={margin_s:.1f}", f"train.steps={4 * STEPS}")
     scene.until(lambda: "state" in scene.run.attempt(0) or scene.ended(), 90, "it leaves")
     return f"a minute, {margin_s:.0f} s kept free"
@@ -244,7 +244,7 @@ def memory_limit(scene: Scene) -> str:
     scene.start("cluster.nodes=1", "cluster.ranks_per_node=2")
     when, rank = scene.wait_for_a_moment(), scene.draw.randrange(2)
     process = scene.rank(rank)
-    outages.limit_memory(process.pid, 4 << 20)
+    outages.limit_memory(process.pid)
     return f"rank {rank}, {when}"
 
 

@@ -33,7 +33,7 @@ WORDS = (
     *("parallelism.pp=1", "parallelism.ep=2", "wait=false"),
 )
 TWO_NODES = ("cluster.nodes=2", "cluster.ranks_per_node=1")
-START_S, END_S = 120.0, 240.0
+START_S, END_S = 180.0, 600.0
 LEFT_S = 60.0
 """How long a busy machine may take to end a job whose run has its end."""
 LOOK_S = 0.05
