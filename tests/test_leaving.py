@@ -73,7 +73,7 @@ def test_ranks_without_a_clock_and_jobs_without_an_end_go_on(clock: dict[str, fl
         ({"end_s": 1150.0}, "completed", "timeout"),
         ({"end_s": 1000.0, "state": "COMPLETING", "reason": "TimeLimit"}, "completed", "timeout"),
         ({"end_s": 1000.0, "state": "CANCELLED"}, "cancelled", None),
-        ({"end_s": 1000.0, "state": "COMPLETING", "requeues": True}, "pending", "node_fail"),
+        ({"end_s": 1000.0, "state": "COMPLETING", "restarts": 1}, "pending", "node_fail"),
     ],
     ids=["a user asks", "preempted", "Slurm warns of the limit", "the limit itself", "cancelled", "a node failed"],
 )

@@ -86,6 +86,8 @@ def _write(run: RunFolder, status: Status) -> Status:
 def _requeued(environ: Mapping[str, str], exclude: Sequence[str]) -> Answer:
     job, where = environ["SLURM_JOB_ID"], address(environ)
     answer = ask(["scontrol", "requeue", job], where)
+    if "pending execution" in answer.reason:  # Slurm has requeued it by itself meanwhile
+        answer = Answer("")
     deadline = time.monotonic() + EXCLUDE_S
     while answer.ok and exclude and time.monotonic() < deadline:
         if ask(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(exclude)}"], where).ok:

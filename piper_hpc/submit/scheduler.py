@@ -95,15 +95,14 @@ def queue_place(job_id: str, environment: Mapping[str, str]) -> QueuePlace | Non
 @dataclass(frozen=True)
 class JobFacts:
     """What the controller says of a job that it still has: state and reason in its words, when it ends (Unix), whether
-    it is being preempted, its nodes as Slurm writes them, whether Slurm starts it again where it takes nodes,
-    and the file of its output."""
+    it is being preempted, its nodes as Slurm writes them, how often it was requeued, and the file of its output."""
 
     state: str
     reason: str
     end_s: float | None
     preempted: bool
     nodes: str
-    requeues: bool = False
+    restarts: int = 0
     output: str = ""
 
 
@@ -119,7 +118,7 @@ def job_facts(job_id: str, environment: Mapping[str, str]) -> JobFacts | None:
         end_s=unix_time(said.get("EndTime", "")),
         preempted=said.get("PreemptTime", "None") not in _NO_TIME,
         nodes=said.get("NodeList", ""),
-        requeues=said.get("Requeue") == "1",
+        restarts=int(said.get("Restarts") or 0),
         output=said.get("StdOut", ""),
     )
 

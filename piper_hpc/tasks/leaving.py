@@ -43,7 +43,7 @@ class Leaving:
     def __init__(self, *, job_id: str | None, margin_s: float, causes: Callable[[str], Sequence[str]] = tuple) -> None:
         """job_id: of Slurm's, on the rank that looks at the clock; margin_s: how much earlier than needed it leaves;
         causes: why Slurm ended the job, as the file of its output has it by now."""
-        self._causes = causes
+        self._causes, self._restarts = causes, int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         self._asked, self._job_id, self._margin_s = Event(), job_id, margin_s
         self._end_s, self._looked_s = self._job_end_s(), time.time()
         self._by_time = False
@@ -83,12 +83,15 @@ class Leaving:
         self._by_time = now_s + needed_s + self._margin_s >= self._end_s
         return self._by_time
 
-    def _taken(self, output: str) -> tuple[str | None, str] | None:
-        """Why Slurm took the job, once it has printed that; None where it was cancelled for good."""
+    def _taken(self, facts: JobFacts) -> tuple[str | None, str]:
+        """Class and words of why Slurm took the job, to start it again by itself."""
+        nodes = os.environ.get("SLURM_JOB_NODELIST", facts.nodes)  # what is down is no longer among the job's
+        if down := nodes_down(nodes, address(os.environ)):
+            return "node_fail", ", ".join(f"{node} is {word}" for node, word in down.items())
         deadline = time.monotonic() + PRINTED_S
-        while (found := taken_by(self._causes(output))) is None and time.monotonic() < deadline:
+        while (found := taken_by(self._causes(facts.output))) is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        return found
+        return found or (None, "requeued in Slurm")
 
     def why(self, done: int, steps: int) -> Left:
         """Why training ended after `done` of `steps` steps, on the first rank."""
@@ -99,12 +102,10 @@ class Leaving:
             return Left(f"left {self._end_s - now_s:.0f} s before the time limit: {far}", "timeout")
         if facts is None:
             return by_signal
+        if facts.restarts > self._restarts:
+            failure_class, how = self._taken(facts)
+            return Left(f"{how}: {far}", failure_class, state="pending")
         if facts.state == "CANCELLED" or (facts.state == "COMPLETING" and facts.reason != "TimeLimit"):
-            taken = self._taken(facts.output) if facts.requeues else None
-            if taken is not None:
-                down = nodes_down(facts.nodes, address(os.environ))
-                words = "".join(f", {node} is {word}" for node, word in down.items())
-                return Left(f"{taken[1]}{words}: {far}", "node_fail" if down else taken[0], state="pending")
             return Left(f"cancelled in Slurm: {far}", state="cancelled")
         if facts.preempted:
             return Left(f"preempted: {far}", "preempted")
