@@ -121,10 +121,11 @@ def preempted(scene: Scene) -> str:
 
 def time_limit(scene: Scene) -> str:
     """A time limit that the whole training does not fit: it saves and leaves by itself."""
-    margin_s = scene.draw.uniform(8.0, 16.0)
-    scene.start(*TWO_NODES, "cluster.time_min=1", f"cluster.leave_margin_s={margin_s:.1f}", f"train.steps={4 * STEPS}")
-    scene.until(lambda: "state" in scene.run.attempt(0) or scene.ended(), 90, "it leaves")
-    return f"a minute, {margin_s:.0f} s kept free"
+    margin_s, how = scene.draw.uniform(8.0, 16.0), scene.draw.choice(("requeue", "chain"))
+    words = ("cluster.time_min=1", f"cluster.leave_margin_s={margin_s:.1f}", f"cluster.go_on={how}")
+    scene.start(*TWO_NODES, *words, f"train.steps={4 * STEPS}")
+    scene.until(lambda: "state" in scene.run.attempt(0) or scene.ended(), 180, "it leaves")
+    return f"a minute, {margin_s:.0f} s kept free, {how}"
 
 
 def disk_full(scene: Scene) -> str:
