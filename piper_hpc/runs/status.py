@@ -86,7 +86,8 @@ class Status:
 class Failure:
     """Why one rank failed. `time_s` (Unix) tells the first failure, the cause, from those that follow it.
 
-    evidence: what the rank saw beside the exception, of its node too; step: the one it was in.
+    evidence: what the rank saw beside the exception, of its node too; step: the one it was in; entered_s: when it
+    entered its last collective (Unix).
     """
 
     rank: int
@@ -97,3 +98,4 @@ class Failure:
     node: str = ""
     evidence: tuple[str, ...] = ()
     step: int | None = None
+    entered_s: float | None = None

@@ -40,12 +40,22 @@ def collectives() -> dict[str, Any]:
     return found
 
 
+def _newest(recorded: dict[str, Any]) -> dict[str, Any]:
+    entries: list[dict[str, Any]] = recorded.get("entries") or [{}]
+    return max(entries, key=lambda entry: entry.get("record_id", 0))
+
+
+def entered_s(recorded: dict[str, Any]) -> float | None:
+    """When the newest of `collectives` was entered, Unix; None where there is none."""
+    made_ns = _newest(recorded).get("time_created_ns")
+    return made_ns / 1e9 if made_ns else None
+
+
 def last_collective(recorded: dict[str, Any]) -> str:
     """The newest of `collectives`, in words; empty where there is none."""
-    entries = recorded.get("entries") or []
-    if not entries:
+    newest = _newest(recorded)
+    if not newest:
         return ""
-    newest = max(entries, key=lambda entry: entry.get("record_id", 0))
     group = " ".join(newest.get("process_group", [])[1:])
     number = newest.get("p2p_seq_id" if newest.get("is_p2p") else "collective_seq_id")
     return f"{newest.get('profiling_name')} number {number} of group {group}"

@@ -100,16 +100,22 @@ def _nodes_of(run: RunFolder, attempt: int, ranks: Sequence[int]) -> set[str]:
 
 
 def _who_hangs(failures: Sequence[Failure], silent: Sequence[int]) -> str:
-    """Who did not come, to what, by the ranks that waited; of many that all spoke, those that were least far."""
-    first = failures[0]
-    late = silent or [
-        failure.rank
-        for failure in failures
-        if failure.step is not None and failure.step < max(other.step or 0 for other in failures)
-    ]
+    """Who did not come, and to what, by the ranks that waited."""
+    first, late = failures[0], silent or _late(failures)
     who = f"rank {', '.join(map(str, late))}" if late else "a rank that no other names"
     where = first.evidence[0].partition(" was at ")[2] if first.evidence else "a collective"
     return f"{who} did not come to the {where}; rank {first.rank} waited in vain: {first.reason}"
+
+
+def _late(failures: Sequence[Failure]) -> list[int]:
+    """Of ranks that all spoke, as srun wakes what is stopped before it ends it: those that were least far; or else
+    those that entered a collective after the first had given up; or else those that waited for nobody."""
+    furthest = max(failure.step or 0 for failure in failures)
+    behind = [failure.rank for failure in failures if failure.step is not None and failure.step < furthest]
+    gave_up_s = failures[0].time_s
+    after = [failure.rank for failure in failures if failure.entered_s is not None and failure.entered_s > gave_up_s]
+    patient = [failure.rank for failure in failures if failure.failure_class != "hang"]
+    return behind or after or (patient if 2 * len(patient) <= len(failures) else [])
 
 
 def observe(run: RunFolder, known: Mapping[str, JobState] | None = None) -> Status:

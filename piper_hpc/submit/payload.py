@@ -92,13 +92,14 @@ def _attempt(run: RunFolder, rank_env: RankEnvironment) -> int:
 
 def _leave_word(run: RunFolder, rank_env: RankEnvironment, error: Exception, kills: Mapping[str, int]) -> None:
     from piper_hpc.runtime.failures import classify, one_line_reason
-    from piper_hpc.runtime.progress import HERE, collectives, last_collective
+    from piper_hpc.runtime.progress import HERE, collectives, entered_s, last_collective
 
     trace, failure_class = traceback.format_exc(), classify(error)
-    evidence = [f"rank {rank_env.rank} was at {HERE}"]
+    evidence, last_s = [f"rank {rank_env.rank} was at {HERE}"], None
     if failure_class in ECHOES:
         with contextlib.suppress(Exception):  # it adds to what is known, and takes nothing away
             recorded = collectives()
+            last_s = entered_s(recorded)
             if last := last_collective(recorded):
                 evidence.append(f"rank {rank_env.rank}'s last collective was {last}")
             (run.attempt_logs(rank_env.attempt) / f"rank-{rank_env.rank}.flight.json").write_text(json.dumps(recorded))
@@ -112,6 +113,7 @@ def _leave_word(run: RunFolder, rank_env: RankEnvironment, error: Exception, kil
         node=rank_env.node,
         evidence=tuple(evidence),
         step=HERE.step,
+        entered_s=last_s,
     )
     print(trace, file=sys.stderr, flush=True)
     run.write_failure(failure, rank_env.attempt)

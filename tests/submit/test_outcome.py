@@ -228,6 +228,9 @@ def test_a_rank_that_does_not_come_is_named_with_step_and_place(run):
     # Where it spoke in the end, it is the one that was least far.
     run.write_failure(Failure(1, "comm", "closed by peer", "", 3.0, "n1", (), 11), 0)
     assert "rank 1 did not come" in (failure_status(run, Status("running")).reason or "")
+    # In the same step: it entered its collective after the others had given up.
+    run.write_failure(Failure(1, "comm", "closed by peer", "", 3.0, "n1", (), 12, entered_s=2.5), 0)
+    assert "rank 1 did not come" in (failure_status(run, Status("running")).reason or "")
 
 
 @pytest.mark.parametrize(("node", "failure_class"), [("n2", "oom"), ("n1", "killed")])
