@@ -13,43 +13,31 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from piper_hpc.cli import show
-from piper_hpc.cli.errors import INTERRUPTED, USAGE_ERROR, message_of, run_command
+from piper_hpc.cli.errors import INTERRUPTED, run_command
 from piper_hpc.cli.follow import follow
 from piper_hpc.cli.plan import show as show_plan
-from piper_hpc.cli.sweep import sweep_point
 from piper_hpc.cluster.machine import Machine, check_submission, describe
-from piper_hpc.cluster.placement import request
 from piper_hpc.cluster.resume import resumed_rows
-from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment, register
+from piper_hpc.config import ConfigError, Experiment, check_experiment, register
 from piper_hpc.config.slurm_checks import command_line
 from piper_hpc.config.workload import planned_workload
-from piper_hpc.forecast import calibration_notes, calibration_of, forecast
+from piper_hpc.forecast import calibration_notes
 from piper_hpc.paths import OWN_FOLDER, data_folder, own_folder
 from piper_hpc.planner import export
 from piper_hpc.planner import save as saved
 from piper_hpc.planner import trace as traced
-from piper_hpc.planning import (
-    balance_of,
-    better_layout,
-    cluster_of,
-    plan_of,
-    schedule_of,
-    with_best_layout,
-    with_parallelism,
-)
-from piper_hpc.resource_model import ResourceModelError
-from piper_hpc.runs import RunFolder, Status, new_run_id
-from piper_hpc.runs.folder import utc_now
-from piper_hpc.runs.manifest import provenance
-from piper_hpc.spec import AUTO, Prediction, SpecError
+from piper_hpc.planning import balance_of, better_layout, cluster_of, plan_of
+from piper_hpc.resolve import create_run, resolve
+from piper_hpc.runs import RunFolder, new_run_id
+from piper_hpc.spec import SpecError
 from piper_hpc.submit.by_hand import job_around, requeued
 from piper_hpc.submit.executors import preview, submit
 from piper_hpc.submit.outcome import cancel
+from piper_hpc.sweep.compose import grid_of
 from piper_hpc.train.settings import WARMUP_STEPS
 
 LOG_WIDTH = 120
@@ -70,17 +58,11 @@ def launch(
     machine = describe(experiment.cluster)
     if experiment.task.name == "plan":
         return _planned(experiment, machine, console, overrides), 0
-    if experiment.layout is None and experiment.task.name != "microbench":
-        # The executor's own space: what it lacks cannot be trained.
-        composed = with_best_layout(composed, plan_of(experiment, machine, "piper"))
-        experiment = check_experiment(composed)
-    if experiment.layout is not None and experiment.layout.schedule == AUTO:
-        choice = schedule_of(experiment, machine)
-        show.chosen_schedule(choice, console)
-        composed = with_parallelism(composed, schedule=choice.layout.schedule, vpp=choice.layout.vpp)
-        experiment = check_experiment(composed)
-    placement = request(experiment.cluster, experiment.layout, machine.environment)
-    prediction, notes = _predict(experiment, machine)
+    found = resolve(composed, experiment, machine)
+    composed, experiment, placement = found.composed, found.experiment, found.placement
+    prediction, notes = found.prediction, found.notes
+    if found.schedule is not None:
+        show.chosen_schedule(found.schedule, console)
     earlier = resumed_rows(experiment, machine)
     run = RunFolder(experiment.runs / new_run_id())
     if experiment.dry_run:
@@ -90,7 +72,16 @@ def launch(
 
     if experiment.submit:
         check_submission(experiment.cluster, machine)
-    run = _prepare(run, composed, machine, prediction, earlier, experiment.runs_mode, sweep)
+    run = create_run(
+        run,
+        OmegaConf.to_yaml(composed, resolve=True),
+        found.identity,
+        machine,
+        prediction.document() if prediction is not None else None,
+        experiment.runs_mode,
+        earlier=earlier,
+        sweep=sweep,
+    )
     if not experiment.submit:
         if job := job_around(overrides):
             run.write_job(job)
@@ -158,42 +149,6 @@ def _planned(experiment: Experiment, machine: Machine, console: Console, overrid
     except SpecError as error:
         raise ConfigError(*error.problems) from error
     return document
-
-
-def _predict(experiment: Experiment, machine: Machine) -> tuple[Prediction | None, Sequence[str]]:
-    """The prediction with its notes, or why there is none."""
-    if experiment.task.name == "microbench":
-        return None, ()
-    calibration = calibration_of(experiment, machine)
-    if calibration is None:
-        return None, calibration_notes(experiment, machine, None)
-    try:
-        prediction = forecast(experiment, machine, calibration)
-    except ResourceModelError as error:
-        given = experiment.cluster.calibration
-        raise ConfigError(Problem("cluster.calibration", given, str(error), "cluster.calibration=off")) from error
-    return prediction, prediction.notes
-
-
-def _prepare(
-    run: RunFolder,
-    composed: DictConfig,
-    machine: Machine,
-    prediction: Prediction | None,
-    earlier: list[dict[str, Any]],
-    mode: int,
-    sweep: dict[str, Any] | None,
-) -> RunFolder:
-    run = RunFolder.create(run.path.parent, run.run_id, mode)
-    run.write_config(OmegaConf.to_yaml(composed, resolve=True))
-    facts = {"machine": asdict(machine)} | ({"sweep": sweep} if sweep else {})
-    run.write_manifest({"run_id": run.run_id, "created": utc_now(), **provenance(), **facts})
-    if prediction is not None:
-        run.write_prediction(prediction.document())
-    for row in earlier:
-        run.append_measurement(row, row["attempt"])
-    run.write_status(Status("pending"))
-    return run
 
 
 def _prepared(run: RunFolder, experiment: Experiment) -> dict[str, Any]:
@@ -268,40 +223,49 @@ def _show_own_options(console: Console) -> None:
         console.print(f"from {own}: {', '.join(sorted(taken))}", highlight=False)
 
 
+def _one(composed: DictConfig, console: Console, command: Sequence[str]) -> tuple[Any, int]:
+    """One configuration, or with sweep=plan the layouts that it is planned to."""
+    if composed.sweep.name == "plan":
+        from piper_hpc.multirun import run_plan
+
+        return run_plan(composed, check_experiment(composed), console, command)
+    return launch(composed, console, list(HydraConfig.get().overrides.task))
+
+
 def main() -> int:
     """The command."""
     register()
-    documents: list[dict[str, Any]] = []
+    answers: list[Any] = []
     codes: list[int] = []
-    as_json: list[bool] = []
-    sweeps: list[bool] = []
-
-    def one(composed: DictConfig) -> None:
-        as_json.append(composed.format == "json")
-        sweeps.append(HydraConfig.get().mode == RunMode.MULTIRUN)
-        # Standard output belongs to the document, or to the path that a batch script reads.
-        console = Console(stderr=as_json[-1] or not composed.submit)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console.width = LOG_WIDTH
-        _show_own_options(console)
-        try:
-            document, code = launch(composed, console, list(HydraConfig.get().overrides.task), sweep_point())
-        except ConfigError as error:
-            if not sweeps[-1]:
-                raise
-            # One bad point of a sweep is a result like the others'.
-            print(message_of(error), file=sys.stderr)
-            document, code = {"errors": [asdict(problem) for problem in error.problems]}, USAGE_ERROR
-        documents.append(document)
-        codes.append(code)
 
     def command() -> int:
-        command_line(sys.argv[1:])  # before Hydra, which keeps a sweep's words
+        command_line(sys.argv[1:])  # before Hydra
+        words = list(sys.argv)
+        grid = grid_of(words[1:])
+        if grid is not None:
+            sys.argv[1:] = [*grid.flags, *grid.words[0]]
         _add_own_options()
+
+        def run(composed: DictConfig) -> None:
+            # Standard output belongs to the document, or to the path that a batch script reads.
+            console = Console(stderr=composed.format == "json" or not composed.submit)
+            if not console.is_terminal and "COLUMNS" not in os.environ:
+                console.width = LOG_WIDTH
+            _show_own_options(console)
+            if grid is not None:
+                from piper_hpc.multirun import run_grid  # a sixth of a second, which other launches are spared
+
+                answer, code = run_grid(grid, console, launch, words)
+            else:
+                answer, code = _one(composed, console, words)
+            if composed.format == "json":
+                answers.append(answer)
+            codes.append(code)
+
         decorated = hydra.main(version_base="1.3", config_path=str(Path(data_folder("conf"))), config_name="config")
-        decorated(one)()
-        if as_json and all(as_json):
-            print(json.dumps(documents if any(sweeps) else documents[0], indent=2))
+        decorated(run)()
+        for answer in answers:
+            print(json.dumps(answer, indent=2))
         return max(codes, default=0)
 
     return run_command(command)

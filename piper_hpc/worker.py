@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from piper_hpc.runs import RunFolder, Status, attempts
 from piper_hpc.runtime.rank import RankEnvironment
-from piper_hpc.submit.by_hand import job_around
+from piper_hpc.submit.by_hand import is_pool_step, job_around
 from piper_hpc.submit.going_on import close_before, go_on, new_steps
 from piper_hpc.submit.payload import run_as_rank
 
@@ -85,7 +85,8 @@ def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context]
     status = run.status()
     if left is None:
         run.write_status(replace(status, state="completed"))
-    elif left.state == "pending":
+    elif left.state == "pending" or (left.failure_class is not None and is_pool_step()):
+        # Slurm has the job start again, or the sweep goes on with what its pool could not finish.
         taken = Status("failed", rank_env.attempt, left.failure_class, left.reason, status.step)
         attempts.close(run, rank_env.attempt, taken, new_steps=new_steps(run, rank_env.attempt))
         run.write_status(Status("pending", rank_env.attempt, None, left.reason, status.step))
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit("usage: python -m piper_hpc.worker RUN_FOLDER [MODULE:FUNCTION]")
     run, rank_env = RunFolder(arguments[0]), RankEnvironment.read()
     # Of a run that was prepared outside its job only the job itself knows: record it, so that Slurm can be asked.
-    if rank_env.rank == 0 and run.job().get("id") != rank_env.job_id:
+    if rank_env.rank == 0 and (is_pool_step() or run.job().get("id") != rank_env.job_id):
         run.write_job(job_around())
     todo = pkgutil.resolve_name(arguments[1]) if len(arguments) == 2 else work
     todo(arguments[0])

@@ -55,6 +55,7 @@ CHOICES = {
     "train.routing.mode": ("dropless", "drop", "forced"),
     "train.dtype": ("float32", "float64", "bfloat16"),
     "tracking.name": ("none", "wandb_offline", "wandb"),
+    "sweep.name": ("grid", "plan"),
     "format": ("text", "json"),
     "runs_mode": (700, 750, 770),
 }
@@ -65,6 +66,7 @@ POSITIVE = (
     "cluster.switch_wait_min",
     *(f"train.{key}" for key in ("steps", "global_batch", "sequence", "learning_rate", "grad_clip")),
     *(f"task.{key}" for key in ("budget_s", "cell_s", "candidates", "profile_steps")),
+    *(f"sweep.{key}" for key in ("top", "start_s", "stall_s")),
 )
 
 ACCELERATORS = data_folder("conf") / "accelerator"
@@ -96,8 +98,8 @@ def choices(config: Config) -> Iterator[Problem]:
 
 
 def _override(key: str) -> str:
-    # task and tracking are groups whose option carries the name.
-    return key.removesuffix(".name") if key in ("task.name", "tracking.name") else key
+    # These are groups whose option carries the name.
+    return key.removesuffix(".name") if key in ("task.name", "tracking.name", "sweep.name") else key
 
 
 def positive(config: Config) -> Iterator[Problem]:
@@ -106,6 +108,8 @@ def positive(config: Config) -> Iterator[Problem]:
         value = _value(config, key)
         if not isinstance(value, (int, float)) or not 0 < value < math.inf:
             yield Problem(key, value, "must be a number greater than 0", f"{key}=1")
+    if config.sweep.tasks is not None and config.sweep.tasks <= 0:
+        yield Problem("sweep.tasks", config.sweep.tasks, "must be greater than 0", "sweep.tasks=4")
     dp = config.parallelism.dp
     if dp is not None and dp <= 0:
         yield Problem("parallelism.dp", dp, "must be greater than 0", "parallelism.dp=1")

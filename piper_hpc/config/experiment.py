@@ -16,6 +16,7 @@ from piper_hpc.config.schema import (
     Config,
     DataConfig,
     PlanConfig,
+    SweepConfig,
     TaskConfig,
     TrackingConfig,
     TrainConfig,
@@ -43,6 +44,7 @@ class Experiment:
     data: DataConfig
     train: TrainConfig
     tracking: TrackingConfig
+    sweep: SweepConfig
     runs: Path
     runs_mode: int
     dry_run: bool
@@ -117,6 +119,7 @@ def check_experiment(composed: DictConfig | dict[str, Any]) -> Experiment:
         data=config.data,
         train=config.train,
         tracking=config.tracking,
+        sweep=config.sweep,
         runs=Path(config.runs),
         runs_mode=int(str(config.runs_mode), 8),
         dry_run=config.dry_run,

@@ -351,6 +351,19 @@ class TrackingConfig:
 
 
 @dataclass
+class SweepConfig:
+    """Many points of one command; docs/sweeps.md tells how they run."""
+
+    name: str = "grid"  # grid: what -m names; plan: the best layouts of a plan, on the same nodes
+    top: int = 4  # plan: how many of the best layouts run
+    tasks: int | None = None  # slurm: the most tasks of one job array; null: what the site's limits leave
+    start_s: float = 900.0  # the longest from a point's start, or its last step, to the next sign of life without steps
+    stall_s: float = 60.0  # a point without a step for this long, and for ten times the predicted step time, is ended
+    refuse_memory: bool = True  # leave out points that are predicted not to fit the memory of a rank
+    strict_code: bool = False  # run points again that another version of the code has run
+
+
+@dataclass
 class Config:
     """The whole configuration."""
 
@@ -362,6 +375,7 @@ class Config:
     data: DataConfig = MISSING
     train: TrainConfig = MISSING
     tracking: TrackingConfig = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     runs: str = "runs"  # where runs are kept
     runs_mode: int = 700  # who may enter a run's folder: 700 its user, 750 also the group to read, 770 also to write
     dry_run: bool = False  # print what would be submitted, submit nothing

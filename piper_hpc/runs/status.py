@@ -13,7 +13,7 @@ FAILURE_CLASSES = {
     "preempted": "the scheduler took the nodes back",
     "node_fail": "a node failed",
     "comm": "a peer was lost or did not answer within the group's time-out",
-    "hang": "a rank did not come to a collective within the group's time-out, and nobody was lost",
+    "hang": "a rank did not come to a collective within the group's time-out, or no step was taken for far too long",
     "rendezvous": "the ranks did not find one another",
     "config": "the job's configuration is wrong",
     "data": "the data to learn cannot be read, or is not what it was",

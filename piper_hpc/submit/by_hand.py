@@ -18,10 +18,24 @@ def job_around(words: Sequence[str] = (), environ: Mapping[str, str] = os.enviro
         return {}
     return {
         "scheduler": "slurm",
-        "id": environ["SLURM_JOB_ID"],
+        "id": array_task(environ),
         "environment": address(environ),
         "overrides": list(words),
+        # A job of a pool runs many points, a step each: what is asked or cancelled of one is that of its step.
+        **({"step": environ["SLURM_STEP_ID"]} if is_pool_step(environ) else {}),
     }
+
+
+def array_task(environ: Mapping[str, str] = os.environ) -> str:
+    """The job as Slurm's commands name it: of a task of an array `ARRAY_TASK`, under which alone it can be requeued."""
+    if "SLURM_ARRAY_TASK_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ["SLURM_JOB_ID"]
+
+
+def is_pool_step(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is a rank of a point that a pool runs."""
+    return "SLURM_ARRAY_TASK_ID" in environ and environ.get("SLURM_STEP_ID", "").isdecimal()
 
 
 def requeued(runs: Path, words: Sequence[str], environ: Mapping[str, str] = os.environ) -> RunFolder | None:

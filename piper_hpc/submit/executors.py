@@ -43,7 +43,7 @@ class TemplateSlurmExecutor(submitit.SlurmExecutor):
 
     def start(self, work: Work | None) -> submitit.Job[Any]:
         """Submit; the job is Slurm's now."""
-        return self._submit_command(shlex.join(_command(self._run, work)))
+        return self._submit_command(shlex.join(worker_command(self._run, work)))
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return script(self._cluster, self._run, sys.executable, command, self._placement)
@@ -91,7 +91,7 @@ def submit(
         executor = SupervisedLocalExecutor(run, cluster.ranks_per_node, dies_with_launcher=wait)
     # An outer job's SLURM_* variables would change the binding of this one; where Slurm is, stays.
     environment = address() | environment
-    with clean_env(), _variables(environment | cluster.environment):
+    with clean_env(), variables(environment | cluster.environment):
         try:
             job = executor.start(work)
         except (FailedJobError, FailedSubmissionError) as error:
@@ -105,7 +105,7 @@ def submit(
 
 
 @contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
+def variables(values: dict[str, str]) -> Iterator[None]:
     """Environment variables for the length of a `with`: what one job of a sweep is given, the next is not."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
@@ -123,13 +123,13 @@ def preview(run_path: Path, cluster: ClusterConfig, placement: Mapping[str, str]
     """What would be submitted: the batch script, or the command of the local supervisor."""
     run = RunFolder(run_path)
     if cluster.scheduler == "slurm":
-        return script(cluster, run, sys.executable, shlex.join(_command(run)), placement)
-    variables = "".join(f"{key}={shlex.quote(value)} " for key, value in sorted(cluster.environment.items()))
+        return script(cluster, run, sys.executable, shlex.join(worker_command(run)), placement)
+    assigned = "".join(f"{key}={shlex.quote(value)} " for key, value in sorted(cluster.environment.items()))
     words = [sys.executable, "-m", SUPERVISOR, str(run.path), "--ranks", str(cluster.ranks_per_node)]
-    return f"{variables}{shlex.join(words)}\n"
+    return f"{assigned}{shlex.join(words)}\n"
 
 
-def _command(run: RunFolder, work: Work | None = None) -> list[str]:
+def worker_command(run: RunFolder, work: Work | None = None) -> list[str]:
     """What srun starts on every rank."""
     return [sys.executable, "-u", "-m", WORKER, str(run.path), *([_name(work)] if work is not None else [])]
 

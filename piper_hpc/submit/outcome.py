@@ -225,13 +225,16 @@ def cancel(run: RunFolder, tell: Callable[[float], None] = lambda wait_s: None) 
         return status
     in_slurm = job["scheduler"] == "slurm"
     if in_slurm:
-        answer = ask(["scancel", job["id"]], job["environment"])
+        step = f".{job['step']}" if "step" in job else ""  # of a pool, whose job goes on with other points
+        answer = ask(["scancel", f"{job['id']}{step}"], job["environment"])
         if not answer.ok:
             status = observe(run)
             if status.ended or status.reason == AWAITED:
                 return status  # it came to its end by itself just now
             rule = f"scancel failed: {answer.reason}"
             raise ConfigError(Problem("job", job["id"], rule, "the same command on a login node of its cluster"))
+        if step:
+            return _recorded(run, Status("cancelled", status.attempt, None, "cancelled", status.step))
     elif job.get("host", platform.node()) != platform.node():
         raise ConfigError(Problem("RUN", run.run_id, f"runs on {job['host']}", f"the same command on {job['host']}"))
     else:

@@ -155,8 +155,16 @@ def _squeue(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, Job
 
 
 def _sacct(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, JobState]:
+    # Tasks of arrays go by their own name, which is no raw id.
+    tasks = [job_id for job_id in ids if "_" in job_id]
+    jobs = [job_id for job_id in ids if "_" not in job_id]
+    asked = [(jobs, "JobIDRaw"), (tasks, "JobID")]
+    return {job: state for some, field in asked if some for job, state in _accounted(some, field, environment).items()}
+
+
+def _accounted(ids: Sequence[str], field: str, environment: Mapping[str, str]) -> dict[str, JobState]:
     words = ["sacct", "--noheader", "--parsable2", "--allocations", "--jobs", ",".join(ids)]
-    answer = ask([*words, "--format", "JobIDRaw,State,Start,End"], {**environment, **TIMES})
+    answer = ask([*words, "--format", f"{field},State,Start,End"], {**environment, **TIMES})
     found = {}
     for line in answer.text.splitlines() if answer.ok else ():
         job_id, word, start, end = [part.strip() for part in [*line.split("|", 3), *[""] * 3][:4]]

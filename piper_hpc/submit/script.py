@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.config.slurm_checks import VALUES, WORD
 from piper_hpc.paths import batch_template
@@ -101,3 +102,32 @@ def script(
     values = directives(cluster, run, placement)
     at_exit = None if cluster.go_on == "off" else shlex.join([python, "-m", AFTER, str(run.path)])
     return render(template, values, python, contained, cluster.environment, cluster.modules, at_exit)
+
+
+_STEP = re.compile(r'^eval "(srun\b.*?) \$PIPER_COMMAND"$', re.MULTILINE)
+
+
+def pool_script(
+    cluster: ClusterConfig,
+    folder: RunFolder,
+    python: str,
+    command: str,
+    tasks: int,
+    placement: Mapping[str, str] | None = None,
+) -> str:
+    """The batch script of a job array whose tasks run `command` once, outside of srun, and steps by `$PIPER_STEP`.
+
+    folder: whose name the array has, and where it prints. Raises ConfigError for a template without the line that
+    starts ranks, as it is then not known how steps are started.
+    """
+    template = template_of(cluster)
+    text = template.read_text()
+    if not _STEP.search(text):
+        rule = 'has no line `eval "srun ... $PIPER_COMMAND"`, by which a sweep starts its steps'
+        raise ConfigError(Problem("cluster.template", str(template), rule, "cluster.template=generic.sbatch"))
+    text = _STEP.sub(r'export PIPER_STEP="\1"\neval "$PIPER_COMMAND"', text)
+    values = directives(cluster, folder, placement) | {
+        "array": f"0-{tasks - 1}",
+        "output": str(folder.logs).replace("%", "%%") + "/pool-%A_%a.out",
+    }
+    return render(text, values, python, command, cluster.environment, cluster.modules)

@@ -9,23 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from piper_hpc.cli.sweep import axes, runs_of
+from piper_hpc.cli.sweep import runs_of
 from piper_hpc.runs import find
-
-
-def test_axes_are_what_the_command_gave_several_values() -> None:
-    command = [
-        "launch",
-        "-m",
-        "model=tiny,olmoe",
-        "train.steps=3",
-        "+a=[1],[2]",
-        "train.seed=range(1,3)",
-        "--config-dir",
-    ]
-    point = ["model=tiny", "train.steps=3", "+a=[1]", "train.seed=2"]
-    assert axes(command, point) == {"model": "tiny", "a": [1], "train.seed": 2}
-    assert axes(["launch", "train.steps=3"], ["train.steps=3"]) == {}
 
 
 @pytest.mark.slow
@@ -45,4 +30,3 @@ def test_every_run_of_a_sweep_names_it_and_its_place_in_it(tmp_path: Path) -> No
     assert sweeps == [
         {"name": name, "index": index, "axes": {"parallelism.micro_batch": index + 1}} for index in range(2)
     ]
-    assert (tmp_path / "runs" / ".sweeps" / name).is_dir()
