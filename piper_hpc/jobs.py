@@ -1,4 +1,5 @@
-"""`python -m piper_hpc.jobs {list,status,logs,wait,cancel,resume,sync}`: what was submitted, and what became of it."""
+"""`python -m piper_hpc.jobs {list,status,logs,wait,cancel,resume,sync,dashboard,compare}`: what was submitted, and what
+became of it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from piper_hpc.cli import resume, sync
+from piper_hpc.cli import resume, sweep_jobs, sync
 from piper_hpc.cli.describe import describe, waiting
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.eta import Eta, span
@@ -85,7 +86,9 @@ def _eta(document: dict[str, Any]) -> str:
 
 
 def show_status(arguments: argparse.Namespace, console: Console) -> int:
-    """One run; writes the report of a completed one whose launcher did not wait for it."""
+    """One run or sweep; writes the report of a completed run whose launcher did not wait for it."""
+    if (sweep := sweep_jobs.pick_sweep(arguments.runs, arguments.run)) is not None:
+        return sweep_jobs.status(sweep, arguments, console)
     run = pick(arguments.runs, arguments.run)
     document = describe(run)
     whole = document["problem"] is None
@@ -164,7 +167,12 @@ def show_logs(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def wait_for(arguments: argparse.Namespace, console: Console) -> int:
-    """Show a run's steps until it ends; exit code 0 where it completed, else 1. An interrupt leaves it alone."""
+    """Show a run's steps until it ends; exit code 0 where it completed, else 1. An interrupt leaves it alone.
+
+    Of a sweep until none of its jobs runs or waits; 0 where all points that are not refused completed.
+    """
+    if (sweep := sweep_jobs.pick_sweep(arguments.runs, arguments.run)) is not None:
+        return sweep_jobs.wait(sweep, arguments, console)
     run = pick(arguments.runs, arguments.run)
     document = describe(run)
     with understood(run):
@@ -178,7 +186,10 @@ def wait_for(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def cancel_run(arguments: argparse.Namespace, console: Console) -> int:
-    """End a run and wait until it has, in Slurm up to its KillWait and 30 s; exit code 1 if it has not ended then."""
+    """End a run, or the jobs of a sweep, and wait until it has, in Slurm up to its KillWait and 30 s; exit code 1 if it
+    has not ended then."""
+    if (sweep := sweep_jobs.pick_sweep(arguments.runs, arguments.run)) is not None:
+        return sweep_jobs.cancel(sweep, arguments, console)
     run = pick(arguments.runs, arguments.run)
     errors = Console(stderr=True)
 
@@ -213,7 +224,7 @@ def main() -> int:
         command = commands.add_parser(name, parents=[shared], help=action.__doc__, description=action.__doc__)
         command.set_defaults(action=action)
         if name != "list":
-            command.add_argument("run", help="run id, its beginning or end, a path, or `latest`")
+            command.add_argument("run", help="run id, its beginning or end, a path, `latest`, or a sweep's name")
         if name == "logs":
             whose = "a number, `all`, or `batch` for what the job printed outside its ranks (default: 0, with -f all)"
             command.add_argument("--rank", type=whose_log, help=whose)

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
+from piper_hpc.cli import sweep_jobs
 from piper_hpc.cli.describe import describe as described
 from piper_hpc.cli.follow import follow
 from piper_hpc.cluster.machine import Machine, check_submission, describe
@@ -41,9 +42,9 @@ DEGREES = ("cluster.nodes", "cluster.ranks_per_node", "parallelism.pp", "paralle
 
 def register(commands: Any, shared: argparse.ArgumentParser, pick: Pick) -> None:
     """Add the command."""
-    text = "Let a run that ended go on from its newest checkpoint, in the same folder"
+    text = "Let a run that ended go on from its newest checkpoint, in the same folder; or a sweep with what is left of it"
     command = commands.add_parser("resume", parents=[shared], help=text, description=text)
-    command.add_argument("run", help="run id, its beginning or end, a path, or `latest`")
+    command.add_argument("run", help="run id, its beginning or end, a path, `latest`, or a sweep's name")
     changes = "what is to be another: parallelism.pp=2, parallelism=auto, cluster.nodes=8, train.steps=2000, wait=false"
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=changes)
     command.set_defaults(action=lambda arguments, console: resume(arguments, console, pick))
@@ -52,6 +53,11 @@ def register(commands: Any, shared: argparse.ArgumentParser, pick: Pick) -> None
 def resume(arguments: argparse.Namespace, console: Console, pick: Pick) -> int:
     """The command: exit code 0 where the run completed, or was submitted with wait=false."""
     command_line(arguments.overrides)
+    if (sweep := sweep_jobs.pick_sweep(arguments.runs, arguments.run)) is not None:
+        if arguments.overrides:
+            rule = "a sweep's points stay as they are"
+            raise ConfigError(Problem("KEY=VALUE", arguments.overrides[0], rule, "a second launch -m with it"))
+        return sweep_jobs.resume(sweep, arguments, console)
     run = pick(arguments.runs, arguments.run)
     with understood(run):
         experiment = start(run, arguments.overrides)

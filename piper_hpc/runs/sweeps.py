@@ -8,7 +8,6 @@ import re
 import secrets
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,15 +183,3 @@ def new_name(now: str) -> str:
 def find_sweeps(runs: Path | str) -> list[SweepFolder]:
     """All sweeps beside the runs, oldest first."""
     return [SweepFolder(path.parent) for path in sorted((Path(runs) / FOLDER).glob("*/sweep.json"))]
-
-
-def sweep_named(runs: Path | str, name: str) -> SweepFolder | None:
-    """The sweep of a name, of its unique beginning or end, or at a path; None where there is none."""
-    with suppress(OSError):
-        if (Path(name) / "sweep.json").exists():
-            return SweepFolder(name)
-    known = find_sweeps(runs)
-    matches = [sweep for sweep in known if sweep.name == name] or [
-        sweep for sweep in known if sweep.name.startswith(name) or sweep.name.endswith(name)
-    ]
-    return matches[0] if len(matches) == 1 else None

@@ -25,6 +25,7 @@ from piper_hpc.submit.outcome import failure_status
 from piper_hpc.sweep.owner import Owner, gone, this_process
 from piper_hpc.sweep.steps import LocalStarter, SlurmStarter, Starter, Step
 
+INTERRUPTED = 130
 POLL_S = 0.5
 STALL_STEPS = 10
 """Predicted steps without one that was taken, after which a point hangs."""
@@ -217,7 +218,11 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     for warning in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(warning, signal.SIG_IGN)
-    if pool.drain() and in_slurm:
+    try:
+        is_over = pool.drain()
+    except KeyboardInterrupt:  # jobs cancel, of a sweep on this machine
+        return INTERRUPTED
+    if is_over and in_slurm:
         # Tasks that still wait would find nothing.
         ask(["scancel", "--state=PENDING", os.environ["SLURM_ARRAY_JOB_ID"]], {})
     return 0
