@@ -247,6 +247,7 @@ def main() -> int:
         _add_own_options()
 
         def run(composed: DictConfig) -> None:
+            sys.argv[:] = words  # the record has the command as it was given
             # Standard output belongs to the document, or to the path that a batch script reads.
             console = Console(stderr=composed.format == "json" or not composed.submit)
             if not console.is_terminal and "COLUMNS" not in os.environ:

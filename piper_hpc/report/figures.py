@@ -37,7 +37,7 @@ STACK = tuple(COLOURS)
 assert set(STACK) == set(TERMS), "every term has a colour"
 
 
-def _figure(height: int, x_title: str, y_title: str) -> go.Figure:
+def blank(height: int, x_title: str, y_title: str) -> go.Figure:
     """An empty figure in the report's style."""
     figure = go.Figure()
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "linecolor": GRID, "tickcolor": GRID, "automargin": True}
@@ -57,7 +57,7 @@ def _figure(height: int, x_title: str, y_title: str) -> go.Figure:
 
 def loss_curve(rows: Sequence[MetricsRow], vocabulary: int) -> go.Figure:
     """Loss (nats a token) over steps, beside the loss of guessing every token alike, ln(vocabulary)."""
-    figure = _figure(320, "step", "loss, nats per token")
+    figure = blank(320, "step", "loss, nats per token")
     figure.add_scatter(
         x=[row["step"] for row in rows],
         y=[row["loss"] for row in rows],
@@ -77,7 +77,7 @@ def loss_curve(rows: Sequence[MetricsRow], vocabulary: int) -> go.Figure:
 
 def throughput(rows: Sequence[MetricsRow]) -> go.Figure:
     """Tokens a second over steps, with the steady median."""
-    figure = _figure(320, "step", "tokens per second")
+    figure = blank(320, "step", "tokens per second")
     figure.add_scatter(
         x=[row["step"] for row in rows],
         y=[row["tokens_per_s"] for row in rows],
@@ -92,7 +92,7 @@ def throughput(rows: Sequence[MetricsRow]) -> go.Figure:
 
 def breakdown(rows: Sequence[MetricsRow]) -> go.Figure:
     """Where each step went on its critical stage: every term, stacked, in milliseconds."""
-    figure = _figure(400, "step", "step time by term, ms")
+    figure = blank(400, "step", "step time by term, ms")
     for term in STACK:
         figure.add_bar(
             x=[row["step"] for row in rows],
@@ -112,7 +112,7 @@ def stages(rows: Sequence[MetricsRow]) -> go.Figure:
     """Where a step goes on each pipeline stage: the median of every term over the steady steps, stacked."""
     steady_rows = steady(rows)
     names = [f"stage {stage}" for stage in range(len(steady_rows[0]["stages"]))]
-    figure = _figure(110 + 44 * len(names), "median time of a step, ms", "")
+    figure = blank(110 + 44 * len(names), "median time of a step, ms", "")
     for term in STACK:
         medians = [typical([row["stages"][stage] for row in steady_rows], term) for stage in range(len(names))]
         figure.add_bar(
@@ -133,7 +133,7 @@ def predicted_against_measured(table: Sequence[Row]) -> go.Figure:
     """Measured terms as bars, predicted ones as marks with their 90 % interval."""
     terms = [row for row in table if row.key in TERMS]
     names = [row.name for row in terms]
-    figure = _figure(90 + 32 * len(terms), "median time of a step, ms", "")
+    figure = blank(90 + 32 * len(terms), "median time of a step, ms", "")
     figure.add_bar(
         y=names,
         x=[1e3 * row.measured for row in terms],
@@ -177,7 +177,7 @@ def _beyond(row: Row, end: float | None, sign: int) -> float:
 def expert_load(rows: Sequence[MetricsRow]) -> go.Figure:
     """Tokens of the busiest expert over the mean expert's, by layer and step; 1 is perfectly balanced."""
     layers = len(rows[0]["expert_load"])
-    figure = _figure(max(200, 120 + 26 * layers), "step", "layer")
+    figure = blank(max(200, 120 + 26 * layers), "step", "layer")
     figure.add_heatmap(
         x=[row["step"] for row in rows],
         y=list(range(layers)),
@@ -201,7 +201,7 @@ def experts_over_time(rows: Sequence[MetricsRow], moved: Sequence[MetricsRow]) -
     every, experts = len(kept[0]["routed"]), len(kept[0]["routed"][0])
     layers = range(0, every, -(-every * experts // MOST_LINES))
     lines = [(layer, expert) for layer in layers for expert in range(experts)]
-    figure = _figure(max(320, 140 + 2 * len(lines)), "step", "layer")
+    figure = blank(max(320, 140 + 2 * len(lines)), "step", "layer")
     figure.add_heatmap(
         x=[row["step"] for row in kept],
         y=list(range(len(lines))),
@@ -227,7 +227,7 @@ def _over_mean(counts: Sequence[int], expert: int) -> float:
 
 def rank_load(rows: Sequence[MetricsRow], moved: Sequence[MetricsRow]) -> go.Figure:
     """Rows of the busiest rank over the mean's, of the mean and of the worst layer, over steps; moves are marked."""
-    figure = _figure(320, "step", "busiest rank / mean")
+    figure = blank(320, "step", "busiest rank / mean")
     for name, value, width in (("worst layer", max, 1.2), ("mean of layers", _mean, 2.2)):
         figure.add_scatter(
             x=[row["step"] for row in rows],
