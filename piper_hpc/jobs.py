@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from piper_hpc.cli import dashboard, resume, sweep_jobs, sync
+from piper_hpc.cli import compare, dashboard, resume, sweep_jobs, sync
 from piper_hpc.cli.describe import describe, waiting
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.eta import Eta, span
@@ -218,7 +218,9 @@ def main() -> int:
     shared.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (default: runs)")
     shared.add_argument("--json", action="store_true", help="print one JSON document")
     parser = argparse.ArgumentParser(prog="python -m piper_hpc.jobs", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="{list,status,logs,wait,cancel,resume,sync,dashboard}")
+    commands = parser.add_subparsers(
+        required=True, metavar="{list,status,logs,wait,cancel,resume,sync,dashboard,compare}"
+    )
     actions = {"list": list_runs, "status": show_status, "logs": show_logs, "wait": wait_for, "cancel": cancel_run}
     for name, action in actions.items():
         command = commands.add_parser(name, parents=[shared], help=action.__doc__, description=action.__doc__)
@@ -232,6 +234,7 @@ def main() -> int:
     resume.register(commands, shared, pick)
     sync.register(commands, shared, pick)
     dashboard.register(commands, shared, pick)
+    compare.register(commands, shared, pick)
     arguments = parser.parse_args()
     return run_command(lambda: arguments.action(arguments, Console()))
 

@@ -42,7 +42,7 @@ DEGREES = ("cluster.nodes", "cluster.ranks_per_node", "parallelism.pp", "paralle
 
 def register(commands: Any, shared: argparse.ArgumentParser, pick: Pick) -> None:
     """Add the command."""
-    text = "Let a run that ended go on from its newest checkpoint, in the same folder; or a sweep with what is left of it"
+    text = "Let a run that ended go on from its newest checkpoint in its folder, or a sweep with what is left"
     command = commands.add_parser("resume", parents=[shared], help=text, description=text)
     command.add_argument("run", help="run id, its beginning or end, a path, `latest`, or a sweep's name")
     changes = "what is to be another: parallelism.pp=2, parallelism=auto, cluster.nodes=8, train.steps=2000, wait=false"

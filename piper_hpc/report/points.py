@@ -112,7 +112,7 @@ def _told(error: Mapping[str, Any]) -> str:
 
 def rows_of_runs(runs: Sequence[RunFolder]) -> list[PointRow]:
     """Runs that no sweep joins, with what differs between their configurations for axes."""
-    configs = [_flat(_or_empty(run)) for run in runs]
+    configs = [flat(_or_empty(run)) for run in runs]
     keys = sorted({key for config in configs for key in config} - set(_NOT_AXES))
     differing = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
     rows = []
@@ -150,12 +150,12 @@ def _manifest(run: RunFolder) -> dict[str, Any]:
     return {}
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{a: {b: 1}}` as `{a.b: 1}`."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{key}": inner}
-    return flat
+        found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{key}": inner}
+    return found
 
 
 def facts_of(run: RunFolder) -> dict[str, Any]:
