@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -32,7 +33,8 @@ Answer = tuple[list[dict[str, Any]], int]
 
 def run_grid(grid: Grid, console: Console, launch: Launch, command: Sequence[str]) -> Answer:
     """All points of `-m`. launch: one configuration; plans, and runs that a batch script prepares, go one by one."""
-    composer = Composer(grid)
+    running = HydraConfig.get()
+    composer = Composer(grid, str(running.job.config_name), tuple(running.overrides.hydra))
     first = composer.config(0)
     if first.sweep.name == "plan":
         rule = "chooses the points by itself"

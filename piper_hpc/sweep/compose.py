@@ -16,7 +16,6 @@ from typing import Any
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -75,9 +74,11 @@ def _values(key: str, override: Override) -> list[str]:
 
 @dataclass
 class Composer:
-    """Composes the points of a grid, inside of `hydra.main`."""
+    """Composes the points of a grid, where Hydra is initialized. overrides: of Hydra's own keys, for all points."""
 
     grid: Grid
+    config_name: str
+    overrides: tuple[str, ...] = ()
     _bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
 
     def config(self, index: int) -> DictConfig:
@@ -97,9 +98,7 @@ class Composer:
 
     def _base(self, groups: tuple[str, ...]) -> DictConfig:
         if groups not in self._bases:
-            now = HydraConfig.get()
-            words = [*now.overrides.hydra, *groups]
-            self._bases[groups] = hydra.compose(now.job.config_name, words)
+            self._bases[groups] = hydra.compose(self.config_name, [*self.overrides, *groups])
         return self._bases[groups]
 
 
