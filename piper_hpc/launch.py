@@ -228,7 +228,7 @@ def _one(composed: DictConfig, console: Console, command: Sequence[str]) -> tupl
     if composed.sweep.name == "plan":
         from piper_hpc.multirun import run_plan
 
-        return run_plan(composed, check_experiment(composed), console, command)
+        return run_plan(composed, console, command)
     return launch(composed, console, list(HydraConfig.get().overrides.task))
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from piper_hpc.cli import sweep as show
@@ -59,8 +59,11 @@ def _one_by_one(grid: Grid, composer: Composer, console: Console, launch: Launch
     return documents, max(codes, default=0)
 
 
-def run_plan(composed: DictConfig, experiment: Experiment, console: Console, command: Sequence[str]) -> Answer:
+def run_plan(composed: DictConfig, console: Console, command: Sequence[str]) -> Answer:
     """The best layouts of a plan, one after the other on the same nodes."""
+    planned = OmegaConf.merge(composed, {"parallelism": {"auto": True}})  # whatever layout the command has besides
+    assert isinstance(planned, DictConfig)
+    experiment = check_experiment(planned)
     if experiment.task.name != "train" or not experiment.submit:
         rule = "trains the best layouts of a plan, and submits them itself"
         raise ConfigError(Problem("sweep", "plan", rule, "sweep=plan task=train submit=true"))
@@ -74,7 +77,7 @@ def run_plan(composed: DictConfig, experiment: Experiment, console: Console, com
     default = asdict(Layout())
     differ = [key for key in default if len({asdict(one)[key] for one in layouts}) > 1]
     axes = [{f"parallelism.{key}": getattr(one, key) for key in differ} for one in layouts]
-    return _pools(lambda index: with_layout(composed, layouts[index]), axes, "plan", command, console)
+    return _pools(lambda index: with_layout(planned, layouts[index]), axes, "plan", command, console)
 
 
 def _pools(
@@ -84,8 +87,8 @@ def _pools(
     checked = check_all(compose, len(axes))
     good = next((one for one in checked if not one.problems), None)
     if good is None:
-        for one in checked:
-            print(message_of(ConfigError(*one.problems)), file=sys.stderr)
+        for text, indices in show.by_reason({one.index: one.problems for one in checked}).items():
+            print(f"error: {text} ({show.numbers(indices)})", file=sys.stderr)
         return [{"errors": [asdict(problem) for problem in one.problems]} for one in checked], USAGE_ERROR
     experiment = check_experiment(compose(good.index))
     points = points_of(checked, axes, completed(experiment.runs), experiment.sweep.strict_code)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from piper_hpc.config.errors import Problem
 from piper_hpc.report.points import PointRow, Reader, Regret, Totals, regret, regret_line, totals
 from piper_hpc.report.units import percent, seconds, size
 from piper_hpc.runs import RecordError, RunFolder
@@ -22,6 +23,8 @@ from piper_hpc.sweep.start import Submitted, local_pool
 STYLES = {"completed": "green", "running": "cyan", "failed": "red", "refused": "yellow", "cancelled": "yellow"}
 SHOWN = 40
 """Rows of a table: of more points those that run or failed go first."""
+REASONS = 8
+"""Why points were refused; of more reasons the rest is counted."""
 ORDER = ("running", "failed", "refused", "cancelled", "completed", "pending")
 REFRESH_S = 1.0
 
@@ -61,8 +64,11 @@ def show_points(points: Sequence[SweepPoint], document: Mapping[str, Any], conso
         _line(console, f"  {len(done)} done before{by + again if other else ''}")
     if refused:
         _line(console, f"  {len(refused)} refused:", "yellow")
-    for text, indices in _by_reason(refused).items():
-        _line(console, f"    {_numbers(indices)}: {text}", "yellow")
+    reasons = by_reason({point.index: [Problem(**error) for error in point.errors] for point in refused})
+    for text, indices in sorted(reasons.items(), key=lambda pair: -len(pair[1]))[:REASONS]:
+        _line(console, f"    {numbers(indices)}: {text}", "yellow")
+    if len(reasons) > REASONS:
+        _line(console, f"    and {len(reasons) - REASONS} more reasons, which jobs dashboard shows", "yellow")
     if new:
         _line(console, _cost(new))
 
@@ -80,16 +86,17 @@ def _cost(new: Sequence[SweepPoint]) -> str:
     return f"cost: {hours:,.3g} node-hours predicted, {100 * starting:.0f} % of it for starting{beside}"
 
 
-def _by_reason(refused: Sequence[SweepPoint]) -> dict[str, list[int]]:
+def by_reason(refused: Mapping[int, Sequence[Problem]]) -> dict[str, list[int]]:
+    """Points by what is wrong with them, each reason once."""
     reasons: dict[str, list[int]] = {}
-    for point in refused:
-        for error in point.errors:
-            text = f"{error['key']} = {error['value']}: {error['rule']}; this works: {error['works']}"
-            reasons.setdefault(text, []).append(point.index)
+    for index, problems in refused.items():
+        for problem in problems:
+            reasons.setdefault(str(problem), []).append(index)
     return reasons
 
 
-def _numbers(indices: Sequence[int]) -> str:
+def numbers(indices: Sequence[int]) -> str:
+    """`point 3`, `points 1, 2 and 40 more`."""
     if len(indices) == 1:
         return f"point {indices[0]}"
     shown = ", ".join(map(str, indices[:8]))

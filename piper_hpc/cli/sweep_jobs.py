@@ -135,6 +135,7 @@ def cancel(sweep: SweepFolder, arguments: argparse.Namespace, console: Console) 
 
 def resume(sweep: SweepFolder, arguments: argparse.Namespace, console: Console) -> int:
     """Go on with the points that nobody has finished or holds. Those that failed, stay: the same -m runs them again."""
+    console = Console(stderr=True) if arguments.json else console
     free, busy = Left(sweep, None).look()
     rows = Reader(sweep).rows({point.index for point, _ in free})
     failed = [row.index for row in rows if row.state in ("failed", "cancelled")]
@@ -148,7 +149,7 @@ def resume(sweep: SweepFolder, arguments: argparse.Namespace, console: Console) 
         show.show_submitted(sweep, submit(sweep), console)
     else:
         try:
-            rows = show.run_here(sweep, Console(stderr=True) if arguments.json else console)
+            rows = show.run_here(sweep, console)
         except KeyboardInterrupt:
             return INTERRUPTED
         if not arguments.json:

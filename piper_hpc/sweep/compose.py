@@ -80,6 +80,7 @@ class Composer:
     config_name: str
     overrides: tuple[str, ...] = ()
     _bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    _groups: dict[str, bool] = field(default_factory=dict)
 
     def config(self, index: int) -> DictConfig:
         """What Hydra would compose of a point's words, as a copy of the caller's own.
@@ -91,7 +92,8 @@ class Composer:
         loader = running.config_loader
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(self.grid.words[index]))
         # As Hydra tells a group's option from a key's value.
-        groups = [one for one in parsed if not isinstance(one.value(), dict) and _is_group(loader, one)]
+        is_group = {one.key_or_group: self._is_group(one.key_or_group, loader) for one in parsed}
+        groups = [one for one in parsed if is_group[one.key_or_group] and not isinstance(one.value(), dict)]
         composed = deepcopy(self._base(tuple(str(one.input_line) for one in groups)))
         loader._apply_overrides_to_config([one for one in parsed if one not in groups], composed)
         return composed
@@ -101,6 +103,7 @@ class Composer:
             self._bases[groups] = hydra.compose(self.config_name, [*self.overrides, *groups])
         return self._bases[groups]
 
-
-def _is_group(loader: ConfigLoaderImpl, override: Override) -> bool:
-    return bool(loader.get_group_options(override.key_or_group))
+    def _is_group(self, key: str, loader: ConfigLoaderImpl) -> bool:
+        if key not in self._groups:
+            self._groups[key] = bool(loader.get_group_options(key))
+        return self._groups[key]
