@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from dataclasses import dataclass, replace
 
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
@@ -173,20 +170,3 @@ def better_layout(experiment: Experiment, machine: Machine) -> FasterLayout | No
         return None
     best = found.candidates[0]
     return FasterLayout(best.layout, best.step_time_s, this)
-
-
-def with_best_layout(composed: DictConfig, found: Plan) -> DictConfig:
-    """The configuration with the plan's best layout. Raises ConfigError where it has none."""
-    if not found.candidates:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in found.rejected.items())
-        rule = f"no layout fits ({reasons})"
-        raise ConfigError(Problem("parallelism", "auto", rule, "more cluster.nodes, or a smaller model"))
-    placement = composed.parallelism.placement  # the order of ranks is the user's, whatever the degrees
-    return with_parallelism(composed, **asdict(found.candidates[0].layout) | {"auto": False, "placement": placement})
-
-
-def with_parallelism(composed: DictConfig, **parallelism: Any) -> DictConfig:
-    """The configuration with other values of `parallelism`."""
-    merged = OmegaConf.merge(composed, OmegaConf.create({"parallelism": parallelism}))
-    assert isinstance(merged, DictConfig)
-    return merged

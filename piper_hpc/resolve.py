@@ -46,7 +46,18 @@ def resolve(
 
     Raises ConfigError where no layout fits, or what is asked for makes no sense on this machine.
     """
-    own, schedule = identity(composed), None
+    own = identity(composed)
+    composed, experiment, schedule = settle(composed, experiment, machine)
+    placement = request(experiment.cluster, experiment.layout, machine.environment)
+    prediction, notes = _predicted(experiment, machine, {} if known is None else known)
+    return Resolved(composed, experiment, own, placement, prediction, notes, schedule)
+
+
+def settle(
+    composed: DictConfig, experiment: Experiment, machine: Machine
+) -> tuple[DictConfig, Experiment, ScheduleChoice | None]:
+    """The configuration with its layout and schedule chosen, where they were open. Raises ConfigError as `resolve`."""
+    schedule = None
     if experiment.layout is None and experiment.task.name != "microbench":
         # The executor's own space: what it lacks cannot be trained.
         composed = with_layout(composed, _best(plan_of(experiment, machine, "piper")))
@@ -55,9 +66,7 @@ def resolve(
         schedule = schedule_of(experiment, machine)
         composed = _with(composed, schedule=schedule.layout.schedule, vpp=schedule.layout.vpp)
         experiment = check_experiment(composed)
-    placement = request(experiment.cluster, experiment.layout, machine.environment)
-    prediction, notes = _predicted(experiment, machine, {} if known is None else known)
-    return Resolved(composed, experiment, own, placement, prediction, notes, schedule)
+    return composed, experiment, schedule
 
 
 def _best(found: Plan) -> Layout:

@@ -24,7 +24,7 @@ from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment
 from piper_hpc.config.slurm_checks import command_line
 from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.paths import data_folder, own_folder
-from piper_hpc.planning import plan_of, with_best_layout
+from piper_hpc.resolve import settle
 from piper_hpc.runs import RunFolder, Status, attempts, understood
 from piper_hpc.runs.checkpoints import Sidecar, newest
 from piper_hpc.runs.folder import utc_now
@@ -82,9 +82,7 @@ def start(run: RunFolder, overrides: Sequence[str]) -> Experiment:
     composed = with_overrides(before, [*_without(run, number, status, before), *overrides])
     experiment = check_experiment(composed)
     machine = describe(experiment.cluster)
-    if experiment.layout is None and experiment.task.name != "microbench":
-        composed = with_best_layout(composed, plan_of(experiment, machine, "piper"))
-        experiment = check_experiment(composed)
+    composed, experiment, _ = settle(composed, experiment, machine)
     _check(run, status, experiment)
     check_submission(experiment.cluster, machine)
     placement = request(experiment.cluster, experiment.layout, machine.environment)
