@@ -41,6 +41,15 @@ ELSEWHERE = {
     f"{LAUNCH} train=smoke parallelism.pp=1 parallelism.ep=4 parallelism.migration=auto "
     "parallelism.migration_every=2": ("tests/studies/test_migration_study.py", "parallelism.migration_every=2"),
     "make faults": ("tests/slurm/test_faults.py", "eight_faults"),
+    "python -m piper_hpc.convert to-checkpoint MODEL CHECKPOINT": ("tests/convert/test_convert.py", "to-checkpoint"),
+    "python -m piper_hpc.convert to-model CHECKPOINT NEW_MODEL --config MODEL/config.json --dtype bfloat16": (
+        "tests/convert/test_convert.py",
+        '"--dtype", "bfloat16"',
+    ),
+    f"{LAUNCH} model=hf model.path=MODEL/config.json train.resume_from=CHECKPOINT": (
+        "tests/convert/test_convert.py",
+        "train.resume_from=",
+    ),
     "make bench-a2a": ("tests/slurm/test_all_to_all_bench.py", "piper_hpc.studies"),
     "source .venv/bin/activate": ("Makefile", "VENV ?= .venv"),
     LAUNCH: (".ci/run", "make run"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,18 @@ def test_nothing_is_written_over_and_another_model_s_configuration_is_refused(re
     other.write_text(json.dumps(config | {"model_type": "dbrx"}))
     assert main(["to-model", checkpoint, str(tmp_path / "back"), "--config", str(other)]) == 2
     assert main(["to-checkpoint", str(tmp_path / "nowhere"), str(tmp_path / "x")]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_converted_model_trains_on_over_stages_and_ranks(tmp_path: Path) -> None:
+    """The first loss is that of the weights that were brought: far above that of fresh ones, which is log 256."""
+    config = FAMILIES["qwen3_moe"]()
+    config.vocab_size = 256  # text is read as bytes
+    source = save(build(config), tmp_path / "released")
+    assert main(["to-checkpoint", str(source), str(tmp_path / "checkpoint")]) == 0
+    command = [f"model.path={source / 'config.json'}", f"train.resume_from={tmp_path / 'checkpoint'}", "train.steps=2"]
+    done = launch("model=hf", *command, "train=smoke", "cluster.calibration=off", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = find(tmp_path / "runs")
+    assert run.metrics()[0]["loss"] > 1.3 * math.log(256)
