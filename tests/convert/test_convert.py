@@ -14,6 +14,8 @@ pytest.importorskip("transformers")
 
 from piper_hpc.convert.__main__ import main
 from piper_hpc.convert.model_files import INDEX
+from piper_hpc.runs import find
+from tests.live import launch
 from tests.model.families import FAMILIES, build, save
 
 
