@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from piper_hpc.report import network
@@ -20,7 +21,7 @@ def summary_sentence(run: RunFolder, rows: Sequence[MetricsRow]) -> str:
     """One sentence: what was trained, where, and how it was laid out."""
     config, prediction = run.config(), run.prediction()
     model, cluster, layout = config["model"], config["cluster"], layout_of(run, rows)
-    parameters = ""
+    parameters, name = "", model["name"] or Path(model["path"]).parent.name  # of a config.json, its folder
     if prediction:
         facts = prediction["model"]
         active = count(facts["active_parameters"])
@@ -29,7 +30,7 @@ def summary_sentence(run: RunFolder, rows: Sequence[MetricsRow]) -> str:
     nodes = run.manifest().get("job", {}).get("nodes", [])
     where = f"{cluster['name']}, {len(nodes) or cluster['nodes']} node{'s' if len(nodes) > 1 else ''}"
     return (
-        f"{len(rows)} steps of {model['name']}{parameters} on {where}: "
+        f"{len(rows)} steps of {name}{parameters} on {where}: "
         f"{degrees} over {len(rows[0]['peak_memory_bytes'])} ranks, {layout['schedule']}."
     )
 

@@ -55,8 +55,8 @@ def blank(height: int, x_title: str, y_title: str) -> go.Figure:
     return figure
 
 
-def loss_curve(rows: Sequence[MetricsRow], vocabulary: int) -> go.Figure:
-    """Loss (nats a token) over steps, beside the loss of guessing every token alike, ln(vocabulary)."""
+def loss_curve(rows: Sequence[MetricsRow], vocabulary: int | None) -> go.Figure:
+    """Loss (nats a token) over steps, beside that of guessing every token alike, ln(vocabulary), where it is known."""
     figure = blank(320, "step", "loss, nats per token")
     figure.add_scatter(
         x=[row["step"] for row in rows],
@@ -65,12 +65,13 @@ def loss_curve(rows: Sequence[MetricsRow], vocabulary: int) -> go.Figure:
         line={"color": ACCENT, "width": 2.2},
         hovertemplate="step %{x}<br>loss %{y:.4f}<extra></extra>",
     )
-    figure.add_hline(
-        y=math.log(vocabulary),
-        line={"color": MUTED, "width": 1, "dash": "dot"},
-        annotation={"text": f"uniform guess, ln {vocabulary}", "font": {"color": MUTED, "size": 12}},
-        annotation_position="bottom right",
-    )
+    if vocabulary is not None:
+        figure.add_hline(
+            y=math.log(vocabulary),
+            line={"color": MUTED, "width": 1, "dash": "dot"},
+            annotation={"text": f"uniform guess, ln {vocabulary}", "font": {"color": MUTED, "size": 12}},
+            annotation_position="bottom right",
+        )
     figure.update_yaxes(rangemode="tozero")
     return figure
 
