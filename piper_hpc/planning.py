@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from piper_hpc.balance.planners import evened
 from piper_hpc.cluster.machine import Machine
 from piper_hpc.config import ConfigError, Experiment, Problem
 from piper_hpc.forecast import calibration_of
@@ -132,8 +133,6 @@ ASSUMED_SKEW = 2.0
 def balance_of(found: Plan, experiment: Experiment, machine: Machine) -> BalancePrice | None:
     """Prices of imbalance for the best layout of a plan, with and without migration; None where no expert could move,
     or none is chosen freely."""
-    from piper_hpc.balance.planners import evened  # with scipy: a third of a second, which other launches are spared
-
     best, model, workload = found.candidates[0], experiment.model, found.workload
     layout, routing = best.layout, found.workload.routing
     if layout.ep == 1 or model.experts in (0, layout.ep) or routing.mode != "dropless":

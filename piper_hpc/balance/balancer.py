@@ -82,6 +82,8 @@ class Balancer:
     ) -> None:
         """placements: by layer, where experts are; stages: layers of each pipeline rank; micro_batches: of a step;
         steps: at which training ends."""
+        import scipy.optimize  # noqa: F401 - what planners solve with: here, not inside the step of the first look
+
         name = next(iter(PLANNERS)) if settings.planner == AUTO else settings.planner
         self.placements = tuple(placements)
         self._planner = PLANNERS[name]

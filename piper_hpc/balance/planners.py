@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from piper_hpc.balance.loads import Counts, LayerSeconds, Ranks, rank_rows
 from piper_hpc.spec.workload import Routing
@@ -70,6 +69,8 @@ def packed(counts: Counts, ep: int) -> Ranks:
 
 def nearest(wanted: Ranks, ranks: Ranks) -> Ranks:
     """`wanted` with its ranks renumbered so that most experts stay where they are."""
+    from scipy.optimize import linear_sum_assignment  # a third of a second; Balancer imports it before steps are timed
+
     ep = int(ranks.max()) + 1
     stay = np.zeros((ep, ep), np.int64)
     np.add.at(stay, (wanted, ranks), 1)

@@ -28,7 +28,7 @@ GRACE_S = 3.0
 """How long peers of a dead rank may take to leave their own word."""
 POLL_S = 0.05
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PRELOADED = ("torch", "torch.distributed.pipelining")
+PRELOADED = ("torch", "torch.distributed.pipelining", "piper_hpc.tasks")
 """Imported before the ranks are forked. None of it may start threads or touch an accelerator."""
 
 
