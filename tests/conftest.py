@@ -21,6 +21,7 @@ starts nothing, then `processes`, `alone` last.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator
@@ -48,6 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     full.ALL = config.getoption("full")
+    # Hundreds of processes import this package; where none may keep what it compiled, each compiles all of it.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         os.environ.pop("COLUMNS", None)  # of the session's terminal: what a command prints does not depend on it
@@ -109,6 +113,8 @@ def _is(item: pytest.Item, marker: str) -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Wait for the test's turn, outside of its time-out; what it has alone is kept for a next test of its kind."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # others use the cores: threads that wait for each other's core would spin on it
     turns = item.config.stash.get(TURNS, None)
     if turns is None:
         return (yield)
