@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from piper_hpc.cluster.calibration import save
+from piper_hpc.cluster.machine import describe
 from piper_hpc.config import reference
+from tests.presets import experiment
+from tests.resource_model.clusters import calibration
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -58,11 +62,11 @@ ELSEWHERE = {
     f"{LAUNCH} task=microbench": ("tests/test_local_microbench.py", "task=microbench"),
     f"{LAUNCH} task=microbench 'task.suites=[calibration,gemm,p2p,all_to_all]' task.cell_s=0.05": (
         "tests/test_local_microbench.py",
-        "task.suites=[calibration,gemm,p2p,all_to_all]",
+        "task.suites=[calibration,gemm,p2p,all_to_all,dispatch]",
     ),
     f"{LAUNCH} task=microbench 'task.suites=[calibration,dispatch]' task.cell_s=0.05": (
         "tests/test_local_microbench.py",
-        "task.suites=[calibration,dispatch]",
+        "task.suites=[calibration,gemm,p2p,all_to_all,dispatch]",
     ),
     f"{LAUNCH} train=smoke parallelism.pp=1 parallelism.ep=4 parallelism.all_to_all=auto": (
         "tests/test_local_microbench.py",
@@ -183,11 +187,16 @@ def test_the_picture_of_the_rooms_is_the_linters():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of the checkout, as a reader has it: commands may write beside the package's own files."""
+    """A copy of the checkout, as a reader has it: commands may write beside the package's own files.
+
+    It has a made-up calibration of this machine, so that no command measures first: tests/test_local_run.py does.
+    """
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("README.md", "analysis", "conf", "docs", "piper_hpc", "pyproject.toml", "sbatch_templates"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
+    here = experiment(f"runs={folder / 'runs'}")
+    save(calibration(), describe(here.cluster).calibration_file(here.cluster, here.train.dtype, here.runs))
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from piper_hpc.runs import find
-from tests.live import launch
+from tests.live import SECONDS_TO_END, launch, processes_of, until
 
 pytestmark = pytest.mark.processes
 
@@ -22,41 +21,45 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("microbench")
 
 
-def test_suites_show_their_rows_and_are_added_to_a_calibration_where_there_is_one(folder, tmp_path):
-    """After the calibration suite of the same run; alone, on a machine where nothing was measured, they are rows."""
-    wide = ("task=microbench", "task.cell_s=0.1", "task.budget_s=3")
-    ended = launch(*wide, "task.suites=[calibration,gemm,p2p,all_to_all]", cwd=folder)
+QUICK = ("task=microbench", "task.cell_s=0.02", "task.budget_s=1")
+WIDE = (*QUICK, "task.suites=[calibration,gemm,p2p,all_to_all,dispatch]")
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path) -> str:
+    """What a run of wide suites printed, after the calibration suite of the same run."""
+    ended = launch(*WIDE, cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "grouped_gemm" in ended.stdout and "all_to_all/node/2" in ended.stdout
-    path = max((folder / "runs" / "calibrations").glob("local-1x4-float32-*.json"), key=os.path.getmtime)
+    return ended.stdout
+
+
+def test_suites_show_their_rows_and_are_added_to_the_calibration(folder: Path, measured: str) -> None:
+    assert all(operator in measured for operator in ("grouped_gemm", "all_to_all/node/2", "flat_dedup"))
+    (path,) = (folder / "runs" / "calibrations").glob("local-1x4-float32-*.json")
     document = json.loads(path.read_text())
     assert {"gemm", "host_op", "p2p/node", "all_to_all/node/4"} <= set(document["curves"])
     assert {"gemm", "p2p/node", "all_to_all/node/2"} <= {fit["operator"] for fit in document["fits"]}
-    dry = launch("dry_run=true", "format=json", cwd=folder)
-    assert json.loads(dry.stdout)["prediction"]["calibration"]["measured"] is True
 
-    alone = launch(*wide, "task.suites=[gemm]", "cluster.ranks_per_node=1", cwd=tmp_path)
+
+def test_on_a_machine_where_nothing_was_measured_a_suite_is_rows_alone(tmp_path: Path) -> None:
+    alone = launch(*QUICK, "task.suites=[gemm]", "cluster.ranks_per_node=1", cwd=tmp_path)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     (run,) = find(tmp_path / "runs")
     assert run.measurements() and "no calibration to add to" in run.manifest()["job"]["calibration"][0]
     assert not (tmp_path / "runs" / "calibrations").exists()
 
 
-def test_a_calibration_of_one_rank_cannot_predict_four_and_says_so(tmp_path):
+def test_a_calibration_of_one_rank_cannot_predict_four_and_says_so(tmp_path: Path) -> None:
     """It has no curve of a link; nothing is submitted."""
-    alone = launch("task=microbench", "task.budget_s=2", "cluster.ranks_per_node=1", cwd=tmp_path)
+    alone = launch("task=microbench", "task.budget_s=1", "cluster.ranks_per_node=1", cwd=tmp_path)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     (path,) = (tmp_path / "runs" / "calibrations").glob("*.json")
     refused = launch("dry_run=true", f"cluster.calibration={path}", cwd=tmp_path)
     assert refused.returncode == 2 and "cluster.calibration=off" in refused.stderr and "p2p" in refused.stderr
 
 
-def test_auto_takes_what_the_dispatch_suite_measured(folder):
+def test_auto_takes_what_the_dispatch_suite_measured(folder: Path, measured: str) -> None:
     """From the suite over the calibration file to what a run exchanges by, and its record."""
-    suites = ("task.suites=[calibration,dispatch]", "task.budget_s=3", "task.cell_s=0.02")
-    ended = launch("task=microbench", *suites, cwd=folder)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "flat_dedup" in ended.stdout
     of_all = ("train=smoke", "parallelism.pp=1", "parallelism.ep=4", "parallelism.all_to_all=auto")
     trained = launch(*of_all, cwd=folder)
     assert trained.returncode == 0, trained.stdout + trained.stderr
@@ -67,7 +70,7 @@ def test_auto_takes_what_the_dispatch_suite_measured(folder):
     assert chosen["seconds"][min(chosen["seconds"], key=chosen["seconds"].get)] > 0
 
 
-def test_a_wide_suite_shows_its_rows_live_and_is_resumed(folder):
+def test_a_wide_suite_shows_its_rows_live_and_is_resumed(folder: Path) -> None:
     """The first run is interrupted; the second takes its rows over, and a third of another type is refused."""
     suites = ("task=microbench", "task.suites=[p2p]", "task.cell_s=0.02", "cluster.ranks_per_node=2")
     command = [sys.executable, "-m", "piper_hpc.launch", *suites, "task.cell_s=2"]
@@ -85,6 +88,7 @@ def test_a_wide_suite_shows_its_rows_live_and_is_resumed(folder):
     assert "algbw" in text and f"task.resume={run.run_id}" in text and "rows were measured and are kept" in text
     cells = {row["cell"] for row in run.measurements()}
     assert cells and run.status().state == "cancelled"
+    until(lambda: not processes_of(run), SECONDS_TO_END, "no process is left")
 
     ended = launch(*suites, f"task.resume={run.run_id}", cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr

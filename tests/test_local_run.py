@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 def first(folder) -> tuple[RunFolder, str]:
     """The first run of a machine: nothing is measured yet."""
     variable = "+cluster.environment.NCCL_DEBUG=WARN"
-    ended = launch(f"train.steps={STEPS}", "task.budget_s=4", "tracking=wandb_offline", variable, cwd=folder)
+    ended = launch(f"train.steps={STEPS}", "task.budget_s=1", "tracking=wandb_offline", variable, cwd=folder)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (run,) = find(folder / "runs")
     return run, ended.stdout
@@ -189,15 +189,3 @@ def test_an_exception_in_the_job_is_classified_and_the_command_fails(folder):
     assert (status.state, status.failure_class) == ("failed", "error")
     assert "/proc/nowhere" in (status.reason or "")
     assert "logs:" in ended.stdout
-
-
-def test_a_checkpoint_is_taken_up_again_by_another_layout(folder):
-    first = launch("train=smoke", "train.steps=3", "train.checkpoint_last=true", "cluster.calibration=off", cwd=folder)
-    assert first.returncode == 0, first.stdout + first.stderr
-    saved = find(folder / "runs")[-1]
-    further = ("train=smoke", "train.steps=5", f"train.resume_from={saved.checkpoints}", "cluster.calibration=off")
-    second = launch(*further, "parallelism.pp=1", "parallelism.ep=4", cwd=folder)
-    assert second.returncode == 0, second.stdout + second.stderr
-    resumed = find(folder / "runs")[-1]
-    assert [row["step"] for row in resumed.metrics()] == [3, 4]
-    assert resumed.metrics()[0]["loss"] < saved.metrics()[0]["loss"]

@@ -1,4 +1,5 @@
-"""A killed run goes on bit for bit, with the all-to-all that was chosen; one that is asked to stop ends well."""
+"""A killed run goes on bit for bit, with the all-to-all that was chosen; one that is asked to stop ends well, and
+another layout takes its checkpoint up."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from analysis.validation.published.names import family, framework, without_paren
 from analysis.validation.published.request import Refused
 from analysis.validation.published.rows import PublishedRun
 from piper_hpc.paths import data_folder
+from piper_hpc.spec.rope import RopeScaling
 from piper_hpc.spec import ModelSpec
 
 _FIELDS = {field.name for field in fields(ModelSpec)}
@@ -60,6 +61,8 @@ def presets() -> dict[str, ModelSpec]:
         if {"layers", "hidden", "heads"} <= facts.keys() and None not in (facts["layers"], facts["hidden"]):
             facts.setdefault("head_dim", facts.get("qk_nope_dim", 0) + facts.get("qk_rope_dim", 0))
             facts["head_dim"] = facts["head_dim"] or facts["hidden"] // facts["heads"]
+            if facts.get("rope_scaling"):
+                facts["rope_scaling"] = RopeScaling(**facts["rope_scaling"])
             found[path.stem] = ModelSpec(**{key: value for key, value in facts.items() if key in _FIELDS})
     return found
 
