@@ -119,7 +119,11 @@ def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
 
 
 @pytest.mark.untimed
-def test_a_launcher_that_is_interrupted_leaves_the_job_to_slurm(testbed, tmp_path):
+def test_a_launcher_that_is_interrupted_leaves_the_job_to_slurm_and_jobs_follow_it(testbed, tmp_path):
+    def jobs(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "piper_hpc.jobs", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
     launcher = start(*ENDLESS, cwd=tmp_path)
     run = training(launcher, tmp_path / "runs")
     launcher.send_signal(signal.SIGINT)
@@ -128,23 +132,6 @@ def test_a_launcher_that_is_interrupted_leaves_the_job_to_slurm(testbed, tmp_pat
     assert f"python -m piper_hpc.jobs cancel {run.run_id}" in output
     # The job is Slurm's: it goes on, and whoever asks next is told so.
     assert accounted(testbed, run) == "RUNNING"
-    assert describe(run)["status"]["state"] == "running"
-    slurm(testbed, "scancel", run.job()["id"])
-    until(lambda: describe(run)["status"]["state"] == "cancelled", SECONDS_TO_END, "the record says cancelled")
-    until(lambda: not processes_of(run), SECONDS_TO_END, "no process is left")
-
-
-@pytest.mark.untimed
-def test_jobs_follow_a_run_in_the_background(testbed, tmp_path):
-    def jobs(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "piper_hpc.jobs", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    launcher = start(*ENDLESS, "wait=false", "format=json", cwd=tmp_path)
-    output, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == 0, errors
-    run = RunFolder(json.loads(output)["path"])
-    until(lambda: len(run.metrics()) > 1, SECONDS_TO_START, "training starts")
     assert json.loads(jobs("status", run.run_id, "--json").stdout)["status"]["state"] == "running"
     assert run.run_id in jobs("list").stdout
     assert jobs("logs", "latest", "--rank", "2").returncode == 0
@@ -154,6 +141,7 @@ def test_jobs_follow_a_run_in_the_background(testbed, tmp_path):
     assert "cancelled" in jobs("cancel", "latest").stdout
     assert accounted(testbed, run) == "CANCELLED"
     assert jobs("status", "nothing").returncode == 2
+    until(lambda: not processes_of(run), SECONDS_TO_END, "no process is left")
 
 
 @full  # what of it is not in the next
