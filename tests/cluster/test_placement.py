@@ -33,6 +33,7 @@ SITE = (
 @pytest.fixture(autouse=True)
 def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda command: None)
+    monkeypatch.setenv("PATH", "/nonexistent")  # an scontrol that is installed waits seconds for its controller
 
 
 def asked(*overrides: str) -> Experiment:

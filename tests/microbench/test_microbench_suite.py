@@ -205,15 +205,15 @@ def test_a_rank_that_comes_late_shows_as_skew_of_those_it_keeps_waiting() -> Non
 
 
 def test_a_slowed_operator_shows_in_its_rows_alone() -> None:
-    prompt = run_ranks(2, _measure, 2.0)[0]
-    late = run_ranks(2, _measure, 2.0, "grouped_gemm")[0]
+    prompt = run_ranks(2, _measure, 1.0)[0]
+    late = run_ranks(2, _measure, 1.0, "grouped_gemm")[0]
     smallest = _curve(late, "grouped_gemm")[0]["median_s"]
     assert smallest > DELAY_S > 4 * _curve(prompt, "grouped_gemm")[0]["median_s"]
     assert _curve(late, "gemm")[0]["median_s"] < DELAY_S / 4
 
 
 def test_slow_links_take_longer_for_more_and_end_their_curve_early() -> None:
-    curve = _curve(run_ranks(2, _measure, 2.0, "all_to_all")[0], "all_to_all/node/2")
+    curve = _curve(run_ranks(2, _measure, 1.0, "all_to_all")[0], "all_to_all/node/2")
     assert [row["median_s"] >= row["work"] * DELAY_S_PER_BYTE for row in curve] == [True] * len(curve)
     assert [row["median_s"] for row in curve] == sorted(row["median_s"] for row in curve)
     assert 2 <= len(curve) < len(CPU.messages["all_to_all"]), "messages that do not fit the budget are left out"

@@ -11,7 +11,7 @@ from statistics import median
 
 import pytest
 
-TRIES, BAR_S = 10, 1.5
+TRIES, BAR_S = 5, 1.5
 SBATCH = "#!/bin/sh\ndate +%s.%N > {seen}\necho Submitted batch job 77\n"
 WORDS = ("cluster=frontier", "cluster.account=abc123", "model=mixtral_8x7b", "train=paper", "wait=false")
 LAYOUT = ("parallelism.pp=8", "parallelism.ep=8")

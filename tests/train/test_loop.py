@@ -21,6 +21,7 @@ from piper_hpc.train.data import ByteDataset
 from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
 from piper_hpc.train.trainer import Trainer
+from tests.full import full
 from tests.processes import run_ranks
 
 MODEL = ModelSpec(
@@ -207,7 +208,8 @@ def test_spans_of_a_step_nest_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("failing_rank", [0, 3])
+# Of a whole command it is rank 0: tests/test_local_run.py.
+@pytest.mark.parametrize("failing_rank", [pytest.param(0, marks=full), 3])
 def test_error_on_one_rank_ends_all_ranks_within_the_time_out(failing_rank: int) -> None:
     for rank, (error, seconds) in enumerate(run_ranks(4, run_until_failure, failing_rank)):
         assert seconds < 3 * TIMEOUT_S + 5
