@@ -26,8 +26,8 @@ from analysis.validation.published.names import family, framework, without_paren
 from analysis.validation.published.request import Refused
 from analysis.validation.published.rows import PublishedRun
 from piper_hpc.paths import data_folder
-from piper_hpc.spec.rope import RopeScaling
 from piper_hpc.spec import ModelSpec
+from piper_hpc.spec.rope import RopeScaling
 
 _FIELDS = {field.name for field in fields(ModelSpec)}
 _SAME_AS = {"gpt": "gpt3", "mtnlg": "gpt3", "megatronturingnlg": "gpt3", "megatron": "gpt3"}
