@@ -13,7 +13,7 @@ from tests.full import full
 
 pytestmark = [pytest.mark.slurm, pytest.mark.processes, pytest.mark.untimed, pytest.mark.timeout(900)]
 
-SHORT = ("rank killed", "rank stopped", "time limit", "disk full", "torn checkpoint", "torn JSONL", "memory limit")
+SHORT = ("rank killed", "rank stopped", "signal", "disk full", "torn checkpoint", "torn JSONL", "memory limit")
 ALONE = ("preempted",)
 
 

@@ -29,14 +29,13 @@ from rich.console import Console
 from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.faults.inject import FAULTS
 from piper_hpc.studies.faults.judge import Losses, kind_of, try_one, undisturbed
-from piper_hpc.studies.faults.scene import STEPS, Missed
+from piper_hpc.studies.faults.scene import Missed
 from piper_hpc.studies.faults.show import COLUMNS, cells, summary
 from piper_hpc.studies.tables import markdown_table, table
 from piper_hpc.studies.testbed import TestbedError, brought_up
 from piper_hpc.testbed import state
 
 FLAGS = ("--nodes", "4", "--ranks-per-node", "2", "--kill-wait-s", "30")
-REFERENCE_STEPS = 4 * STEPS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,15 +86,15 @@ def _try_all(seeds: Sequence[int], asked: argparse.Namespace, console: Console) 
     done = {row["seed"] for row in _rows(asked.out)}
     reference = _reference(asked.out)
     todo = [seed for seed in seeds if seed not in done]
-    if todo and reference is None:
-        reference = undisturbed(testbed, asked.out / "runs", REFERENCE_STEPS)
+    longest = max((FAULTS[kind_of(seed)].steps for seed in todo), default=0)
+    if reference is None or len(reference) < longest:
+        reference = undisturbed(testbed, asked.out / "runs", longest)
         kept = {str(step): found for step, found in reference.items()}
         (asked.out / "reference.json").write_text(json.dumps(kept))
 
     def one(seed: int) -> None:
         if time.monotonic() - began_s > 60 * asked.minutes:
             return
-        assert reference is not None
         row = asdict(try_one(testbed, asked.out / "runs", seed, reference))
         with (asked.out / "rows.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")

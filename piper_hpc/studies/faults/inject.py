@@ -21,6 +21,8 @@ from piper_hpc.studies.faults.scene import EVERY, STEPS, TWO_NODES, Missed, Scen
 from piper_hpc.submit.outcome import AWAITED, observe
 from piper_hpc.testbed import outages
 
+LONG = 3 * STEPS
+"""Steps of a training that does not fit a minute."""
 ODD = (
     "sleep 60",
     "echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1",
@@ -35,7 +37,7 @@ class Fault:
     """hurt: starts the training, does the harm and mends it, and says when it was. classes: one of them is how the
     first attempt ends; empty where the training must not notice. resumed: it ends there, in `state`, and goes on by
     `jobs resume` alone, with these words. repeats: the most steps that may be trained twice. alone: it
-    harms more than its own training."""
+    harms more than its own training. steps: of the training."""
 
     hurt: Callable[[Scene], str]
     classes: tuple[str, ...]
@@ -43,6 +45,7 @@ class Fault:
     state: str = "failed"
     repeats: int = 2 * EVERY
     alone: bool = False
+    steps: int = STEPS
 
 
 def rank_killed(scene: Scene) -> str:
@@ -123,7 +126,7 @@ def time_limit(scene: Scene) -> str:
     """A time limit that the whole training does not fit: it saves and leaves by itself."""
     margin_s, how = scene.draw.uniform(8.0, 16.0), scene.draw.choice(("requeue", "chain"))
     words = ("cluster.time_min=1", f"cluster.leave_margin_s={margin_s:.1f}", f"cluster.go_on={how}")
-    scene.start(*TWO_NODES, *words, f"train.steps={4 * STEPS}")
+    scene.start(*TWO_NODES, *words, f"train.steps={LONG}")
     scene.until(lambda: "state" in scene.run.attempt(0) or scene.ended(), 180, "it leaves")
     return f"a minute, {margin_s:.0f} s kept free, {how}"
 
@@ -256,7 +259,7 @@ FAULTS: dict[str, Fault] = {
     "link cut": Fault(link_cut, ("hang", "comm", "node_fail", "killed"), alone=True),
     "signal": Fault(signalled, ("completed",), resumed=(), state="completed", repeats=0),
     "preempted": Fault(preempted, ("preempted",), repeats=0, alone=True),
-    "time limit": Fault(time_limit, ("timeout",), repeats=0),
+    "time limit": Fault(time_limit, ("timeout",), repeats=0, steps=LONG),
     "disk full": Fault(disk_full, ("disk_full",)),
     "torn checkpoint": Fault(torn_checkpoint, ("killed",), repeats=3 * EVERY),
     "checkpoint cut": Fault(checkpoint_cut, ("killed",)),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from piper_hpc.studies.faults.inject import FAULTS, ends_as
-from piper_hpc.studies.faults.scene import STEPS, TWO_NODES, Missed, Scene
+from piper_hpc.studies.faults.scene import TWO_NODES, Missed, Scene
 from piper_hpc.testbed.state import Testbed
 
 Losses = Mapping[int, tuple[Any, Any]]
@@ -84,9 +84,8 @@ def _wrong(name: str, scene: Scene, state: str, reference: Losses) -> str | None
         return f"its first attempt ended as {classes[0]}, not as {' or '.join(fault.classes)}"
     if not fault.classes and classes != ["completed"]:
         return f"it was disturbed: {classes}"
-    steps = max(STEPS, len(losses))
-    if sorted(losses) != list(range(steps)):
-        return f"{steps - len(losses)} of {steps} steps are missing"
+    if sorted(losses) != list(range(fault.steps)):
+        return f"{fault.steps - len(losses)} of {fault.steps} steps are missing"
     differ = [step for step, found in losses.items() if found != reference[step]]
     if differ:
         return f"loss of step {differ[0]} and {len(differ) - 1} more is another than undisturbed"
