@@ -44,6 +44,15 @@ ELSEWHERE = {
     "python -m piper_hpc.studies.migration": ("tests/studies/test_migration_study.py", "main([])"),
     f"{LAUNCH} train=smoke parallelism.pp=1 parallelism.ep=4 parallelism.migration=auto "
     "parallelism.migration_every=2": ("tests/studies/test_migration_study.py", "parallelism.migration_every=2"),
+    f"{LAUNCH} train=smoke train.steps=4 train.checkpoint_every=2": (
+        "tests/test_resume.py",
+        "train.checkpoint_every=4",
+    ),
+    f"{JOBS} resume latest train.steps=6": ("tests/test_resume.py", '"resume", "latest"'),
+    f"{JOBS} resume latest train.steps=8 parallelism.pp=1 parallelism.ep=4": (
+        "tests/test_resume.py",
+        "parallelism.ep=4",
+    ),
     "make faults": ("tests/slurm/test_faults.py", "eight_faults"),
     "python -m piper_hpc.convert to-checkpoint MODEL CHECKPOINT": ("tests/convert/test_convert.py", "to-checkpoint"),
     "python -m piper_hpc.convert to-model CHECKPOINT NEW_MODEL --config MODEL/config.json --dtype bfloat16": (
@@ -102,7 +111,7 @@ def commands(page: Path) -> list[str]:
 
 
 OF_A_RUN = (
-    *(f"{JOBS} {name}" for name in ("status", "logs", "cancel", "resume", "sync")),
+    *(f"{JOBS} {name}" for name in ("status", "logs", "cancel", "sync")),
     "python -m analysis.report",
     "python -m analysis.validate runs",
 )
