@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.faults.inject import FAULTS
@@ -69,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return NO_ANSWER
     rows = [row for row in _rows(asked.out) if row["seed"] in seeds]
     lines = [cells(row) for row in rows]
-    console.print(table(COLUMNS, lines))
+    console.print(table(COLUMNS, [list(map(escape, line)) for line in lines]))
     console.print(summary(rows, len(seeds)), highlight=False)
     (asked.out / "faults.md").write_text(markdown_table(COLUMNS, lines) + summary(rows, len(seeds)) + "\n")
     (asked.out / "faults.json").write_text(json.dumps({"seeds": asked.seeds, "rows": rows}, indent=1) + "\n")
