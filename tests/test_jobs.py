@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from piper_hpc import jobs
-from piper_hpc.runs import Failure, RunFolder, Status
+from piper_hpc.runs import Failure, RunFolder, Status, attempts
 
 CONFIG: dict[str, Any] = {
     "task": {"name": "train"},
@@ -144,3 +144,23 @@ def test_a_run_that_cannot_be_read_is_not_cancelled(
     (whole(tmp_path, "torn").path / "status.json").write_text("{")
     assert run_jobs(monkeypatch, "cancel", "torn", "--runs", str(tmp_path)) == 2
     assert "status.json is no JSON" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_shown_with_its_evidence_what_to_do_and_the_attempts_before(tmp_path, monkeypatch, capsys):
+    run = whole(tmp_path, "20260101-000000-a")
+    attempts.claim(run, "42.0.0", "42")
+    attempts.close(run, 0, Status("failed", 0, "preempted", "preempted: 1 of 4 steps are done"), new_steps=1)
+    attempts.claim(run, "42.0.1", "42")
+    run.write_status(
+        Status("failed", 1, "disk_full", "rank 3: [Errno 28]", 1, evidence=("rank 3 was at [checkpoint]",))
+    )
+    monkeypatch.setattr(sys, "argv", ["jobs", "status", "latest", "--runs", str(tmp_path)])
+    assert jobs.main() == 0
+    shown = capsys.readouterr().out
+    assert "reason   disk_full: rank 3: [Errno 28]" in shown and "evidence rank 3 was at [checkpoint]" in shown
+    assert f"python -m piper_hpc.jobs resume {run.run_id} train.checkpoint_keep=1" in shown
+    assert "earlier  attempt 0, failed preempted: preempted: 1 of 4 steps are done" in shown
+    monkeypatch.setattr(sys, "argv", ["jobs", "status", "latest", "--json", "--runs", str(tmp_path)])
+    assert jobs.main() == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [each["attempt"] for each in document["attempts"]] == [0, 1] and run.run_id in document["advice"]
