@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ LOCAL_CANCEL_S = 10.0
 CANCEL_MARGIN_S = 30.0
 """How long a cancelled job may take beyond Slurm's own wait: for its epilog, and for squeue to tell."""
 EVIDENCE_LINES = 12
+LONG_AFTER_S = 6.0
+_NAMED = re.compile(r"rank (\d+) is the first that did not enter it|does not answer: rank 0, or its node")
 SILENT = "ended without a word"
 AWAITED = "ended in Slurm; its record is awaited"
 
@@ -108,14 +111,19 @@ def _who_hangs(failures: Sequence[Failure], silent: Sequence[int]) -> str:
 
 
 def _late(failures: Sequence[Failure]) -> list[int]:
-    """Of ranks that all spoke, as srun wakes what is stopped before it ends it: those that were least far; or else
-    those that entered a collective after the first had given up; or else those that waited for nobody."""
+    """Of ranks that all spoke, as srun wakes what is stopped before it ends it: whom the first names, see
+    piper_hpc.comm.channel; or those that were least far; or else those that entered a collective after the first had
+    given up, that waited for nobody, or that spoke long after it."""
+    gave_up_s, told = failures[0].time_s, _NAMED.search(failures[0].reason)
+    if told is not None:
+        return [int(told[1] or 0)]  # the store is rank 0's
     furthest = max(failure.step or 0 for failure in failures)
     behind = [failure.rank for failure in failures if failure.step is not None and failure.step < furthest]
-    gave_up_s = failures[0].time_s
     after = [failure.rank for failure in failures if failure.entered_s is not None and failure.entered_s > gave_up_s]
     patient = [failure.rank for failure in failures if failure.failure_class != "hang"]
-    return behind or after or (patient if 2 * len(patient) <= len(failures) else [])
+    at_last = [failure.rank for failure in failures if failure.time_s > gave_up_s + LONG_AFTER_S]
+    few = (each for each in (patient, at_last) if 0 < 2 * len(each) <= len(failures))
+    return behind or after or next(few, [])
 
 
 def observe(run: RunFolder, known: Mapping[str, JobState] | None = None) -> Status:

@@ -232,6 +232,11 @@ def test_a_rank_that_does_not_come_is_named_with_step_and_place(run):
     run.write_failure(Failure(1, "comm", "closed by peer", "", 3.0, "n1", (), 12, entered_s=2.5), 0)
     assert "rank 1 did not come" in (failure_status(run, Status("running")).reason or "")
 
+    # It was stopped inside the collective: the first that gave up names it, or the store that it serves.
+    for words, late in (("rank 1 is the first that did not enter it", 1), ("does not answer: rank 0, or its node", 0)):
+        run.write_failure(Failure(2, "hang", f"MissingPeerError: {words}", "", 0.5, "n2", (where,), 12), 0)
+        assert (failure_status(run, Status("running")).reason or "").startswith(f"rank {late} did not come")
+
 
 @pytest.mark.parametrize(("node", "failure_class"), [("n2", "oom"), ("n1", "killed")])
 def test_a_rank_killed_where_the_kernel_lacked_memory_is_out_of_memory(run, node, failure_class):
