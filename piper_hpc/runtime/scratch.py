@@ -31,12 +31,9 @@ def private_tmp(run_id: str, task: int) -> Iterator[Path]:
     base, prefix = Path(tempfile.gettempdir()), f"{PREFIX}{run_id}-{task}-"
     if len(f"{base}/{prefix}12345678") > LONGEST_PATH and os.access(SHORT, os.W_OK):
         base = SHORT
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
-    lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    folder, lock = _locked(base, prefix)
     before = os.environ.get("TMPDIR"), tempfile.tempdir
     try:
-        with suppress(OSError):  # a file system without locks: what a kill leaves stays
-            fcntl.flock(lock, fcntl.LOCK_EX)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         yield folder
     finally:
@@ -55,20 +52,36 @@ def remove_left(run_id: str = "") -> list[Path]:
     places = {Path(tempfile.gettempdir()), SHORT}
     for folder in [found for place in places for found in place.glob(f"{PREFIX}{run_id}*")]:
         with suppress(OSError):  # somebody else's, or removed in between
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not _is_left(folder):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
-            shutil.rmtree(folder)
+            with _held(folder):
+                shutil.rmtree(folder)
             removed.append(folder)
     return removed
 
 
-def _is_left(folder: Path) -> bool:
-    """Whether nobody holds the lock. Raises OSError where there is none: it is being made."""
+def _locked(base: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder and the descriptor of its lock, which is held.
+
+    Before the lock is held, a rank that starts beside this one takes the folder for one that was left: then another.
+    """
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+        lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        with suppress(OSError):  # a file system without locks: what a kill leaves stays
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:
+            return folder, lock
+        os.close(lock)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The lock of a folder that nobody else holds. Raises OSError where somebody does, or where there is none: it is
+    being made."""
     lock = os.open(folder / LOCK, os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+        yield
     finally:
         os.close(lock)

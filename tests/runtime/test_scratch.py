@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -100,3 +101,19 @@ def test_a_link_of_somebody_else_leads_nowhere(base, tmp_path):
     (tmp_path / LOCK).touch()
     (base / "piper-link").symlink_to(tmp_path)
     assert remove_left() == [] and (tmp_path / LOCK).exists()
+
+
+def test_a_rank_that_starts_beside_does_not_take_it_for_left(base, monkeypatch):
+    """The other one looks between the making of the lock and its taking."""
+    real, looked = fcntl.flock, []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not looked:
+            looked.append(True)
+            assert len(remove_left()) == 1
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with private_tmp(RUN, 0) as folder:
+        assert (folder / LOCK).exists() and remove_left() == []
+    assert looked and list(base.iterdir()) == []

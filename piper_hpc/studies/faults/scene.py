@@ -111,7 +111,8 @@ class Scene:
         return self.slurm("squeue", "--noheader", "--states=all", "--jobs", job, "--format", "%T").strip()
 
     def take_off_disk(self) -> None:
-        """Copy the run to where its file system lies on."""
+        """Copy the run to where its file system lies on, once its job is over."""
+        self.until(lambda: not self.processes(), LEFT_S, "no process is left")
         copy = self.runs.with_name(f"{self.runs.name}-kept") / self.run.run_id
         shutil.copytree(self.run.path, copy)
         self.run = RunFolder(copy)
