@@ -91,6 +91,15 @@ ELSEWHERE = {
     f"{LAUNCH} cluster=testbed": ("tests/slurm/test_runs.py", "cluster=testbed"),
     f"{LAUNCH} task=plan model=deepseek_v3 cluster=dgx_h100 cluster.nodes=256 train.sequence=4096 "
     "train.global_batch=4096": ("tests/test_docs.py", "docs/plan_output.py"),
+    f"{LAUNCH} -m parallelism.pp=1,2,4 parallelism.all_to_all=flat,halo_dedup cluster=testbed train=smoke": (
+        "tests/slurm/test_sweeps.py",
+        '"parallelism.pp=1,2,4", "parallelism.all_to_all=flat,halo_dedup", "cluster=testbed", "train=smoke"',
+    ),
+    f"{LAUNCH} sweep=plan sweep.top=4 train=smoke cluster=testbed": ("tests/sweep/test_local.py", '"sweep=plan"'),
+    f"{JOBS} status SWEEP": ("tests/slurm/test_sweeps.py", '"jobs", "status", sweep.name'),
+    f"{JOBS} dashboard SWEEP": ("tests/slurm/test_sweeps.py", '"jobs", "dashboard", sweep.name'),
+    f"{JOBS} resume SWEEP": ("tests/slurm/test_sweeps.py", '"jobs", "resume", sweep.name'),
+    f"{JOBS} sync SWEEP": ("tests/slurm/test_sweeps.py", '"jobs", "sync", sweep.name'),
     "python -m piper_hpc.planner.benchmark": ("tests/planner/test_analytical_search.py", "piper_hpc.planner.benchmark"),
     "python -m analysis.validate published": ("tests/analysis/test_published_validate.py", 'main(["published"])'),
     "python -m analysis.validate replay runs/PROFILE": ("tests/test_local_run.py", '"replay"'),
@@ -117,7 +126,7 @@ OF_A_RUN = (
 )
 """What asks for a run in `runs/`, and so comes after what makes one."""
 
-OF_A_FOLDER = ("runs/", "logs/", "checkpoints/", "sync/")
+OF_A_FOLDER = ("runs/", "logs/", "checkpoints/", "sync/", "claims/")
 
 EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 IN_ORDER = sorted((command for command in EVERY if command not in ELSEWHERE), key=lambda one: one.startswith(OF_A_RUN))

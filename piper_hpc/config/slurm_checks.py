@@ -20,7 +20,7 @@ DECIDED = {
     "nodes": "cluster.nodes", "ntasks-per-node": "cluster.ranks_per_node", "cpus-per-task": "cluster.cpus_per_task",
     "time": "cluster.time_min", "job-name": "the run", "output": "the run", "requeue": "cluster.requeue",
     "no-requeue": "cluster.requeue", "gpus-per-task": "cluster.gpus_per_task", "gpus-per-node": "cluster.gpus_per_node",
-    "array": "a sweep (-m KEY=A,B), which gives each point a run of its own",
+    "array": "a sweep (-m KEY=A,B), whose points share an array",
     **{name: f"cluster.{name}" for name in VALUES},
 }  # fmt: skip
 """Options that have a key of their own, or are the run's."""

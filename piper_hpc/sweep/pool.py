@@ -31,6 +31,8 @@ STALL_STEPS = 10
 """Predicted steps without one that was taken, after which a point hangs."""
 MOST_CLAIMS = 8
 """Times that a point is taken up: one that takes its nodes down would do so for ever."""
+TAKEN = ("timeout", "preempted", "node_fail")
+"""Classes of a run that its job's end cut off: such a point has not failed, and is left to another job."""
 MARGIN = 1.15
 """Predicted times are multiplied by it before they are held against what is left of a job."""
 
@@ -131,8 +133,12 @@ class Pool:
         except Exception as error:  # a full disk, a bad record: this point's, not the pool's
             run.write_status(Status("failed", 0, "error", f"the pool could not run it: {error}"))
         status = run.status()
-        left = status.state == "pending"  # it saved and left before the end of the job
-        if not status.ended and hangs is None and (left or self.stopping or self._starter.is_ending()):
+        was_taken = status.failure_class in TAKEN or (
+            not status.ended
+            and hangs is None
+            and (status.state == "pending" or self.stopping or self._starter.is_ending())
+        )
+        if was_taken:
             self.stopping = True
             return  # the claim stays open: whoever finds this job gone goes on with the point
         if hangs is not None:

@@ -65,6 +65,7 @@ def test_a_sweep_comes_through_all_that_may_happen_to_it(testbed: Testbed, tmp_p
     assert [len(sweep.claims()[index]) for index in (GOOD, HANGS)] == [1, 1]
 
     # A user goes home, and comes back.
+    assert command("jobs", "status", sweep.name, "--json", cwd=tmp_path)["points"][TAKEN]["state"] == "running"
     assert command("jobs", "cancel", sweep.name, "--json", cwd=tmp_path)["totals"]["by_state"]["pending"] == 2
     assert slurm("squeue", "-h", "-j", job["id"]) == ""
     assert command("jobs", "resume", sweep.name, "--json", cwd=tmp_path)["jobs"][1]["tasks"] == 1
@@ -84,9 +85,15 @@ def test_a_sweep_comes_through_all_that_may_happen_to_it(testbed: Testbed, tmp_p
     assert len(sweep.claims()[TAKEN]) == 3 and document["totals"]["spent_node_hours"] > 0
     assert runs[GOOD].job()["id"] == f"{job['id']}_0" and runs[GOOD].job()["step"] == "0"
 
+    synced = command("jobs", "sync", sweep.name, "--offline", "--json", cwd=tmp_path)["runs"]
+    assert [one["state"] for one in synced] == ["synced"] * 4
+
     # The same command finds what is done, and would run what failed again.
     again = command("launch", *SWEEP, "dry_run=true", "format=json", cwd=tmp_path, code=2)
     assert [bool(one.get("script")) for one in again] == [False, True, False, True, False]
+    of_the_page = ("parallelism.pp=1,2,4", "parallelism.all_to_all=flat,halo_dedup", "cluster=testbed", "train=smoke")
+    shown = command("launch", "-m", *of_the_page, "dry_run=true", "format=json", cwd=tmp_path)
+    assert len(shown) == 6 and all("#SBATCH --array=0-5" in one["script"] for one in shown)
     page = Path(command("jobs", "dashboard", sweep.name, "--json", cwd=tmp_path)["path"]).read_text()
     assert "non-finite" in page or "finite" in page
     assert 'http-equiv="refresh"' not in page
