@@ -81,6 +81,7 @@ class Composer:
     overrides: tuple[str, ...] = ()
     _bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
     _groups: dict[str, bool] = field(default_factory=dict)
+    _parsed: dict[str, Override] = field(default_factory=dict)
 
     def config(self, index: int) -> DictConfig:
         """What Hydra would compose of a point's words, as a copy of the caller's own.
@@ -90,7 +91,7 @@ class Composer:
         running = GlobalHydra.instance().hydra
         assert running is not None and isinstance(running.config_loader, ConfigLoaderImpl)
         loader = running.config_loader
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(self.grid.words[index]))
+        parsed = [self._parse(word, loader) for word in self.grid.words[index]]
         # As Hydra tells a group's option from a key's value.
         is_group = {one.key_or_group: self._is_group(one.key_or_group, loader) for one in parsed}
         groups = [one for one in parsed if is_group[one.key_or_group] and not isinstance(one.value(), dict)]
@@ -102,6 +103,11 @@ class Composer:
         if groups not in self._bases:
             self._bases[groups] = hydra.compose(self.config_name, [*self.overrides, *groups])
         return self._bases[groups]
+
+    def _parse(self, word: str, loader: ConfigLoaderImpl) -> Override:
+        if word not in self._parsed:
+            self._parsed[word] = OverridesParser.create(config_loader=loader).parse_override(word)
+        return self._parsed[word]
 
     def _is_group(self, key: str, loader: ConfigLoaderImpl) -> bool:
         if key not in self._groups:

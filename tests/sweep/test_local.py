@@ -21,7 +21,7 @@ from tests.resource_model import clusters
 @pytest.mark.processes
 def test_the_best_layouts_of_a_plan_run_one_after_the_other_and_the_regret_is_told(tmp_path: Path) -> None:
     calibration.save(clusters.calibration(), tmp_path / "made_up.json")
-    words = ("sweep=plan", "sweep.top=2", "train=smoke", "train.steps=30", "cluster.ranks_per_node=2")
+    words = ("sweep=plan", "sweep.top=2", "train=smoke", "train.steps=15", "cluster.ranks_per_node=2")
     with started(*words, "cluster.calibration=made_up.json", cwd=tmp_path) as launcher:
         until(lambda: any(len(run.metrics()) > 1 for run in find(tmp_path / "runs")), SECONDS_TO_START, "steps")
         launcher.send_signal(signal.SIGINT)
