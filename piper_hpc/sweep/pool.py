@@ -32,7 +32,8 @@ STALL_STEPS = 10
 MOST_CLAIMS = 8
 """Times that a point is taken up: one that takes its nodes down would do so for ever."""
 TAKEN = ("timeout", "preempted", "node_fail")
-"""Classes of a run that its job's end cut off: such a point has not failed, and is left to another job."""
+"""Classes of a run that its job's end cut off, or that left before it: such a point has not failed, and another job
+goes on with it."""
 MARGIN = 1.15
 """Predicted times are multiplied by it before they are held against what is left of a job."""
 
@@ -133,12 +134,8 @@ class Pool:
         except Exception as error:  # a full disk, a bad record: this point's, not the pool's
             run.write_status(Status("failed", 0, "error", f"the pool could not run it: {error}"))
         status = run.status()
-        was_taken = status.failure_class in TAKEN or (
-            not status.ended
-            and hangs is None
-            and (status.state == "pending" or self.stopping or self._starter.is_ending())
-        )
-        if was_taken:
+        left = status.failure_class in TAKEN or (status.state == "pending" and status.reason is not None)
+        if left or (not status.ended and hangs is None and (self.stopping or self._starter.is_ending())):
             self.stopping = True
             return  # the claim stays open: whoever finds this job gone goes on with the point
         if hangs is not None:

@@ -95,6 +95,10 @@ def runs_out_of_time(run: RunFolder, killed: threading.Event) -> None:
     run.write_status(Status("failed", 0, "timeout", "left before the limit"))
 
 
+def leaves_in_time(run: RunFolder, killed: threading.Event) -> None:
+    run.write_status(Status("pending", 0, None, "left before the limit, to go on in another job"))
+
+
 def drain(sweep: SweepFolder, starter: Starter) -> bool:
     return Pool(sweep, 0, starter, Rules(start_s=5, stall_s=0.3), log=lambda text: None).drain()
 
@@ -135,11 +139,12 @@ def test_a_point_is_taken_while_its_time_fits_and_a_shorter_one_after_it(tmp_pat
 
 def test_what_a_lost_job_held_is_free_again_and_what_ended_is_not(tmp_path):
     sweep = make_sweep(tmp_path, 2)
-    starter = Starter({"run-0": runs_out_of_time})
-    assert not drain(sweep, starter)
-    assert starter.started == ["run-0"] and not sweep.claims()[0][0].end
-    for file in (sweep.path / "claims").iterdir():
-        file.unlink()
+    for leaves in (runs_out_of_time, leaves_in_time):
+        starter = Starter({"run-0": leaves})
+        assert not drain(sweep, starter)
+        assert starter.started == ["run-0"] and not sweep.claims()[0][0].end
+        for file in (sweep.path / "claims").iterdir():
+            file.unlink()
     starter = Starter({"run-0": dies})
     starter.ending = True
     assert not drain(sweep, starter)
