@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from piper_hpc.cli.logs import ALL, Tails, follow_logs, print_now, whose_log
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.report import network
 from piper_hpc.report import write as report
-from piper_hpc.runs import RunFolder, find, understood
+from piper_hpc.runs import RecordError, RunFolder, find, understood
+from piper_hpc.runs.sweeps import find_sweeps
 from piper_hpc.submit.outcome import cancel, observe_all
 
 
@@ -62,6 +64,9 @@ def list_runs(arguments: argparse.Namespace, console: Console) -> int:
     for document in documents:
         table.add_row(*(escape(str(word)) if word is not None else "" for word in _cells(document)))
     console.print(table)
+    for sweep in find_sweeps(arguments.runs):
+        with suppress(RecordError):  # jobs status says what is wrong with it
+            console.print(f"sweep {sweep.name}: {len(sweep.points())} points", highlight=False)
     for document in documents:
         if document["problem"]:
             console.print(f"{document['run_id']}: {document['problem']}", highlight=False, markup=False)

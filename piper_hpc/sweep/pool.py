@@ -152,7 +152,8 @@ class Pool:
 
     def _watch(self, run: RunFolder, point: SweepPoint, step: Step) -> str | None:
         """Wait for a step's end; why it was ended, if it had to be."""
-        seen, since = self._signs(run), time.monotonic()
+        before = seen = self._signs(run)
+        since = time.monotonic()
         while not step.ended():
             try:
                 self._tell()
@@ -163,7 +164,11 @@ class Pool:
             now = self._signs(run)
             if now != seen:
                 seen, since = now, time.monotonic()
-            silent_s, limit_s = time.monotonic() - since, self._limit_s(run, point)
+            # What an owner before this one left is no step of this start.
+            limit_s = (
+                self._limit_s(run, point) if seen["metrics.jsonl"] != before["metrics.jsonl"] else self._rules.start_s
+            )
+            silent_s = time.monotonic() - since
             if silent_s > limit_s and not self.stopping:
                 step.kill()
                 rows = run.metrics()
@@ -172,7 +177,7 @@ class Pool:
         return None
 
     def _limit_s(self, run: RunFolder, point: SweepPoint) -> float:
-        """How long a run may be silent now."""
+        """How long a run that takes steps may be silent now."""
         with suppress(RecordError):
             rows = run.metrics()
             between = rows and point.steps is not None and rows[-1]["step"] + 1 < point.steps
@@ -182,13 +187,13 @@ class Pool:
         return self._rules.start_s
 
     @staticmethod
-    def _signs(run: RunFolder) -> tuple[int, ...]:
-        """What grows while a run lives."""
-        sizes = []
-        for name in ("metrics.jsonl", "measurements.jsonl"):
+    def _signs(run: RunFolder) -> dict[str, int]:
+        """What grows while a run lives: bytes by file."""
+        sizes = {"metrics.jsonl": 0, "measurements.jsonl": 0}
+        for name in sizes:
             with suppress(OSError):
-                sizes.append((run.path / name).stat().st_size)
-        return tuple(sizes)
+                sizes[name] = (run.path / name).stat().st_size
+        return sizes
 
     def _learn(self, run: RunFolder, took_s: float) -> None:
         """What start and end of a point take here: the least seen, as a first one may have measured operators."""

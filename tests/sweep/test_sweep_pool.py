@@ -125,6 +125,19 @@ def test_a_hang_and_a_failure_end_their_points_and_the_pool_goes_on(tmp_path):
     assert Left(sweep, 0).look() == ([], [])
 
 
+def test_a_point_that_is_taken_up_again_may_take_its_time_to_start(tmp_path):
+    sweep = make_sweep(tmp_path, 1)
+    RunFolder(tmp_path / "runs" / "run-0").append_metrics(metrics_row(0))
+
+    def starts_slowly(run: RunFolder, killed: threading.Event) -> None:
+        killed.wait(1.0)  # more than stall_s
+        if not killed.is_set():
+            completes(run, killed)
+
+    assert drain(sweep, Starter({"run-0": starts_slowly}))
+    assert sweep.claims()[0][0].end["state"] == "completed"
+
+
 def test_a_point_is_taken_while_its_time_fits_and_a_shorter_one_after_it(tmp_path):
     sweep = make_sweep(tmp_path, 3)
     long, *others = sweep.points()
