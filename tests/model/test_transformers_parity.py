@@ -17,15 +17,13 @@ pytest.importorskip("transformers")
 from piper_hpc.config.hugging_face import from_hf
 from piper_hpc.convert.model_files import ModelFiles
 from piper_hpc.convert.names import place_of
-from piper_hpc.convert.weights import (
-    family_of,
-    to_checkpoint,
-)
+from piper_hpc.convert.weights import family_of, to_checkpoint
 from piper_hpc.model.names import logical_tensors
 from piper_hpc.spec import Layout, ModelSpec, RankMap, Workload
 from piper_hpc.train.settings import TrainSettings
 from piper_hpc.train.trainer import Trainer
-from tests.model.families import FAMILIES, build, logical, save, save_gradients, whole_model
+from tests.model.families import FAMILIES, build, save, save_gradients
+from tests.model.whole import logical, whole_model
 from tests.processes import run_ranks
 
 SEQUENCE, BATCH = 13, 3
