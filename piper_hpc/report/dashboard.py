@@ -38,8 +38,10 @@ def page(subject: Subject, rows: Sequence[PointRow]) -> str:
 
     found = totals(rows)
     axes = list(dict.fromkeys(key for row in rows for key in row.axes))
-    drawn = {"accuracy": draw.predicted_against_measured(rows), "memory": draw.memory(rows)}
+    # In the order of the page, as the first carries plotly for all.
+    drawn = {"accuracy": draw.predicted_against_measured(rows)}
     drawn |= {f"axis-{number}": draw.rate_over_axis(rows, axis) for number, axis in enumerate(axes[:MOST_AXES])}
+    drawn |= {"memory": draw.memory(rows)}
     of_plan = regret(rows) if subject.kind == "plan" else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(TEMPLATE.read_text()).render(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,14 @@ def test_a_page_carries_all_it_needs_and_a_value_cannot_leave_its_place(sweep, c
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert [point["index"] for point in data["points"]] == list(range(12))
     assert f'http-equiv="refresh" content="{dashboard.REFRESH_S}"' in page
+
+
+def test_plotly_comes_before_the_first_figure_also_where_nothing_was_predicted(sweep):
+    subject = dashboard.Subject(sweep.name, "grid", "command", str(sweep.path))
+    rows = [replace(row, error_pct=None, predicted_step_s=None) for row in Reader(sweep).rows()]
+    page = dashboard.page(subject, rows)
+    assert 'id="figure-accuracy"' not in page
+    assert page.index("plotly.js v") < page.index('id="figure-')
 
 
 PROBE = """
