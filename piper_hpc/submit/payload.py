@@ -35,14 +35,21 @@ class Ending:
     def __init__(self) -> None:
         self._timer: threading.Timer | None = None
         self.asked = threading.Event()
+        self.last_word: Callable[[], None] = lambda: None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """The signal's handler."""
         signal.signal(number, signal.SIG_DFL)
         self.asked.set()
-        self._timer = threading.Timer(LEAVE_S, os.kill, (os.getpid(), number))
+        self._timer = threading.Timer(LEAVE_S, self._end, (number,))
         self._timer.daemon = True
         self._timer.start()
+
+    def _end(self, number: int) -> None:
+        try:
+            self.last_word()
+        finally:
+            os.kill(os.getpid(), number)
 
     def stay(self) -> None:
         """All ranks leave by themselves now: no signal but SIGKILL ends this one sooner."""
@@ -71,6 +78,7 @@ def run_as_rank(run: RunFolder, task: Callable[[RunFolder, RankEnvironment], Non
     _log_to(run.log(rank_env.attempt, rank_env.rank))
     faulthandler.register(signal.SIGTERM, all_threads=False, chain=True)  # where a rank stands that does not come
     kills = memory_kills.counted()
+    ENDING.last_word = lambda: _tell_of_memory(run, rank_env, kills)
     try:
         with private_tmp(run.run_id, rank_env.task):
             task(run, rank_env)
@@ -117,6 +125,14 @@ def _leave_word(run: RunFolder, rank_env: RankEnvironment, error: Exception, kil
     )
     print(trace, file=sys.stderr, flush=True)
     run.write_failure(failure, rank_env.attempt)
+
+
+def _tell_of_memory(run: RunFolder, rank_env: RankEnvironment, kills: Mapping[str, int]) -> None:
+    """What a rank knows that is ended with its peers before it missed one: that its node lacked memory, if it did."""
+    if seen := memory_kills.since(kills, rank_env.node):
+        reason = "it was ended before it missed a peer"
+        failure = Failure(rank_env.rank, "comm", reason, "", time.time(), node=rank_env.node, evidence=seen)
+        run.write_failure(failure, rank_env.attempt)
 
 
 def _log_to(path: Path) -> None:

@@ -11,16 +11,22 @@ from pathlib import Path
 import pytest
 
 from piper_hpc.runs import RunFolder
+from piper_hpc.runtime import memory_kills
 from piper_hpc.runtime.rank import local_variables
 from piper_hpc.submit.payload import LEAVE_S
 
 pytestmark = pytest.mark.slow
 
 RANK = """
-import sys, time
+import itertools, sys, time
 import piper_hpc.runtime.failures  # with torch, as a rank at work has it
 from piper_hpc.runs import RunFolder
+from piper_hpc.runtime import memory_kills
 from piper_hpc.submit.payload import run_as_rank
+
+if sys.argv[2] == "lacks memory":
+    numbers = itertools.count()
+    memory_kills.counted = lambda: {"/proc/vmstat": next(numbers)}
 
 def task(run, rank_env):
     (run.path / "began").touch()
@@ -49,6 +55,13 @@ def test_one_that_finds_out_what_happened_says_so(tmp_path: Path) -> None:
     run, code, _ = ended(tmp_path, "speaks")
     assert code == 1
     assert [failure.reason for failure in run.failures(0)] == ["RuntimeError: lost a peer"]
+
+
+def test_one_that_is_ended_before_it_missed_anybody_tells_that_its_node_lacked_memory(tmp_path: Path) -> None:
+    run, code, _ = ended(tmp_path, "lacks memory")
+    (failure,) = run.failures(0)
+    assert code == -signal.SIGTERM and failure.failure_class == "comm"
+    assert memory_kills.WORDS in failure.evidence[0]
 
 
 def test_one_that_goes_on_is_ended_by_the_signal(tmp_path: Path) -> None:
