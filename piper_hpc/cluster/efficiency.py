@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,12 @@ def read(name: str) -> dict[str, Any]:
 
 
 def load(name: str) -> Efficiency:
-    """The efficiency `name`; ValueError as `resolve` raises it."""
+    """The efficiency `name`; ValueError as `resolve` raises it. Read once for as long as its file stays as it is."""
+    return _load(name, path_of(name).stat().st_mtime_ns)
+
+
+@cache
+def _load(name: str, changed_ns: int) -> Efficiency:
     return resolve(read(name), name)
 
 
