@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The version tested here. On a GPU machine give the build that fits its driver: make run TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: run install test test-all quick lint types bench-a2a validate-testbed compare-strategies ablation faults testbed-packages clean FORCE
+.PHONY: run install test test-all quick lint types bench-a2a validate-testbed compare-strategies ablation bench-layer faults testbed-packages clean FORCE
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m piper_hpc.launch $(ARGS)
@@ -50,6 +50,10 @@ validate-testbed: $(VENV)/test.stamp testbed-packages
 # The paper's claim side by side: what others do, what it does, what the planner finds: forty minutes, as root, quiet machine.
 compare-strategies: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m piper_hpc.studies.headline $(ARGS)
+
+# One layer beside transformers' and a dense product, in turn: two minutes, on a quiet machine; on a GPU where there is one.
+bench-layer: $(VENV)/test.stamp
+	$(BIN)/python -m piper_hpc.studies.layer_speed $(ARGS)
 
 # What each part brings, alone and among all of them: under forty minutes, as root, on a quiet machine.
 ablation: $(VENV)/test.stamp testbed-packages

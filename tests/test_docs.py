@@ -63,6 +63,7 @@ ELSEWHERE = {
         "tests/convert/test_convert.py",
         "train.resume_from=",
     ),
+    "make bench-layer": ("tests/studies/test_layer_speed.py", "layer_speed"),
     "make bench-a2a": ("tests/slurm/test_all_to_all_bench.py", "piper_hpc.studies"),
     "source .venv/bin/activate": ("Makefile", "VENV ?= .venv"),
     LAUNCH: (".ci/run", "make run"),
