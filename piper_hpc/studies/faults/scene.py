@@ -112,7 +112,7 @@ class Scene:
 
     def take_off_disk(self) -> None:
         """Copy the run to where its file system lies on, once its job is over."""
-        self.until(lambda: not self.processes(), LEFT_S, "no process is left")
+        self.until(lambda: not self.at_work(), LEFT_S, "the job is over")
         copy = self.runs.with_name(f"{self.runs.name}-kept") / self.run.run_id
         shutil.copytree(self.run.path, copy)
         self.run = RunFolder(copy)
@@ -175,6 +175,10 @@ class Scene:
         """Steps that were trained twice: what the fault cost."""
         return len(self.run.metrics()) - len(self.losses())
 
+    def at_work(self) -> bool:
+        """Whether its job, or a process of it, is there still."""
+        return self.state_of(self.job) in ("RUNNING", "COMPLETING") or bool(self.processes())
+
     def groups(self) -> list[str]:
         """Control groups of its jobs' ranks."""
         jobs = {self.job, *(str(self.run.attempt(number).get("job_id")) for number in self.run.attempts())}
@@ -188,7 +192,8 @@ class Scene:
     def left_over(self) -> list[str]:
         """Processes, ports, control groups and files that should be gone."""
         deadline = time.monotonic() + LEFT_S
-        while (self.processes() or self.groups()) and time.monotonic() < deadline:
+        # The batch script has its say once the ranks are gone: the job's own end counts.
+        while (self.at_work() or self.groups()) and time.monotonic() < deadline:
             time.sleep(0.2)
         found = [f"process {process.pid}" for process in self.processes()]
         for note in self.run.path.glob("rendezvous/*.json"):
