@@ -8,9 +8,11 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from piper_hpc.runs import RunFolder, Status, attempts
 from piper_hpc.runs.checkpoints import Sidecar, newest
+from piper_hpc.runtime import scratch
 from piper_hpc.runtime.slurm import TIMEOUT_S, Answer, address, ask
 from piper_hpc.submit.evidence import printed, taken_by
 from piper_hpc.submit.retry import Ended, decide
@@ -104,6 +106,8 @@ def _followed(run: RunFolder, environ: Mapping[str, str], exclude: Sequence[str]
     words = ["sbatch", "--parsable", f"--dependency=afterany:{environ['SLURM_JOB_ID']}"]
     words += [f"--exclude={','.join(exclude)}"] if exclude else []
     clean = {key: value for key, value in environ.items() if not re.match(r"SLURM|SRUN_|SBATCH_|PMI", key)}
+    if Path(clean.get("TMPDIR", "")).name.startswith(scratch.PREFIX):
+        del clean["TMPDIR"]  # this rank's own, which ends with it; Slurm would make it again for the job
     command = [*words, str(scripts[-1])]
     try:
         answer = subprocess.run(
