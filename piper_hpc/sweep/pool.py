@@ -91,6 +91,8 @@ class Pool:
         self._left = Left(sweep, group, self._me)
         self._overhead_s: float | None = None
         self.stopping = False
+        self.was_left = False
+        """Whether a point saved and left before the end of the job, so that the job itself may end as if all were well."""
 
     def drain(self) -> bool:
         """Work until nothing is left that fits; True where no point is left, with anybody."""
@@ -135,6 +137,7 @@ class Pool:
             run.write_status(Status("failed", 0, "error", f"the pool could not run it: {error}"))
         status = run.status()
         left = status.failure_class in TAKEN or (status.state == "pending" and status.reason is not None)
+        self.was_left = self.was_left or left
         if left or (not status.ended and hangs is None and (self.stopping or self._starter.is_ending())):
             self.stopping = True
             return  # the claim stays open: whoever finds this job gone goes on with the point
@@ -230,6 +233,9 @@ def main(words: list[str]) -> int:
         is_over = pool.drain()
     except KeyboardInterrupt:  # jobs cancel, of a sweep on this machine
         return INTERRUPTED
+    if pool.was_left and in_slurm:
+        # Warned of its end, as at a preemption. Slurm starts again what it takes, but not what ends by itself before.
+        ask(["scontrol", "requeue", me["id"]], {})
     if is_over and in_slurm:
         # Tasks that still wait would find nothing.
         ask(["scancel", "--state=PENDING", os.environ["SLURM_ARRAY_JOB_ID"]], {})
