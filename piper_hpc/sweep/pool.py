@@ -92,7 +92,7 @@ class Pool:
         self._overhead_s: float | None = None
         self.stopping = False
         self.was_left = False
-        """Whether a point saved and left before the end of the job, so that the job itself may end as if all were well."""
+        """Whether a point saved and left before the end of the job."""
 
     def drain(self) -> bool:
         """Work until nothing is left that fits; True where no point is left, with anybody."""
