@@ -137,7 +137,8 @@ class Pool:
             run.write_status(Status("failed", 0, "error", f"the pool could not run it: {error}"))
         status = run.status()
         left = status.failure_class in TAKEN or (status.state == "pending" and status.reason is not None)
-        self.was_left = self.was_left or left
+        # At a warning alone: where this process is ended too, as by scancel, Slurm decides what becomes of the job.
+        self.was_left = self.was_left or (left and not self.stopping)
         if left or (not status.ended and hangs is None and (self.stopping or self._starter.is_ending())):
             self.stopping = True
             return  # the claim stays open: whoever finds this job gone goes on with the point
