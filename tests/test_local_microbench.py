@@ -22,7 +22,13 @@ def folder(tmp_path_factory) -> Path:
 
 
 QUICK = ("task=microbench", "task.cell_s=0.02", "task.budget_s=1")
-WIDE = (*QUICK, "task.suites=[calibration,gemm,p2p,all_to_all,dispatch]")
+# Fits need a few sizes of each, also where others keep the machine busy.
+WIDE = (
+    "task=microbench",
+    "task.cell_s=0.1",
+    "task.budget_s=4",
+    "task.suites=[calibration,gemm,p2p,all_to_all,dispatch]",
+)
 
 
 @pytest.fixture(scope="module")

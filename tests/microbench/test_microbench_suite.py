@@ -163,9 +163,14 @@ def test_where_ranks_share_cores_a_call_is_what_it_computes() -> None:
 
 
 def test_what_a_message_takes_from_computing_shows_as_its_overhead() -> None:
-    busy, free = (run_ranks(2, _overhead, busy_s)[0] for busy_s in (DELAY_S, 0.0))
-    assert busy - free == pytest.approx(DELAY_S, rel=0.4)
-    assert abs(free) < DELAY_S / 2
+    """Up to three tries: a machine that does something else for a second answers wrongly once."""
+    tries = []
+    for _ in range(3):
+        tries.append(tuple(run_ranks(2, _overhead, busy_s)[0] for busy_s in (DELAY_S, 0.0)))
+        busy, free = tries[-1]
+        if busy - free == pytest.approx(DELAY_S, rel=0.4) and abs(free) < DELAY_S / 2:
+            return
+    pytest.fail(f"(with, without) a delay of {DELAY_S} s: {tries}")
 
 
 def test_a_transfer_that_compute_hides_is_no_overhead() -> None:

@@ -228,7 +228,7 @@ def test_a_missing_rank_is_named_with_the_phase_that_it_did_not_enter() -> None:
     for message, kind in flat[:3]:
         # A step of flat enters five exchanges, so the next is number 6.
         assert message.startswith("all-to-all flat, exchange 6 of ranks 0, 1, 2, 3: rank 3 is the first that did not")
-        assert kind == "comm"
+        assert kind == "hang"
     halo = run_ranks(4, without_rank_3, "halo")
     assert "all-to-all between nodes, exchange" in halo[1][0] and "ranks 1, 3: rank 3 is the first" in halo[1][0]
     assert "all-to-all inside nodes, exchange" in halo[2][0] and "ranks 2, 3: rank 3 is the first" in halo[2][0]
