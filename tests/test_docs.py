@@ -53,7 +53,7 @@ ELSEWHERE = {
         "tests/test_resume.py",
         "parallelism.ep=4",
     ),
-    "make faults": ("tests/slurm/test_faults.py", "eight_faults"),
+    "make faults": ("tests/slurm/test_faults.py", "def hurt"),
     "python -m piper_hpc.convert to-checkpoint MODEL CHECKPOINT": ("tests/convert/test_convert.py", "to-checkpoint"),
     "python -m piper_hpc.convert to-model CHECKPOINT NEW_MODEL --config MODEL/config.json --dtype bfloat16": (
         "tests/convert/test_convert.py",
