@@ -23,7 +23,7 @@ from piper_hpc.studies.layer_speed.measure import time_shape
 from piper_hpc.studies.layer_speed.points import DTYPES, GAIN, LEAST, PARTS, SHAPES, SLOW_SHARE, Timed, Verdict, judge
 from piper_hpc.studies.tables import table
 
-COLUMNS = ("part", "type", "hidden", "ffn", "experts", "k", "tokens", "ours", "theirs", "times", "of dense", "theirs")
+COLUMNS = ("part", "type", "d x f, experts, k, tokens", "ours", "theirs", "times", "of dense", "theirs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,9 +69,9 @@ def _show(timed: Sequence[Timed], verdict: Verdict, device: torch.device) -> Non
     rows = []
     for one in timed:
         shape = one.shape
-        sizes = map(str, (shape.hidden, shape.expert_ffn, shape.experts, shape.top_k, shape.tokens))
+        sizes = f"{shape.hidden} x {shape.expert_ffn}, {shape.experts}, {shape.top_k}, {shape.tokens}"
         times = (f"{1e3 * one.ours_s:.1f} ms", f"{1e3 * one.theirs_s:.1f} ms", f"{one.gain:.2f}")
-        rows.append((one.part, one.dtype, *sizes, *times, f"{one.our_share:.2f}", f"{one.their_share:.2f}"))
+        rows.append((one.part, one.dtype, sizes, *times, f"{one.our_share:.2f}", f"{one.their_share:.2f}"))
     console.print(table(COLUMNS, rows))
     gain = "at no point" if verdict.gain is None else f"{verdict.gain:.2f} times"
     console.print(
