@@ -19,7 +19,7 @@ from piper_hpc.cli import compare, dashboard, resume, sweep_jobs, sync
 from piper_hpc.cli.describe import describe, waiting
 from piper_hpc.cli.errors import run_command
 from piper_hpc.cli.eta import Eta, span
-from piper_hpc.cli.follow import Watch, figures, follow
+from piper_hpc.cli.follow import Watch, figures, tell_end
 from piper_hpc.cli.logs import ALL, Tails, follow_logs, print_now, whose_log
 from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.report import network
@@ -179,15 +179,9 @@ def wait_for(arguments: argparse.Namespace, console: Console) -> int:
     if (sweep := sweep_jobs.pick_sweep(arguments.runs, arguments.run)) is not None:
         return sweep_jobs.wait(sweep, arguments, console)
     run = pick(arguments.runs, arguments.run)
-    document = describe(run)
+    steps = describe(run)["steps"] or 1
     with understood(run):
-        status = follow(run, document["steps"] or 1, Console(stderr=True) if arguments.json else console)
-    if arguments.json:
-        print(json.dumps(describe(run), indent=2))
-    else:
-        reason = f": {status.failure_class or ''} {status.reason}" if status.reason else ""
-        console.print(f"{run.run_id} {status.state}{reason}", highlight=False, markup=False)
-    return 0 if status.state == "completed" else 1
+        return tell_end(run, steps, console, as_json=arguments.json)
 
 
 def cancel_run(arguments: argparse.Namespace, console: Console) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from piper_hpc.cli.describe import queue, waiting
+from piper_hpc.cli.describe import describe, queue, waiting
 from piper_hpc.cli.eta import eta
 from piper_hpc.cli.measured import LiveTable
 from piper_hpc.runs import RunFolder, Status
@@ -74,6 +75,17 @@ def follow(run: RunFolder, steps: int, console: Console, *, wide: bool = False) 
             if status.ended:
                 return status
             time.sleep(POLL_S)
+
+
+def tell_end(run: RunFolder, steps: int, console: Console, *, as_json: bool) -> int:
+    """Follow a run and say how it ended, in words or as `describe`'s document; 0 where it completed, else 1."""
+    status = follow(run, steps, Console(stderr=True) if as_json else console)
+    if as_json:
+        print(json.dumps(describe(run), indent=2))
+    else:
+        reason = f": {status.failure_class or ''} {status.reason}" if status.reason else ""
+        console.print(f"{run.run_id} {status.state}{reason}", highlight=False, markup=False)
+    return 0 if status.state == "completed" else 1
 
 
 class Watch:

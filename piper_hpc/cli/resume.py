@@ -16,8 +16,7 @@ from rich.console import Console
 from yaml import YAMLError
 
 from piper_hpc.cli import sweep_jobs
-from piper_hpc.cli.describe import describe as described
-from piper_hpc.cli.follow import follow
+from piper_hpc.cli.follow import tell_end
 from piper_hpc.cluster.machine import Machine, check_submission, describe
 from piper_hpc.cluster.placement import request
 from piper_hpc.config import ConfigError, Experiment, Problem, check_experiment
@@ -66,13 +65,7 @@ def resume(arguments: argparse.Namespace, console: Console, pick: Pick) -> int:
         text = f"submitted {run.run_id}; follow it with: python -m piper_hpc.jobs status {run.run_id}"
         print(json.dumps(document, indent=2)) if arguments.json else console.print(text, highlight=False)
         return 0
-    status = follow(run, experiment.train.steps, Console(stderr=True) if arguments.json else console)
-    if arguments.json:
-        print(json.dumps(described(run), indent=2))
-    else:
-        reason = f": {status.failure_class or ''} {status.reason}" if status.reason else ""
-        console.print(f"{run.run_id} {status.state}{reason}", highlight=False, markup=False)
-    return 0 if status.state == "completed" else 1
+    return tell_end(run, experiment.train.steps, console, as_json=arguments.json)
 
 
 def start(run: RunFolder, overrides: Sequence[str]) -> Experiment:
