@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from piper_hpc.config.errors import Problem
-from piper_hpc.config.schema import ClusterConfig, Config, DataConfig, TrainConfig
+from piper_hpc.config.schema import ClusterConfig, Config, TrainConfig
+from piper_hpc.config.token_sources import token_problems, token_sources
 from piper_hpc.paths import batch_template, batch_templates, data_folder
 from piper_hpc.runs.checkpoints import SIDECAR, Sidecar, newest
 from piper_hpc.spec import ALGORITHMS, AUTO, BASELINES, RECIPES, TIERS, Layout, ModelSpec, Workload, executor
@@ -18,7 +19,7 @@ from piper_hpc.spec.fabric import FABRICS
 from piper_hpc.spec.migration import MIGRATIONS, OFF
 from piper_hpc.spec.routing_workloads import WORKLOADS
 from piper_hpc.spec.rules import layout_problems
-from piper_hpc.tokens.folder import TokenIndex, TokensError
+from piper_hpc.tokens.folder import TokenIndex
 from piper_hpc.tokens.mixture import too_short
 
 SUITES = (
@@ -120,7 +121,7 @@ def paths(config: Config) -> Iterator[Problem]:
     data, cluster, train = config.data, config.cluster, config.train
     if data.name == "text" and data.path is None:
         yield Problem("data.path", None, "must be given with data=text", "data.path=README.md")
-    yield from _tokens(data)
+    yield from token_problems(data)
     if data.name != "tokens" and data.path is not None and not _has_file(data.path):
         yield Problem("data.path", data.path, "is or holds no file on this machine", "data=stdlib")
     if cluster.calibration not in ("auto", "off") and not Path(cluster.calibration).expanduser().is_file():
@@ -143,46 +144,6 @@ def paths(config: Config) -> Iterator[Problem]:
     if cluster.accelerator is not None and not (ACCELERATORS / f"{cluster.accelerator}.yaml").is_file():
         found = ", ".join(sorted(path.stem for path in ACCELERATORS.glob("*.yaml")))
         yield Problem("cluster.accelerator", cluster.accelerator, f"must be one of {found}", "cluster.accelerator=h100")
-
-
-def token_sources(data: DataConfig) -> list[tuple[Path, float]]:
-    """The folders of data=tokens and the weights of their samples."""
-    given = [(each.path, each.weight) for each in data.sources] if data.path is None else [(data.path, 1.0)]
-    return [(Path(folder).expanduser(), weight) for folder, weight in given]
-
-
-def _tokens(data: DataConfig) -> Iterator[Problem]:
-    """What data=tokens asks for; of one tokenizer, as ids of another mean something else."""
-    if data.name != "tokens":
-        if data.sources:
-            folders = [each.path for each in data.sources]
-            yield Problem("data.sources", folders, "is for data=tokens", f"data=tokens data.path={folders[0]}")
-        if data.document_starts == "mask":
-            rule = "is for data=tokens: bytes have no documents"
-            yield Problem("data.document_starts", "mask", rule, "data.document_starts=learn")
-        return
-    if (data.path is None) == (not data.sources):
-        rule = "one folder in data.path, or several in data.sources: one of the two"
-        yield Problem("data.path", data.path, rule, "data.path=FOLDER data.sources=[]")
-        return
-    tokenizers: dict[str, Path] = {}
-    for number, (folder, weight) in enumerate(token_sources(data)):
-        if not 0 < weight < math.inf:
-            key = f"data.sources[{number}].weight"
-            yield Problem(
-                key,
-                weight,
-                f"must be a number greater than 0, of {folder}",
-                f"data.sources=[{{path:{folder},weight:1}}]",
-            )
-        try:
-            tokenizers.setdefault(TokenIndex.of_whole(folder).tokenizer_sha256, folder)
-        except TokensError as error:
-            yield from error.problems
-    if len(tokenizers) > 1:
-        listed = ", ".join(f"{folder} by {sha256[:8]}" for sha256, folder in tokenizers.items())
-        rule = f"must be of one tokenizer, and are of {len(tokenizers)}: {listed}"
-        yield Problem("data.sources", [str(each) for each in tokenizers.values()], rule, "data.path=FOLDER")
 
 
 def _has_template(config: Config) -> bool:

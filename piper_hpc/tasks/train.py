@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from piper_hpc.balance.balancer import Migration
 from piper_hpc.config import ConfigError, Experiment, Problem
-from piper_hpc.config.checks import token_sources
+from piper_hpc.config.token_sources import token_sources
 from piper_hpc.forecast import calibration_of, forecast
 from piper_hpc.profiling.spans import Span
 from piper_hpc.resource_model.eager.migration import migration_prices

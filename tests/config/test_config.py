@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from piper_hpc.config import ConfigError, Experiment, check_experiment, register
-from piper_hpc.config.checks import token_sources
+from piper_hpc.config.token_sources import token_sources
 from piper_hpc.paths import data_folder
 from piper_hpc.runs.checkpoints import Origin, Sidecar, new_folder
 from piper_hpc.spec import Layout, RankMap, Recompute
