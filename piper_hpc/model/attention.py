@@ -7,22 +7,18 @@ from functools import partial
 import torch
 from torch import nn
 
-from piper_hpc.model import recompute
+from piper_hpc.model.causal import CausalAttention
 from piper_hpc.model.norms import L2Norm, make_norm
-from piper_hpc.model.rotary import rotary_tables, rotate
-from piper_hpc.model.scores import attend, score_mask
 from piper_hpc.spec.model import ModelSpec
 
 
-class Attention(nn.Module):
+class Attention(CausalAttention):
     """Multi-head attention with `kv_heads` shared key and value heads (GQA, arXiv 2305.13245), causal.
 
-    `sequence` fixes the length of the rotary tables; shorter inputs work too. What the spec asks of this layer is
-    there: biases, norms of queries and keys, clipping, a window, sinks, no positions and queries that grow instead.
+    What the spec asks of this layer is there: biases, norms of queries and keys, clipping, a window, sinks, no
+    positions and queries that grow instead.
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor
     growth: torch.Tensor
 
     def __init__(
@@ -35,19 +31,16 @@ class Attention(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """layer: global; again: compute scores, softmax and their product with values again in the backward."""
-        super().__init__()
-        self.run = recompute.again if again else recompute.kept
-        self.head_dim, self.scale = spec.head_dim, spec.head_dim**-0.5
-        self.clip, self.interleaved = spec.clip_qkv, spec.rope_interleaved
-        self.window, self.window_kind = spec.window(layer), spec.window_kind
+        """See `CausalAttention`."""
+        scale = spec.head_dim**-0.5
+        super().__init__(spec, layer, sequence, scale=scale, again=again, device=device, dtype=dtype)
+        self.head_dim, self.clip = spec.head_dim, spec.clip_qkv
         linear = partial(nn.Linear, device=device, dtype=dtype)
         self.q = linear(spec.hidden, spec.q_dim, bias=spec.attention_bias)
         self.k = linear(spec.hidden, spec.kv_dim, bias=spec.attention_bias)
         self.v = linear(spec.hidden, spec.kv_dim, bias=spec.attention_bias)
         self.o = linear(spec.q_dim, spec.hidden, bias=spec.output_bias)
         self.sinks = nn.Parameter(torch.empty(spec.heads, device=device, dtype=dtype)) if spec.attention_sinks else None
-        self.positions = spec.has_positions(layer)
         # Of all heads' width it is before heads are told apart, of one head's after; without parameters, after RoPE.
         self.norm_of_all, self.norm_rotated = spec.qk_norm == "full", spec.qk_norm == "l2"
         self.q_norm: nn.Module | None = None
@@ -57,10 +50,6 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (make_norm(spec, width, device=device, dtype=dtype) for width in widths)
         elif spec.qk_norm == "l2" and self.positions:
             self.q_norm = self.k_norm = L2Norm(spec.norm_eps)
-        if self.positions:
-            cos, sin = rotary_tables(sequence, spec.rope_dim, spec.rope_theta, spec.rope_scaling)
-            self.register_buffer("cos", cos.to(device, dtype), persistent=False)
-            self.register_buffer("sin", sin.to(device, dtype), persistent=False)
         self.grows = bool(spec.temperature_floor) and not self.positions
         if self.grows:
             steps = torch.floor(torch.arange(1, sequence + 1, dtype=torch.float64) / spec.temperature_floor)
@@ -69,20 +58,14 @@ class Attention(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [batch, sequence, hidden] -> the same shape."""
-        batch, sequence, _ = hidden.shape
-        query = self._by_head(self.q(hidden), self.q_norm)
-        key = self._by_head(self.k(hidden), self.k_norm)
+        query = self.turn(self._by_head(self.q(hidden), self.q_norm))
+        key = self.turn(self._by_head(self.k(hidden), self.k_norm))
         value = self._by_head(self.v(hidden), None)
-        if self.positions:
-            cos, sin = self.cos[:sequence], self.sin[:sequence]
-            query, key = (rotate(heads, cos, sin, interleaved=self.interleaved) for heads in (query, key))
         if self.norm_rotated and self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if self.grows:
-            query = query * self.growth[:sequence]
-        mask = score_mask(sequence, self.window, self.window_kind, self.sinks is not None, query.device, query.dtype)
-        attended = self.run(attend, query, key, value, mask, self.scale, self.sinks)
-        return self.o(attended.transpose(1, 2).reshape(batch, sequence, -1))
+            query = query * self.growth[: hidden.shape[1]]
+        return self.o(self.attended(query, key, value, self.sinks))
 
     def _by_head(self, rows: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
         """[batch, sequence, width of all heads] -> [batch, heads, sequence, head_dim], normed if that comes first."""

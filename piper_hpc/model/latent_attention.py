@@ -7,26 +7,21 @@ from functools import partial
 import torch
 from torch import nn
 
-from piper_hpc.model import recompute
-from piper_hpc.model.rotary import rotary_tables, rotate
-from piper_hpc.model.scores import attend, score_mask
+from piper_hpc.model.causal import CausalAttention
 from piper_hpc.spec.model import ModelSpec
 
 LATENT_NORM_EPS = 1e-6
 """Of the norms of both latents in the released models, whatever the epsilon of the others."""
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(CausalAttention):
     """DeepSeek-V2's attention (arXiv 2405.04434 section 2.1).
 
     The last qk_rope_dim numbers of a query head are turned by position, and so is one key of that width, which all
     heads share; the rest of keys, and values, come from a latent.
 
-    q_lora_rank = 0: queries by one full matrix. Interface as `Attention`'s.
+    q_lora_rank = 0: queries by one full matrix.
     """
-
-    cos: torch.Tensor
-    sin: torch.Tensor
 
     def __init__(
         self,
@@ -38,14 +33,11 @@ class LatentAttention(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """layer: global; again: compute scores, softmax and their product with values again in the backward."""
-        super().__init__()
-        self.run = recompute.again if again else recompute.kept
+        """See `CausalAttention`."""
+        scale = spec.head_dim**-0.5 * (spec.rope_scaling.score_factor if spec.rope_scaling is not None else 1.0)
+        super().__init__(spec, layer, sequence, scale=scale, again=again, device=device, dtype=dtype)
         self.heads, self.nope, self.rope = spec.heads, spec.qk_nope_dim, spec.qk_rope_dim
         self.rank, self.v_head_dim = spec.kv_lora_rank, spec.v_head_dim
-        self.interleaved = spec.rope_interleaved
-        self.window, self.window_kind = spec.window(layer), spec.window_kind
-        self.scale = spec.head_dim**-0.5 * (spec.rope_scaling.score_factor if spec.rope_scaling is not None else 1.0)
         linear = partial(nn.Linear, device=device, dtype=dtype)
         norm = partial(nn.RMSNorm, eps=LATENT_NORM_EPS, device=device, dtype=dtype)
         self.query: nn.Linear | None = None
@@ -59,29 +51,22 @@ class LatentAttention(nn.Module):
         self.latent_norm = norm(self.rank)
         self.latent_up = linear(self.rank, self.heads * (self.nope + self.v_head_dim), bias=False)
         self.o = linear(spec.v_dim, spec.hidden, bias=spec.output_bias)
-        cos, sin = rotary_tables(sequence, self.rope, spec.rope_theta, spec.rope_scaling)
-        self.register_buffer("cos", cos.to(device, dtype), persistent=False)
-        self.register_buffer("sin", sin.to(device, dtype), persistent=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [batch, sequence, hidden] -> the same shape."""
-        batch, sequence, _ = hidden.shape
-        cos, sin = self.cos[:sequence], self.sin[:sequence]
         if self.query is not None:
             queries = self.query(hidden)
         else:
             queries = self.query_up(self.query_norm(self.query_down(hidden)))
         plain, turned = self._by_head(queries).split((self.nope, self.rope), dim=-1)
-        query = torch.cat((plain, rotate(turned, cos, sin, interleaved=self.interleaved)), dim=-1)
+        query = torch.cat((plain, self.turn(turned)), dim=-1)
         latent, shared = self.latent_down(hidden).split((self.rank, self.rope), dim=-1)
         plain, value = self._by_head(self.latent_up(self.latent_norm(latent))).split(
             (self.nope, self.v_head_dim), dim=-1
         )
-        shared = rotate(shared.unsqueeze(1), cos, sin, interleaved=self.interleaved)
+        shared = self.turn(shared.unsqueeze(1))
         key = torch.cat((plain, shared.expand(-1, self.heads, -1, -1)), dim=-1)
-        mask = score_mask(sequence, self.window, self.window_kind, False, query.device, query.dtype)
-        attended = self.run(attend, query, key, value, mask, self.scale)
-        return self.o(attended.transpose(1, 2).reshape(batch, sequence, -1))
+        return self.o(self.attended(query, key, value))
 
     def _by_head(self, rows: torch.Tensor) -> torch.Tensor:
         """[batch, sequence, width of all heads] -> [batch, heads, sequence, width of one]."""

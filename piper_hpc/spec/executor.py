@@ -38,6 +38,9 @@ MODEL_LACKS: Mapping[str, tuple[Any, str]] = {
 """Facts of a ModelSpec whose other values the torch modules lack: the value to set in their place, and what is lacking.
 A plan prices them all."""
 
+LATENT_LACKS = ("attention_sinks", "clip_qkv", "temperature_floor")
+"""Facts of attention that the module of latent attention does not have."""
+
 GROUPED_GEMM_ROW_BYTES = 16
 """torch.nn.functional.grouped_mm reads rows of whole 16-byte words; float64 takes a plain loop instead."""
 
@@ -87,6 +90,10 @@ def missing_of_model(model: ModelSpec, dtype: str) -> Iterator[Problem]:
         if lacks(model, fact):
             rule = f"only task=plan models it: the executor lacks {what}"
             yield Problem(f"model.{fact}", getattr(model, fact), rule, f"model.{fact}={works}")
+    for fact in LATENT_LACKS if model.attention == "mla" else ():
+        if value := getattr(model, fact):
+            rule = "only task=plan models it beside model.attention=mla: the executor lacks it there"
+            yield Problem(f"model.{fact}", value, rule, f"model.{fact}={str(type(value)(0)).lower()}")
     if model.rope_scaling is not None and model.rope_scaling.kind == "longrope":
         rule = "only task=plan models it: the executor has yarn, llama3 and linear"
         yield Problem("model.rope_scaling", model.rope_scaling.kind, rule, "model.rope_scaling=null")

@@ -105,6 +105,8 @@ def _feed_forward(spec: ModelSpec) -> Iterator[Problem]:
         yield _problem(spec, "shared_expert_ffn", rule, (spec.expert_ffn or spec.hidden) if spec.shared_experts else 0)
     if spec.swiglu_limit and spec.experts and spec.matrices_per_expert != 3:
         yield _problem(spec, "swiglu_limit", "clamps a gate: needs model.matrices_per_expert=3", 0)
+    if spec.swiglu_limit and (spec.dense_layers or spec.dense_residual_ffn) and spec.dense_matrices != 3:
+        yield _problem(spec, "swiglu_limit", "clamps a gate: needs model.dense_matrices=3", 0)
     if spec.shared_expert_gate and not spec.shared_experts:
         yield _problem(spec, "shared_expert_gate", "needs model.shared_experts of at least 1", "false")
 

@@ -88,6 +88,10 @@ def test_a_published_model_says_the_sequence_of_its_pre_training_and_who_states_
     assert re.search(r"assumed|arXiv \d{4}\.\d{5}|announcement|model page", source)
 
 
+LATENT = (
+    *("model.attention=mla", "model.kv_heads=4", "model.heads=4", "model.head_dim=32", "model.kv_lora_rank=32"),
+    *("model.qk_nope_dim=16", "model.qk_rope_dim=16", "model.v_head_dim=16"),
+)
 LACKING = {
     "grok_1": "norms_per_layer",
     "phi_3_5_moe": "router_score",
@@ -126,6 +130,8 @@ def test_a_model_that_does_not_train_is_refused_before_anything_starts(task):
         (["model.router_score=sparsemixer"], "model.router_score", "model.router_score=softmax"),
         (["model.weighted_input=true"], "model.top_k", "model.top_k=1, or model.weighted_input=false"),
         (["model.head_dim=15"], "model.head_dim", "model.head_dim=16"),
+        ([*LATENT, "model.attention_sinks=true"], "model.attention_sinks", "model.attention_sinks=false"),
+        ([*LATENT, "model.clip_qkv=8.0"], "model.clip_qkv", "model.clip_qkv=0.0"),
         (
             ["model.tied_embeddings=true"],
             "model.tied_embeddings",
