@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from piper_hpc.comm.autograd import AllToAll, Permute, PermuteTokens
+from piper_hpc.comm.autograd import Permute, PermuteTokens
 from piper_hpc.comm.channel import Channel, GroupChannel
+from piper_hpc.comm.exchange import all_to_all_of, begin_exchange, finish_exchange
 from piper_hpc.comm.flat_plan import FlatHandle, FlatPlan, plan_flat, positions
 from piper_hpc.comm.hierarchy import Hierarchy
 from piper_hpc.comm.volume import Sent
@@ -53,17 +54,24 @@ class FlatDispatcher:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
         plan = plan_flat(expert_ids, positions(placement, tokens.device), self._ranks, self._channel)
         rows: torch.Tensor = PermuteTokens.apply(tokens, plan.order, plan.inverse_order, plan.top_k)
-        if self._channel is not None:
-            rows = AllToAll.apply(rows, plan.send_rows, plan.recv_rows, self._channel)
-            rows = Permute.apply(rows, plan.expert_order, plan.arrival_order)
-        return rows, FlatHandle(plan, weights)
+        if self._channel is None:
+            return rows, FlatHandle(plan, weights, lambda begun: begun)
+        exchange = all_to_all_of(self._channel, plan.send_rows, plan.recv_rows)
+
+        def grouped(begun: torch.Tensor) -> torch.Tensor:
+            arrived = finish_exchange(begun, exchange)
+            by_slot: torch.Tensor = Permute.apply(arrived, plan.expert_order, plan.arrival_order)
+            return by_slot
+
+        return begin_exchange(rows, exchange), FlatHandle(plan, weights, grouped)
 
     def combine(self, rows: torch.Tensor, handle: FlatHandle[FlatPlan]) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         plan = handle.plan
         if self._channel is not None:
             rows = Permute.apply(rows, plan.arrival_order, plan.expert_order)
-            rows = AllToAll.apply(rows, plan.recv_rows, plan.send_rows, self._channel)
+            exchange = all_to_all_of(self._channel, plan.recv_rows, plan.send_rows)
+            rows = finish_exchange(begin_exchange(rows, exchange), exchange)
         copies = Permute.apply(rows, plan.inverse_order, plan.order).view(-1, plan.top_k, rows.shape[-1])
         # Not a batched product: of matrices this thin it takes about three times as long on a CPU.
         return (copies * handle.weights.unsqueeze(-1)).sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, Protocol, TypeVar
@@ -46,10 +47,12 @@ PlanT = TypeVar("PlanT", bound=Plan)
 
 @dataclass(frozen=True)
 class FlatHandle(Generic[PlanT]):
-    """What `combine` needs of its `dispatch`: the plan, and the weights [tokens, top_k] with their gradient."""
+    """What `combine` needs of its `dispatch`: the plan, and the weights [tokens, top_k] with their gradient. rows: see
+    `piper_hpc.model.dispatcher.Handle`."""
 
     plan: PlanT
     weights: torch.Tensor
+    rows: Callable[[torch.Tensor], torch.Tensor]
 
     @property
     def offsets(self) -> torch.Tensor:

@@ -7,14 +7,16 @@ it leaves the domain. Without it, every number equals the flat dispatcher's bit 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from piper_hpc.comm.channel import Channel
 from piper_hpc.comm.dedup import SegmentSum, accumulator
+from piper_hpc.comm.exchange import Exchange, Finish, begin_exchange, finish_exchange
 from piper_hpc.comm.flat_plan import inverse
 from piper_hpc.comm.hierarchical_plan import HierarchicalPlan, plan_hierarchical
 from piper_hpc.comm.hierarchy import Hierarchy
@@ -28,10 +30,12 @@ from piper_hpc.spec.expert_placement import ExpertPlacement
 @dataclass(frozen=True)
 class HierarchicalHandle:
     """What `combine` needs of its `dispatch`. weights: [tokens, top_k]; of a deduplicated plan those of the choices
-    that this rank sends at the last level, [choices] part by part. Both with their gradient."""
+    that this rank sends at the last level, [choices] part by part. Both with their gradient. rows: see
+    `piper_hpc.model.dispatcher.Handle`."""
 
     plan: HierarchicalPlan
     weights: torch.Tensor
+    rows: Callable[[torch.Tensor], torch.Tensor]
 
     @property
     def offsets(self) -> torch.Tensor:
@@ -96,8 +100,9 @@ class HaloDispatcher:
             )
         if self._dedup:
             weights = DispatchWeights.apply(weights, plan, self._transport)
-        rows: torch.Tensor = DispatchRows.apply(tokens, plan, self._transport)
-        return rows, HierarchicalHandle(plan, weights)
+        exchange = rows_of(plan, self._transport)
+        handle = HierarchicalHandle(plan, weights, partial(finish_exchange, exchange=exchange))
+        return begin_exchange(tokens, exchange), handle
 
     def combine(self, rows: torch.Tensor, handle: HierarchicalHandle) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
@@ -124,23 +129,27 @@ class HaloDispatcher:
         ]
 
 
-class DispatchRows(torch.autograd.Function):
-    """Tokens [tokens, hidden] to the rows of their experts [rows, hidden]; the backward is the unweighted combine."""
+def rows_of(plan: HierarchicalPlan, transport: Transport) -> Exchange:
+    """The exchange of tokens [tokens, hidden] for the rows of experts [rows, hidden]; backward, of their gradients by
+    an unweighted combine."""
 
-    @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, plan: HierarchicalPlan, transport: Transport) -> torch.Tensor:
-        ctx.plan, ctx.transport = plan, transport
-        return transport.dispatch(tokens, plan.send_tokens, plan, None)
+    def forward(tokens: torch.Tensor) -> Finish:
+        return transport.begin_dispatch(tokens, plan.send_tokens, plan)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        plan: HierarchicalPlan = ctx.plan
-        rows, _ = ctx.transport.combine(gradient, plan)
-        if plan.dedup is None:
-            copies = rows.index_select(0, plan.inverse_order).view(plan.tokens, plan.top_k, *rows.shape[1:])
-            return copies.sum(1), None, None
-        added = plan.dedup.local(rows[: plan.local_rows]) + plan.dedup.remote(rows[plan.local_rows :])
-        return added.to(gradient.dtype), None, None
+    def backward(gradient: torch.Tensor) -> Finish:
+        rest = transport.begin_combine(gradient, plan)
+
+        def finish() -> torch.Tensor:
+            rows, _ = rest()
+            if plan.dedup is None:
+                copies = rows.index_select(0, plan.inverse_order).view(plan.tokens, plan.top_k, *rows.shape[1:])
+                return copies.sum(1)
+            added = plan.dedup.local(rows[: plan.local_rows]) + plan.dedup.remote(rows[plan.local_rows :])
+            return added.to(gradient.dtype)
+
+        return finish
+
+    return Exchange(forward, backward)
 
 
 class CombineCopies(torch.autograd.Function):
@@ -149,11 +158,11 @@ class CombineCopies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, plan: HierarchicalPlan, transport: Transport) -> torch.Tensor:
         ctx.plan, ctx.transport = plan, transport
-        return transport.combine(rows, plan)[0].index_select(0, plan.inverse_order)
+        return transport.begin_combine(rows, plan)()[0].index_select(0, plan.inverse_order)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return ctx.transport.dispatch(gradient, ctx.plan.order, ctx.plan, None), None, None
+        return ctx.transport.begin_dispatch(gradient, ctx.plan.order, ctx.plan)(), None, None
 
 
 class DispatchWeights(torch.autograd.Function):
@@ -201,7 +210,7 @@ class CombineSums(torch.autograd.Function):
             assert isinstance(sums, SegmentSum)
             return sums(outputs, weights_of[part]).to(rows.dtype)
 
-        returned, outputs = transport.combine(rows, plan, reduce, keep=True)
+        returned, outputs = transport.begin_combine(rows, plan, reduce, keep=True)()
         combined = plan.dedup.local(outputs[0], weights_of[0])
         if len(plan.parts) > 1:
             combined += plan.dedup.remote(returned[plan.local_rows :])
@@ -220,5 +229,5 @@ class CombineSums(torch.autograd.Function):
             products[part] = (gradients.to(wide) * outputs[part].to(wide)).sum(-1)
             return gradients * weights_of[part].unsqueeze(-1).to(gradients.dtype)
 
-        rows = ctx.transport.dispatch(gradient.to(outputs[0].dtype), plan.send_tokens, plan, weight)
+        rows = ctx.transport.begin_dispatch(gradient.to(outputs[0].dtype), plan.send_tokens, plan, weight)()
         return rows, torch.cat(products).to(weights.dtype), None, None

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from piper_hpc.comm.autograd import AllToAll, Permute, PermuteTokens
+from piper_hpc.comm.autograd import Permute, PermuteTokens
 from piper_hpc.comm.channel import Channel, wait_on_host
+from piper_hpc.comm.exchange import Exchange, all_to_all_of, begin_exchange, finish_exchange
 from piper_hpc.comm.flat_plan import FlatHandle, inverse, positions
 from piper_hpc.comm.hierarchy import Hierarchy
 from piper_hpc.comm.volume import Sent
@@ -61,16 +62,22 @@ class PaddedDispatcher:
         experts, hidden = len(placement.rank_of_expert), tokens.shape[-1]
         rows: torch.Tensor = PermuteTokens.apply(tokens, plan.order, plan.inverse_order, plan.top_k)
         rows = rows.new_zeros(experts * plan.block_rows, hidden).index_copy(0, plan.place, rows)
-        rows = self._exchange(rows, plan.block_rows * placement.experts_per_rank)
-        # Blocks arrive by source, then slot; the experts get them by slot.
-        blocks = rows.view(self._ranks, placement.experts_per_rank, plan.block_rows, hidden)
-        return blocks.transpose(0, 1).reshape(-1, hidden), FlatHandle(plan, weights)
+        exchange = self._exchange(plan.block_rows * placement.experts_per_rank)
+
+        def grouped(begun: torch.Tensor) -> torch.Tensor:
+            # Blocks arrive by source, then slot; the experts get them by slot.
+            arrived = finish_exchange(begun, exchange)
+            blocks = arrived.view(self._ranks, placement.experts_per_rank, plan.block_rows, hidden)
+            return blocks.transpose(0, 1).reshape(-1, hidden)
+
+        return begin_exchange(rows, exchange), FlatHandle(plan, weights, grouped)
 
     def combine(self, rows: torch.Tensor, handle: FlatHandle[PaddedPlan]) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""
         plan, hidden = handle.plan, rows.shape[-1]
         blocks = rows.view(len(plan.offsets), self._ranks, plan.block_rows, hidden)
-        rows = self._exchange(blocks.transpose(0, 1).reshape(-1, hidden), plan.block_rows * len(plan.offsets))
+        exchange = self._exchange(plan.block_rows * len(plan.offsets))
+        rows = finish_exchange(begin_exchange(blocks.transpose(0, 1).reshape(-1, hidden), exchange), exchange)
         copies = Permute.apply(rows.index_select(0, plan.place), plan.inverse_order, plan.order)
         return (copies.view(-1, plan.top_k, hidden) * handle.weights.unsqueeze(-1)).sum(1)
 
@@ -78,10 +85,9 @@ class PaddedDispatcher:
         """See `piper_hpc.comm.factory.GroupDispatcher.sent`."""
         return [Sent(peer, plan.block_rows * len(plan.offsets)) for peer in range(self._ranks)]
 
-    def _exchange(self, rows: torch.Tensor, rows_per_rank: int) -> torch.Tensor:
+    def _exchange(self, rows_per_rank: int) -> Exchange:
         even = [rows_per_rank] * self._ranks
-        exchanged: torch.Tensor = AllToAll.apply(rows, even, even, self._channel)
-        return exchanged
+        return all_to_all_of(self._channel, even, even)
 
     def _plan(self, expert_ids: torch.Tensor, placement: ExpertPlacement) -> PaddedPlan:
         """Collective: every rank tells every other the length of its longest block."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from piper_hpc.comm.channel import Channel, Work
 from piper_hpc.comm.dedup import SegmentSum
+from piper_hpc.comm.exchange import Finish
 from piper_hpc.comm.hierarchical_plan import HierarchicalPlan
 from piper_hpc.spec.all_to_all import Overlap
 
@@ -45,10 +46,11 @@ class Transport:
         self._overlap = overlap
         self._buffers = BufferPool()
 
-    def dispatch(
-        self, source: torch.Tensor, index: torch.Tensor, plan: HierarchicalPlan, transform: PartTransform | None
-    ) -> torch.Tensor:
-        """Rows source[index] to their experts: [rows, hidden] by expert slot, as flat delivers them.
+    def begin_dispatch(
+        self, source: torch.Tensor, index: torch.Tensor, plan: HierarchicalPlan, transform: PartTransform | None = None
+    ) -> Finish:
+        """Begin to send rows source[index] to their experts; finishing it returns [rows, hidden] by expert slot, as
+        flat delivers them.
 
         source: [source rows, hidden]; index: int64 [rows sent at the first level]; transform: applied to what this rank
         sends at the last level of each part.
@@ -74,17 +76,22 @@ class Transport:
             output = recv[part] if is_last else relays[step][1][part - 1]
             return self.channels[transfer.level].all_to_all(output, to_send[part], transfer.recv, transfer.send)
 
-        self._post_all(plan, post)
-        return recv_buffer.index_select(0, plan.expert_order)
+        rest = self._begin(plan, post)
 
-    def combine(
+        def finish() -> torch.Tensor:
+            rest()
+            return recv_buffer.index_select(0, plan.expert_order)
+
+        return finish
+
+    def begin_combine(
         self, rows: torch.Tensor, plan: HierarchicalPlan, transform: PartTransform | None = None, *, keep: bool = False
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Rows as `dispatch` delivered them, [rows, hidden], back to the ranks of their tokens.
+    ) -> Callable[[], tuple[torch.Tensor, list[torch.Tensor]]]:
+        """Begin to send rows as a dispatch delivered them, [rows, hidden], back to the ranks of their tokens.
 
-        Returns the rows as they were sent at the first level, part by part, and for each part the rows that its last
-        level of dispatch brings back, to the relaying rank. transform: applied to those of the chunks instead of that
-        transfer's `unpack`; keep: the second result outlives the next call.
+        Finishing it returns the rows as they were sent at the first level, part by part, and for each part the rows
+        that its last level of dispatch brings back, to the relaying rank. transform: applied to those of the chunks
+        instead of that transfer's `unpack`; keep: the second result outlives the next call.
         """
         send_buffer = self._buffers.take("recv", plan.expert_order.numel(), rows)
         torch.index_select(rows, 0, plan.arrival_order, out=send_buffer)
@@ -113,8 +120,13 @@ class Transport:
             output = local if part == 0 else recv[part] if step == plan.depth - 1 else relays[step][1][part - 1]
             return self.channels[transfer.level].all_to_all(output, to_send[part], transfer.send, transfer.recv)
 
-        self._post_all(plan, post)
-        return recv_buffer, last_level
+        rest = self._begin(plan, post)
+
+        def finish() -> tuple[torch.Tensor, list[torch.Tensor]]:
+            rest()
+            return recv_buffer, last_level
+
+        return finish
 
     def _relay(
         self, name: str | None, rows: Sequence[int], like: torch.Tensor
@@ -125,14 +137,27 @@ class Transport:
         )
         return whole, whole.split(list(rows))
 
-    def _post_all(self, plan: HierarchicalPlan, post: Callable[[int, int], Work]) -> None:
+    def _begin(self, plan: HierarchicalPlan, post: Callable[[int, int], Work]) -> Callable[[], None]:
+        """Post what waits for nothing; what it returns posts and waits for the rest."""
+        posting = self._post_all(plan, post)
+        next(posting)
+
+        def rest() -> None:
+            for _ in posting:
+                pass
+
+        return rest
+
+    def _post_all(self, plan: HierarchicalPlan, post: Callable[[int, int], Work]) -> Iterator[None]:
         """Post every all-to-all (part, step) of the plan in the order of the overlap, each once its part's previous one
-        has arrived; and wait for the last of each part."""
+        has arrived; and wait for the last of each part. Yields before it waits."""
         parts = list(range(len(plan.parts)))
         if self._overlap == "none":
             for part in parts:
                 for step in range(len(plan.parts[part])):
-                    post(part, step).wait()
+                    work = post(part, step)
+                    yield
+                    work.wait()
             return
         if self._overlap == "far_first":
             parts = [*parts[1:], 0]
@@ -143,5 +168,6 @@ class Transport:
                     if step:
                         pending[part].wait()
                     pending[part] = post(part, step)
+            yield
         for part in parts:
             pending[part].wait()

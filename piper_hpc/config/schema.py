@@ -149,6 +149,7 @@ class ParallelismConfig:
     migration_every: int = 8  # steps between looks at the loads, and of the window that a plan is made from
     migration_threshold: float = 1.1  # busiest rank over the mean below which no expert moves
     stage_layers: list[int] | None = None  # layers of each pipeline stage, [3,4,4,3]; null: as even as it goes
+    overlap_shared: bool = True  # shared experts run while routed rows are on their way
 
 
 @dataclass

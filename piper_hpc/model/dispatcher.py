@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,12 @@ class Handle(Protocol):
     def offsets(self) -> torch.Tensor:
         """Where each local expert's rows end, int32 [experts_per_rank], on the rows' device."""
 
+    @property
+    def rows(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Given what `dispatch` returned, waits for the rows that were sent here, [rows, hidden] grouped by slot: as
+        many as all ranks of the expert group sent. To be called once; what is computed before is so while rows are on
+        their way, and its backward while their gradients are."""
+
 
 class Dispatcher(Protocol):
     """Sends tokens to the experts they chose and brings the results back, differentiably."""
@@ -23,11 +30,11 @@ class Dispatcher(Protocol):
     def dispatch(
         self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
     ) -> tuple[torch.Tensor, Handle]:
-        """Rows for this rank's experts, grouped by slot.
+        """Send tokens on their way to their experts.
 
-        tokens [tokens, hidden]; expert_ids int64 [tokens, top_k], logical; weights [tokens, top_k]. Returns
-        rows [rows, hidden], as many as were sent here by all ranks of the expert group, and the handle.
+        tokens [tokens, hidden]; expert_ids int64 [tokens, top_k], logical; weights [tokens, top_k]. Returns a tensor
+        for `handle.rows`, of whatever shape, which carries the gradient; and the handle.
         """
 
     def combine(self, rows: torch.Tensor, handle: Any) -> torch.Tensor:
-        """The weighted sum of each token's expert outputs, [tokens, hidden]; rows as `dispatch` delivered them."""
+        """The weighted sum of each token's expert outputs, [tokens, hidden]; rows as `handle.rows` delivered them."""

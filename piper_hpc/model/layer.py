@@ -26,7 +26,8 @@ from piper_hpc.spec.recompute import Recompute
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What all layers of a stage share. aux_scale: see `Router`; recompute: what is computed again in the backward."""
+    """What all layers of a stage share. aux_scale: see `Router`; recompute: what is computed again in the backward;
+    overlap_shared: whether shared experts run while routed rows, or their gradients, are on their way."""
 
     sequence: int
     aux_scale: float
@@ -35,6 +36,7 @@ class LayerSettings:
     recompute: Recompute
     device: torch.device
     dtype: torch.dtype
+    overlap_shared: bool = True
 
 
 class Layer(nn.Module):
@@ -96,7 +98,7 @@ class MoELayer(Layer):
         self.router = Router(spec, settings.aux_scale, **placed)
         self.experts = Experts(spec, placement.experts_per_rank, again=again, **placed)
         self.shared = SharedExperts(spec, again=again, **placed) if spec.shared_experts else None
-        self.weighted_input = spec.weighted_input
+        self.weighted_input, self.overlap_shared = spec.weighted_input, settings.overlap_shared
         self.dispatcher, self.placement = settings.dispatcher, placement
         self.forced: Sequence[torch.Tensor] | None = None
         self.routed: list[torch.Tensor] = []
@@ -126,8 +128,13 @@ class MoELayer(Layer):
             given = hidden
         tokens, *found = timed("router", partial(self._route, forced), given)
         routed = Routed(*found)
-        rows, handle = timed("dispatch", partial(self._dispatch, routed), tokens)
-        beside = [] if self.shared is None else [timed("expert", self.shared, tokens)]
+        if self.shared is None or not self.overlap_shared:
+            rows, handle = timed("dispatch", partial(self._dispatch_and_wait, routed), tokens)
+            beside = [] if self.shared is None else [timed("expert", self.shared, tokens)]
+        else:
+            begun, handle = timed("dispatch", partial(self._dispatch, routed), tokens)
+            beside = [timed("expert", self.shared, tokens)]
+            rows = timed("dispatch", handle.rows, begun)
         rows = timed("expert", lambda r: self.experts(r, handle.offsets), rows)
 
         def combine(rows: torch.Tensor, hidden: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
@@ -150,6 +157,10 @@ class MoELayer(Layer):
         if self.weighted_input:  # of one expert a token
             tokens, weights = tokens * weights, torch.ones_like(weights)
         return self.dispatcher.dispatch(tokens, routed.expert_ids, weights, self.placement)
+
+    def _dispatch_and_wait(self, routed: Routed, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        begun, handle = self._dispatch(routed, tokens)
+        return handle.rows(begun), handle
 
 
 def make_layer(

@@ -22,7 +22,8 @@ class Stage(nn.Module):
     Parameters carry global names (`layers.3.attention.q.weight`), so that no layout shows in them. A tied head is the
     embedding's own matrix: the whole model is then one stage.
     aux_scale: see `Router`. dispatcher: of this rank's expert group; placements: by global layer, which rank of that
-    group holds which expert. recompute: what of each layer is computed again in the backward.
+    group holds which expert. recompute: what of each layer is computed again in the backward. overlap_shared: see
+    `piper_hpc.spec.layout.Layout`.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Stage(nn.Module):
         recompute: Recompute,
         device: torch.device,
         dtype: torch.dtype,
+        overlap_shared: bool = True,
     ) -> None:
         super().__init__()
         indices = list(layers)
@@ -47,7 +49,7 @@ class Stage(nn.Module):
         self.head: nn.Linear | None = None
         if indices[0] == 0:
             self.embedding = nn.Embedding(spec.vocab, spec.hidden, device=device, dtype=dtype)
-        settings = LayerSettings(sequence, aux_scale, dispatcher, recorder, recompute, device, dtype)
+        settings = LayerSettings(sequence, aux_scale, dispatcher, recorder, recompute, device, dtype, overlap_shared)
         self.layers = nn.ModuleDict(
             {str(index): make_layer(spec, index, settings, placements[index]) for index in indices}
         )

@@ -45,7 +45,7 @@ class ByteCountingDispatcher:
         self, tokens: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement
     ) -> tuple[torch.Tensor, Any]:
         """See `piper_hpc.model.dispatcher.Dispatcher.dispatch`."""
-        rows, handle = self.dispatcher.dispatch(tokens, expert_ids, weights, placement)
+        begun, handle = self.dispatcher.dispatch(tokens, expert_ids, weights, placement)
         # A forward that runs again sends rows there and back once more, and their gradients belong to the first.
         exchanges = ALL_TO_ALLS_PER_STEP // 2 if is_rerun() else ALL_TO_ALLS_PER_STEP
         # A weight is sent in dispatch and its gradient in the backward, in the same type; the index once.
@@ -59,7 +59,7 @@ class ByteCountingDispatcher:
         for level in LEVELS:
             self._sent.payload_bytes[level] += traffic[level].payload_bytes * exchanges
             self._sent.metadata_bytes[level] += traffic[level].metadata_bytes
-        return rows, handle
+        return begun, handle
 
     def combine(self, rows: torch.Tensor, handle: Any) -> torch.Tensor:
         """See `piper_hpc.model.dispatcher.Dispatcher.combine`."""

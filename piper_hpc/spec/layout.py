@@ -52,7 +52,8 @@ class Layout:
 
     ranks = pp * dp * ep * etp; `dp` counts replicas of an expert. Everything that is not an expert is replicated
     over `dense_dp` = ranks / (pp * tp * cp) ranks. `micro_batch` is in sequences per rank. stage_layers: how many
-    layers each global stage holds, where they are not split evenly.
+    layers each global stage holds, where they are not split evenly; overlap_shared: whether shared experts run while
+    routed rows are on their way to experts, and their backward while the rows' gradients are.
     """
 
     pp: int = 1
@@ -69,6 +70,7 @@ class Layout:
     all_to_all: str = "flat"
     placement: str = "linear"
     stage_layers: tuple[int, ...] = ()
+    overlap_shared: bool = True
 
     @property
     def ranks(self) -> int:

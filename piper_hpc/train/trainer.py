@@ -85,6 +85,7 @@ class Trainer:
                 recompute=layout.recomputed,
                 device=device,
                 dtype=dtype,
+                overlap_shared=layout.overlap_shared,
             )
             for stage in groups.place.stages
         ]

@@ -82,7 +82,8 @@ def solve(
     def rank_outcome(rank: int) -> Outcome:
         mine = dispatcher(board, algorithm, places, rank, hierarchy, **options)
         tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
-        rows, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
+        begun, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
+        rows = handle.rows(begun)
         sizes = torch.diff(handle.offsets, prepend=torch.zeros(1, dtype=torch.int32)).long()
         scale = torch.tensor([1.0 + expert / 8 for expert in given.placement.experts_of(rank)], dtype=rows.dtype)
         combined = mine.combine(rows * scale.repeat_interleave(sizes)[:, None], handle)
@@ -299,7 +300,8 @@ def test_a_plan_is_used_again_without_counts(algorithm: str) -> None:
         outputs = []
         for _ in range(2):
             tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
-            rows, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement, plan)
+            begun, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement, plan)
+            rows = handle.rows(begun)
             combined = mine.combine(rows, handle)
             seen.append(len(calls))
             combined.sum().backward()

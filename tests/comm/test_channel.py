@@ -48,9 +48,10 @@ def one_receives_nothing(never_empty: bool) -> tuple[list[float], list[list[int]
     tokens = torch.full((3, 1), 1.0 + dist.get_rank(), requires_grad=True)
     dist.all_to_all_single = telling
     try:
-        rows, handle = dispatcher.dispatch(
+        begun, handle = dispatcher.dispatch(
             tokens, torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), ExpertPlacement.linear(2, 2)
         )
+        rows = handle.rows(begun)
         combined = dispatcher.combine(rows, handle)
         combined.sum().backward()
     finally:
@@ -146,7 +147,8 @@ def asked_of_a_device(algorithm: str) -> list[int]:
     made, device = on_a_device(3)
     with device:
         ids = torch.arange(4).view(2, 2)
-        rows, handle = dispatcher.dispatch(torch.ones(2, 1), ids, torch.ones(2, 2), ExpertPlacement.linear(4, 4))
+        begun, handle = dispatcher.dispatch(torch.ones(2, 1), ids, torch.ones(2, 2), ExpertPlacement.linear(4, 4))
+        rows = handle.rows(begun)
         dispatcher.combine(rows, handle)  # type: ignore[arg-type]
     return [work.asked for work in made]
 

@@ -31,7 +31,8 @@ def test_bytes_and_calls_are_those_of_a_real_exchange(algorithm: str, racks: lis
     def dispatch(rank: int) -> list[tuple[float, float]]:
         mine = dispatcher(board, algorithm, places, rank, hierarchy, chunks=CHUNKS)
         tokens, weights = torch.ones(len(ids), HIDDEN), torch.full(ids.shape, 0.5)
-        rows, handle = mine.dispatch(tokens, ids, weights, placement)
+        begun, handle = mine.dispatch(tokens, ids, weights, placement)
+        rows = handle.rows(begun)
         mine.combine(rows, handle)
         sent = volume(mine.sent(handle.plan), places, rank, row_bytes=4 * HIDDEN, weight_bytes=4)
         return [(each.payload_bytes, each.metadata_bytes) for each in sent.values()]

@@ -41,7 +41,8 @@ def check_exchange(load: str, placement: ExpertPlacement) -> dict[str, object]:
     tokens = torch.randn(len(ids), HIDDEN, generator=generator, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(len(ids), TOP_K, generator=generator, dtype=torch.float64, requires_grad=True)
     dispatcher = FlatDispatcher(group)
-    rows, handle = dispatcher.dispatch(tokens, ids, weights, placement)
+    begun, handle = dispatcher.dispatch(tokens, ids, weights, placement)
+    rows = handle.rows(begun)
     assert int(handle.offsets[-1]) == len(rows)
     local = placement.experts_of(rank)
     sizes = torch.diff(handle.offsets, prepend=torch.zeros(1, dtype=torch.int32))
@@ -86,9 +87,10 @@ def count_exchanges() -> tuple[list[str], list[str]]:
         tokens = torch.randn(TOKENS, HIDDEN, requires_grad=True)
         weights = torch.rand(TOKENS, TOP_K, requires_grad=True)
         dispatcher = FlatDispatcher(dist.group.WORLD)
-        rows, handle = dispatcher.dispatch(
+        begun, handle = dispatcher.dispatch(
             tokens, chosen("even", dist.get_rank()), weights, ExpertPlacement.linear(EXPERTS, dist.get_world_size())
         )
+        rows = handle.rows(begun)
         result = dispatcher.combine(rows, handle).sum()
         forward = list(carried)
         result.backward()

@@ -57,7 +57,8 @@ def test_exchanges_of_equal_size_use_the_same_memory(algorithm: str) -> None:
         for _ in range(2):
             tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
             before = len(kept)
-            rows, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
+            begun, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
+            rows = handle.rows(begun)
             if not dedup:
                 mine.combine(rows, handle).sum().backward()
             outputs.append(rows)
@@ -119,7 +120,8 @@ def test_each_phase_has_one_gather(algorithm: str) -> None:
         events: list[Any] = board.calls[rank]
         seen = [len(events)]
         with Gathers(events):
-            rows, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement, plan)
+            begun, handle = mine.dispatch(tokens, given.expert_ids[rank], weights, given.placement, plan)
+            rows = handle.rows(begun)
             seen.append(len(events))
             mine.combine(rows, handle)
         return [", ".join(phase for phase, _ in part) for part in (events[seen[0] : seen[1]], events[seen[1] :])]
@@ -138,7 +140,10 @@ def test_each_chunk_has_one_gather_a_phase() -> None:
         events: list[Any] = []
         plan = mine.plan(given.expert_ids[rank], given.placement)
         with Gathers(events):
-            mine.dispatch(given.tokens[rank], given.expert_ids[rank], given.weights[rank], given.placement, plan)
+            begun, handle = mine.dispatch(
+                given.tokens[rank], given.expert_ids[rank], given.weights[rank], given.placement, plan
+            )
+            handle.rows(begun)
         return len(events)
 
     assert board.run(gathers) == [1 + 3 + 1] * 4

@@ -32,7 +32,8 @@ def counted(algorithm: str, places: Places, experts: int) -> list[dict[str, tupl
     def rank_plan(rank: int) -> dict[str, tuple[int, int, int, int]]:
         mine = dispatcher(board, algorithm, places, rank, hierarchy, chunks=1)
         ids = every_choice(experts)
-        _, handle = mine.dispatch(torch.ones(len(ids), 3), ids, torch.ones(ids.shape), placement)
+        begun, handle = mine.dispatch(torch.ones(len(ids), 3), ids, torch.ones(ids.shape), placement)
+        handle.rows(begun)
         sent = volume(mine.sent(handle.plan), places, rank, row_bytes=ROW_BYTES, weight_bytes=WEIGHT_BYTES)
         return {
             tier: (each.rows, each.payload_bytes, each.metadata_bytes, each.messages) for tier, each in sent.items()

@@ -33,7 +33,8 @@ def test_bytes_of_a_step_are_those_sent(algorithm: str, dtype: torch.dtype) -> N
     def step(rank: int) -> tuple[SentBytes, SentBytes]:
         meter = ByteCountingDispatcher(dispatcher(board, algorithm, places, rank, hierarchy, chunks=2), places, rank)
         tokens, weights = given.tokens[rank].clone().requires_grad_(), given.weights[rank].clone().requires_grad_()
-        rows, handle = meter.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
+        begun, handle = meter.dispatch(tokens, given.expert_ids[rank], weights, given.placement)
+        rows = handle.rows(begun)
         meter.combine(rows, handle).sum().backward()
         return meter.pop_sent_bytes(), meter.pop_sent_bytes()
 

@@ -32,15 +32,16 @@ class VariantRunner:
     ) -> torch.Tensor:
         """What is timed: tokens [tokens, hidden] to combined tokens, with experts that return what they get. ids,
         weights: [tokens, top_k]."""
-        rows, handle = self.dispatcher.dispatch(tokens, ids, weights, placement)
-        return self.dispatcher.combine(rows, handle)
+        begun, handle = self.dispatcher.dispatch(tokens, ids, weights, placement)
+        return self.dispatcher.combine(handle.rows(begun), handle)
 
     def check(
         self, tokens: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, placement: ExpertPlacement, rank: int
     ) -> tuple[torch.Tensor, Sequence[Sent]]:
         """The same with experts that scale by their id, so that a row at a wrong expert shows; and what this rank,
         `rank` of the group, sent in dispatch."""
-        rows, handle = self.dispatcher.dispatch(tokens, ids, weights, placement)
+        begun, handle = self.dispatcher.dispatch(tokens, ids, weights, placement)
+        rows = handle.rows(begun)
         sizes = torch.diff(handle.offsets, prepend=handle.offsets.new_zeros(1)).long()
         scale = torch.tensor([1 + expert / 64 for expert in placement.experts_of(rank)], device=rows.device)
         scaled = rows * scale.repeat_interleave(sizes)[:, None].to(rows.dtype)

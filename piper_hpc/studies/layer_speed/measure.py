@@ -101,8 +101,8 @@ def copy_weights(ours: MoELayer, theirs: Any) -> None:
 def experts_of(layer: MoELayer, hidden: torch.Tensor) -> torch.Tensor:
     """The MoE part alone: router, dispatch, experts, combine."""
     routed, tokens = layer.router(hidden), hidden.flatten(0, 1)
-    rows, handle = layer.dispatcher.dispatch(tokens, routed.expert_ids, routed.weights, layer.placement)
-    return layer.dispatcher.combine(layer.experts(rows, handle.offsets), handle).view_as(hidden)
+    begun, handle = layer.dispatcher.dispatch(tokens, routed.expert_ids, routed.weights, layer.placement)
+    return layer.dispatcher.combine(layer.experts(handle.rows(begun), handle.offsets), handle).view_as(hidden)
 
 
 def forward_and_backward(forward: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> Call:

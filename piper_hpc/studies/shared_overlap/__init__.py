@@ -1,0 +1,1 @@
+"""How much of the exchange of routed rows shared experts hide, on the testbed."""
