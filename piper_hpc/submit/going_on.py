@@ -106,8 +106,10 @@ def _followed(run: RunFolder, environ: Mapping[str, str], exclude: Sequence[str]
     words = ["sbatch", "--parsable", f"--dependency=afterany:{environ['SLURM_JOB_ID']}"]
     words += [f"--exclude={','.join(exclude)}"] if exclude else []
     clean = {key: value for key, value in environ.items() if not re.match(r"SLURM|SRUN_|SBATCH_|PMI", key)}
-    if Path(clean.get("TMPDIR", "")).name.startswith(scratch.PREFIX):
-        del clean["TMPDIR"]  # this rank's own, which ends with it; Slurm would make it again for the job
+    own = clean.get("TMPDIR", "")
+    if Path(own).name.startswith(scratch.PREFIX):
+        # This rank's own folder ends with it; Slurm, or torch for its caches in it, would make it again for the job.
+        clean = {key: value for key, value in clean.items() if not value.startswith(own)}
     command = [*words, str(scripts[-1])]
     try:
         answer = subprocess.run(

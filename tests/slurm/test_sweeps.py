@@ -1,5 +1,5 @@
 """A sweep on a real Slurm: among good points one that fails, one that hangs, one that is infeasible and one whose job
-is taken away; it is interrupted, resumed and drawn."""
+is preempted; it is interrupted, resumed and drawn."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from piper_hpc.runs import RunFolder
 from piper_hpc.runs.sweeps import SweepFolder
+from piper_hpc.testbed.slurm import URGENT
 from piper_hpc.testbed.state import Testbed
 from tests.live import SECONDS_TO_START, rank_process, until
 
@@ -55,10 +56,10 @@ def test_a_sweep_comes_through_all_that_may_happen_to_it(testbed: Testbed, tmp_p
     steps_begin(HANGS)
     rank_process(runs[HANGS], 1).send_signal(signal.SIGSTOP)
 
-    # The next is taken away with its job, which Slurm puts back into the queue.
+    # The next is preempted with its job, which Slurm puts back into the queue.
     steps_begin(TAKEN)
     (job,) = sweep.jobs()
-    slurm("scontrol", "requeue", f"{job['id']}_0")
+    slurm("sbatch", f"--partition={URGENT}", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     until(lambda: "PENDING" in slurm("squeue", "-h", "-j", job["id"], "-o", "%T"), 60, "the task is queued again")
     slurm("scontrol", "update", f"JobId={job['id']}_0", "StartTime=now")
     until(lambda: [one.attempt for one in sweep.claims()[TAKEN]] == [0, 1], SECONDS_TO_START, "it is taken up again")
