@@ -247,3 +247,18 @@ def test_a_cluster_without_links_trains_on_one_rank_only() -> None:
     assert run(given_cluster=alone, layout=Layout(micro_batch=2)).step_time_s > 0
     with pytest.raises(ResourceModelError, match="p2p"):
         run(given_cluster=alone)
+
+
+def test_rows_travel_beside_shared_experts_for_as_long_as_these_take() -> None:
+    model = replace(TINY, shared_experts=1, shared_expert_ffn=TINY.expert_ffn)
+    alone = replace(LAYOUT, overlap_shared=False)
+    slow, fast = (cluster(slower(calibration(), "all_to_all/node/2", factor)) for factor in (1e3, 1e-3))
+    shared_s = run(model, slow, alone).terms["expert_s"] - run(TINY, slow, alone).terms["expert_s"]
+    without, overlapped = run(model, slow, alone).terms, run(model, slow).terms
+    assert without["dispatch_s"] - overlapped["dispatch_s"] == pytest.approx(shared_s)
+    differing = {term for term in without if without[term] != pytest.approx(overlapped[term])}
+    assert differing <= {"dispatch_s"} | WAITS
+    hidden_s = run(model, fast, alone).terms["dispatch_s"] - run(model, fast).terms["dispatch_s"]
+    assert 0 < hidden_s < 0.1 * shared_s
+    same = replace(slow, devices_share_cores=True, cores=2.0)
+    assert run(model, same).terms == run(model, same, alone).terms

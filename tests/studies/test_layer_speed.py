@@ -35,10 +35,11 @@ def test_dense_flops_are_those_of_the_experts():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_both_parts_are_timed_with_equal_results(dtype, monkeypatch, capsys):
     monkeypatch.setattr(study, "SHAPES", (SMALL,))
-    code = study.main(["--shapes", "1", "--seconds", "0.01", "--dtypes", dtype, "--json"])
+    code = study.main(["--shapes", "1", "--seconds", "0.01", "--dtypes", dtype, "--profile", "--json"])
     document = json.loads(capsys.readouterr().out)
     assert code in (0, 1) and [point["part"] for point in document["points"]] == ["experts", "block"]
     assert all(point[f"{name}_s"] > 0 for point in document["points"] for name in ("ours", "theirs", "dense"))
+    assert all(0 < point[f"{name}_products"] < 1 for point in document["points"] for name in ("our", "their"))
 
 
 def test_what_was_asked_wrongly_is_told(capsys):

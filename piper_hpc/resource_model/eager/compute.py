@@ -155,15 +155,20 @@ def router(batch: MicroBatch) -> ModuleCost:
     )
 
 
-def row_all_to_all(batch: MicroBatch, group: Group) -> Cost:
-    """One all-to-all of every row, and its rows sorted between expert order and arrival; nothing for a group of one.
+def rows_wire(batch: MicroBatch, group: Group) -> Cost:
+    """One all-to-all of every row; nothing for a group of one.
 
     It lasts as long as a balanced one in which every rank sends and receives as many rows as the busiest.
     """
     if group.size == 1:
         return Cost()
     send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
-    return communication.all_to_all(batch.curves, group, send_bytes) + batch.gather()
+    return communication.all_to_all(batch.curves, group, send_bytes)
+
+
+def row_all_to_all(batch: MicroBatch, group: Group) -> Cost:
+    """`rows_wire`, and its rows sorted between expert order and arrival; nothing for a group of one."""
+    return Cost() if group.size == 1 else rows_wire(batch, group) + batch.gather()
 
 
 def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
@@ -240,19 +245,23 @@ def dense(batch: MicroBatch, recompute: Recompute) -> ModuleCost:
     )
 
 
-def beside_experts(batch: MicroBatch, recompute: Recompute) -> ModuleCost:
-    """What an MoE layer computes beside its experts: shared experts, a dense residual."""
-    model, cost = batch.model, ModuleCost(Cost(), Cost())
-    added = batch.stream((3 * batch.hidden, 1))
-    if model.shared_experts:
-        width = model.shared_experts * model.shared_expert_ffn
-        cost += feed_forward(batch, width, model.matrices_per_expert, recompute) + ModuleCost(added, added)
-    if model.shared_expert_gate:
-        cost += batch.linear(model.hidden, 1) + ModuleCost(added, added * 2)
-    if model.dense_residual_ffn:
-        residual = feed_forward(batch, model.dense_residual_ffn, model.dense_matrices, recompute)
-        cost += norm(batch) + residual + ModuleCost(added, added)
-    return cost
+def shared_experts(batch: MicroBatch, recompute: Recompute) -> ModuleCost:
+    """The experts that every token passes, with their gate and the sum with routed ones."""
+    model, added = batch.model, batch.stream((3 * batch.hidden, 1))
+    if not model.shared_experts:
+        return ModuleCost(Cost(), Cost())
+    width = model.shared_experts * model.shared_expert_ffn
+    cost = feed_forward(batch, width, model.matrices_per_expert, recompute) + ModuleCost(added, added)
+    return cost + batch.linear(model.hidden, 1) + ModuleCost(added, added * 2) if model.shared_expert_gate else cost
+
+
+def dense_residual(batch: MicroBatch, recompute: Recompute) -> ModuleCost:
+    """The feed-forward beside the MoE part of a layer (Arctic)."""
+    model, added = batch.model, batch.stream((3 * batch.hidden, 1))
+    if not model.dense_residual_ffn:
+        return ModuleCost(Cost(), Cost())
+    residual = feed_forward(batch, model.dense_residual_ffn, model.dense_matrices, recompute)
+    return norm(batch) + residual + ModuleCost(added, added)
 
 
 def combine(batch: MicroBatch, group: Group) -> ModuleCost:

@@ -51,11 +51,15 @@ SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
 
 @dataclass(frozen=True)
 class DispatchCombine:
-    """Costs of dispatch and combine of one layer in one micro-batch, and the algorithm that was selected for them."""
+    """Costs of dispatch and combine of one layer in one micro-batch, and the algorithm that was selected for them.
+
+    wire: of a dispatch, forward and backward, what its rows are on their way, beside which others may compute.
+    """
 
     dispatch: ModuleCost
     combine: ModuleCost
     selection: Selection
+    wire: Cost
 
 
 class DispatchCosts(Protocol):
@@ -121,12 +125,12 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     for combine and all backward, which use the plan; the errors of both are taken as independent in the interval. The
     model holds for groups of any shape; on larger ones than were measured, on more nodes, it is less sure of itself.
     """
-    flat = compute.dispatch(batch, group), compute.combine(batch, group)
+    flat, wire = (compute.dispatch(batch, group), compute.combine(batch, group)), compute.rows_wire(batch, group)
     if algorithm == FLAT.name or group.size == 1:
         why = "as configured" if algorithm == FLAT.name else "a group of one"
-        return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why))
+        return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why), wire)
     if algorithm != AUTO and get_algorithm(algorithm).padded:
-        return DispatchCombine(*flat, Selection(AllToAllConfig(algorithm), why="as configured"))
+        return DispatchCombine(*flat, Selection(AllToAllConfig(algorithm), why="as configured"), wire)
     curves = batch.curves
     cell = cell_of(group, curves.cluster.topology, batch.model, batch.tokens, batch.bytes_per_value, batch.load)
     selection = select(curves, cell, algorithm)
@@ -140,7 +144,7 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     for note in selection.notes:
         curves.note(note)
     if config.algorithm == FLAT.name:
-        return DispatchCombine(*flat, selection)
+        return DispatchCombine(*flat, selection, wire)
     model = all_to_all_model(curves)
     if not model.measured:
         curves.note(
@@ -164,7 +168,7 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     def scaled(cost: ModuleCost, forward: float) -> ModuleCost:  # neither has weights
         return ModuleCost(_scaled(cost.forward, forward, spread), _scaled(cost.backward, other, spread))
 
-    return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection)
+    return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection, _scaled(wire, other, spread))
 
 
 def _scaled(cost: Cost, ratio: float, spread: float) -> Cost:

@@ -123,6 +123,8 @@ def layer_cost(
     exchange: DispatchCombine,
     recompute: Recompute,
     kind: LayerKind = MOE,
+    *,
+    overlap_shared: bool = False,
 ) -> Work:
     """Seconds of one layer by term, on the mean rank. Five all-to-alls synchronise its expert group, each with a wait.
 
@@ -130,7 +132,8 @@ def layer_cost(
     experts', both ways; in forward, between the all-to-alls of counts and of rows, what a dispatch computes by itself.
     At each of them ranks wait for arrival skew, which grows with that compute (communication.arrival_skew), and where
     experts come before it, for the rank with the most rows. What is recomputed is so in the backward, and whole layers
-    with their all-to-alls and waits.
+    with their all-to-alls and waits. overlap_shared: rows are on their way while shared experts are computed, and what
+    of that time the latter take is no dispatch's.
     """
     curves = batch.curves
 
@@ -143,7 +146,8 @@ def layer_cost(
     attended, router, experts = attention.attention(batch, kind), compute.router(batch), experts_with(mean_load)
     if recompute.attention:
         attended = attended.again(attention.scores_forward(batch, kind))
-    beside = compute.beside_experts(batch, recompute)
+    shared = compute.shared_experts(batch, recompute)
+    hidden = _hidden(exchange.wire, shared) if overlap_shared else ModuleCost(Cost(), Cost())
     dense, rows = attended + router, compute.dispatch(batch, Group())
     imbalance = experts_with(batch.load) + experts * -1
 
@@ -159,8 +163,9 @@ def layer_cost(
         "dispatch_s": exchange.dispatch
         + arrival_waits(dense.forward, experts.backward)
         + arrival_waits(rows.forward, Cost())
-        + ModuleCost(Cost(), imbalance.backward),
-        "expert_s": experts + beside,
+        + ModuleCost(Cost(), imbalance.backward)
+        + hidden * -1,
+        "expert_s": experts + shared + compute.dense_residual(batch, recompute),
         "combine_s": exchange.combine
         + arrival_waits(experts.forward, dense.backward)
         + ModuleCost(imbalance.forward, Cost()),
@@ -169,6 +174,14 @@ def layer_cost(
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
     return Work(modules)
+
+
+def _hidden(wire: Cost, shared: ModuleCost) -> ModuleCost:
+    """What of a dispatch's way runs beside shared experts, and of its gradients' beside their backward."""
+    if not wire.seconds:
+        return ModuleCost(Cost(), Cost())
+    forward, backward = (min(1.0, each.seconds / wire.seconds) for each in (shared.forward, shared.backward))
+    return ModuleCost(wire * forward, wire * backward)
 
 
 def work_beside_layers(

@@ -246,13 +246,16 @@ class StepPricer:
         return self._once(("wait", layout.micro_batch, layout.recompute, layout.ep, layout.all_to_all, groups), make)
 
     def _layer(self, layout: Layout, group: Group, kind: LayerKind) -> Work:
-        key = ("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all, kind)
+        # Where ranks share cores, another takes the one of a rank that waits: nothing is gained by filling the wait.
+        overlap = layout.overlap_shared and not self.cluster.devices_share_cores
+        key = ("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all, kind, overlap)
 
         def make() -> Work:
             batch = self._batch(layout)
             if not kind.moe:
                 return dense_layer_cost(batch, layout.recomputed, kind)
-            return layer_cost(batch, layout.ep, group, self._exchange(layout, group), layout.recomputed, kind)
+            exchange = self._exchange(layout, group)
+            return layer_cost(batch, layout.ep, group, exchange, layout.recomputed, kind, overlap_shared=overlap)
 
         return self._once(key, make)
 

@@ -1,9 +1,10 @@
 """The speed of one layer, forward and backward, beside `transformers` and a dense product of the experts' FLOPs.
 
-    python -m piper_hpc.studies.layer_speed [--dtypes float32] [--parts experts] [--seconds 3] [--json]
+    python -m piper_hpc.studies.layer_speed [--dtypes float32] [--parts experts] [--seconds 3] [--profile] [--json]
 
 All are timed in turn in one run, with the same weights; a table says how many times faster this layer is, and which
-share of the dense product's speed each reaches. Exit codes: 0 the bar is met, 1 it is missed, 2 a mistake in what was
+share of the dense product's speed each reaches; with --profile also which share of its time is in matrix products, of
+which both call the same. Exit codes: 0 the bar is met, 1 it is missed, 2 a mistake in what was
 asked.
 """
 
@@ -24,6 +25,7 @@ from piper_hpc.studies.layer_speed.points import DTYPES, GAIN, LEAST, PARTS, SHA
 from piper_hpc.studies.tables import table
 
 COLUMNS = ("part", "type", "d x f, experts, k, tokens", "ours", "theirs", "times", "of dense", "theirs")
+PROFILED = ("products", "theirs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes, the first ones")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each shape (default 3)")
+    parser.add_argument("--profile", action="store_true", help="also the share of matrix products in each layer's time")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     chosen = parser.parse_args(arguments)
     if problem := _problem(chosen.dtypes.split(","), chosen.parts.split(","), chosen.shapes):
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_ANSWER
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     timed = [
-        time_shape(shape, dtype, part, device, chosen.seconds)
+        time_shape(shape, dtype, part, device, chosen.seconds, profiled=chosen.profile)
         for part in chosen.parts.split(",")
         for dtype in chosen.dtypes.split(",")
         for shape in SHAPES[: chosen.shapes]
@@ -65,14 +68,16 @@ def _problem(dtypes: Sequence[str], parts: Sequence[str], shapes: int) -> str:
 
 
 def _show(timed: Sequence[Timed], verdict: Verdict, device: torch.device) -> None:
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     rows = []
     for one in timed:
         shape = one.shape
         sizes = f"{shape.hidden} x {shape.expert_ffn}, {shape.experts}, {shape.top_k}, {shape.tokens}"
         times = (f"{1e3 * one.ours_s:.1f} ms", f"{1e3 * one.theirs_s:.1f} ms", f"{one.gain:.2f}")
-        rows.append((one.part, one.dtype, sizes, *times, f"{one.our_share:.2f}", f"{one.their_share:.2f}"))
-    console.print(table(COLUMNS, rows))
+        shares = (one.our_share, one.their_share, one.our_products, one.their_products)
+        rows.append((one.part, one.dtype, sizes, *times, *(f"{share:.2f}" for share in shares if share is not None)))
+    columns = COLUMNS + (PROFILED if timed[0].our_products is not None else ())
+    console.print(table(columns, rows))
     gain = "at no point" if verdict.gain is None else f"{verdict.gain:.2f} times"
     console.print(
         f"on {device}: {gain} as fast (geometric mean, at least {GAIN}) where transformers is below "

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from piper_hpc.comm import FlatDispatcher
 from piper_hpc.model.layer import LayerSettings, MoELayer
@@ -19,10 +20,14 @@ from piper_hpc.studies.layer_speed.points import HEAD_DIM, HEADS, Shape, Timed
 
 Call = Callable[[], None]
 LEAST_CALLS, MOST_CALLS = 5, 50
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_grouped_mm")
 
 
-def time_shape(shape: Shape, dtype: str, part: str, device: torch.device, budget_s: float) -> Timed:
-    """Medians over calls in turn. Raises AssertionError where both layers do not compute the same."""
+def time_shape(
+    shape: Shape, dtype: str, part: str, device: torch.device, budget_s: float, *, profiled: bool = False
+) -> Timed:
+    """Medians over calls in turn; profiled: afterwards also the share of matrix products in each layer's time. Raises
+    AssertionError where both layers do not compute the same."""
     type_ = getattr(torch, dtype)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(shape.tokens, shape.hidden, generator=generator).view(-1, shape.sequence, shape.hidden)
@@ -43,7 +48,8 @@ def time_shape(shape: Shape, dtype: str, part: str, device: torch.device, budget
     calls = {name: forward_and_backward(forward, hidden) for name, forward in forwards.items()}
     calls["dense"] = dense_product(shape, device, type_)
     medians = in_turn(calls, device, budget_s)
-    return Timed(shape, dtype, part, medians["ours"], medians["theirs"], medians["dense"])
+    shares = [products_share(calls[name], device) for name in ("ours", "theirs")] if profiled else [None, None]
+    return Timed(shape, dtype, part, medians["ours"], medians["theirs"], medians["dense"], *shares)
 
 
 def our_layer(shape: Shape, device: torch.device, dtype: torch.dtype) -> MoELayer:
@@ -126,6 +132,20 @@ def dense_product(shape: Shape, device: torch.device, dtype: torch.dtype) -> Cal
         (rows @ weight).backward(gradient)
 
     return call
+
+
+def products_share(call: Call, device: torch.device) -> float:
+    """Of the seconds of a call, those in matrix products, single or grouped; by torch's profiler over some calls."""
+    on_device = device.type != "cpu"
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_device]
+    with profile(activities=activities) as profiled:
+        for _ in range(LEAST_CALLS):
+            call()
+    seconds = {
+        event.key: event.self_device_time_total if on_device else event.self_cpu_time_total
+        for event in profiled.key_averages()
+    }
+    return sum(seconds.get(name, 0.0) for name in PRODUCTS) / sum(seconds.values())
 
 
 def in_turn(calls: dict[str, Call], device: torch.device, budget_s: float) -> dict[str, float]:

@@ -59,7 +59,8 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Timed:
-    """Median seconds of forward and backward of one shape, of everything in turn in one run; None: not at hand."""
+    """Median seconds of forward and backward of one shape, of everything in turn in one run; our_products and
+    their_products: share of matrix products in each layer's time, None where it was not profiled."""
 
     shape: Shape
     dtype: str
@@ -67,6 +68,8 @@ class Timed:
     ours_s: float
     theirs_s: float
     dense_s: float
+    our_products: float | None = None
+    their_products: float | None = None
 
     @property
     def gain(self) -> float:
