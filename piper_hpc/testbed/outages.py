@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,10 +31,10 @@ def kill_node_daemon(testbed: Testbed, node: str) -> None:
 
 
 def start_node_daemon(testbed: Testbed, node: str) -> None:
-    """Bring the node back."""
-    space = f"{network.PREFIX}{node}"
+    """Bring the node back, once its slurmd has reported: a job that starts there before would be taken from it again."""
+    space, before = f"{network.PREFIX}{node}", _daemon_started(testbed, node)
     process.spawn(state.folder(), f"slurmd-{node}", ["slurmd", "-D", "-N", node], space, SLURM_CONF=testbed.slurm_conf)
-    process.wait_until(lambda: slurm.node_states(_conf(testbed)).get(node, "") != "unknown", 5)
+    process.wait_until(lambda: _daemon_started(testbed, node) != before, slurm.START_S)
     _scontrol(testbed, "update", f"NodeName={node}", "State=RESUME")
 
 
@@ -88,5 +89,12 @@ def _link(node: str, to: str) -> None:
     subprocess.run(["ip", "link", "set", f"{network.PREFIX}v{node.removeprefix('n')}", to], check=True)
 
 
-def _scontrol(testbed: Testbed, *words: str) -> None:
-    subprocess.run(["scontrol", *words], env=os.environ | testbed.environment, check=False, capture_output=True)
+def _daemon_started(testbed: Testbed, node: str) -> str:
+    """When the slurmd that last reported for the node began, as slurmctld says it."""
+    found = re.search(r"SlurmdStartTime=(\S+)", _scontrol(testbed, "show", "node", node))
+    return found[1] if found else ""
+
+
+def _scontrol(testbed: Testbed, *words: str) -> str:
+    environment = os.environ | testbed.environment
+    return subprocess.run(["scontrol", *words], env=environment, check=False, capture_output=True, text=True).stdout
