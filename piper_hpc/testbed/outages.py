@@ -31,7 +31,7 @@ def kill_node_daemon(testbed: Testbed, node: str) -> None:
 
 
 def start_node_daemon(testbed: Testbed, node: str) -> None:
-    """Bring the node back, once its slurmd has reported: a job that starts there before would be taken from it again."""
+    """Bring the node back once its slurmd has reported: a job that starts there before loses it again."""
     space, before = f"{network.PREFIX}{node}", _daemon_started(testbed, node)
     process.spawn(state.folder(), f"slurmd-{node}", ["slurmd", "-D", "-N", node], space, SLURM_CONF=testbed.slurm_conf)
     process.wait_until(lambda: _daemon_started(testbed, node) != before, slurm.START_S)
