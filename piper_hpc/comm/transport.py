@@ -76,7 +76,7 @@ class Transport:
             output = recv[part] if is_last else relays[step][1][part - 1]
             return self.channels[transfer.level].all_to_all(output, to_send[part], transfer.recv, transfer.send)
 
-        rest = self._begin(plan, post)
+        rest = self._begin(plan, post, 1)  # of the widest level, which takes longest
 
         def finish() -> torch.Tensor:
             rest()
@@ -120,7 +120,7 @@ class Transport:
             output = local if part == 0 else recv[part] if step == plan.depth - 1 else relays[step][1][part - 1]
             return self.channels[transfer.level].all_to_all(output, to_send[part], transfer.send, transfer.recv)
 
-        rest = self._begin(plan, post)
+        rest = self._begin(plan, post, plan.depth)  # up to the widest level, which comes last here
 
         def finish() -> tuple[torch.Tensor, list[torch.Tensor]]:
             rest()
@@ -137,10 +137,11 @@ class Transport:
         )
         return whole, whole.split(list(rows))
 
-    def _begin(self, plan: HierarchicalPlan, post: Callable[[int, int], Work]) -> Callable[[], None]:
-        """Post what waits for nothing; what it returns posts and waits for the rest."""
+    def _begin(self, plan: HierarchicalPlan, post: Callable[[int, int], Work], steps: int) -> Callable[[], None]:
+        """Post the first steps; what it returns posts and waits for the rest."""
         posting = self._post_all(plan, post)
-        next(posting)
+        for _ in range(steps):
+            next(posting, None)
 
         def rest() -> None:
             for _ in posting:
@@ -150,7 +151,7 @@ class Transport:
 
     def _post_all(self, plan: HierarchicalPlan, post: Callable[[int, int], Work]) -> Iterator[None]:
         """Post every all-to-all (part, step) of the plan in the order of the overlap, each once its part's previous one
-        has arrived; and wait for the last of each part. Yields before it waits."""
+        has arrived; and wait for the last of each part. Yields after each step that is posted, before it waits."""
         parts = list(range(len(plan.parts)))
         if self._overlap == "none":
             for part in parts:

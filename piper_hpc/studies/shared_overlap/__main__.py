@@ -1,8 +1,8 @@
 """Shared experts beside the exchange of routed rows, on the testbed (needs root): what overlap hides of waiting.
 
 Each layer runs forward and backward without and with overlap in turn, its shared expert alone, and its exchange
-alone. Only waiting can be hidden, not what the exchange itself computes: the bar is half of waiting or of the shared
-expert, whichever is less.
+alone. Only waiting can be hidden, not what the exchange itself computes, which counts against a rank's quota: the bar
+is half of waiting or of the shared expert, whichever is less.
 
     python -m piper_hpc.studies.shared_overlap
     python -m piper_hpc.studies.shared_overlap --as-it-is --repeats 3
@@ -26,7 +26,7 @@ from piper_hpc.report.units import seconds
 from piper_hpc.runs import RecordError, RunFolder, understood
 from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.jobs import ask, completed, prepared
-from piper_hpc.studies.shared_overlap.resident import OPERATOR, Asked, Point, Row, work
+from piper_hpc.studies.shared_overlap.resident import ALGORITHMS, OPERATOR, Asked, Point, Row, work
 from piper_hpc.studies.tables import markdown_table, table
 from piper_hpc.studies.testbed import TestbedError, brought_up
 
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", metavar="RUN", help="a run that was measured before: its folder, or its id")
     parser.add_argument("--as-it-is", action="store_true", help="on the testbed that is up")
     parser.add_argument("--repeats", type=int, default=15, help="of each point (default 15)")
+    parser.add_argument("--only", action="append", choices=ALGORITHMS, help="this all-to-all; repeatable")
     parser.add_argument("overrides", nargs="*", help="of the run's configuration, as the launcher takes them")
     chosen = parser.parse_args(arguments)
     try:
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"--repeats {chosen.repeats}: must be at least 1, for example --repeats 15")
         with brought_up(() if chosen.as_it_is else FLAGS):
             run = prepared([*RUN, *chosen.overrides])
-            ask(run, Asked(chosen.repeats))
+            ask(run, Asked(chosen.repeats, tuple(chosen.only or ALGORITHMS)))
             print(f"run {run.path}", flush=True)
             completed(run, work)
         return show(run)

@@ -47,14 +47,16 @@ class Point:
         )  # fmt: skip
 
 
-POINTS = [Point(algorithm, width) for algorithm in ("flat", "halo", "halo_dedup") for width in (256, 1024, 4096)]
+ALGORITHMS = "flat", "halo", "halo_dedup"
+POINTS = [Point(algorithm, width) for algorithm in ALGORITHMS for width in (256, 1024, 4096)]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """How often each point is measured."""
+    """Which points are measured, by their all-to-all, and how often each."""
 
     repeats: int
+    algorithms: tuple[str, ...] = ALGORITHMS
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Row:
     """One repeat of a point, means over ranks, of a forward and a backward.
 
     off_s, on_s: of the layer; shared_s: of the shared expert alone; wait_s: what rows and their gradients are waited
-    for where nothing else runs, less the CPU seconds of the process meanwhile.
+    for where nothing else runs, less what the process computes meanwhile, as long as its quota lets that take.
     """
 
     off_s: float
@@ -78,12 +80,13 @@ def work(run_path: str) -> None:
 
 def measure(context: Context) -> None:
     """Every point in each repeat."""
-    ranks = context.rank_env.ranks
+    asked, ranks = Asked(**asked_of(context.run.path)), context.rank_env.ranks
     places = Places.of(context.rank_map(Layout(ep=ranks)), range(ranks))
     timeout = timedelta(seconds=context.experiment.cluster.comm_timeout_s)
     factory = DispatcherFactory(places, range(ranks), timeout)
-    layers = {point: _layer(context, point, factory) for point in POINTS}
-    for repeat in range(-1, Asked(**asked_of(context.run.path)).repeats):
+    chosen = [point for point in POINTS if point.algorithm in asked.algorithms]
+    layers = {point: _layer(context, point, factory) for point in chosen}
+    for repeat in range(-1, asked.repeats):
         for point, layer in layers.items():
             row = _row(point, layer)
             if context.is_first and repeat >= 0:
@@ -120,23 +123,22 @@ def _row(point: Point, layer: MoELayer) -> Row:
         layer.reset()
         layer(hidden).sum().backward()
 
-    return Row(
-        off_s=_mean(_seconds(lambda: whole(False))),
-        on_s=_mean(_seconds(lambda: whole(True))),
-        shared_s=_mean(_seconds(lambda: shared(tokens).sum().backward())),
-        wait_s=_mean(_waited(layer, tokens)),
-    )
+    off_s, _ = _seconds(lambda: whole(False))
+    on_s, _ = _seconds(lambda: whole(True))
+    shared_s, shared_cpu_s = _seconds(lambda: shared(tokens).sum().backward())
+    # It does nothing but compute: so much longer than on a core of its own does this rank take for what it computes.
+    stretch = max(1.0, shared_s / shared_cpu_s)
+    return Row(*map(_mean, (off_s, on_s, shared_s, _waited(layer, tokens, stretch))))
 
 
-def _waited(layer: MoELayer, tokens: torch.Tensor) -> float:
-    """Seconds of waiting for rows and for their gradients, less those of the process's CPU."""
-    routed = layer.router(tokens)
+def _waited(layer: MoELayer, tokens: torch.Tensor, stretch: float) -> float:
+    """Seconds of waiting for rows and for their gradients, less `stretch` times those of the process's CPU."""
+    routed = layer.router(tokens.view(-1, SEQUENCE, tokens.shape[-1]))
     begun, handle = layer.dispatcher.dispatch(tokens, routed.expert_ids, routed.weights.detach(), layer.placement)
 
     def without_cpu(call: Callable[[], object]) -> float:
-        used_s = time.process_time()
-        lasted_s = _seconds(call, together=False)
-        return max(0.0, lasted_s - (time.process_time() - used_s))
+        lasted_s, used_s = _seconds(call, together=False)
+        return max(0.0, lasted_s - stretch * used_s)
 
     arrived: list[torch.Tensor] = []
     forward_s = without_cpu(lambda: arrived.append(handle.rows(begun)))
@@ -144,13 +146,13 @@ def _waited(layer: MoELayer, tokens: torch.Tensor) -> float:
     return forward_s + without_cpu(lambda: arrived[0].backward(torch.ones_like(arrived[0])))
 
 
-def _seconds(call: Callable[[], object], *, together: bool = True) -> float:
-    """Seconds of a call. together: all ranks begin at once."""
+def _seconds(call: Callable[[], object], *, together: bool = True) -> tuple[float, float]:
+    """(seconds of a call, CPU seconds of all threads of the process meanwhile). together: all ranks begin at once."""
     if together:
         dist.barrier()
-    begun_s = time.perf_counter()
+    begun_s, used_s = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - begun_s
+    return time.perf_counter() - begun_s, time.process_time() - used_s
 
 
 def _mean(value: float) -> float:
