@@ -39,6 +39,7 @@ ELSEWHERE = {
     "python -m piper_hpc.testbed.saved_quota": ("tests/testbed/test_saved_quota.py", "saved_quota.measure"),
     "make test": (".ci/run", "make test"),
     "make quick": ("Makefile", "quick:"),
+    "python -m piper_hpc.studies.shared_overlap": ("tests/slurm/test_runs.py", "shared_overlap(["),
     "make validate-testbed": ("tests/slurm/test_runs.py", "piper_hpc.studies.own_runs"),
     "python -m piper_hpc.studies.own_runs --show RUN": ("tests/studies/test_own_runs_study.py", "--show"),
     "python -m piper_hpc.studies.migration": ("tests/studies/test_migration_study.py", "main([])"),

@@ -61,4 +61,4 @@ def line(rows: Sequence[MetricsRow]) -> str:
     if not shown:
         return ""
     exposed, step = (median(values) for values in zip(*shown, strict=True))
-    return f"Dispatch and combine keep the critical stage {seconds(exposed)} of a step of {seconds(step)}, none hidden."
+    return f"Dispatch and combine keep the critical stage {seconds(exposed)} of a step of {seconds(step)}."

@@ -20,6 +20,7 @@ from piper_hpc.studies.ablation.__main__ import main as ablation
 from piper_hpc.studies.headline.__main__ import main as headline
 from piper_hpc.studies.headline.judge import point_of
 from piper_hpc.studies.own_runs.__main__ import main as own_runs
+from piper_hpc.studies.shared_overlap.__main__ import main as shared_overlap
 from piper_hpc.testbed.state import Testbed, counters
 from tests.full import full
 from tests.live import SECONDS_TO_END, SECONDS_TO_START, processes_of, rank_process, start, training, until
@@ -262,3 +263,13 @@ def test_parts_are_ablated_on_the_testbed_that_is_up(trained, folder, capsys, mo
     assert float(gain[0]) > 1 and float(gain[1]) > 1
     loads = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("PP2xEP4")]
     assert len(loads) == 2 and min(loads) < max(loads) / 1.5
+
+
+@full  # what its ranks measure is tested on two of this machine in tests/studies
+@pytest.mark.untimed
+def test_what_shared_experts_hide_is_measured_on_the_testbed_that_is_up(trained, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    ended = shared_overlap(["--as-it-is", "--only", "flat", "--repeats", "1"])
+    out, err = capsys.readouterr()
+    assert ended in (0, 1), err
+    assert len([line for line in out.splitlines() if line.startswith("flat")]) == 3

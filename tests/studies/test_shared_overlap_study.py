@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from piper_hpc.comm.factory import DispatcherFactory
+from piper_hpc.comm.hierarchy import Places
 from piper_hpc.runs import RunFolder
 from piper_hpc.studies.command import MET, MISSED, NO_ANSWER
 from piper_hpc.studies.shared_overlap.__main__ import found_of, main
-from piper_hpc.studies.shared_overlap.resident import OPERATOR, POINTS, Point, Row
+from piper_hpc.studies.shared_overlap.resident import OPERATOR, POINTS, Point, Row, layer_of, measured
+from tests.processes import run_ranks
 
 FLAT, DEDUP = POINTS[0], POINTS[-1]
 
@@ -43,3 +50,21 @@ def test_a_run_is_shown_again_and_judged(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["--show", str(empty.path)]) == NO_ANSWER
     assert main(["--repeats", "0"]) == NO_ANSWER
     assert "--repeats 15" in capsys.readouterr().err
+
+
+def on_this_rank(point: Point) -> Row:
+    ranks = dist.get_world_size()
+    context: Any = SimpleNamespace(device=torch.device("cpu"), rank_env=SimpleNamespace(ranks=ranks))
+    factory = DispatcherFactory(Places(tuple(range(ranks)), (0,) * ranks), range(ranks), timedelta(seconds=30))
+    layer = layer_of(context, point, factory)
+    return [measured(point, layer) for _ in range(2)][-1]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("point", [FLAT, DEDUP], ids=lambda point: point.algorithm)
+def test_ranks_find_the_same_means(point: Point) -> None:
+    small = replace(point, width=64, tokens=64)
+    first, second = run_ranks(2, on_this_rank, small)
+    assert first == second
+    assert min(first.off_s, first.on_s, first.shared_s) > 0 and first.wait_s >= 0
+    assert first.shared_s < first.off_s

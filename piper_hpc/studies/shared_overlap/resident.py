@@ -85,17 +85,18 @@ def measure(context: Context) -> None:
     timeout = timedelta(seconds=context.experiment.cluster.comm_timeout_s)
     factory = DispatcherFactory(places, range(ranks), timeout)
     chosen = [point for point in POINTS if point.algorithm in asked.algorithms]
-    layers = {point: _layer(context, point, factory) for point in chosen}
+    layers = {point: layer_of(context, point, factory) for point in chosen}
     for repeat in range(-1, asked.repeats):
         for point, layer in layers.items():
-            row = _row(point, layer)
+            row = measured(point, layer)
             if context.is_first and repeat >= 0:
                 about = {"operator": OPERATOR, "repeat": repeat, "point": asdict(point)}
                 context.run.append_measurement(about | asdict(row), context.rank_env.attempt)
     factory.close()
 
 
-def _layer(context: Context, point: Point, factory: DispatcherFactory) -> MoELayer:
+def layer_of(context: Context, point: Point, factory: DispatcherFactory) -> MoELayer:
+    """The layer of a point on this rank, with weights alike on all."""
     settings = LayerSettings(
         sequence=SEQUENCE,
         aux_scale=0.0,
@@ -112,7 +113,8 @@ def _layer(context: Context, point: Point, factory: DispatcherFactory) -> MoELay
     return layer
 
 
-def _row(point: Point, layer: MoELayer) -> Row:
+def measured(point: Point, layer: MoELayer) -> Row:
+    """One repeat. Collective; the same on every rank."""
     hidden = torch.randn(point.tokens // SEQUENCE, SEQUENCE, point.hidden, requires_grad=True)
     tokens = hidden.detach().flatten(0, 1).requires_grad_()
     shared = layer.shared
