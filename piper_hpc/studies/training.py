@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from piper_hpc.balance.balancer import Migration, counted_samples
+from piper_hpc.forecast import calibration_of
 from piper_hpc.parallel.dispatcher import AllToAllConfigs
 from piper_hpc.profiling.clock import Clock, ProcessClock
+from piper_hpc.runtime.group import broadcast_from_rank0
 from piper_hpc.spec import TERMS, ClusterSpec, ExpertPlacement, Layout, ModelSpec, Workload
+from piper_hpc.tasks import microbench
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.train import prepare
 from piper_hpc.train import metrics
@@ -41,7 +44,10 @@ class Training:
 
 
 def calibrated(context: Context) -> ClusterSpec:
-    """The cluster as it was granted, with its calibration, measured now if there is none. Collective."""
+    """The cluster as it was granted, with its calibration, measured now if there is none, in all suites that the run's
+    configuration names. Collective."""
+    if not broadcast_from_rank0(lambda: calibration_of(context.experiment, context.granted) is not None):
+        microbench.run(context)
     calibration = prepare(context)
     if calibration is None:
         raise ValueError("cluster.calibration=off: there is nothing to predict by; use cluster.calibration=auto")

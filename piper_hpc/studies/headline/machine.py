@@ -12,7 +12,10 @@ from piper_hpc.studies.jobs import prepared
 from piper_hpc.studies.testbed import TestbedError, brought_up
 from piper_hpc.testbed import presets, rate, state
 
-RUN = ("cluster=testbed", "cluster.time_min=60", "parallelism=pp2_ep4", "task.budget_s=90")
+RUN = (
+    *("cluster=testbed", "cluster.time_min=60", "parallelism=pp2_ep4", "task.budget_s=90"),
+    *("task.suites=[calibration,dispatch]", "task.cell_s=0.25"),
+)
 """Of the configuration of a run: what is compared has model, layouts and batch of its own."""
 
 
