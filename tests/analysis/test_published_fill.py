@@ -53,6 +53,7 @@ def test_a_stated_run_has_one_filling_and_nothing_open() -> None:
     assert vars(request.layout) == {
         "pp": 8, "vpp": 1, "ep": 8, "etp": 1, "tp": 2, "cp": 1, "dp": 2, "zero": 1, "schedule": "1f1b",
         "micro_batch": 1, "recompute": "none", "all_to_all": "flat", "placement": "linear", "stage_layers": (),
+        "overlap_shared": True,
     }  # fmt: skip
     assert (request.accelerator, request.cluster, request.routing.mode) == ("h100", "dgx_h100", "forced")
     assert set(request.filled) == {"model", "recipe", "sequence_parallel"}
