@@ -82,7 +82,7 @@ class Reader:
         state = found["state"] if ended else "running" if held else "pending"
         if not ended:
             found |= {"failure_class": None, "reason": None, "log": ""}  # of an attempt before this one
-        spent_s = sum((claim.seconds or _until_now(claim, is_lost)) for claim in claims)
+        spent_s = sum(_seconds(claim, run, held=held and claim is claims[-1]) for claim in claims)
         done = found["steps_done"] / point.steps if point.steps else 0.0
         left_s = 0.0 if ended else (point.total_s or 0.0) * (1 - done)
         nodes = point.nodes or 0
@@ -101,9 +101,14 @@ class Reader:
         )
 
 
-def _until_now(claim: Claim, is_lost: bool) -> float:
-    """Of a claim that has not ended; a lost one ended at some time that nobody wrote down."""
-    return 0.0 if is_lost else max(0.0, time.time() - float(claim.owner["time_s"]))
+def _seconds(claim: Claim, run: RunFolder, *, held: bool) -> float:
+    """How long a job held its point. held: it still does. Of a job that was taken away nobody wrote the end down: it is
+    when its ranks logged last."""
+    if claim.seconds is not None:
+        return claim.seconds
+    logged = (log.stat().st_mtime for log in run.logs.glob(f"attempt-{claim.attempt}/rank-*.log"))
+    ended_s = time.time() if held else max(logged, default=0.0)
+    return max(0.0, ended_s - float(claim.owner["time_s"]))
 
 
 def _told(error: Mapping[str, Any]) -> str:

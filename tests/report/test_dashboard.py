@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -43,6 +44,12 @@ def test_rows_hold_what_was_predicted_measured_and_spent(sweep):
     # A point whose job was taken away waits again, and costs what is not done of it.
     lost = Reader(sweep).rows(lost={9})[9]
     assert lost.state == "pending" and lost.steps_done == 5 and lost.left_node_s == rows[9].left_node_s
+    # What it spent until then is counted up to the last word of its ranks.
+    (claim,) = sweep.claims()[9]
+    log = sweep.run(sweep.points()[9]).log(claim.attempt, 0)
+    log.touch()
+    os.utime(log, (claim.owner["time_s"] + 30,) * 2)
+    assert Reader(sweep).rows(lost={9})[9].spent_node_s == pytest.approx(2 * 30)
 
 
 def test_regret_is_the_first_against_the_fastest(sweep):
