@@ -109,6 +109,18 @@ class Curve:
     spread: tuple[float, ...]
 
 
+QUOTA_PERIOD_US = 10_000
+"""Of a rank's CPU quota, where no other is named."""
+
+
+@dataclass(frozen=True)
+class CpuQuota:
+    """What a rank gets of a core. share: of one core, in every period of `period_s` seconds."""
+
+    share: float
+    period_s: float
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Every measured operator of a cluster, and what the measurements were taken on.
@@ -131,6 +143,14 @@ class Calibration:
     def measured(self) -> bool:
         """Whether it rests on measurements, and not on data sheets."""
         return self.source != DATA_SHEET
+
+    @property
+    def quota(self) -> CpuQuota | None:
+        """The CPU quota of a rank under which it was measured; None where there was none."""
+        share = self.provenance.get("cpu_share", "None")
+        if not self.measured or share == "None":
+            return None
+        return CpuQuota(float(share), float(self.provenance.get("quota_period_us", QUOTA_PERIOD_US)) / 1e6)
 
     @property
     def nodes(self) -> int | None:

@@ -62,6 +62,16 @@ def all_to_all(curves: Curves, group: Group, send_bytes: float) -> Cost:
     return total(p2p(curves, tier, pair_bytes) * count for tier, count in zip(TIERS, group.peers, strict=True) if count)
 
 
+def all_to_all_wait(curves: Curves, group: Group, send_bytes: float) -> float:
+    """Seconds of one all-to-all that pass while bytes are on their way: what it takes beyond the smallest that was
+    measured, most of which a CPU computes."""
+    sizes = curves.sizes(f"all_to_all/{group.tier}/")
+    if not sizes or group.size == 1:
+        return 0.0
+    curve = curves.calibration.curves[f"all_to_all/{group.tier}/{_nearest_size(sizes, group)}"]
+    return max(0.0, all_to_all(curves, group, send_bytes).seconds - curve.seconds[0])
+
+
 def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
     """Seconds of one all-reduce of `buffer_bytes` in `group`."""
     measured = _collective(curves, "all_reduce", group, buffer_bytes)

@@ -166,6 +166,12 @@ def rows_wire(batch: MicroBatch, group: Group) -> Cost:
     return communication.all_to_all(batch.curves, group, send_bytes)
 
 
+def rows_wait_s(batch: MicroBatch, group: Group) -> float:
+    """Of `rows_wire`, the seconds that rows are on their way and this rank computes nothing for them."""
+    send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
+    return communication.all_to_all_wait(batch.curves, group, send_bytes)
+
+
 def row_all_to_all(batch: MicroBatch, group: Group) -> Cost:
     """`rows_wire`, and its rows sorted between expert order and arrival; nothing for a group of one."""
     return Cost() if group.size == 1 else rows_wire(batch, group) + batch.gather()

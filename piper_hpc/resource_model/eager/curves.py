@@ -79,6 +79,7 @@ class Curves:
     def __init__(self, cluster: ClusterSpec, bytes_per_value: int) -> None:
         self.cluster = cluster
         self.calibration: Calibration = cluster.calibration
+        self.quota = None if cluster.devices_share_cores else cluster.calibration.quota
         self.notes: dict[str, None] = {}
         self.extrapolated: dict[str, tuple[float, float]] = {}
         self._sizes: dict[str, list[int]] = {}

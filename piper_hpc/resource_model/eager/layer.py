@@ -12,7 +12,8 @@ from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine
 from piper_hpc.resource_model.eager.groups import Group
-from piper_hpc.spec import LayerKind, Recompute, get_algorithm
+from piper_hpc.resource_model.eager.saved_quota import left_of, shorter
+from piper_hpc.spec import CpuQuota, LayerKind, Recompute, get_algorithm
 
 HOST_OPERATIONS_PER_MICRO_BATCH = 120
 """Python of torch's pipeline per micro-batch of a chunk, in eager operations: 0.5 ms of 1F1B where one operation takes
@@ -133,7 +134,8 @@ def layer_cost(
     At each of them ranks wait for arrival skew, which grows with that compute (communication.arrival_skew), and where
     experts come before it, for the rank with the most rows. What is recomputed is so in the backward, and whole layers
     with their all-to-alls and waits. overlap_shared: rows are on their way while shared experts are computed, and what
-    of that time the latter take is no dispatch's.
+    of that time the latter take is no dispatch's. Where ranks have a CPU quota, what follows a wait is shorter
+    (saved_quota).
     """
     curves = batch.curves
 
@@ -157,20 +159,29 @@ def layer_cost(
             communication.arrival_skew(curves, group, before_backward),
         )
 
+    dispatched, combined = (
+        arrival_waits(dense.forward, experts.backward),
+        arrival_waits(experts.forward, dense.backward),
+    )
+    dispatched += ModuleCost(Cost(), imbalance.backward)
+    combined += ModuleCost(imbalance.forward, Cost())
+    counted = arrival_waits(rows.forward, Cost())
     modules = {
         "attention_s": attended,
         "router_s": router,
-        "dispatch_s": exchange.dispatch
-        + arrival_waits(dense.forward, experts.backward)
-        + arrival_waits(rows.forward, Cost())
-        + ModuleCost(Cost(), imbalance.backward)
-        + hidden * -1,
+        "dispatch_s": exchange.dispatch + dispatched + counted + hidden * -1,
         "expert_s": experts + shared + compute.dense_residual(batch, recompute),
-        "combine_s": exchange.combine
-        + arrival_waits(experts.forward, dense.backward)
-        + ModuleCost(imbalance.forward, Cost()),
+        "combine_s": exchange.combine + combined,
         "other_s": compute.autograd_overhead(batch),
     }
+    if curves.quota is not None:
+        on_the_way_s = compute.rows_wait_s(batch, group)
+        # Experts follow a dispatch and the next layer's attention a combine; in backward the other way round.
+        waits = Waits(
+            before_experts_s=(on_the_way_s + counted.forward.seconds, on_the_way_s + combined.backward.seconds),
+            before_attention_s=(on_the_way_s + combined.forward.seconds, on_the_way_s + dispatched.backward.seconds),
+        )
+        modules = _after_waits(curves.quota, modules, waits)
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
     return Work(modules)
@@ -182,6 +193,31 @@ def _hidden(wire: Cost, shared: ModuleCost) -> ModuleCost:
         return ModuleCost(Cost(), Cost())
     forward, backward = (min(1.0, each.seconds / wire.seconds) for each in (shared.forward, shared.backward))
     return ModuleCost(wire * forward, wire * backward)
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Seconds of waiting, (in forward, in backward), before the experts of a layer and before attention and router."""
+
+    before_experts_s: tuple[float, float]
+    before_attention_s: tuple[float, float]
+
+
+def _after_waits(quota: CpuQuota, modules: Mapping[str, ModuleCost], waits: Waits) -> dict[str, ModuleCost]:
+    """The modules of a layer whose rank saves quota while it waits; autograd's overhead is halved between both waits of
+    the backward."""
+    overhead_s = modules["other_s"].backward.seconds / 2
+    changed, backwards = dict(modules), []
+    for terms, (forward_wait_s, backward_wait_s) in (
+        (("expert_s",), waits.before_experts_s),
+        (("attention_s", "router_s"), waits.before_attention_s),
+    ):
+        whole = compute.sum_modules(*(modules[term] for term in terms))
+        forward = left_of(quota, forward_wait_s, whole.forward.seconds)
+        backward = left_of(quota, backward_wait_s, whole.backward.seconds + overhead_s)
+        changed |= {term: shorter(modules[term], forward, backward) for term in terms}
+        backwards.append(backward)
+    return changed | {"other_s": shorter(modules["other_s"], 1.0, sum(backwards) / len(backwards))}
 
 
 def work_beside_layers(
