@@ -34,7 +34,9 @@ def test_only_what_follows_a_wait_is_shorter() -> None:
     given = replace(calibration(), provenance=calibration().provenance | {"cpu_share": "0.2"})
     under_quota = replace(plain, calibration=given)
     free, limited = (predict(TINY, where, layout, workload).terms for where in (plain, under_quota))
-    assert {term for term in free if limited[term] < free[term]} == {"attention_s", "router_s", "expert_s", "other_s"}
+    computed = {"attention_s", "router_s", "expert_s", "other_s"}
+    # Of two ranks that compute less the later one is less late at the reduction.
+    assert {term for term in free if limited[term] < free[term]} == computed | {"grad_reduce_s"}
     for term in ("attention_s", "router_s", "expert_s"):
         assert 0.2 * free[term] <= limited[term]
     longer = replace(given, provenance=given.provenance | {"quota_period_us": "1"})
