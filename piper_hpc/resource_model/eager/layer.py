@@ -159,29 +159,23 @@ def layer_cost(
             communication.arrival_skew(curves, group, before_backward),
         )
 
-    dispatched, combined = (
-        arrival_waits(dense.forward, experts.backward),
-        arrival_waits(experts.forward, dense.backward),
-    )
-    dispatched += ModuleCost(Cost(), imbalance.backward)
-    combined += ModuleCost(imbalance.forward, Cost())
-    counted = arrival_waits(rows.forward, Cost())
     modules = {
         "attention_s": attended,
         "router_s": router,
-        "dispatch_s": exchange.dispatch + dispatched + counted + hidden * -1,
+        "dispatch_s": exchange.dispatch
+        + arrival_waits(dense.forward, experts.backward)
+        + arrival_waits(rows.forward, Cost())
+        + ModuleCost(Cost(), imbalance.backward)
+        + hidden * -1,
         "expert_s": experts + shared + compute.dense_residual(batch, recompute),
-        "combine_s": exchange.combine + combined,
+        "combine_s": exchange.combine
+        + arrival_waits(experts.forward, dense.backward)
+        + ModuleCost(imbalance.forward, Cost()),
         "other_s": compute.autograd_overhead(batch),
     }
     if curves.quota is not None:
-        on_the_way_s = compute.rows_wait_s(batch, group)
-        # Experts follow a dispatch and the next layer's attention a combine; in backward the other way round.
-        waits = Waits(
-            before_experts_s=(on_the_way_s + counted.forward.seconds, on_the_way_s + combined.backward.seconds),
-            before_attention_s=(on_the_way_s + combined.forward.seconds, on_the_way_s + dispatched.backward.seconds),
-        )
-        modules = _after_waits(curves.quota, modules, waits)
+        # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
+        modules = _after_waits(curves.quota, modules, compute.rows_wait_s(batch, group))
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
     return Work(modules)
@@ -195,26 +189,15 @@ def _hidden(wire: Cost, shared: ModuleCost) -> ModuleCost:
     return ModuleCost(wire * forward, wire * backward)
 
 
-@dataclass(frozen=True)
-class Waits:
-    """Seconds of waiting, (in forward, in backward), before the experts of a layer and before attention and router."""
-
-    before_experts_s: tuple[float, float]
-    before_attention_s: tuple[float, float]
-
-
-def _after_waits(quota: CpuQuota, modules: Mapping[str, ModuleCost], waits: Waits) -> dict[str, ModuleCost]:
-    """The modules of a layer whose rank saves quota while it waits; autograd's overhead is halved between both waits of
-    the backward."""
+def _after_waits(quota: CpuQuota, modules: Mapping[str, ModuleCost], wait_s: float) -> dict[str, ModuleCost]:
+    """The modules of a layer whose ranks wait for rows before its experts and before attention and router, forward and
+    backward, and save quota meanwhile; autograd's overhead is halved between both waits of the backward."""
     overhead_s = modules["other_s"].backward.seconds / 2
     changed, backwards = dict(modules), []
-    for terms, (forward_wait_s, backward_wait_s) in (
-        (("expert_s",), waits.before_experts_s),
-        (("attention_s", "router_s"), waits.before_attention_s),
-    ):
+    for terms in (("expert_s",), ("attention_s", "router_s")):
         whole = compute.sum_modules(*(modules[term] for term in terms))
-        forward = left_of(quota, forward_wait_s, whole.forward.seconds)
-        backward = left_of(quota, backward_wait_s, whole.backward.seconds + overhead_s)
+        forward = left_of(quota, wait_s, whole.forward.seconds)
+        backward = left_of(quota, wait_s, whole.backward.seconds + overhead_s)
         changed |= {term: shorter(modules[term], forward, backward) for term in terms}
         backwards.append(backward)
     return changed | {"other_s": shorter(modules["other_s"], 1.0, sum(backwards) / len(backwards))}
