@@ -42,6 +42,10 @@ ELSEWHERE = {
     "python -m piper_hpc.studies.shared_overlap": ("tests/slurm/test_runs.py", "shared_overlap(["),
     "make validate-testbed": ("tests/slurm/test_runs.py", "piper_hpc.studies.own_runs"),
     "python -m piper_hpc.studies.own_runs --show RUN": ("tests/studies/test_own_runs_study.py", "--show"),
+    "python -m piper_hpc.studies.own_runs --show RUN --calibration FILE": (
+        "tests/studies/test_own_runs_study.py",
+        '"--calibration"',
+    ),
     "python -m piper_hpc.studies.migration": ("tests/studies/test_migration_study.py", "main([])"),
     f"{LAUNCH} train=smoke parallelism.pp=1 parallelism.ep=4 parallelism.migration=auto "
     "parallelism.migration_every=2": ("tests/studies/test_migration_study.py", "parallelism.migration_every=2"),

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from piper_hpc.cluster import calibration as calibrations
+from piper_hpc.resource_model.predict import predict
 from piper_hpc.runs import RunFolder
 from piper_hpc.spec import TERMS
 from piper_hpc.spec.executor import missing_of_layout, missing_of_model
@@ -14,7 +16,9 @@ from piper_hpc.spec.rules import layout_problems
 from piper_hpc.studies.own_runs.__main__ import MET, MISSED, NO_ANSWER, main
 from piper_hpc.studies.own_runs.judge import Bar, bars, results
 from piper_hpc.studies.own_runs.points import POINTS, RANKS, SKEWED
-from piper_hpc.studies.own_runs.resident import MEASURED, PREDICTED
+from piper_hpc.studies.own_runs.predicting import PREDICTED, predicted_again
+from piper_hpc.studies.own_runs.resident import MEASURED
+from tests.resource_model.clusters import calibration, cluster
 
 
 def test_points_train_on_the_testbeds_ranks_and_cover_every_axis() -> None:
@@ -115,3 +119,18 @@ def test_a_run_is_shown_again_and_judged(tmp_path: Path, capsys: pytest.CaptureF
     for row in rows({"a x": 0.5, "a y": 0.5, "a z": 0.5}):
         other.append_measurement(row)
     assert main(["--show", str(other.path)]) == MISSED
+
+
+def test_a_run_is_judged_again_by_a_calibration_and_the_model_as_it_is(tmp_path: Path) -> None:
+    run, point = RunFolder.create(tmp_path), POINTS[1]
+    places = [{"node": rank // 2, "rack": rank // 4} for rank in range(RANKS)]
+    run.write_manifest({"job": {"rank_map": places}})
+    run.write_config("cluster: {name: made-up}\n")
+    for row in rows({point.name: 0.5}):
+        run.append_measurement(row)
+    calibrations.save(calibration(), tmp_path / "calibration.json")
+    (found,) = results(predicted_again(run, tmp_path / "calibration.json"))
+    expected = predict(point.model, cluster(), point.layout, point.workload)
+    assert found.step.predicted == pytest.approx(expected.step_time_s) and found.step.measured == 1.0
+    assert main(["--show", str(run.path), "--calibration", str(tmp_path / "calibration.json")]) == MISSED
+    assert main(["--show", str(run.path), "--calibration", str(tmp_path / "none.json")]) == NO_ANSWER

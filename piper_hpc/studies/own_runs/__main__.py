@@ -3,6 +3,7 @@
     python -m piper_hpc.studies.own_runs
     python -m piper_hpc.studies.own_runs --resume RUN      what an interrupted one has not measured yet
     python -m piper_hpc.studies.own_runs --show RUN
+    python -m piper_hpc.studies.own_runs --show RUN --calibration FILE      predicted again, by the model as it is now
 
 Exit codes: 0 all bars met, 1 a bar missed, 2 not all could be measured, or a run without these rows.
 """
@@ -11,15 +12,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from piper_hpc.cluster.calibration import CalibrationError
 from piper_hpc.report.load import UsageError, open_run
 from piper_hpc.runs import RecordError, RunFolder, understood
 from piper_hpc.studies.command import MET, MISSED, NO_ANSWER, parser_of
 from piper_hpc.studies.jobs import ask, finished, prepared
 from piper_hpc.studies.own_runs.judge import bars, results
 from piper_hpc.studies.own_runs.points import POINTS, Asked
+from piper_hpc.studies.own_runs.predicting import predicted_again
 from piper_hpc.studies.own_runs.show import BAR_COLUMNS, COLUMNS, bar_cells, cells, markdown
 from piper_hpc.studies.tables import table
 from piper_hpc.studies.testbed import TestbedError, brought_up
@@ -36,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = parser_of("own_runs", __doc__)
     parser.add_argument("--show", metavar="RUN", help="judge a run that was measured before: its folder, or its id")
+    parser.add_argument("--calibration", metavar="FILE", type=Path, help="with --show: predict the points again by it")
     parser.add_argument("--resume", metavar="RUN", help="measure what is missing of a run")
     parser.add_argument(
         "--only", metavar="WORDS", action="append", help="points that have these words, e.g. 'narrow pp2'"
@@ -47,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.show is not None:
             run = open_run(chosen.show)
             with understood(run):
-                return show(run)
+                again = chosen.calibration is not None
+                return show(run, predicted_again(run, chosen.calibration) if again else None)
         with brought_up():
             from piper_hpc.studies.own_runs.resident import work
 
@@ -59,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"run {run.path}", flush=True)
             status = finished(run, work)
         judged = show(run)
-    except (UsageError, RecordError, TestbedError) as error:
+    except (UsageError, RecordError, TestbedError, CalibrationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return NO_ANSWER
     if status.state != "completed":
@@ -84,9 +91,10 @@ def _new(only: Sequence[str] | None, repeats: int, overrides: Sequence[str]) -> 
     return run
 
 
-def show(run: RunFolder) -> int:
-    """Judge what a run measured, write its report, and print both. Raises UsageError for a run without the rows."""
-    found = results(run.measurements())
+def show(run: RunFolder, rows: Sequence[dict[str, Any]] | None = None) -> int:
+    """Judge what a run measured, write its report, and print both. rows: in place of the run's own. Raises UsageError
+    for a run without the rows."""
+    found = results(run.measurements() if rows is None else rows)
     if not found:
         raise UsageError(f"RUN={run.path}: has no point of the study; make one with: make validate-testbed")
     judged = bars(found)

@@ -8,7 +8,8 @@ from itertools import combinations
 from statistics import fmean, median
 from typing import Any
 
-from piper_hpc.studies.own_runs.resident import MEASURED, PREDICTED
+from piper_hpc.studies.own_runs.predicting import PREDICTED
+from piper_hpc.studies.own_runs.resident import MEASURED
 
 LARGE_TERM = 0.10
 """Terms above this share of a step are judged."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from piper_hpc.resource_model.predict import predict
 from piper_hpc.runs import RunFolder
 from piper_hpc.runtime.group import broadcast_from_rank0
-from piper_hpc.spec import ClusterSpec
 from piper_hpc.studies.jobs import asked_of
-from piper_hpc.studies.own_runs.points import Asked, Point
+from piper_hpc.studies.own_runs.points import Asked
+from piper_hpc.studies.own_runs.predicting import PREDICTED, predictions
 from piper_hpc.studies.training import Training, calibrated, train
 from piper_hpc.submit.payload import run_as_rank
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.train import corpus_of
 from piper_hpc.worker import run_task
 
-PREDICTED, MEASURED = "own_runs/predicted", "own_runs/measured"
-"""Operators of the rows."""
+MEASURED = "own_runs/measured"
+"""Operator of the rows."""
 
 
 def work(run_path: str) -> None:
@@ -33,7 +31,8 @@ def measure(context: Context) -> None:
     rows: list[dict[str, Any]] = broadcast_from_rank0(context.run.measurements)
     done = {(row["point"], row["repeat"]) for row in rows if row["operator"] == MEASURED}
     if context.is_first and not any(row["operator"] == PREDICTED for row in rows):
-        _predict(context, cluster, asked.chosen)
+        for prediction in predictions(asked.chosen, cluster):
+            context.run.append_measurement(prediction, context.rank_env.attempt)
     corpus = corpus_of(context)
     for repeat in range(asked.repeats):
         for point in asked.chosen:
@@ -44,12 +43,3 @@ def measure(context: Context) -> None:
             if row is not None:
                 about = {"operator": MEASURED, "point": point.name, "repeat": repeat}
                 context.run.append_measurement(about | row, context.rank_env.attempt)
-
-
-def _predict(context: Context, cluster: ClusterSpec, points: Sequence[Point]) -> None:
-    for point in points:
-        found = predict(point.model, cluster, point.layout, point.workload).document()
-        kept = {
-            key: found[key] for key in ("step_time_s", "terms", "intervals", "peak_memory_bytes", "bubble_fraction")
-        }
-        context.run.append_measurement({"operator": PREDICTED, "point": point.name} | kept, context.rank_env.attempt)
