@@ -20,7 +20,7 @@ from piper_hpc.config.errors import ConfigError, Problem
 from piper_hpc.config.schema import ClusterConfig
 from piper_hpc.runtime import quota
 from piper_hpc.runtime.slurm import ask
-from piper_hpc.spec import BENCHMARK_VERSION, Calibration, ClusterSpec
+from piper_hpc.spec import BENCHMARK_VERSION, QUOTA_PERIOD_US, Calibration, ClusterSpec
 from piper_hpc.testbed import network, state
 
 GIB = 2**30
@@ -172,6 +172,8 @@ def _testbed(cluster: ClusterConfig) -> Machine:
             "links": json.dumps({kind: link.configured_bytes_per_s for kind, link in sorted(bed.links.items())}),
             "congestion_control": network.congestion_control(),
             "network": hashlib.sha256(Path(network.__file__).read_bytes()).hexdigest()[:8],
+            # Not where it is the usual one, so that calibrations from before it was told still serve.
+            **({"quota_period_us": str(bed.period_us)} if bed.period_us != QUOTA_PERIOD_US else {}),
         },
     )
 

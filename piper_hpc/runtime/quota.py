@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from piper_hpc.spec import QUOTA_PERIOD_US
+
 PARENT = "piper_hpc"
 MIN_QUOTA_US = 1_000  # the kernel's own lower bound
 MAX_PERIOD_US = 1_000_000
@@ -103,7 +105,7 @@ def writable() -> bool:
     return True
 
 
-def create(name: str, cpu_share: float, memory_bytes: int | None = None, period_us: int = 10_000) -> Quota:
+def create(name: str, cpu_share: float, memory_bytes: int | None = None, period_us: int = QUOTA_PERIOD_US) -> Quota:
     """Make the group `piper_hpc/<name>` with `cpu_share` of one core and, if given, a limit of `memory_bytes`.
 
     A short period keeps the waits of a rank that used up its quota short; 10 ms leaves a 256^3 GEMM undisturbed.

@@ -26,6 +26,7 @@ from piper_hpc.spec.all_to_all import (
 from piper_hpc.spec.cluster import (
     BENCHMARK_VERSION,
     DATA_SHEET,
+    QUOTA_PERIOD_US,
     TIERS,
     Calibration,
     ClusterSpec,
@@ -61,6 +62,7 @@ __all__ = [
     "METADATA_BYTES",
     "OVERLAP",
     "OVERLAPS",
+    "QUOTA_PERIOD_US",
     "RECIPES",
     "TERMS",
     "TIERS",

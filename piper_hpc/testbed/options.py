@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+from piper_hpc.spec import QUOTA_PERIOD_US
 from piper_hpc.testbed.faults import Fault
 
 MIB = 2**20
@@ -33,7 +34,7 @@ class Options:
     nic_mbit_per_s: float = 400.0
     rack_mbit_per_s: float = 400.0
     cpu_share: float = 0.2
-    period_us: int = 10_000
+    period_us: int = QUOTA_PERIOD_US
     memory_mib: int = 1536
     subnet: str = "10.77.0.0/24"
     port: int = 26817

@@ -134,3 +134,4 @@ def test_a_run_is_judged_again_by_a_calibration_and_the_model_as_it_is(tmp_path:
     assert found.step.predicted == pytest.approx(expected.step_time_s) and found.step.measured == 1.0
     assert main(["--show", str(run.path), "--calibration", str(tmp_path / "calibration.json")]) == MISSED
     assert main(["--show", str(run.path), "--calibration", str(tmp_path / "none.json")]) == NO_ANSWER
+    assert main(["--calibration", "calibration.json"]) == NO_ANSWER  # nothing is measured

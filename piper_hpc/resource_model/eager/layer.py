@@ -175,7 +175,7 @@ def layer_cost(
     }
     if curves.quota is not None:
         # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
-        modules = _after_waits(curves.quota, modules, compute.rows_wait_s(batch, group))
+        modules = _after_waits(curves.quota, modules, compute.rows_wait_s(batch, group), hidden)
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
     return Work(modules)
@@ -189,15 +189,23 @@ def _hidden(wire: Cost, shared: ModuleCost) -> ModuleCost:
     return ModuleCost(wire * forward, wire * backward)
 
 
-def _after_waits(quota: CpuQuota, modules: Mapping[str, ModuleCost], wait_s: float) -> dict[str, ModuleCost]:
+def _after_waits(
+    quota: CpuQuota, modules: Mapping[str, ModuleCost], wait_s: float, hidden: ModuleCost
+) -> dict[str, ModuleCost]:
     """The modules of a layer whose ranks wait for rows before its experts and before attention and router, forward and
-    backward, and save quota meanwhile; autograd's overhead is halved between both waits of the backward."""
+    backward, and save quota meanwhile; autograd's overhead is halved between both waits of the backward. hidden: of a
+    dispatch's way, and of its gradients', what is no waiting, as the rank computes."""
     overhead_s = modules["other_s"].backward.seconds / 2
+    dispatch_s, returned_s = (max(0.0, wait_s - cost.seconds) for cost in (hidden.forward, hidden.backward))
     changed, backwards = dict(modules), []
-    for terms in (("expert_s",), ("attention_s", "router_s")):
+    # A dispatch comes before experts, a combine before the next attention; in the backward the other way round.
+    for terms, forward_wait_s, backward_wait_s in (
+        (("expert_s",), dispatch_s, wait_s),
+        (("attention_s", "router_s"), wait_s, returned_s),
+    ):
         whole = compute.sum_modules(*(modules[term] for term in terms))
-        forward = left_of(quota, wait_s, whole.forward.seconds)
-        backward = left_of(quota, wait_s, whole.backward.seconds + overhead_s)
+        forward = left_of(quota, forward_wait_s, whole.forward.seconds)
+        backward = left_of(quota, backward_wait_s, whole.backward.seconds + overhead_s)
         changed |= {term: shorter(modules[term], forward, backward) for term in terms}
         backwards.append(backward)
     return changed | {"other_s": shorter(modules["other_s"], 1.0, sum(backwards) / len(backwards))}

@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="of the run's configuration, as the launcher takes them")
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.calibration is not None and chosen.show is None:
+            raise UsageError(f"--calibration {chosen.calibration}: goes with --show RUN alone, which it predicts again")
         if chosen.show is not None:
             run = open_run(chosen.show)
             with understood(run):
