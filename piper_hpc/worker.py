@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from piper_hpc.runs import RunFolder, Status, attempts
 from piper_hpc.runtime.rank import RankEnvironment
+from piper_hpc.spec import QUOTA_PERIOD_US
 from piper_hpc.submit.by_hand import is_pool_step, job_around
 from piper_hpc.submit.going_on import close_before, go_on, new_steps
 from piper_hpc.submit.payload import run_as_rank
@@ -65,7 +66,8 @@ def run_task(run: RunFolder, rank_env: RankEnvironment, task: Callable[[Context]
         context = Context.gather(configured, run, rank_env, device)
         if context.machine.cpu_share is not None:
             # From here on this rank is a device of its own; its imports were free to use any core.
-            quota.create(f"{run.run_id}/rank{rank_env.rank}", context.machine.cpu_share).enter()
+            group = f"{run.run_id}/rank{rank_env.rank}"
+            quota.create(group, context.machine.cpu_share, period_us=QUOTA_PERIOD_US).enter()
             if quota.fits_one_core_each(rank_env.ranks, context.machine.cpu_share):
                 quota.pin_to_core(rank_env.local_rank)
                 lower_gloo_receiver_priority()

@@ -6,6 +6,8 @@ whether it runs alone or with all others, as long as the quotas' sum stays under
 
 Every group lies below one parent, `piper_hpc/`, in each hierarchy it needs. A group that a process enters holds all
 its threads and every child that it starts from then on.
+
+Slurm's prolog on the testbed comes here with an interpreter alone (`python -S`): nothing beyond the standard library.
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-from piper_hpc.spec import QUOTA_PERIOD_US
 
 PARENT = "piper_hpc"
 MIN_QUOTA_US = 1_000  # the kernel's own lower bound
@@ -99,13 +99,13 @@ def controllers() -> dict[str, Controller]:
 def writable() -> bool:
     """Whether this process can create a CPU group with a quota (it tries, and leaves nothing behind)."""
     try:
-        create(f"probe-{os.getpid()}", cpu_share=0.5).remove()
+        create(f"probe-{os.getpid()}", cpu_share=0.5, period_us=10_000).remove()
     except OSError:
         return False
     return True
 
 
-def create(name: str, cpu_share: float, memory_bytes: int | None = None, period_us: int = QUOTA_PERIOD_US) -> Quota:
+def create(name: str, cpu_share: float, memory_bytes: int | None = None, *, period_us: int) -> Quota:
     """Make the group `piper_hpc/<name>` with `cpu_share` of one core and, if given, a limit of `memory_bytes`.
 
     A short period keeps the waits of a rank that used up its quota short; 10 ms leaves a 256^3 GEMM undisturbed.

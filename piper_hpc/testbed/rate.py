@@ -54,9 +54,8 @@ def measure(layer: Layer, options: Options) -> float:
                 rule = "a rank ended before it could measure what it computes"
                 raise Fault("torch", sys.executable, rule, "an environment with torch, as `make run` sets up", FAILED)
         for number, rank in enumerate(ranks):
-            group = quota.create(
-                f"{GROUP}/rank{number}", options.cpu_share, options.memory_mib * MIB, options.period_us
-            )
+            name, memory_bytes = f"{GROUP}/rank{number}", options.memory_mib * MIB
+            group = quota.create(name, options.cpu_share, memory_bytes, period_us=options.period_us)
             group.enter(rank.pid)
             if quota.fits_one_core_each(options.ranks, options.cpu_share):
                 quota.pin_to_core(number, rank.pid)

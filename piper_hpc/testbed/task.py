@@ -46,7 +46,7 @@ def main() -> int:
     if when != "epilog" and "SLURM_STEP_ID" not in os.environ:
         return 0  # the batch script itself: no rank, and it only waits for its steps
     if when == "task_prolog":
-        group = quota.create(task_group(), float(cpu_share), int(memory_bytes), int(period_us))
+        group = quota.create(task_group(), float(cpu_share), int(memory_bytes), period_us=int(period_us))
         pid = int(os.environ["SLURM_TASK_PID"])
         group.enter(pid)
         if quota.fits_one_core_each(int(ranks), float(cpu_share)):

@@ -52,7 +52,7 @@ def test_version_1_writes_period_and_quota_where_each_controller_is_mounted(
         (tmp_path / name).mkdir()
     lines = f"cgroup {tmp_path}/cpu cgroup rw,cpu,cpuacct 0 0\ncgroup {tmp_path}/memory cgroup rw,memory 0 0\n"
     mount(tmp_path, monkeypatch, lines)
-    group = quota.create("run/rank0", cpu_share=0.2, memory_bytes=2**20)
+    group = quota.create("run/rank0", cpu_share=0.2, memory_bytes=2**20, period_us=10_000)
     group.enter(42)
     cpu, memory = tmp_path / "cpu/piper_hpc/run/rank0", tmp_path / "memory/piper_hpc/run/rank0"
     assert group.folders == (cpu, memory)
@@ -93,7 +93,7 @@ def test_without_control_groups_nothing_is_writable(tmp_path: Path, monkeypatch:
     mount(tmp_path, monkeypatch, "proc /proc proc rw 0 0\n")
     assert not quota.writable()
     with pytest.raises(OSError, match="cpu control group is not mounted"):
-        quota.create("run/rank0", 0.5)
+        quota.create("run/rank0", 0.5, period_us=10_000)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_every_rank_gets_its_share_whether_alone_or_with_all_others(prefix: str)
     def shares(ranks: int) -> list[float]:
         processes = [start(BURN) for _ in range(ranks)]
         for rank, process in enumerate(processes):
-            quota.create(f"{prefix}/rank{rank}", cpu_share=0.2).enter(process.pid)
+            quota.create(f"{prefix}/rank{rank}", cpu_share=0.2, period_us=10_000).enter(process.pid)
         for process in processes:
             assert process.stdin is not None
             process.stdin.write("go\n")
@@ -155,7 +155,7 @@ used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, re
 print(used / (time.monotonic() - begin))
 """
     process = start(code)
-    quota.create(f"{prefix}/rank0", cpu_share=0.3).enter(process.pid)
+    quota.create(f"{prefix}/rank0", cpu_share=0.3, period_us=10_000).enter(process.pid)
     assert float(process.communicate("go\n")[0]) < 0.4
 
 
@@ -164,7 +164,7 @@ print(used / (time.monotonic() - begin))
 @pytest.mark.skipif("memory" not in quota.controllers(), reason="the memory control group is not mounted")
 def test_a_rank_that_passes_its_memory_limit_is_killed(prefix: str) -> None:
     process = start("import sys; sys.stdin.readline(); block = bytearray(256 * 2**20); print(len(block))")
-    quota.create(f"{prefix}/rank0", 0.5, memory_bytes=64 * 2**20).enter(process.pid)
+    quota.create(f"{prefix}/rank0", 0.5, memory_bytes=64 * 2**20, period_us=10_000).enter(process.pid)
     answer, _ = process.communicate("go\n")
     assert answer == "" and process.returncode == -signal.SIGKILL
 
@@ -172,8 +172,8 @@ def test_a_rank_that_passes_its_memory_limit_is_killed(prefix: str) -> None:
 @needs_cgroups
 @pytest.mark.processes
 def test_removal_waits_for_processes_and_leaves_nothing(prefix: str) -> None:
-    group = quota.create(f"{prefix}/rank0", 0.2)
-    other = quota.create(f"{prefix}/rank1", 0.2)
+    group = quota.create(f"{prefix}/rank0", 0.2, period_us=10_000)
+    other = quota.create(f"{prefix}/rank1", 0.2, period_us=10_000)
     process = start("import sys; sys.stdin.readline()")
     group.enter(process.pid)
     assert quota.processes(prefix) == [process.pid]

@@ -96,6 +96,16 @@ def test_slurm_is_told_racks_devices_and_own_files(tmp_path: Path) -> None:
     assert "SwitchName=spine" not in slurm.configuration(parse({"racks": "1"}), tmp_path)["topology.conf"]
 
 
+@pytest.mark.parametrize("name", slurm.HELPERS)
+def test_what_slurm_runs_around_a_task_needs_the_interpreter_alone(name: str, tmp_path: Path) -> None:
+    text = slurm.configuration(parse(), tmp_path)[name]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / name).write_text(text)
+    variables = {"SLURMD_NODENAME": "n1", "SLURM_JOB_ID": "0"}  # as around a batch script: no step, nothing to end
+    answer = subprocess.run(["sh", str(tmp_path / name)], env=variables, cwd="/", check=False)
+    assert answer.returncode == 0, (tmp_path / "logs/task.log").read_text()
+
+
 def test_a_site_without_accounting_and_with_the_usual_patience(tmp_path: Path) -> None:
     text = slurm.configuration(parse({"accounting": "off", "kill_wait_s": "30"}), tmp_path)["slurm.conf"]
     assert "AccountingStorage" not in text and "KillWait=30" in text.splitlines()
