@@ -66,7 +66,7 @@ def fit(
     by_operator: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.get("backend", "torch") == "torch" and "part" not in row:
-            by_operator[row["operator"]].append(row)
+            by_operator[_curve_name(row)].append(row)
     peaks = [row["work"] / _seconds(row) for row in rows if row["operator"] == "gemm"]
     types = sorted({str(row["dtype"]) for row in rows if row.get("backend") not in VENDORS}) or [
         str(provenance.get("dtype", ""))
@@ -87,6 +87,13 @@ def fit(
         fits=fit_rows(rows),
     )
     return new if previous is None else _merged(previous, new)
+
+
+def _curve_name(row: Row) -> str:
+    """A row's operator; of grouped products, whose rate follows both, a curve of FLOPs for each number of rows an
+    expert: `grouped_gemm/64`."""
+    operator, shape = str(row["operator"]), row["shape"]
+    return f"{operator}/{shape['tokens'] // shape['experts']}" if operator == "grouped_gemm" else operator
 
 
 def is_calibration_gemm(row: Row) -> bool:

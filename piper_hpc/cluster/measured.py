@@ -168,17 +168,16 @@ def _rates(calibration: Calibration, device: Accelerator) -> Iterator[tuple[str,
 
 
 def _best(calibration: Calibration, name: str, operator: str, peak: float) -> Iterator[tuple[str, MeasuredConstant]]:
-    """The share of `peak` (work a second) at the point of a curve where it is best."""
-    curve = calibration.curves.get(operator)
-    if curve is None:
-        return
-    rates = [work / seconds for work, seconds in zip(curve.work, curve.seconds, strict=True)]
-    best = rates.index(max(rates))
-    spread = curve.spread[best] if curve.spread else 0.0
-    yield (
-        name,
-        MeasuredConstant(rates[best] / peak, spread, _source(calibration, operator, f"best of {len(rates)} sizes")),
-    )
+    """The share of `peak` (work a second) at the point of an operator's curves where it is best."""
+    rates: list[tuple[float, float]] = []
+    for curve_name, curve in calibration.curves.items():
+        if curve_name == operator or curve_name.startswith(f"{operator}/"):
+            spreads = curve.spread or (0.0,) * len(curve.work)
+            rates += [(w / s, spread) for w, s, spread in zip(curve.work, curve.seconds, spreads, strict=True)]
+    if rates:
+        rate, spread = max(rates)
+        source = _source(calibration, operator, f"best of {len(rates)} sizes")
+        yield name, MeasuredConstant(rate / peak, spread, source)
 
 
 def _fits(calibration: Calibration, operator: str) -> list[Fit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 KIB = 1024
@@ -12,7 +13,8 @@ Shape = dict[str, int]
 
 @dataclass(frozen=True)
 class Grid:
-    """Shapes of each compute operator and message sizes of each exchange, in ascending order of work.
+    """Shapes of each compute operator and message sizes of each exchange, in ascending order of work; grouped products
+    are so at each number of rows an expert.
 
         compute: operator -> shapes, the keyword arguments of its builder in `operators.py`;
         messages: exchange -> bytes, `p2p` of one message, `all_to_all` and `all_reduce` of one rank's whole buffer;
@@ -24,6 +26,12 @@ class Grid:
     messages: dict[str, tuple[int, ...]]
     arrival_skew: tuple[float, ...]
     overhead: tuple[int, ...]
+
+
+def _grouped(rows_per_expert: int, *weights: tuple[int, int, int]) -> Iterator[Shape]:
+    """Weights [experts, hidden, ffn], every expert with as many rows: a product of few rows is far from its best."""
+    for experts, hidden, ffn in weights:
+        yield {"experts": experts, "tokens": rows_per_expert * experts, "hidden": hidden, "ffn": ffn}
 
 
 _CPU_ATTENTION: tuple[Shape, ...] = (
@@ -52,11 +60,9 @@ CPU = Grid(
             {"m": 1024, "n": 512, "k": 512},
         ),
         "grouped_gemm": (
-            {"experts": 2, "tokens": 64, "hidden": 64, "ffn": 128},
-            {"experts": 4, "tokens": 256, "hidden": 64, "ffn": 128},
-            {"experts": 4, "tokens": 512, "hidden": 128, "ffn": 256},
-            {"experts": 4, "tokens": 2048, "hidden": 128, "ffn": 256},
-            {"experts": 4, "tokens": 2048, "hidden": 256, "ffn": 512},
+            *_grouped(16, (4, 64, 128), (8, 128, 256), (16, 256, 256)),
+            *_grouped(64, (4, 64, 128), (4, 128, 256), (4, 256, 512)),
+            *_grouped(512, (2, 64, 128), (4, 128, 256), (4, 256, 512)),
         ),
         "attention_forward": _CPU_ATTENTION,
         "attention_backward": _CPU_ATTENTION,
@@ -108,11 +114,9 @@ GPU = Grid(
             {"m": 8192, "n": 8192, "k": 8192},
         ),
         "grouped_gemm": (
-            {"experts": 8, "tokens": 1024, "hidden": 1024, "ffn": 1024},
-            {"experts": 8, "tokens": 4096, "hidden": 2048, "ffn": 1024},
-            {"experts": 8, "tokens": 16384, "hidden": 2048, "ffn": 1536},
-            {"experts": 16, "tokens": 32768, "hidden": 4096, "ffn": 1536},
-            {"experts": 16, "tokens": 65536, "hidden": 4096, "ffn": 2048},
+            *_grouped(128, (8, 1024, 1024), (16, 2048, 1024), (16, 4096, 2048)),
+            *_grouped(512, (8, 2048, 1024), (8, 4096, 1536), (16, 4096, 2048)),
+            *_grouped(4096, (4, 2048, 1024), (8, 4096, 1536), (16, 4096, 2048)),
         ),
         "attention_forward": _GPU_ATTENTION,
         "attention_backward": _GPU_ATTENTION,

@@ -32,6 +32,10 @@ machine for a second then disturbs one row of three, and a calibration takes the
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+LONG_CALL = 3
+"""A message whose one call takes more than so many points' share of the budget is left out, and all larger ones. Below
+that it is worth its time: what a byte costs is told by the last of a curve."""
+
 CALIBRATED = ("all_to_all", "all_reduce")
 """The collectives that predictions ask for."""
 
@@ -210,7 +214,7 @@ class _Suite:
         prepare: Callable[[int], Exchange],
         calls_per_message: float = 1.0,
     ) -> float:
-        """One curve over message sizes; ends early where the next size would not fit the budget's share.
+        """One curve over message sizes; ends early where one call of the next size would take LONG_CALL shares.
 
         Returns the median seconds of the smallest message.
         """
@@ -245,7 +249,7 @@ class _Suite:
             if left and previous_bytes:
                 per_byte_s = max(0.0, fastest_s - previous_s) / (bytes_ - previous_bytes)
                 next_s = (fastest_s + per_byte_s * (left[0] - bytes_)) / calls_per_message
-                if next_s > self.team.maximum(self.budget.share())[0]:
+                if next_s > LONG_CALL * self.team.maximum(self.budget.share())[0]:
                     self.budget.spend(len(left))
                     break
             previous_bytes, previous_s = bytes_, fastest_s

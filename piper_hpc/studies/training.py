@@ -86,16 +86,16 @@ def train(context: Context, training: Training, corpus: Path, *, memory: bool = 
     }
 
 
-def exchange_cpu_s(context: Context, training: Training, corpus: Path) -> float | None:
-    """CPU seconds that the mean rank's dispatches and combines take in a step, all threads of the process; on rank
-    0. Collective. Not to be timed: on this clock waiting takes no time."""
+def cpu_terms(context: Context, training: Training, corpus: Path) -> dict[str, float] | None:
+    """CPU seconds that the mean rank takes in a step by term, all threads of the process; on rank 0. Collective. Not to
+    be timed: on this clock waiting takes no time, so that what is bubble and p2p means nothing."""
     settings = _settings(context, training, WARMUP_STEPS)
-    found = []
+    found = None
     for records, _ in _steps(context, training, settings, corpus, clock=ProcessClock()):
         if records is not None:
-            terms = metrics.terms_by_rank(records, training.layout)
-            found.append(fmean((terms["dispatch_s"] + terms["combine_s"]).tolist()))
-    return found[-1] if found else None
+            by_rank = metrics.terms_by_rank(records, training.layout)
+            found = {term: fmean(seconds.tolist()) for term, seconds in by_rank.items()}
+    return found
 
 
 def _settings(context: Context, training: Training, steps: int) -> TrainSettings:

@@ -72,6 +72,15 @@ def test_repeats_and_shapes_of_nearly_equal_work_are_one_point() -> None:
     assert gemm.spread == pytest.approx(((3.9e-4 - 0.9e-4) / 2 / 2e-4,))
 
 
+def test_grouped_products_are_a_curve_for_each_number_of_rows_an_expert() -> None:
+    shapes = [
+        {"experts": experts, "tokens": tokens, "hidden": 64, "ffn": 64} for experts, tokens in ((4, 64), (8, 512))
+    ]
+    grouped = [row("gemm", 1e6, 1e-4, shape=shape) | {"operator": "grouped_gemm"} for shape in shapes]
+    curves = fit([row("gemm", 1e6, 1e-4), *grouped], cluster="local", provenance={}).curves
+    assert sorted(curves) == ["gemm", "grouped_gemm/16", "grouped_gemm/64"]
+
+
 def test_a_row_is_read_by_the_statistic_that_it_names() -> None:
     rows = [row("gemm", 1e6, 1e-4), row("skew/node/2", 1e-3, 1e-4, mean_s=3e-4, statistic="mean")]
     assert fit(rows, cluster="local", provenance={}).curves["skew/node/2"].seconds == (3e-4,)

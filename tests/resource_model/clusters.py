@@ -22,7 +22,7 @@ WIDE = replace(TINY, name="wide", layers=6, hidden=256, heads=8, kv_heads=8, exp
 
 UNITS = {
     "gemm": ("flops", 50e9),
-    "grouped_gemm": ("flops", 40e9),
+    "grouped_gemm/64": ("flops", 40e9),
     "attention_forward": ("flops", 20e9),
     "attention_backward": ("flops", 10e9),
     "elementwise": ("bytes", 10e9),

@@ -60,6 +60,26 @@ def test_below_the_first_point_pure_latency_stays() -> None:
     assert seconds_at(curve([1e3, 1e4], [1e-4, 1e-4]), 1.0) == pytest.approx(1e-4)
 
 
+def grouped(*rates: tuple[int, float]) -> Curves:
+    """Grouped products that run at a rate in FLOP/s for each number of rows an expert."""
+    made = {f"grouped_gemm/{rows}": curve([1e6, 1e9], [1e6 / rate, 1e9 / rate]) for rows, rate in rates}
+    return Curves(cluster(Calibration("made up", "2026-01-01T00:00:00+00:00", 50e9, made)), 4)
+
+
+@pytest.mark.parametrize(("rows_per_expert", "rate"), [(16, 2e9), (32, 4e9), (64, 8e9), (4, 2e9), (1000, 8e9)])
+def test_few_rows_an_expert_are_priced_as_they_were_measured(rows_per_expert: float, rate: float) -> None:
+    cost = grouped((16, 2e9), (64, 8e9)).grouped_product(1e8, rows_per_expert)
+    assert cost.seconds == pytest.approx(1e8 / rate)
+    assert cost.half_width <= 0.1 * cost.seconds * (1 + 1e-9), "no wider than the two that it lies between"
+
+
+def test_the_nearest_numbers_of_rows_are_asked() -> None:
+    read = grouped((512, 8e9), (16, 2e9), (64, 4e9))
+    assert read.grouped_product(1e8, 32).curves == ["grouped_gemm/16", "grouped_gemm/64"]
+    assert read.grouped_product(1e8, 64).curves == ["grouped_gemm/64"]
+    assert grouped().grouped_product(1e8, 64).seconds > 0, "a GEMM stands in"
+
+
 def test_stretching_a_curve_is_recorded() -> None:
     read = Curves(cluster(), 4)
     read.operation("gemm", 1e6)

@@ -32,7 +32,7 @@ def test_a_row_is_worth_what_the_predicted_step_changes_by() -> None:
 
 def test_slower_experts_make_rows_dearer_and_slower_links_moves() -> None:
     base = migration_prices(TINY, cluster(), LAYOUT, WORKLOAD)
-    slow_gemm = migration_prices(TINY, cluster(slower(calibration(), "grouped_gemm")), LAYOUT, WORKLOAD)
+    slow_gemm = migration_prices(TINY, cluster(slower(calibration(), "grouped_gemm/64")), LAYOUT, WORKLOAD)
     assert slow_gemm.row_s > 1.2 * base.row_s and slow_gemm.expert_s == base.expert_s
     slow_link = migration_prices(TINY, cluster(slower(calibration(), "p2p/rack")), LAYOUT, WORKLOAD)
     assert slow_link.expert_s == pytest.approx(2 * base.expert_s) and slow_link.row_s == base.row_s

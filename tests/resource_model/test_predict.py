@@ -90,7 +90,7 @@ def test_a_slower_curve_moves_the_terms_that_rest_on_it_and_no_other(name: str) 
 
 def test_each_term_rests_on_the_operators_it_does() -> None:
     rests_on = run().calibration["rests_on"]
-    assert rests_on["expert_s"] == ["activation", "elementwise", "grouped_gemm", "host_op"]
+    assert rests_on["expert_s"] == ["activation", "elementwise", "grouped_gemm/64", "host_op"]
     assert rests_on["router_s"] == ["elementwise", "gate", "gemm", "host_op", "norm"]
     compute = ["attention_backward", "attention_forward", "elementwise", "gemm", "host_op", "norm"]
     assert rests_on["attention_s"] == compute
@@ -99,7 +99,7 @@ def test_each_term_rests_on_the_operators_it_does() -> None:
     for term in ("dispatch_s", "combine_s"):
         assert {"all_to_all/node/2", "skew/node/2"} <= set(rests_on[term])
         # What decides how long ranks wait for one another is what they computed before.
-        assert {"attention_forward", "grouped_gemm"} & set(rests_on[term])
+        assert {"attention_forward", "grouped_gemm/64"} & set(rests_on[term])
     assert rests_on["optimizer_s"] == ["adamw", "elementwise"]
 
 
@@ -144,7 +144,7 @@ def test_ranks_wait_for_the_busiest_of_their_expert_group() -> None:
 def test_hand_count_of_a_layer_of_experts() -> None:
     # Three grouped GEMMs of 2 * 256 * 2 * 128 * 128 FLOPs forward and six backward, 2 layers, 4 micro-batches.
     only = Calibration(
-        "made up", "2026-01-01T00:00:00+00:00", 50e9, {"grouped_gemm": calibration().curves["grouped_gemm"]}
+        "made up", "2026-01-01T00:00:00+00:00", 50e9, {"grouped_gemm/64": calibration().curves["grouped_gemm/64"]}
     )
     with_links = replace(only, curves=only.curves | {"p2p/node": calibration().curves["p2p/node"]})
     prediction = run(given_cluster=cluster(with_links))

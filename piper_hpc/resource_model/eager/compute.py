@@ -195,7 +195,8 @@ def experts(batch: MicroBatch, ep: int, load: float = 1.0) -> ModuleCost:
     """
     model, received = batch.model, load * batch.rows
     matrices, gated = model.matrices_per_expert, model.matrices_per_expert == 3
-    grouped = batch.curves.operation("grouped_gemm", 2 * received * model.hidden * model.expert_ffn)
+    flops = 2 * received * model.hidden * model.expert_ffn
+    grouped = batch.curves.grouped_product(flops, received / (model.experts // ep))
     rows = received * model.hidden
     gradients = inner_backward(batch, received, model.expert_ffn, gated=gated) + batch.stream((3 * rows, int(gated)))
     weights = batch.accumulate(model.experts // ep * model.hidden * model.expert_ffn) * matrices

@@ -168,6 +168,25 @@ class Curves:
         cost = self._operation(stand_in.curve, work * stand_in.work_factor, visited | {name})
         return cost * stand_in.seconds_factor
 
+    def grouped_product(self, flops: float, rows_per_expert: float) -> Cost:
+        """Seconds of one product of every expert's rows with its weights, `flops` in all.
+
+        A straight line on log-log axes between the numbers of rows an expert that were measured on either side; beyond
+        the last, as there.
+        """
+        measured = sorted(self.sizes("grouped_gemm/"))
+        if not measured:
+            return self.operation("grouped_gemm", flops)
+        within = min(max(rows_per_expert, measured[0]), measured[-1])
+        fewer = max(rows for rows in measured if rows <= within)
+        more = min(rows for rows in measured if rows >= within)
+        slow, fast = (self.measured(f"grouped_gemm/{rows}", flops) for rows in (fewer, more))
+        if fewer == more or flops <= 0:
+            return slow
+        share = math.log(within / fewer) / math.log(more / fewer)
+        seconds = slow.seconds ** (1 - share) * fast.seconds**share
+        return slow * ((1 - share) * seconds / slow.seconds) + fast * (share * seconds / fast.seconds)
+
     def launches(self, operations: float) -> Cost:
         """Seconds to launch `operations` small operations: `host_op` at the rate of its longest measured chain."""
         if "host_op" not in self:

@@ -15,7 +15,7 @@ from piper_hpc.spec import AUTO, AllToAllConfig, ClusterSpec, Layout, Prediction
 from piper_hpc.spec.migration import MigrationSettings
 from piper_hpc.studies.headline.strategies import MODEL, STRATEGIES, WORKLOAD
 from piper_hpc.studies.jobs import asked_of
-from piper_hpc.studies.training import Training, calibrated, exchange_cpu_s, train
+from piper_hpc.studies.training import Training, calibrated, cpu_terms, train
 from piper_hpc.submit.payload import run_as_rank
 from piper_hpc.tasks.context import Context
 from piper_hpc.tasks.train import corpus_of
@@ -94,9 +94,9 @@ def measure(context: Context) -> None:
             timed(setting, MEASURED, repeat)
     for setting in chosen:
         timed(setting, TRAINED, routing=None)
-        cpu_s = exchange_cpu_s(context, setting.training(context, BALANCED), corpus)
+        cpu_s = cpu_terms(context, setting.training(context, BALANCED), corpus)
         if cpu_s is not None:
-            _append(context, setting, CPU, {"cpu_s": cpu_s})
+            _append(context, setting, CPU, {"cpu_s": cpu_s["dispatch_s"] + cpu_s["combine_s"]})
 
 
 def _append(context: Context, setting: Setting, operator: str, row: dict[str, Any]) -> None:
