@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from piper_hpc.microbench.operators import Operator, bytes_of, close_to
+from piper_hpc.microbench.operator import Operator, bytes_of, close_to
 
 
 class _Block:

@@ -12,7 +12,8 @@ import torch
 from piper_hpc.microbench.attention_block import attention_block_backward, attention_block_forward
 from piper_hpc.microbench.box import TimeBox
 from piper_hpc.microbench.model_shapes import ComputeCell, attention_cells, gemm_cells, grouped_gemm_cells
-from piper_hpc.microbench.operators import Operator, build, ring
+from piper_hpc.microbench.operator import Operator, ring
+from piper_hpc.microbench.operators import build
 from piper_hpc.microbench.rows import Row, RowWriter, percentiles
 from piper_hpc.microbench.timing import time_compute
 from piper_hpc.spec import ModelSpec

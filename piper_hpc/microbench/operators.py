@@ -1,53 +1,16 @@
-"""Compute operators of a training step, each at one shape: what to call, how much work it does, whether it is right.
-
-A step comes back to a tensor long after the caches have lost it. So calls go round a ring of equal operators, each
-with inputs of its own, and outputs are kept for a round: memory is as cold between two calls as it is in a step.
-"""
+"""Compute operators of a training step, each at one shape: what to call, how much work it does, whether it is right."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle
 
 import torch
 from torch.nn import functional as F
 
-from piper_hpc.microbench.shapes import MIB, Shape
-
-COLD_CPU_BYTES = 16 * MIB
-COLD_GPU_BYTES = 256 * MIB
-"""What a ring touches in a round: several times the caches of a core, or the L2 of a GPU."""
-
-LONGEST_RING = 64
-
-
-@dataclass(frozen=True)
-class Operator:
-    """A call that is timed: `work` in `unit` a call, and `correct`, the result of a check made on a first call.
-
-    bytes: of the tensors that a call reads and writes; 0 where they do not matter.
-    """
-
-    unit: str
-    work: float
-    call: Callable[[], object]
-    correct: bool
-    bytes: int = 0
-
-
-def bytes_of(*tensors: torch.Tensor) -> int:
-    """Of all these tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def close_to(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether two tensors of one shape are equal up to rounding in `dtype`, relative to the largest value."""
-    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    error = (actual.double() - expected.double()).abs().max()
-    return bool(error <= tolerance * expected.double().abs().max())
+from piper_hpc.microbench.operator import Operator, bytes_of, close_to, ring
+from piper_hpc.microbench.routing import combine_rows, dispatch_rows, router
+from piper_hpc.microbench.shapes import Shape
 
 
 def _product_agrees(a: torch.Tensor, b: torch.Tensor, product: torch.Tensor) -> bool:
@@ -171,31 +134,6 @@ def norm(device: torch.device, dtype: torch.dtype, *, tokens: int, hidden: int) 
     return Operator("bytes", 2.0 * bytes_of(values), call, correct, 4 * bytes_of(values))
 
 
-def gate(device: torch.device, dtype: torch.dtype, *, tokens: int, experts: int, top_k: int) -> Operator:
-    """Softmax of a router's logits [tokens, experts] in float32, its `top_k` largest, and the backward of both.
-
-    Rows are as short as a router's: a CPU vectorises along a row, so a value costs many times more than in a long one.
-    """
-    logits = torch.randn(tokens, experts, device=device, requires_grad=True)
-    ones = torch.ones(tokens, top_k, device=device)
-
-    def call() -> torch.Tensor:
-        chosen, _ = logits.softmax(-1).topk(top_k, dim=-1)
-        (gradient,) = torch.autograd.grad(chosen, logits, ones)
-        return gradient
-
-    # d(sum of the chosen p)/d logit = p (chosen - sum of the chosen p). Shares that float32 cannot tell apart may be
-    # chosen either way: the choice is the operator's own, and must be as large as the largest.
-    shares = logits.detach().double().softmax(-1)
-    index = logits.detach().softmax(-1).topk(top_k, dim=-1).indices
-    largest = shares.gather(-1, index)
-    chosen = torch.zeros_like(shares).scatter_(-1, index, 1.0)
-    expected = shares * (chosen - largest.sum(-1, keepdim=True))
-    right = close_to(largest, shares.topk(top_k, dim=-1).values, torch.float32)
-    correct = right and close_to(call(), expected, torch.float32)
-    return Operator("values", float(tokens * experts), call, correct, 4 * bytes_of(logits))
-
-
 def gather(device: torch.device, dtype: torch.dtype, *, rows: int, hidden: int) -> Operator:
     """Rows [rows, hidden] copied in another order, as a dispatcher sorts them: two streams of bytes."""
     values = torch.randn(rows, hidden, device=device, dtype=dtype)
@@ -204,15 +142,6 @@ def gather(device: torch.device, dtype: torch.dtype, *, rows: int, hidden: int) 
     moved = 2 * bytes_of(values)
     correct = torch.equal(sorted_back, values)
     return Operator("bytes", float(moved), lambda: values.index_select(0, order), correct, moved)
-
-
-def fold(device: torch.device, dtype: torch.dtype, *, tokens: int, top_k: int, hidden: int) -> Operator:
-    """The sum of each token's `top_k` rows: [tokens, top_k, hidden] -> [tokens, hidden]; its work is bytes."""
-    copies = torch.randn(tokens, top_k, hidden, device=device, dtype=dtype)
-    total = copies.sum(1)
-    moved = bytes_of(copies, total)
-    correct = close_to(total, copies.double().sum(1), dtype)
-    return Operator("bytes", float(moved), lambda: copies.sum(1), correct, moved)
 
 
 def sort(device: torch.device, dtype: torch.dtype, *, values: int) -> Operator:
@@ -261,9 +190,10 @@ _BUILDERS: dict[str, Callable[..., Operator]] = {
     "elementwise": elementwise,
     "activation": activation,
     "norm": norm,
-    "gate": gate,
+    "router": router,
+    "dispatch_rows": dispatch_rows,
+    "combine_rows": combine_rows,
     "gather": gather,
-    "fold": fold,
     "sort": sort,
     "adamw": adamw,
     "host_op": host_op,
@@ -273,15 +203,3 @@ _BUILDERS: dict[str, Callable[..., Operator]] = {
 def build(name: str, shape: Shape, device: torch.device, dtype: torch.dtype) -> Operator:
     """The operator `name` at `shape` on `device`, as a ring of itself; its first call has been made and checked."""
     return ring(partial(_BUILDERS[name], device, dtype, **shape), device)
-
-
-def ring(make: Callable[[], Operator], device: torch.device) -> Operator:
-    """What `make` builds, so many times over that each call finds its memory cold."""
-    first = make()
-    cold_bytes = COLD_CPU_BYTES if device.type == "cpu" else COLD_GPU_BYTES
-    copies = min(LONGEST_RING, -(-cold_bytes // first.bytes)) if first.bytes else 1
-    if copies == 1:
-        return first
-    calls = cycle([first.call, *(make().call for _ in range(copies - 1))])
-    outputs: deque[object] = deque(maxlen=copies)
-    return replace(first, call=lambda: outputs.append(next(calls)()))

@@ -49,6 +49,18 @@ _GPU_ATTENTION: tuple[Shape, ...] = (
     {"batch": 2, "heads": 32, "sequence": 8192, "head_dim": 128},
 )
 
+_CPU_ROWS: tuple[Shape, ...] = (
+    {"tokens": 64, "hidden": 64, "experts": 8, "top_k": 2},
+    {"tokens": 256, "hidden": 128, "experts": 8, "top_k": 2},
+    {"tokens": 2048, "hidden": 256, "experts": 8, "top_k": 2},
+)
+
+_GPU_ROWS: tuple[Shape, ...] = (
+    {"tokens": 1024, "hidden": 1024, "experts": 64, "top_k": 8},
+    {"tokens": 4096, "hidden": 2048, "experts": 64, "top_k": 8},
+    {"tokens": 8192, "hidden": 4096, "experts": 64, "top_k": 8},
+)
+
 CPU = Grid(
     compute={
         "gemm": (
@@ -75,17 +87,14 @@ CPU = Grid(
         ),
         "activation": ({"elements": 4 * KIB}, {"elements": 64 * KIB}, {"elements": MIB}),
         "norm": ({"tokens": 64, "hidden": 64}, {"tokens": 512, "hidden": 128}, {"tokens": 2048, "hidden": 512}),
-        "gate": (
+        "router": (
             {"tokens": 64, "experts": 8, "top_k": 2},
             {"tokens": 512, "experts": 8, "top_k": 2},
             {"tokens": 4096, "experts": 8, "top_k": 2},
         ),
+        "dispatch_rows": _CPU_ROWS,
+        "combine_rows": _CPU_ROWS,
         "gather": ({"rows": 128, "hidden": 64}, {"rows": 512, "hidden": 128}, {"rows": 4096, "hidden": 256}),
-        "fold": (
-            {"tokens": 64, "top_k": 2, "hidden": 64},
-            {"tokens": 256, "top_k": 2, "hidden": 128},
-            {"tokens": 2048, "top_k": 2, "hidden": 256},
-        ),
         "sort": ({"values": 128}, {"values": 1024}, {"values": 16384}),
         "adamw": (
             {"parameters": 16 * KIB, "tensors": 8},
@@ -132,17 +141,14 @@ GPU = Grid(
             {"tokens": 8192, "hidden": 2048},
             {"tokens": 16384, "hidden": 8192},
         ),
-        "gate": (
+        "router": (
             {"tokens": 4096, "experts": 64, "top_k": 8},
             {"tokens": 16384, "experts": 64, "top_k": 8},
             {"tokens": 65536, "experts": 64, "top_k": 8},
         ),
+        "dispatch_rows": _GPU_ROWS,
+        "combine_rows": _GPU_ROWS,
         "gather": ({"rows": 8192, "hidden": 1024}, {"rows": 32768, "hidden": 2048}, {"rows": 65536, "hidden": 4096}),
-        "fold": (
-            {"tokens": 1024, "top_k": 8, "hidden": 1024},
-            {"tokens": 4096, "top_k": 8, "hidden": 2048},
-            {"tokens": 8192, "top_k": 8, "hidden": 4096},
-        ),
         "sort": ({"values": 8192}, {"values": 65536}, {"values": 524288}),
         "adamw": (
             {"parameters": MIB, "tensors": 8},

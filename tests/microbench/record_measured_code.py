@@ -3,7 +3,7 @@
     python -m tests.microbench.record_measured_code            # after raising piper_hpc.spec.BENCHMARK_VERSION
     python -m tests.microbench.record_measured_code "REASON"   # a waiver: the change alters no measured time
 
-The code is what measures (piper_hpc/microbench) and the exchanges that it times (piper_hpc/comm). Its digest is of the
+The code is what measures (piper_hpc/microbench), and the exchanges and the router that it times. Its digest is of the
 syntax trees of all definitions without docstrings, comments, annotations and imports, in no order: formatting, words,
 moved definitions and renamed modules or aliases do not change it.
 """
@@ -22,13 +22,13 @@ from typing import Any
 from piper_hpc.spec import BENCHMARK_VERSION
 
 PACKAGE = Path(__file__).parents[2] / "piper_hpc"
-MEASURING = ("microbench", "comm")
+MEASURING = ("microbench", "comm", "model/router.py")
 RECORD = Path(__file__).with_name("measured_code.json")
 
 
 def digest(folders: Iterable[Path] = tuple(PACKAGE / folder for folder in MEASURING)) -> str:
     """Of all modules under `folders`."""
-    files = [file for folder in folders for file in folder.rglob("*.py")]
+    files = [file for folder in folders for file in ([folder] if folder.is_file() else folder.rglob("*.py"))]
     definitions = sorted(text for file in files for text in _definitions(ast.parse(file.read_text())))
     return hashlib.sha256("\n".join(definitions).encode()).hexdigest()[:16]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from piper_hpc.comm import flat_plan
 from piper_hpc.microbench.operators import build
 from piper_hpc.microbench.shapes import CPU, KIB, MIB
 from piper_hpc.microbench.timing import SamplingPlan
@@ -40,9 +41,10 @@ def test_work_is_counted_by_the_written_conventions() -> None:
     assert work("elementwise", elements=1000) == 3 * 1000 * 4
     assert work("activation", elements=1000) == 2 * 1000 * 4
     assert work("norm", tokens=64, hidden=128) == 2 * 64 * 128 * 4
-    assert work("gate", tokens=64, experts=8, top_k=2) == 64 * 8
+    assert work("router", tokens=64, experts=8, top_k=2) == 64 * 8
+    for name in ("dispatch_rows", "combine_rows"):
+        assert work(name, tokens=64, hidden=32, experts=8, top_k=2) == 64 * 2 * 32 * 4
     assert work("gather", rows=64, hidden=32) == 2 * 64 * 32 * 4
-    assert work("fold", tokens=64, top_k=2, hidden=32) == 3 * 64 * 32 * 4  # two rows read, one written
     assert work("sort", values=1000) == 1000
     assert work("adamw", parameters=4096, tensors=4) == 4096
     assert work("host_op", operations=64) == 64
@@ -50,8 +52,11 @@ def test_work_is_counted_by_the_written_conventions() -> None:
 
 def test_work_ascends_along_each_grid() -> None:
     for name, shapes in CPU.compute.items():
-        work = [build(name, shape, DEVICE, torch.float32).work for shape in shapes]
-        assert work == sorted(work), name
+        curves: dict[int, list[float]] = {}
+        for shape in shapes:
+            rows_per_expert = shape["tokens"] // shape["experts"] if name == "grouped_gemm" else 0
+            curves.setdefault(rows_per_expert, []).append(build(name, shape, DEVICE, torch.float32).work)
+        assert all(work == sorted(work) for work in curves.values()), name
 
 
 def test_calls_go_round_memory_that_no_cache_holds() -> None:
@@ -113,14 +118,20 @@ def test_heads_that_share_their_keys_meet_their_own(name: str, monkeypatch: pyte
     assert not build(name, shape, DEVICE, torch.float32).correct
 
 
-def test_a_gate_that_chooses_the_smallest_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_router_that_chooses_the_smallest_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = torch.Tensor.topk
 
     def wrong(values: torch.Tensor, count: int, dim: int) -> object:
         return right(values, count, dim=dim, largest=values.dtype == torch.float64)
 
     monkeypatch.setattr(torch.Tensor, "topk", wrong)
-    assert not build("gate", CPU.compute["gate"][0], DEVICE, torch.float32).correct
+    assert not build("router", CPU.compute["router"][0], DEVICE, torch.float32).correct
+
+
+def test_a_dispatch_that_loses_the_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flat_plan, "inverse", lambda order: order)
+    for name in ("dispatch_rows", "combine_rows"):
+        assert not build(name, CPU.compute[name][0], DEVICE, torch.float32).correct
 
 
 def test_effort_fills_its_share_and_keeps_enough_samples() -> None:
@@ -133,14 +144,6 @@ def test_effort_fills_its_share_and_keeps_enough_samples() -> None:
     assert small.samples >= 3 and small.sample_s * (1 + small.samples) <= 0.04
 
 
-def test_a_gate_whose_choices_tie_in_float32_is_right_whichever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float64 tells logits apart that float32's softmax rounds to one share: both choices are right."""
-
-    def tied(tokens: int, experts: int, *, device: torch.device, requires_grad: bool) -> torch.Tensor:
-        logits = torch.zeros(tokens, experts, device=device, requires_grad=requires_grad)
-        with torch.no_grad():
-            logits[:, -1] = 1e-8
-        return logits
-
-    monkeypatch.setattr(torch, "randn", tied)
-    assert build("gate", CPU.compute["gate"][0], DEVICE, torch.float32).correct
+def test_a_router_whose_choices_tie_is_right_whichever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda gate: torch.nn.init.zeros_(gate.weight))
+    assert build("router", CPU.compute["router"][0], DEVICE, torch.float32).correct

@@ -29,7 +29,7 @@ KEYS = {
 }  # fmt: skip
 COMPUTE = {
     "gemm", "grouped_gemm", "attention_forward", "attention_backward", "elementwise", "activation", "norm",
-    "gate", "gather", "fold", "sort", "adamw", "host_op",
+    "router", "dispatch_rows", "combine_rows", "gather", "sort", "adamw", "host_op",
 }  # fmt: skip
 SKEWS = {"skew/node/2", "skew/rack/4"}
 """Skew follows the size of a group: each size on its nearest tier."""

@@ -99,10 +99,11 @@ def test_stretching_a_curve_is_recorded() -> None:
         ("adamw", "elementwise"),
         ("activation", "elementwise"),
         ("norm", "elementwise"),
-        ("gate", "elementwise"),
+        ("router", "elementwise"),
+        ("dispatch_rows", "elementwise"),
+        ("combine_rows", "elementwise"),
         ("gather", "elementwise"),
-        ("fold", "elementwise"),
-        ("sort", "gate"),
+        ("sort", "router"),
     ],
 )
 def test_the_nearest_curve_stands_in_and_the_notes_say_so(missing: str, stand_in: str) -> None:

@@ -16,8 +16,12 @@ ADAMW_VALUES = 7
 NORM_PASSES, NORM_VALUES, NORM_FORWARD_SHARE = 15, 31 / 15, 7 / 31
 """RMSNorm and its backward, composed, as streaming passes; values that each moves per number; the forward's share."""
 
-GATE_PASSES, GATE_VALUES = 4, 2.5
+ROUTER_PASSES, ROUTER_VALUES = 4, 2.5
 """Softmax, top-k and the backward of both as streaming passes, and the values that each moves per logit."""
+
+DISPATCH_VALUES, COMBINE_VALUES = 6, 12
+"""Numbers moved by a dispatch, or a combine, and its backward for each number of the copies that it permutes, of two
+choices: a gather each way and the sum of a token's copies; to weigh them twice as much again."""
 
 ATTENTION_BACKWARD_FLOPS = 2.5
 """FLOPs of the attention backward over its forward: five products, one of them recomputed, against two (arXiv
@@ -101,15 +105,16 @@ class Curves:
                 work_factor=NORM_VALUES / 2,
                 seconds_factor=NORM_PASSES,
             ),
-            "gate": _StandIn(
+            "router": _StandIn(
                 "elementwise",
-                f"{GATE_PASSES} streaming operations",
-                work_factor=GATE_VALUES * bytes_per_value,
-                seconds_factor=GATE_PASSES,
+                f"{ROUTER_PASSES} streaming operations",
+                work_factor=ROUTER_VALUES * bytes_per_value,
+                seconds_factor=ROUTER_PASSES,
             ),
+            "dispatch_rows": _StandIn("elementwise", "the bytes that it streams", work_factor=DISPATCH_VALUES),
+            "combine_rows": _StandIn("elementwise", "the bytes that it streams", work_factor=COMBINE_VALUES),
             "gather": _StandIn("elementwise", "a streaming operation of the same bytes"),
-            "fold": _StandIn("elementwise", "a streaming operation of the same bytes"),
-            "sort": _StandIn("gate", "the choice among as many values"),
+            "sort": _StandIn("router", "the choice among as many values"),
             "adamw": _StandIn(
                 "elementwise", f"{ADAMW_VALUES} values per parameter", work_factor=ADAMW_VALUES * bytes_per_value
             ),

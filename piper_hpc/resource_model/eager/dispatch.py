@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from piper_hpc.resource_model.all_to_all import AllToAllRouting, all_to_all
-from piper_hpc.resource_model.eager import compute
+from piper_hpc.resource_model.eager import rows
 from piper_hpc.resource_model.eager.all_to_all import (
     LEAST_ROWS,
     AllToAllModel,
@@ -125,7 +125,7 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     for combine and all backward, which use the plan; the errors of both are taken as independent in the interval. The
     model holds for groups of any shape; on larger ones than were measured, on more nodes, it is less sure of itself.
     """
-    flat, wire = (compute.dispatch(batch, group), compute.combine(batch, group)), compute.rows_wire(batch, group)
+    flat, wire = (rows.dispatch(batch, group), rows.combine(batch, group)), rows.rows_wire(batch, group)
     if algorithm == FLAT.name or group.size == 1:
         why = "as configured" if algorithm == FLAT.name else "a group of one"
         return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why), wire)

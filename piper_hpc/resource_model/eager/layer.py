@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from piper_hpc.resource_model.eager import attention, communication, compute
+from piper_hpc.resource_model.eager import attention, communication, compute, rows
 from piper_hpc.resource_model.eager.activations import MOE
 from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost, total
@@ -150,7 +150,7 @@ def layer_cost(
         attended = attended.again(attention.scores_forward(batch, kind))
     shared = compute.shared_experts(batch, recompute)
     hidden = _hidden(exchange.wire, shared) if overlap_shared else ModuleCost(Cost(), Cost())
-    dense, rows = attended + router, compute.dispatch(batch, Group())
+    dense, before_rows = attended + router, rows.dispatch(batch, Group())
     imbalance = experts_with(batch.load) + experts * -1
 
     def arrival_waits(before_forward: Cost, before_backward: Cost) -> ModuleCost:
@@ -164,7 +164,7 @@ def layer_cost(
         "router_s": router,
         "dispatch_s": exchange.dispatch
         + arrival_waits(dense.forward, experts.backward)
-        + arrival_waits(rows.forward, Cost())
+        + arrival_waits(before_rows.forward, Cost())
         + ModuleCost(Cost(), imbalance.backward)
         + hidden * -1,
         "expert_s": experts + shared + compute.dense_residual(batch, recompute),
@@ -175,7 +175,7 @@ def layer_cost(
     }
     if curves.quota is not None:
         # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
-        modules = _after_waits(curves.quota, modules, compute.rows_wait_s(batch, group), hidden)
+        modules = _after_waits(curves.quota, modules, rows.rows_wait_s(batch, group), hidden)
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
     return Work(modules)

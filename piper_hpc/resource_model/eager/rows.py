@@ -1,0 +1,58 @@
+"""Dispatch and combine of one micro-batch by the flat algorithm: rows permuted on their rank, and sent over the wire.
+
+What a rank does by itself is measured whole, for an expert group of one; half of it is taken to be the backward's.
+Where rows come from several ranks they are sorted once more, which is counted.
+"""
+
+from __future__ import annotations
+
+from piper_hpc.resource_model.eager import communication
+from piper_hpc.resource_model.eager.compute import HOST_OPERATIONS, MicroBatch, ModuleCost
+from piper_hpc.resource_model.eager.cost import Cost
+from piper_hpc.resource_model.eager.groups import Group
+
+INDEX_BYTES = 8
+"""torch's indices and counts are int64."""
+
+
+def rows_wire(batch: MicroBatch, group: Group) -> Cost:
+    """One all-to-all of every row; nothing for a group of one.
+
+    It lasts as long as a balanced one in which every rank sends and receives as many rows as the busiest.
+    """
+    if group.size == 1:
+        return Cost()
+    send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
+    return communication.all_to_all(batch.curves, group, send_bytes)
+
+
+def rows_wait_s(batch: MicroBatch, group: Group) -> float:
+    """Of `rows_wire`, the seconds that rows are on their way and this rank computes nothing for them."""
+    send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
+    return communication.all_to_all_wait(batch.curves, group, send_bytes)
+
+
+def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
+    """Rows gathered in expert order, an all-to-all of their counts, then one of the rows; on arrival sorted again."""
+    permuted = _permuted(batch, "dispatch_rows")
+    if group.size == 1:
+        return permuted
+    counts = communication.all_to_all(batch.curves, group, batch.model.experts * INDEX_BYTES)
+    rows = rows_wire(batch, group) + batch.gather()
+    return (
+        permuted + batch.host(HOST_OPERATIONS["dispatch_all_to_all"]) + ModuleCost(batch.sort() + counts + rows, rows)
+    )
+
+
+def combine(batch: MicroBatch, group: Group) -> ModuleCost:
+    """[rows, hidden] returned to their tokens' ranks, put in token order, weighted, summed by token, plus residual."""
+    permuted = _permuted(batch, "combine_rows") + ModuleCost(batch.stream((3 * batch.hidden, 1)), Cost())
+    if group.size == 1:
+        return permuted
+    rows = rows_wire(batch, group) + batch.gather()
+    return permuted + ModuleCost(rows, rows)
+
+
+def _permuted(batch: MicroBatch, operator: str) -> ModuleCost:
+    half = batch.curves.operation(operator, batch.rows * batch.model.hidden * batch.bytes_per_value) * 0.5
+    return ModuleCost(half, half)
