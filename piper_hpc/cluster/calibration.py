@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from piper_hpc.cluster.fits import fit_rows
-from piper_hpc.spec import DISPATCH_COMBINE, Calibration, Curve, Estimate, Fit, MeasuredAllToAll
+from piper_hpc.spec import DISPATCH_COMBINE, IDLE, Calibration, Curve, Estimate, Fit, MeasuredAllToAll
 
 SCHEMA_VERSION = 2
 """1: curves alone. Files of another version are not read: the cluster is measured again."""
@@ -61,6 +61,7 @@ def fit(
     rows = list(rows)
     _check(rows, cluster, needs_gemm=previous is None)
     rows = usable(rows)
+    rows += [_idle(row) for row in rows if row.get("idle_s")]
     all_to_all_rows = [row for row in rows if row["operator"] == DISPATCH_COMBINE and row["algorithm"] != "mpi"]
     rows = [row for row in rows if row["operator"] != DISPATCH_COMBINE and _seconds(row) > 0]
     by_operator: dict[str, list[Row]] = defaultdict(list)
@@ -94,6 +95,14 @@ def _curve_name(row: Row) -> str:
     expert: `grouped_gemm/64`."""
     operator, shape = str(row["operator"]), row["shape"]
     return f"{operator}/{shape['tokens'] // shape['experts']}" if operator == "grouped_gemm" else operator
+
+
+def _idle(row: Row) -> Row:
+    """Of an exchange the seconds in which its ranks compute nothing, as a row of a curve of its own."""
+    idle_s = row["idle_s"]
+    return {**row, "operator": f"{IDLE}{row['operator']}", "statistic": "median"} | dict.fromkeys(
+        ("median_s", "p5_s", "p95_s"), idle_s
+    )
 
 
 def is_calibration_gemm(row: Row) -> bool:

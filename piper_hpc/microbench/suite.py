@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,14 +221,18 @@ class _Suite:
         """
         item = torch.empty((), dtype=self.dtype).element_size()
         sizes = self.grid.messages[name]
+
+        def of_groups(samples: np.ndarray) -> np.ndarray:
+            return np.stack([samples[list(group)].mean(axis=0) for group in family.groups]) * calls_per_message
+
         previous_bytes, previous_s, medians = 0, 0.0, []
         for index, size in enumerate(sizes):
             elements = -(-size // (item * family.size)) * family.size  # whole parts for all_to_all
             call, wrong = prepare(elements)
             timing = time_exchange(call, self.team, self.budget.share())
             self.budget.spend()
-            of_group = np.stack([timing.samples[list(group)].mean(axis=0) for group in family.groups])
-            timing = Timing(of_group * calls_per_message, timing.iterations)
+            idle: dict[str, Any] = {} if timing.idle is None else {"idle_s": float(np.median(of_groups(timing.idle)))}
+            timing = Timing(of_groups(timing.samples), timing.iterations)
             statistics = timing.statistics()
             medians.append(float(statistics["median_s"]))
             bytes_ = elements * item
@@ -243,6 +248,7 @@ class _Suite:
                 tier=family.tier,
                 concurrent_groups=len(family.groups),
                 busbw_bytes_per_s=bytes_ / statistics["median_s"] * BUS_FACTOR[name](family.size),
+                **idle,
             )
             # The fastest samples tell the cost of a byte; others tell of ranks that were woken up late.
             fastest_s, left = statistics["min_s"], sizes[index + 1 :]

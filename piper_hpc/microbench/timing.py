@@ -113,10 +113,14 @@ class SamplingPlan:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: `samples` [ranks, samples] and the calls that each sample averages on this rank."""
+    """Seconds of one call: `samples` [ranks, samples] and the calls that each sample averages on this rank.
+
+    idle: likewise, of an exchange between CPU ranks the seconds in which a rank computes nothing; None of others.
+    """
 
     samples: np.ndarray
     iterations: int
+    idle: np.ndarray | None = None
 
     def statistics(self) -> dict[str, float | int]:
         """The statistics of a measurement row, over all ranks' samples."""
@@ -182,6 +186,7 @@ def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
     On CPU ranks each sample is one call after a rest. Called back to back, small exchanges use a rank's quota up, and
     what is timed is its waiting for the next period, 20 to 100 times what they take in a step. In its place a sample
     adds what a busy rank pays: the CPU time that the call used is stretched to the share of a core that the rank has.
+    What it did not use is idle: a rank waits for the others, and for the wire.
     Ranks that do not take part give a call that does nothing; their samples are in the table and mean nothing.
     """
     rest_s = REST_S if team.device.type == "cpu" else 0.0
@@ -195,14 +200,16 @@ def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
         (iteration_s,) = team.maximum(_seconds(call, again, team))
         sampling = SamplingPlan.plan(iteration_s, share_s, EXCHANGE_SAMPLES)
 
-    def sample() -> float:
+    def sample() -> tuple[float, float]:
         sleep(rest_s)
         team.barrier()
         used_s = process_time()
         seconds = _seconds(call, sampling.iterations, team)
         used_s = (process_time() - used_s) / sampling.iterations
-        return seconds + used_s * (1 / team.core_share - 1) if rest_s else seconds
+        idle_s = max(0.0, seconds - used_s)
+        return (idle_s + used_s / team.core_share if rest_s else seconds), idle_s
 
     for _ in range(WARMUP_SAMPLES):
         sample()
-    return Timing(team.table([sample() for _ in range(sampling.samples)]), sampling.iterations)
+    seconds, idle = zip(*(sample() for _ in range(sampling.samples)), strict=True)
+    return Timing(team.table(seconds), sampling.iterations, team.table(idle) if rest_s else None)

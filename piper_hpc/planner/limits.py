@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from piper_hpc.planner.search_spec import MEMORY_RELAXATION, Engine, RankedLayout, SearchResult, SearchSpec, domain_tier
-from piper_hpc.spec import TIERS, Accelerator, Calibration, Curve, Layout, Link, Prediction, Tier
+from piper_hpc.spec import IDLE, TIERS, Accelerator, Calibration, Curve, Layout, Link, Prediction, Tier
 
 NODE = TIERS.index(Tier.NODE.value)
 NEAR = TIERS[: NODE + 1]
@@ -111,7 +111,7 @@ def _relaxed(spec: SearchSpec) -> Iterator[tuple[str, str, SearchSpec]]:
 
     def measured(*prefixes: str, tiers: tuple[str, ...] = ()) -> Calibration:
         def eased(name: str, curve: Curve) -> Curve:
-            parts = name.split("/")
+            parts = name.removeprefix(IDLE).split("/")
             if parts[0] not in prefixes or (tiers and parts[1] not in tiers):
                 return curve
             return replace(curve, seconds=tuple(seconds / 2 for seconds in curve.seconds))

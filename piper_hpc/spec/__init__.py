@@ -26,6 +26,7 @@ from piper_hpc.spec.all_to_all import (
 from piper_hpc.spec.cluster import (
     BENCHMARK_VERSION,
     DATA_SHEET,
+    IDLE,
     QUOTA_PERIOD_US,
     TIERS,
     Calibration,
@@ -57,6 +58,7 @@ __all__ = [
     "DISPATCH_COMBINE",
     "EXECUTIONS",
     "FLAT",
+    "IDLE",
     "INDEX_BYTES",
     "LEVELS",
     "METADATA_BYTES",

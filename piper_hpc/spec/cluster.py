@@ -15,6 +15,9 @@ from piper_hpc.spec.fits import Fit
 DATA_SHEET = "data sheet"
 """`Calibration.source` of a cluster on which nothing was measured."""
 
+IDLE = "idle/"
+"""Before the name of an exchange's curve: what of it its ranks compute nothing in."""
+
 BENCHMARK_VERSION = 9
 """Raised whenever the way of measuring changes: rows of different versions are not compared."""
 

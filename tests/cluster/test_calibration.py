@@ -81,6 +81,13 @@ def test_grouped_products_are_a_curve_for_each_number_of_rows_an_expert() -> Non
     assert sorted(curves) == ["gemm", "grouped_gemm/16", "grouped_gemm/64"]
 
 
+def test_what_an_exchange_stands_still_is_a_curve_of_its_own() -> None:
+    rows = [row("all_to_all/node/2", work, 2 * work / 1e9, idle_s=work / 1e9) for work in (1e4, 1e6)]
+    curves = fit([row("gemm", 1e6, 1e-4), *rows], cluster="local", provenance={}).curves
+    assert curves["idle/all_to_all/node/2"].seconds == (1e-5, 1e-3) and curves["all_to_all/node/2"].seconds[1] == 2e-3
+    assert "idle/gemm" not in curves
+
+
 def test_a_row_is_read_by_the_statistic_that_it_names() -> None:
     rows = [row("gemm", 1e6, 1e-4), row("skew/node/2", 1e-3, 1e-4, mean_s=3e-4, statistic="mean")]
     assert fit(rows, cluster="local", provenance={}).curves["skew/node/2"].seconds == (3e-4,)

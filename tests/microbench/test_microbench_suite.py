@@ -112,9 +112,20 @@ def test_exchange_rows_name_group_tier_and_bus_bandwidth(rows: list[dict[str, An
 
 def test_more_work_takes_longer(rows: list[dict[str, Any]]) -> None:
     for operator in COMPUTE:
-        curve = _curve(rows, operator)
-        assert [row["work"] for row in curve] == sorted(row["work"] for row in curve)
-        assert curve[-1]["median_s"] > curve[0]["median_s"], operator
+        curves: dict[int, list[dict[str, Any]]] = {}
+        for row in _curve(rows, operator):
+            shape = row["shape"]
+            rows_per_expert = shape["tokens"] // shape["experts"] if operator == "grouped_gemm" else 0
+            curves.setdefault(rows_per_expert, []).append(row)
+        for curve in curves.values():
+            assert [row["work"] for row in curve] == sorted(row["work"] for row in curve)
+            assert curve[-1]["median_s"] > curve[0]["median_s"], operator
+
+
+def test_exchanges_say_how_long_their_ranks_compute_nothing(rows: list[dict[str, Any]]) -> None:
+    exchanges = [row for row in rows if row["operator"].split("/")[0] in ("p2p", "all_to_all", "all_reduce")]
+    assert exchanges and all(0 <= row["idle_s"] <= row["max_s"] for row in exchanges)
+    assert not any("idle_s" in row for row in rows if row["operator"] in COMPUTE)
 
 
 def test_skew_is_measured_over_what_busy_ranks_compute(rows: list[dict[str, Any]]) -> None:

@@ -40,6 +40,8 @@ UNITS = {
     "p2p/system": ("bytes", 0.5e9),
     "all_to_all/node/2": ("bytes", 1e9),
     "all_to_all/rack/4": ("bytes", 0.5e9),
+    "idle/all_to_all/node/2": ("bytes", 2e9),
+    "idle/all_to_all/rack/4": ("bytes", 1e9),
     "all_reduce/node/2": ("bytes", 0.8e9),
     "all_reduce/rack/4": ("bytes", 0.4e9),
     "all_reduce/system/8": ("bytes", 0.2e9),

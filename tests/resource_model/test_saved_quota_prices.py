@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from piper_hpc.resource_model import predict
 from piper_hpc.resource_model.eager.saved_quota import left_of
@@ -17,15 +21,48 @@ FIFTH = CpuQuota(share=0.2, period_s=0.010)
 @pytest.mark.parametrize(
     ("wait_s", "busy_s", "left"),
     [
-        (0.003, 0.080, 77 / 80),  # the wait itself
-        (0.020, 0.080, 70 / 80),  # at most a period
-        (0.020, 0.001, 0.2),  # at most the whole core's speed
+        (0.003, 0.080, 77 / 80),  # the wait itself: no quota begins meanwhile
+        (0.002, 0.004, 0.8),  # 0.8 ms of CPU: where less is left, 0.4 of all times, it would have stood still
         (0.0, 0.080, 1.0),
     ],
 )
-def test_a_wait_saves_itself_up_to_a_period_and_to_the_whole_core(wait_s: float, busy_s: float, left: float) -> None:
-    assert left_of(FIFTH, wait_s, busy_s) == pytest.approx(left)
+def test_a_short_wait_saves_what_the_rank_would_have_stood_still(wait_s: float, busy_s: float, left: float) -> None:
+    assert left_of(FIFTH, wait_s, busy_s) == pytest.approx(left, abs=0.02)
     assert left_of(None, wait_s, busy_s) == 1.0
+
+
+@given(st.floats(1e-4, 1.0), st.floats(1e-4, 1.0), st.floats(0.05, 0.9))
+def test_a_wait_saves_no_more_than_itself_and_periods_and_the_whole_core_allow(
+    wait_s: float, busy_s: float, share: float
+) -> None:
+    quota = CpuQuota(share, 0.010)
+    saved_s = (1 - left_of(quota, wait_s, busy_s)) * busy_s
+    assert (
+        -1e-9
+        <= saved_s
+        <= min(2 * wait_s, 1.5 * quota.period_s, (1 - share) * busy_s) + 0.05 * min(quota.period_s, busy_s)
+    )
+
+
+def test_what_is_left_is_that_of_a_rank_that_is_played_through() -> None:
+    """Steps of 20 us: a quota that is made whole every period, a wait anywhere in the rank's compute, then compute."""
+    quota, wait_s, busy_s, step_s = CpuQuota(0.2, 0.010), 0.012, 0.020, 2e-5
+    generator, found = random.Random(0), []
+    for _ in range(400):
+        since, waited = generator.uniform(0, quota.share * quota.period_s), generator.uniform(0, 2 * wait_s)
+        left, needed, taken = quota.share * quota.period_s - since, quota.share * busy_s, 0.0
+        while needed > 0:
+            if since >= quota.period_s:
+                since, left = since - quota.period_s, quota.share * quota.period_s
+            if waited > 0:
+                waited -= step_s
+            else:
+                taken += step_s
+                if left > 0:
+                    left, needed = left - step_s, needed - step_s
+            since += step_s
+        found.append(taken)
+    assert left_of(quota, wait_s, busy_s) == pytest.approx(fmean(found) / busy_s, rel=0.05)
 
 
 def test_only_what_follows_a_wait_is_shorter() -> None:
@@ -34,7 +71,7 @@ def test_only_what_follows_a_wait_is_shorter() -> None:
     given = replace(calibration(), provenance=calibration().provenance | {"cpu_share": "0.2"})
     under_quota = replace(plain, calibration=given)
     free, limited = (predict(TINY, where, layout, workload).terms for where in (plain, under_quota))
-    computed = {"attention_s", "router_s", "expert_s", "other_s"}
+    computed = {"attention_s", "router_s", "expert_s", "other_s", "dispatch_s", "combine_s"}
     # Of two ranks that compute less the later one is less late at the reduction.
     assert {term for term in free if limited[term] < free[term]} == computed | {"grad_reduce_s"}
     for term in ("attention_s", "router_s", "expert_s"):

@@ -9,7 +9,7 @@ from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.groups import TIERS, Group
 from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.extrapolation import growth, nodes_beyond, tier_beyond
-from piper_hpc.spec import ModelSpec
+from piper_hpc.spec import IDLE, ModelSpec
 
 EXTRAPOLATION = "extrapolation"
 """Beside the names of curves in a Cost: all that is used beyond the measured is wrong in the same direction."""
@@ -62,14 +62,10 @@ def all_to_all(curves: Curves, group: Group, send_bytes: float) -> Cost:
     return total(p2p(curves, tier, pair_bytes) * count for tier, count in zip(TIERS, group.peers, strict=True) if count)
 
 
-def all_to_all_wait(curves: Curves, group: Group, send_bytes: float) -> float:
-    """Seconds of one all-to-all that pass while bytes are on their way: what it takes beyond the smallest that was
-    measured, most of which a CPU computes."""
-    sizes = curves.sizes(f"all_to_all/{group.tier}/")
-    if not sizes or group.size == 1:
-        return 0.0
-    curve = curves.calibration.curves[f"all_to_all/{group.tier}/{_nearest_size(sizes, group)}"]
-    return max(0.0, all_to_all(curves, group, send_bytes).seconds - curve.seconds[0])
+def all_to_all_idle(curves: Curves, group: Group, send_bytes: float) -> float:
+    """Seconds of one all-to-all in which this rank computes nothing; 0 where that was not measured."""
+    measured = _collective(curves, f"{IDLE}all_to_all", group, send_bytes)
+    return 0.0 if measured is None else measured.seconds
 
 
 def all_reduce(curves: Curves, group: Group, buffer_bytes: float) -> Cost:

@@ -53,13 +53,15 @@ SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
 class DispatchCombine:
     """Costs of dispatch and combine of one layer in one micro-batch, and the algorithm that was selected for them.
 
-    wire: of a dispatch, forward and backward, what its rows are on their way, beside which others may compute.
+    wire: of a dispatch, forward and backward, what its rows are on their way, beside which others may compute; idle_s:
+    of that, the seconds in which their own rank computes nothing.
     """
 
     dispatch: ModuleCost
     combine: ModuleCost
     selection: Selection
     wire: Cost
+    idle_s: float
 
 
 class DispatchCosts(Protocol):
@@ -126,11 +128,12 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     model holds for groups of any shape; on larger ones than were measured, on more nodes, it is less sure of itself.
     """
     flat, wire = (rows.dispatch(batch, group), rows.combine(batch, group)), rows.rows_wire(batch, group)
+    idle_s = rows.rows_idle_s(batch, group)
     if algorithm == FLAT.name or group.size == 1:
         why = "as configured" if algorithm == FLAT.name else "a group of one"
-        return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why), wire)
+        return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why), wire, idle_s)
     if algorithm != AUTO and get_algorithm(algorithm).padded:
-        return DispatchCombine(*flat, Selection(AllToAllConfig(algorithm), why="as configured"), wire)
+        return DispatchCombine(*flat, Selection(AllToAllConfig(algorithm), why="as configured"), wire, idle_s)
     curves = batch.curves
     cell = cell_of(group, curves.cluster.topology, batch.model, batch.tokens, batch.bytes_per_value, batch.load)
     selection = select(curves, cell, algorithm)
@@ -144,7 +147,7 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     for note in selection.notes:
         curves.note(note)
     if config.algorithm == FLAT.name:
-        return DispatchCombine(*flat, selection, wire)
+        return DispatchCombine(*flat, selection, wire, idle_s)
     model = all_to_all_model(curves)
     if not model.measured:
         curves.note(
@@ -168,7 +171,8 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     def scaled(cost: ModuleCost, forward: float) -> ModuleCost:  # neither has weights
         return ModuleCost(_scaled(cost.forward, forward, spread), _scaled(cost.backward, other, spread))
 
-    return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection, _scaled(wire, other, spread))
+    way = _scaled(wire, other, spread)
+    return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection, way, other * idle_s)
 
 
 def _scaled(cost: Cost, ratio: float, spread: float) -> Cost:

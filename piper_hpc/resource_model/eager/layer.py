@@ -12,8 +12,8 @@ from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine
 from piper_hpc.resource_model.eager.groups import Group
-from piper_hpc.resource_model.eager.saved_quota import left_of, shorter
-from piper_hpc.spec import CpuQuota, LayerKind, Recompute, get_algorithm
+from piper_hpc.resource_model.eager.saved_quota import Waits, after_waits
+from piper_hpc.spec import LayerKind, Recompute, get_algorithm
 
 HOST_OPERATIONS_PER_MICRO_BATCH = 120
 """Python of torch's pipeline per micro-batch of a chunk, in eager operations: 0.5 ms of 1F1B where one operation takes
@@ -175,7 +175,10 @@ def layer_cost(
     }
     if curves.quota is not None:
         # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
-        modules = _after_waits(curves.quota, modules, rows.rows_wait_s(batch, group), hidden)
+        received_s = (exchange.wire.seconds - exchange.idle_s) / 2  # the other half is sent before the wait
+        counts_s = rows.counts_idle_s(batch, group)
+        planned_s = (rows.counts_wire(batch, group).seconds - counts_s + before_rows.forward.seconds) / 2 + received_s
+        modules = after_waits(curves.quota, modules, Waits(exchange.idle_s, received_s, hidden, counts_s, planned_s))
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
     return Work(modules)
@@ -187,28 +190,6 @@ def _hidden(wire: Cost, shared: ModuleCost) -> ModuleCost:
         return ModuleCost(Cost(), Cost())
     forward, backward = (min(1.0, each.seconds / wire.seconds) for each in (shared.forward, shared.backward))
     return ModuleCost(wire * forward, wire * backward)
-
-
-def _after_waits(
-    quota: CpuQuota, modules: Mapping[str, ModuleCost], wait_s: float, hidden: ModuleCost
-) -> dict[str, ModuleCost]:
-    """The modules of a layer whose ranks wait for rows before its experts and before attention and router, forward and
-    backward, and save quota meanwhile; autograd's overhead is halved between both waits of the backward. hidden: of a
-    dispatch's way, and of its gradients', what is no waiting, as the rank computes."""
-    overhead_s = modules["other_s"].backward.seconds / 2
-    dispatch_s, returned_s = (max(0.0, wait_s - cost.seconds) for cost in (hidden.forward, hidden.backward))
-    changed, backwards = dict(modules), []
-    # A dispatch comes before experts, a combine before the next attention; in the backward the other way round.
-    for terms, forward_wait_s, backward_wait_s in (
-        (("expert_s",), dispatch_s, wait_s),
-        (("attention_s", "router_s"), wait_s, returned_s),
-    ):
-        whole = compute.sum_modules(*(modules[term] for term in terms))
-        forward = left_of(quota, forward_wait_s, whole.forward.seconds)
-        backward = left_of(quota, backward_wait_s, whole.backward.seconds + overhead_s)
-        changed |= {term: shorter(modules[term], forward, backward) for term in terms}
-        backwards.append(backward)
-    return changed | {"other_s": shorter(modules["other_s"], 1.0, sum(backwards) / len(backwards))}
 
 
 def work_beside_layers(

@@ -26,10 +26,20 @@ def rows_wire(batch: MicroBatch, group: Group) -> Cost:
     return communication.all_to_all(batch.curves, group, send_bytes)
 
 
-def rows_wait_s(batch: MicroBatch, group: Group) -> float:
-    """Of `rows_wire`, the seconds that rows are on their way and this rank computes nothing for them."""
+def rows_idle_s(batch: MicroBatch, group: Group) -> float:
+    """Of `rows_wire`, the seconds in which this rank computes nothing."""
     send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
-    return communication.all_to_all_wait(batch.curves, group, send_bytes)
+    return communication.all_to_all_idle(batch.curves, group, send_bytes)
+
+
+def counts_wire(batch: MicroBatch, group: Group) -> Cost:
+    """The all-to-all of how many rows each rank sends to each expert."""
+    return communication.all_to_all(batch.curves, group, batch.model.experts * INDEX_BYTES)
+
+
+def counts_idle_s(batch: MicroBatch, group: Group) -> float:
+    """Of `counts_wire`, the seconds in which this rank computes nothing."""
+    return communication.all_to_all_idle(batch.curves, group, batch.model.experts * INDEX_BYTES)
 
 
 def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
@@ -37,8 +47,7 @@ def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
     permuted = _permuted(batch, "dispatch_rows")
     if group.size == 1:
         return permuted
-    counts = communication.all_to_all(batch.curves, group, batch.model.experts * INDEX_BYTES)
-    rows = rows_wire(batch, group) + batch.gather()
+    counts, rows = counts_wire(batch, group), rows_wire(batch, group) + batch.gather()
     return (
         permuted + batch.host(HOST_OPERATIONS["dispatch_all_to_all"]) + ModuleCost(batch.sort() + counts + rows, rows)
     )
