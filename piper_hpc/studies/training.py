@@ -87,10 +87,9 @@ def train(context: Context, training: Training, corpus: Path, *, memory: bool = 
 
 
 def cpu_terms(context: Context, training: Training, corpus: Path) -> dict[str, float] | None:
-    """CPU seconds that the mean rank takes in a step by term, all threads of the process; on rank 0. Collective. Not to
-    be timed: on this clock waiting takes no time, so that what is bubble and p2p means nothing."""
-    settings = _settings(context, training, WARMUP_STEPS)
-    found = None
+    """CPU seconds that the mean rank takes in the first steady step by term, all threads of the process; on rank 0.
+    Collective. Not to be timed: on this clock waiting takes no time, so that what is bubble and p2p means nothing."""
+    settings, found = _settings(context, training, WARMUP_STEPS + 1), None
     for records, _ in _steps(context, training, settings, corpus, clock=ProcessClock()):
         if records is not None:
             by_rank = metrics.terms_by_rank(records, training.layout)

@@ -269,7 +269,7 @@ def test_all_broken_rules_are_told_at_once():
 
 
 @pytest.mark.slow
-@settings(max_examples=examples(10, 25), deadline=None)
+@settings(max_examples=examples(7, 25), deadline=None)
 @given(
     pp=st.integers(1, 5),
     ep=st.integers(1, 5),

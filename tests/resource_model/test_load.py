@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from piper_hpc.resource_model import predict
-from piper_hpc.resource_model.eager.load import busiest_load, padded_load
-from piper_hpc.spec import Layout, ModelSpec, Routing, Workload
+from piper_hpc.resource_model.eager.load import busiest_load, padded_load, wire_load
+from piper_hpc.resource_model.topology import Group
+from piper_hpc.spec import Layout, ModelSpec, Routing, Topology, Workload
 from tests.resource_model.clusters import TINY, cluster
 
 MODEL = ModelSpec(
@@ -27,6 +30,17 @@ def test_padded_load_is_what_draws_give(histogram: tuple[float, ...], tokens: in
 
 def test_a_block_is_no_longer_than_all_tokens() -> None:
     assert padded_load(MODEL, Routing(imbalance=8.0), 16, ep=8) <= 8.0
+
+
+def test_ranks_that_share_a_card_bring_their_mean_to_it() -> None:
+    """Four times the mean's rows on one of eight ranks, two to a node: (4 + 4 / 7) / 2 of the mean over a node's card."""
+    spread_out, inside = Group((0, 1, 0, 2, 4)), Group((0, 7))
+    unknown = cluster()
+    assert wire_load(4.0, spread_out, unknown) == pytest.approx((4 + 4 / 7) / 2)
+    assert wire_load(1.0, spread_out, unknown) == pytest.approx(1.0)
+    assert wire_load(4.0, inside, unknown) == 4.0
+    own = replace(unknown, topology=Topology(node=2, ranks_per_nic=1))
+    assert wire_load(4.0, spread_out, own) == pytest.approx(4.0)
 
 
 def test_padding_costs_time_and_bytes() -> None:

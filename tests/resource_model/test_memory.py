@@ -243,6 +243,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("part", ["plain", *PARTS, "latent", "latent, low-rank query, groups"])
 def test_peak_of_a_real_step_of_every_part_of_a_model(part: str, dtype: str) -> None:

@@ -17,7 +17,7 @@ from piper_hpc.studies.own_runs.__main__ import MET, MISSED, NO_ANSWER, main
 from piper_hpc.studies.own_runs.judge import Bar, bars, results
 from piper_hpc.studies.own_runs.points import POINTS, RANKS, SKEWED
 from piper_hpc.studies.own_runs.predicting import PREDICTED, predicted_again
-from piper_hpc.studies.own_runs.resident import MEASURED
+from piper_hpc.studies.own_runs.resident import CPU, MEASURED
 from tests.resource_model.clusters import calibration, cluster
 
 
@@ -76,6 +76,14 @@ def rows(
 
 def judged(*args: Any, **options: Any) -> dict[str, Bar]:
     return {bar.name: bar for bar in bars(results(rows(*args, **options)))}
+
+
+def test_the_cpu_of_layers_is_held_against_what_was_counted() -> None:
+    made = rows({"a x": 0.0, "a y": 0.0})
+    made[0]["layers_cpu_s"] = 0.33
+    counted = {"attention_s": 0.1, "router_s": 0.05, "expert_s": 0.15, "weight_grad_s": 0.0, "dispatch_s": 9.0}
+    first, second = results([*made, {"operator": CPU, "point": "a x", "cpu_s": counted}])
+    assert first.layers is not None and first.layers.error == pytest.approx(0.1) and second.layers is None
 
 
 GOOD = {"a x": 0.03, "a y": -0.05, "a z": 0.06}

@@ -15,6 +15,7 @@ from piper_hpc.config import ConfigError, check_experiment, register
 from piper_hpc.config.identity import identity
 from piper_hpc.paths import data_folder
 from piper_hpc.sweep.compose import Composer, Grid, grid_of
+from tests.full import examples
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +45,7 @@ WORDS = {
 }
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(6, 12))
 @given(st.lists(st.sampled_from(sorted(WORDS)), unique=True, min_size=1, max_size=4).flatmap(
     lambda groups: st.tuples(*(st.sampled_from(WORDS[group]) for group in groups))
 ))  # fmt: skip

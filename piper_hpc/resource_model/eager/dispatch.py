@@ -22,7 +22,7 @@ from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.groups import Group
-from piper_hpc.resource_model.eager.load import busiest_load
+from piper_hpc.resource_model.eager.load import busiest_load, wire_load
 from piper_hpc.resource_model.eager.pipeline import held_chunks
 from piper_hpc.resource_model.eager.pool import pool_bytes
 from piper_hpc.resource_model.extrapolation import growth, nodes_beyond
@@ -127,12 +127,17 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     for combine and all backward, which use the plan; the errors of both are taken as independent in the interval. The
     model holds for groups of any shape; on larger ones than were measured, on more nodes, it is less sure of itself.
     """
-    flat, wire = (rows.dispatch(batch, group), rows.combine(batch, group)), rows.rows_wire(batch, group)
-    idle_s = rows.rows_idle_s(batch, group)
+    padded = algorithm != AUTO and get_algorithm(algorithm).padded
+    load = batch.load if padded else wire_load(batch.load, group, batch.curves.cluster)
+    flat, wire = (
+        (rows.dispatch(batch, group, load), rows.combine(batch, group, load)),
+        rows.rows_wire(batch, group, load),
+    )
+    idle_s = rows.rows_idle_s(batch, group, load)
     if algorithm == FLAT.name or group.size == 1:
         why = "as configured" if algorithm == FLAT.name else "a group of one"
         return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why), wire, idle_s)
-    if algorithm != AUTO and get_algorithm(algorithm).padded:
+    if padded:
         return DispatchCombine(*flat, Selection(AllToAllConfig(algorithm), why="as configured"), wire, idle_s)
     curves = batch.curves
     cell = cell_of(group, curves.cluster.topology, batch.model, batch.tokens, batch.bytes_per_value, batch.load)

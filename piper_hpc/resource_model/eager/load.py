@@ -1,4 +1,4 @@
-"""Rows that the busiest rank of an expert group has, over the mean: by routing and by padding."""
+"""Rows of the busiest rank of an expert group, and bytes of its busiest link, over the mean: by routing and padding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from piper_hpc.spec import AUTO, Layout, ModelSpec, Routing, Workload, get_algorithm
+from piper_hpc.resource_model.topology import NODE, Group
+from piper_hpc.spec import AUTO, ClusterSpec, Layout, ModelSpec, Routing, Workload, get_algorithm
 
 
 def busiest_load(model: ModelSpec, layout: Layout, workload: Workload) -> float:
@@ -21,6 +22,21 @@ def busiest_load(model: ModelSpec, layout: Layout, workload: Workload) -> float:
 @lru_cache(maxsize=256)
 def _routed_load(routing: Routing, ep: int) -> float:
     return float(routing.load(ep))
+
+
+def wire_load(load: float, group: Group, cluster: ClusterSpec) -> float:
+    """Bytes over the busiest link of an expert group, over the mean, where its busiest rank has `load` times the mean's
+    rows and the others alike.
+
+    Inside a node links are a rank's own; a network card is shared by the ranks that are nearest to it, by all of a node
+    where the cluster names no number.
+    """
+    inside = float(group.within(NODE))
+    if inside >= group.size:
+        return load
+    topology = cluster.topology
+    sharing = min(inside, (topology.ranks_per_nic if topology is not None else None) or inside)
+    return (load + (sharing - 1) * (group.size - load) / (group.size - 1)) / sharing
 
 
 @lru_cache(maxsize=256)

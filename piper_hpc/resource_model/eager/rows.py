@@ -15,20 +15,20 @@ INDEX_BYTES = 8
 """torch's indices and counts are int64."""
 
 
-def rows_wire(batch: MicroBatch, group: Group) -> Cost:
+def rows_wire(batch: MicroBatch, group: Group, load: float) -> Cost:
     """One all-to-all of every row; nothing for a group of one.
 
-    It lasts as long as a balanced one in which every rank sends and receives as many rows as the busiest.
+    It lasts as long as a balanced one in which every link carries `load` times as much: what the busiest one does.
     """
     if group.size == 1:
         return Cost()
-    send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
+    send_bytes = load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
     return communication.all_to_all(batch.curves, group, send_bytes)
 
 
-def rows_idle_s(batch: MicroBatch, group: Group) -> float:
+def rows_idle_s(batch: MicroBatch, group: Group, load: float) -> float:
     """Of `rows_wire`, the seconds in which this rank computes nothing."""
-    send_bytes = batch.load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
+    send_bytes = load * communication.all_to_all_bytes(batch.tokens, batch.model, batch.bytes_per_value)
     return communication.all_to_all_idle(batch.curves, group, send_bytes)
 
 
@@ -42,23 +42,23 @@ def counts_idle_s(batch: MicroBatch, group: Group) -> float:
     return communication.all_to_all_idle(batch.curves, group, batch.model.experts * INDEX_BYTES)
 
 
-def dispatch(batch: MicroBatch, group: Group) -> ModuleCost:
+def dispatch(batch: MicroBatch, group: Group, load: float = 1.0) -> ModuleCost:
     """Rows gathered in expert order, an all-to-all of their counts, then one of the rows; on arrival sorted again."""
     permuted = _permuted(batch, "dispatch_rows")
     if group.size == 1:
         return permuted
-    counts, rows = counts_wire(batch, group), rows_wire(batch, group) + batch.gather()
+    counts, rows = counts_wire(batch, group), rows_wire(batch, group, load) + batch.gather()
     return (
         permuted + batch.host(HOST_OPERATIONS["dispatch_all_to_all"]) + ModuleCost(batch.sort() + counts + rows, rows)
     )
 
 
-def combine(batch: MicroBatch, group: Group) -> ModuleCost:
+def combine(batch: MicroBatch, group: Group, load: float = 1.0) -> ModuleCost:
     """[rows, hidden] returned to their tokens' ranks, put in token order, weighted, summed by token, plus residual."""
     permuted = _permuted(batch, "combine_rows") + ModuleCost(batch.stream((3 * batch.hidden, 1)), Cost())
     if group.size == 1:
         return permuted
-    rows = rows_wire(batch, group) + batch.gather()
+    rows = rows_wire(batch, group, load) + batch.gather()
     return permuted + ModuleCost(rows, rows)
 
 

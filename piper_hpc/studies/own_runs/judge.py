@@ -8,8 +8,8 @@ from itertools import combinations
 from statistics import fmean, median
 from typing import Any
 
-from piper_hpc.studies.own_runs.predicting import PREDICTED
-from piper_hpc.studies.own_runs.resident import MEASURED
+from piper_hpc.studies.own_runs.predicting import COMPUTED, PREDICTED
+from piper_hpc.studies.own_runs.resident import CPU, MEASURED
 
 LARGE_TERM = 0.10
 """Terms above this share of a step are judged."""
@@ -48,13 +48,18 @@ class Value:
 
 @dataclass(frozen=True)
 class Result:
-    """One point: its step, the terms that are large, and the fullest rank's peak; repeats: how many were measured."""
+    """One point: its step, the terms that are large, and the fullest rank's peak; repeats: how many were measured.
+
+    layers: CPU seconds of a mean rank's layers without exchanges, where they were counted: they tell whether a step is
+    off by what is computed or by what is waited.
+    """
 
     point: str
     step: Value
     terms: tuple[Value, ...]
     peak: Value | None
     repeats: int
+    layers: Value | None = None
 
     @property
     def family(self) -> tuple[str, bool]:
@@ -75,15 +80,18 @@ class Bar:
 def results(rows: Sequence[dict[str, Any]]) -> list[Result]:
     """Of each point that was predicted and measured, in the order of the predictions."""
     predicted = {row["point"]: row for row in rows if row["operator"] == PREDICTED}
+    counted = {row["point"]: row["cpu_s"] for row in rows if row["operator"] == CPU}
     found = []
     for name, prediction in predicted.items():
         runs = [row for row in rows if row["operator"] == MEASURED and row["point"] == name]
         if runs:
-            found.append(_result(name, prediction, runs))
+            found.append(_result(name, prediction, runs, counted.get(name)))
     return found
 
 
-def _result(name: str, prediction: dict[str, Any], runs: Sequence[dict[str, Any]]) -> Result:
+def _result(
+    name: str, prediction: dict[str, Any], runs: Sequence[dict[str, Any]], cpu_s: dict[str, float] | None
+) -> Result:
     step = _value(
         "step time", prediction, "step_time_s", [run["step_time_s"] for run in runs], prediction["step_time_s"]
     )
@@ -91,6 +99,7 @@ def _result(name: str, prediction: dict[str, Any], runs: Sequence[dict[str, Any]
         _value(term, prediction, term, [run["terms"][term] for run in runs], predicted)
         for term, predicted in prediction["terms"].items()
     ]
+    layers_s = prediction.get("layers_cpu_s")
     peaks = [max(run["peak_memory_bytes"]) for run in runs if run["peak_memory_bytes"]]
     return Result(
         name,
@@ -98,6 +107,7 @@ def _result(name: str, prediction: dict[str, Any], runs: Sequence[dict[str, Any]
         tuple(term for term in terms if term.measured > LARGE_TERM * step.measured),
         Value("peak memory", max(prediction["peak_memory_bytes"]), median(peaks), 0.0) if peaks else None,
         len(runs),
+        Value("layers", layers_s, sum(cpu_s[term] for term in COMPUTED), 0.0) if cpu_s and layers_s else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,23 @@ from piper_hpc.studies.own_runs.points import POINTS, Point
 PREDICTED = "own_runs/predicted"
 """Operator of the rows."""
 KEPT = ("step_time_s", "terms", "intervals", "peak_memory_bytes", "bubble_fraction")
+COMPUTED = ("attention_s", "router_s", "expert_s", "weight_grad_s")
+"""Terms in which a rank computes and waits for nobody, alike in every stage."""
 
 
 def predictions(points: Iterable[Point], cluster: ClusterSpec) -> list[dict[str, Any]]:
-    """A row for each point."""
-    rows = []
+    """A row for each point. Where ranks have a CPU quota, `layers_cpu_s` is what COMPUTED take of it: their seconds if
+    waiting saved nothing, times its share."""
+    rows, quota = [], cluster.calibration.quota
+    unsaved = {key: value for key, value in cluster.calibration.provenance.items() if key != "cpu_share"}
+    without = replace(cluster, calibration=replace(cluster.calibration, provenance=unsaved))
     for point in points:
         found = predict(point.model, cluster, point.layout, point.workload).document()
-        rows.append({"operator": PREDICTED, "point": point.name} | {key: found[key] for key in KEPT})
+        row = {"operator": PREDICTED, "point": point.name} | {key: found[key] for key in KEPT}
+        if quota is not None:
+            busy = predict(point.model, without, point.layout, point.workload).terms
+            row["layers_cpu_s"] = quota.share * sum(busy[term] for term in COMPUTED)
+        rows.append(row)
     return rows
 
 

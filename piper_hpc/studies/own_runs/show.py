@@ -17,6 +17,7 @@ COLUMNS = (
     "repeats differ by",
     "90 % interval",
     "terms above 10 %",
+    "CPU of layers",
     "memory",
 )
 BAR_COLUMNS = ("bar", "found", "asked", "")
@@ -34,6 +35,7 @@ def cells(each: Result) -> tuple[str, ...]:
         f"±{100 * step.spread:.1f} %",
         interval if step.inside is not False else f"{interval}, outside",
         ", ".join(map(_term, each.terms)),
+        "-" if each.layers is None else percent(100 * each.layers.error),
         "-" if each.peak is None else f"{size(each.peak.measured)} {percent(100 * each.peak.error)}",
     )
 
