@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,3 +151,6 @@ def _steps(
                 trainer.migrate(decision.placements)
         yield trainer.record(), placements
     trainer.close()
+    # Hooks and what they are hooked to hold each other: on ranks that train dozens of models, the next would come on top.
+    del trainer, data
+    gc.collect()

@@ -33,7 +33,7 @@ def test_a_block_is_no_longer_than_all_tokens() -> None:
 
 
 def test_ranks_that_share_a_card_bring_their_mean_to_it() -> None:
-    """Four times the mean's rows on one of eight ranks, two to a node: (4 + 4 / 7) / 2 of the mean over a node's card."""
+    """Four times the mean's rows on one of eight ranks, two to a node: a card carries (4 + 4 / 7) / 2 of the mean."""
     spread_out, inside = Group((0, 1, 0, 2, 4)), Group((0, 7))
     unknown = cluster()
     assert wire_load(4.0, spread_out, unknown) == pytest.approx((4 + 4 / 7) / 2)
