@@ -151,6 +151,6 @@ def _steps(
                 trainer.migrate(decision.placements)
         yield trainer.record(), placements
     trainer.close()
-    # Hooks and what they are hooked to hold each other: on ranks that train dozens of models, the next would come on top.
+    # Hooks and what they are hooked to hold each other; a next training of the same ranks would come on top of it.
     del trainer, data
     gc.collect()
