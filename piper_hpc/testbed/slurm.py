@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,7 @@ PropagateResourceLimits=NONE
 SlurmdTimeout=60
 KillWait={kill_wait_s}
 MinJobAge=300
+FirstJobId={first_job}
 SchedulerParameters=batch_sched_delay=0,bf_interval=5
 {nodes}
 PreemptType=preempt/partition_prio
@@ -105,6 +107,7 @@ def configuration(options: Options, folder: Path) -> dict[str, str]:
         "partition": PARTITION,
         "urgent": URGENT,
         "grace_s": GRACE_S,
+        "first_job": first_job(time.time()),
         "kill_wait_s": options.kill_wait_s,
         "nodes": "\n".join(_node_line(addresses, node) for node in addresses.nodes),
     }
@@ -121,6 +124,12 @@ def configuration(options: Options, folder: Path) -> dict[str, str]:
         "topology.conf": "\n".join(switches) + "\n",
         "cgroup.conf": CGROUP_CONF,
     } | {name: _helper(name, options, folder) for name in HELPERS}
+
+
+def first_job(now_s: float) -> int:
+    """Number of the first job: one more every ten seconds, below Slurm's largest. A testbed brought up anew uses
+    no number again, as no cluster does: attempts in a run's folder are told apart by them."""
+    return 1 + int(now_s / 10) % 60_000_000
 
 
 def _node_line(addresses: Addresses, node: int) -> str:

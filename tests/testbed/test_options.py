@@ -106,6 +106,14 @@ def test_what_slurm_runs_around_a_task_needs_the_interpreter_alone(name: str, tm
     assert answer.returncode == 0, (tmp_path / "logs/task.log").read_text()
 
 
+def test_a_testbed_of_later_uses_no_number_of_a_job_again() -> None:
+    now_s = 1_796_000_000.0
+    assert 1 < slurm.first_job(now_s) < slurm.first_job(now_s + 60) < 0x03FF0000
+    text = slurm.configuration(parse(), Path("/run"))["slurm.conf"]
+    (first,) = [line.split("=")[1] for line in text.splitlines() if line.startswith("FirstJobId=")]
+    assert int(first) > 1
+
+
 def test_a_site_without_accounting_and_with_the_usual_patience(tmp_path: Path) -> None:
     text = slurm.configuration(parse({"accounting": "off", "kill_wait_s": "30"}), tmp_path)["slurm.conf"]
     assert "AccountingStorage" not in text and "KillWait=30" in text.splitlines()
