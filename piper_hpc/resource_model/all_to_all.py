@@ -87,6 +87,12 @@ def dedup_ratio(domains: Number, routing: AllToAllRouting) -> Number:
     return np.minimum(ratio, 1.0)
 
 
+def domain_load(imbalance: Number, domain: Number, size: Number) -> Number:
+    """Load over the mean of the domain of so many ranks that holds the hottest of `size`, `imbalance` times the mean,
+    where the others share the rest equally."""
+    return (imbalance + (domain - 1) * (size - imbalance) / np.maximum(size - 1, 1)) / domain
+
+
 def all_to_all(
     algorithm: str,
     group: Group,
@@ -171,11 +177,6 @@ def _cost(
     imbalance = np.clip(routing.imbalance, 1.0, size)
     left = dedup_ratio(nodes, routing) if dedup else 1.0
     sent = _Sent(group, links)
-
-    def hot(domain: Number) -> Number:
-        """Load over the mean of the domain that holds the hottest rank, where the others share the rest equally."""
-        return (imbalance + (domain - 1) * (size - imbalance) / np.maximum(size - 1, 1)) / domain
-
     hidden: Number = 0.0
     if algorithm.levels == 1:
         left = dedup_ratio(size, routing) if dedup else 1.0
@@ -191,10 +192,11 @@ def _cost(
         outside = [1 - within for within in inside]
         top = dedup_ratio(size / middle, routing) if dedup else 1.0
         between = sent.phase(
-            FAR, top * middle * pair, middle * beside, below=middle, when=outside, hot=hot(middle)
+            FAR, top * middle * pair, middle * beside, below=middle, when=outside,
+            hot=domain_load(imbalance, middle, size),
         ) + sent.phase(
             FAR, left * node * size / middle * pair, node * size / middle * beside, below=node, when=inside,
-            hot=hot(node),
+            hot=domain_load(imbalance, node, size),
         )  # fmt: skip
         if phases == "merged":
             seconds = between + sent.phase(NEAR, nodes * pair, hot=imbalance)

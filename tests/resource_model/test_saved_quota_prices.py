@@ -28,7 +28,6 @@ FIFTH = CpuQuota(share=0.2, period_s=0.010)
 )
 def test_a_short_wait_saves_what_the_rank_would_have_stood_still(wait_s: float, busy_s: float, left: float) -> None:
     assert left_of(FIFTH, wait_s, busy_s) == pytest.approx(left, abs=0.02)
-    assert left_of(None, wait_s, busy_s) == 1.0
 
 
 @given(st.floats(1e-4, 1.0), st.floats(1e-4, 1.0), st.floats(0.05, 0.9))

@@ -53,15 +53,13 @@ SWITCH, RACK = TIERS.index(Tier.SWITCH.value), TIERS.index(Tier.RACK.value)
 class DispatchCombine:
     """Costs of dispatch and combine of one layer in one micro-batch, and the algorithm that was selected for them.
 
-    wire: of a dispatch, forward and backward, what its rows are on their way, beside which others may compute; idle_s:
-    of that, the seconds in which their own rank computes nothing.
+    wire: of a dispatch, forward and backward, what its rows are on their way, beside which others may compute.
     """
 
     dispatch: ModuleCost
     combine: ModuleCost
     selection: Selection
-    wire: Cost
-    idle_s: float
+    wire: rows.Wire
 
 
 class DispatchCosts(Protocol):
@@ -129,16 +127,13 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     """
     padded = algorithm != AUTO and get_algorithm(algorithm).padded
     load = batch.load if padded else wire_load(batch.load, group, batch.curves.cluster)
-    flat, wire = (
-        (rows.dispatch(batch, group, load), rows.combine(batch, group, load)),
-        rows.rows_wire(batch, group, load),
-    )
-    idle_s = rows.rows_idle_s(batch, group, load)
+    flat = rows.dispatch(batch, group, load), rows.combine(batch, group, load)
+    wire = rows.rows_wire(batch, group, load)
     if algorithm == FLAT.name or group.size == 1:
         why = "as configured" if algorithm == FLAT.name else "a group of one"
-        return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why), wire, idle_s)
+        return DispatchCombine(*flat, Selection(AllToAllConfig(FLAT.name), why=why), wire)
     if padded:
-        return DispatchCombine(*flat, Selection(AllToAllConfig(algorithm), why="as configured"), wire, idle_s)
+        return DispatchCombine(*flat, Selection(AllToAllConfig(algorithm), why="as configured"), wire)
     curves = batch.curves
     cell = cell_of(group, curves.cluster.topology, batch.model, batch.tokens, batch.bytes_per_value, batch.load)
     selection = select(curves, cell, algorithm)
@@ -152,7 +147,7 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     for note in selection.notes:
         curves.note(note)
     if config.algorithm == FLAT.name:
-        return DispatchCombine(*flat, selection, wire, idle_s)
+        return DispatchCombine(*flat, selection, wire)
     model = all_to_all_model(curves)
     if not model.measured:
         curves.note(
@@ -176,8 +171,8 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     def scaled(cost: ModuleCost, forward: float) -> ModuleCost:  # neither has weights
         return ModuleCost(_scaled(cost.forward, forward, spread), _scaled(cost.backward, other, spread))
 
-    way = _scaled(wire, other, spread)
-    return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection, way, other * idle_s)
+    scaled_wire = rows.Wire(_scaled(wire.cost, other, spread), other * wire.idle_s)
+    return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection, scaled_wire)
 
 
 def _scaled(cost: Cost, ratio: float, spread: float) -> Cost:

@@ -149,7 +149,7 @@ def layer_cost(
     if recompute.attention:
         attended = attended.again(attention.scores_forward(batch, kind))
     shared = compute.shared_experts(batch, recompute)
-    hidden = _hidden(exchange.wire, shared) if overlap_shared else ModuleCost(Cost(), Cost())
+    hidden = _hidden(exchange.wire.cost, shared) if overlap_shared else ModuleCost(Cost(), Cost())
     dense, before_rows = attended + router, rows.dispatch(batch, Group())
     imbalance = experts_with(batch.load) + experts * -1
 
@@ -175,10 +175,10 @@ def layer_cost(
     }
     if curves.quota is not None:
         # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
-        received_s = (exchange.wire.seconds - exchange.idle_s) / 2  # the other half is sent before the wait
-        counts_s = rows.counts_idle_s(batch, group)
-        planned_s = (rows.counts_wire(batch, group).seconds - counts_s + before_rows.forward.seconds) / 2 + received_s
-        modules = after_waits(curves.quota, modules, Waits(exchange.idle_s, received_s, hidden, counts_s, planned_s))
+        wire, counts = exchange.wire, rows.counts_wire(batch, group)
+        received_s = wire.computed_s / 2  # the other half is sent before the wait
+        planned_s = (counts.computed_s + before_rows.forward.seconds) / 2 + received_s
+        modules = after_waits(curves.quota, modules, Waits(wire.idle_s, received_s, hidden, counts.idle_s, planned_s))
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
     return Work(modules)

@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from piper_hpc.resource_model.all_to_all import domain_load
 from piper_hpc.resource_model.topology import NODE, Group
 from piper_hpc.spec import AUTO, ClusterSpec, Layout, ModelSpec, Routing, Workload, get_algorithm
 
@@ -36,7 +37,7 @@ def wire_load(load: float, group: Group, cluster: ClusterSpec) -> float:
         return load
     topology = cluster.topology
     sharing = min(inside, (topology.ranks_per_nic if topology is not None else None) or inside)
-    return (load + (sharing - 1) * (group.size - load) / (group.size - 1)) / sharing
+    return float(domain_load(load, sharing, group.size))
 
 
 @lru_cache(maxsize=256)

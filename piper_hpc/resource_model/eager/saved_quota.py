@@ -25,9 +25,9 @@ POINTS = 24
 
 
 @lru_cache(maxsize=4096)
-def left_of(quota: CpuQuota | None, wait_s: float, busy_s: float) -> float:
-    """The share that is left of `busy_s` seconds of compute after a wait; 1 without a quota."""
-    if quota is None or busy_s <= 0 or wait_s <= 0:
+def left_of(quota: CpuQuota, wait_s: float, busy_s: float) -> float:
+    """The share that is left of `busy_s` seconds of compute after a wait."""
+    if busy_s <= 0 or wait_s <= 0:
         return 1.0
     middles = (np.arange(POINTS) + 0.5) / POINTS
     begun_s = quota.share * quota.period_s * middles[:, None]
