@@ -16,7 +16,7 @@ install: $(VENV)/run.stamp
 # Tests beside each other, in units and turns of tests/conftest.py. One test under a debugger: ARGS="-n0 --pdb tests/..."
 BESIDE = --dist loadgroup --no-loadscope-reorder
 
-# Every test, of large matrices a covering part: about 25 minutes on two cores; the aim is 22.
+# Every test, of large matrices a covering part: 27 to 31 minutes on two cores; the aim is 22.
 test: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m pytest -n auto $(BESIDE) $(ARGS)
 
@@ -24,7 +24,7 @@ test: $(VENV)/test.stamp testbed-packages
 test-all: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m pytest -n auto $(BESIDE) --full $(ARGS)
 
-# The tests that start no Slurm, no ranks and no long commands: 2:20 on two cores; the aim is 2. Where a test does not
+# The tests that start no Slurm, no ranks and no long commands: 2:05 on two cores; the aim is 2. Where a test does not
 # say how many examples hypothesis makes, it makes 20 of 100.
 quick: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n logical $(BESIDE) --hypothesis-profile=quick -m "not slurm and not processes and not slow" $(ARGS)

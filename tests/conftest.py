@@ -7,7 +7,7 @@ not meet, whoever has it (tests/turns.py):
 - `slurm`: the testbed's ranks, whose quotas fill the cores and go before everything else.
 - `untimed`, of those: nothing in it depends on how fast it runs, so that others' ranks may run beside it.
 - `processes`: other ranks. They run beside each other, but not beside what is timed on Slurm.
-- `alone`: it measures time, quotas or links. Nothing runs beside it.
+- `alone`: it measures time, quotas or links, or its ranks spin while they wait. Nothing runs beside it.
 
 `slow` says nothing of the kind: such tests run beside all others, and only `make quick` leaves them out.
 

@@ -13,7 +13,7 @@ import pytest
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 """Of the MPICH wheel that `pip install 'piper-hpc[test]'` brings."""
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.alone]  # ranks of MPI spin: beside others four take minutes for 20 s
 
 
 def python(*words: str, ranks: int = 0) -> subprocess.CompletedProcess[str]:
