@@ -14,7 +14,7 @@ import pytest
 
 from piper_hpc.runtime import quota
 
-needs_cgroups = pytest.mark.skipif(not quota.writable(), reason="the cpu control group is not writable here")
+needs_cgroups = pytest.mark.skipif(not quota.writable(), reason="the cpu control group is not writable: run as root")
 
 BURN = """
 import sys, time
