@@ -108,8 +108,9 @@ CPU = Grid(
         "p2p": (KIB, 32 * KIB, 256 * KIB, 2 * MIB),
         "all_to_all": (KIB, 32 * KIB, 256 * KIB, 2 * MIB),
         "all_reduce": (KIB, 64 * KIB, 512 * KIB, 4 * MIB),
+        "all_gather": (KIB, 64 * KIB, 512 * KIB, 4 * MIB),
     },
-    arrival_skew=(4e-4, 1.5e-3, 5e-3, 1.5e-2),
+    arrival_skew=(4e-4, 1.5e-3, 5e-3, 1.5e-2, 6e-2, 0.24),
     overhead=(KIB, 64 * KIB, 512 * KIB),
 )
 
@@ -161,6 +162,7 @@ GPU = Grid(
         "p2p": (64 * KIB, MIB, 8 * MIB, 64 * MIB),
         "all_to_all": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
         "all_reduce": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
+        "all_gather": (64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB),
     },
     arrival_skew=(3e-4, 3e-3, 1e-2, 3e-2),
     overhead=(64 * KIB, MIB, 16 * MIB),

@@ -37,7 +37,7 @@ LONG_CALL = 3
 """A message whose one call takes more than so many points' share of the budget is left out, and all larger ones. Below
 that it is worth its time: what a byte costs is told by the last of a curve."""
 
-CALIBRATED = ("all_to_all", "all_reduce")
+CALIBRATED = ("all_to_all", "all_reduce", "all_gather")
 """The collectives that predictions ask for."""
 
 

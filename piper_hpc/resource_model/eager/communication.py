@@ -86,7 +86,7 @@ def all_gather(curves: Curves, group: Group, buffer_bytes: float) -> Cost:
     return p2p(curves, group.tier, buffer_bytes / group.size) * (group.size - 1)
 
 
-def arrival_skew(curves: Curves, group: Group, compute: Cost) -> Cost:
+def arrival_skew(curves: Curves, group: Group, compute: Cost, under_way_s: float = 0.0) -> Cost:
     """Mean seconds that a rank waits for late ranks of `group` in a collective, after `compute` busy seconds.
 
     From the calibration's curves `skew/tier/size`, measured by `piper_hpc.microbench.arrival_skew`. Its half widths are
@@ -115,7 +115,8 @@ def arrival_skew(curves: Curves, group: Group, compute: Cost) -> Cost:
         name: curves.measured(chosen, compute.seconds + width).seconds - waited.seconds
         for name, width in compute.half_widths.items()
     }
-    return _beyond((waited + Cost(0.0, later)) * scale, beyond)
+    late = _beyond((waited + Cost(0.0, later)) * scale, beyond)
+    return late * max(0.0, 1 - under_way_s / late.seconds) if late.seconds > 0 else late
 
 
 def _nearest_group(curves: Curves, operator: str, group: Group) -> str | None:

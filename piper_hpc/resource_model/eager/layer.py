@@ -153,10 +153,13 @@ def layer_cost(
     dense, before_rows = attended + router, rows.dispatch(batch, Group())
     imbalance = experts_with(batch.load) + experts * -1
 
+    counts = rows.counts_wire(batch, group)
+    under_way_s = max(0.0, exchange.wire.idle_s - counts.idle_s)
+
     def arrival_waits(before_forward: Cost, before_backward: Cost) -> ModuleCost:
         return ModuleCost(
-            communication.arrival_skew(curves, group, before_forward),
-            communication.arrival_skew(curves, group, before_backward),
+            communication.arrival_skew(curves, group, before_forward, under_way_s),
+            communication.arrival_skew(curves, group, before_backward, under_way_s),
         )
 
     modules = {
@@ -175,7 +178,7 @@ def layer_cost(
     }
     if curves.quota is not None:
         # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
-        wire, counts = exchange.wire, rows.counts_wire(batch, group)
+        wire = exchange.wire
         received_s = wire.computed_s / 2  # the other half is sent before the wait
         planned_s = (counts.computed_s + before_rows.forward.seconds) / 2 + received_s
         modules = after_waits(curves.quota, modules, Waits(wire.idle_s, received_s, hidden, counts.idle_s, planned_s))

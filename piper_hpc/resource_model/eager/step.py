@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from piper_hpc.resource_model.eager import communication
 from piper_hpc.resource_model.eager.compute import MicroBatch
-from piper_hpc.resource_model.eager.cost import Cost
+from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.curves import Curves
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine, dispatch_combine
 from piper_hpc.resource_model.eager.groups import Group, LayoutGroups, StageGroups, layout_groups
@@ -239,11 +239,22 @@ class StepPricer:
 
     def _reduce_wait(self, layout: Layout, groups: StageGroups) -> Cost:
         def make() -> Cost:
-            layer = self._layer(layout, groups.experts, self._moe).modules
-            computed = layer["router_s"].backward + layer["attention_s"].backward
-            return communication.arrival_skew(self.curves, groups.stage, computed)
+            return communication.arrival_skew(self.curves, groups.stage, self._since_met(layout, groups.experts))
 
-        return self._once(("wait", layout.micro_batch, layout.recompute, layout.ep, layout.all_to_all, groups), make)
+        key = ("wait", layout.micro_batch, layout.recompute, layout.ep, layout.stages, layout.all_to_all, groups)
+        return self._once(key, make)
+
+    def _since_met(self, layout: Layout, experts: Group) -> Cost:
+        """What a rank computes before gradients are reduced, since those of its stage met: in the last exchange of
+        rows; without any, in the last message from another stage; without stages, where the step before ended."""
+        layer = self._layer(layout, experts, self._moe).modules
+        if experts.size > 1:
+            return layer["router_s"].backward + layer["attention_s"].backward
+        once = total(cost.backward for cost in layer.values())
+        if layout.stages > 1:
+            return once * (self.model.layers / layout.stages)
+        once += total(cost.forward for cost in layer.values())
+        return once * (self.model.layers * layout.micro_batches(self.workload.global_batch))
 
     def _layer(self, layout: Layout, group: Group, kind: LayerKind) -> Work:
         # Where ranks share cores, another takes the one of a rank that waits: nothing is gained by filling the wait.

@@ -64,9 +64,7 @@ def update_cost(
     if zero:
         updated = sum(count / group.size for group, count in replicated)
         reduced = total(_scatter(curves, group, count * recipe.gradient_bytes) for group, count in replicated)
-        gathered = total(
-            communication.all_gather(curves, group, count * recipe.weight_bytes) for group, count in replicated
-        )
+        gathered = total(_gather(curves, group, count * recipe.weight_bytes) for group, count in replicated)
     else:
         updated, gathered = float(held), Cost()
         reduced = total(
@@ -94,8 +92,16 @@ def update_cost(
 
 
 def _scatter(curves: Curves, group: Group, gradient_bytes: int) -> Cost:
-    """Each rank's shard of the gradients from everyone, in one all-to-all, and their sum: all read, one written."""
+    """Each rank's shard of the gradients from everyone, in one all-to-all, and their sum: all read, one written. Before
+    it gradients are filled up, cut and joined into a shard for each rank, three copies."""
     if group.size == 1:
         return Cost()
-    added = curves.operation("elementwise", gradient_bytes * (1 + 1 / group.size))
-    return communication.all_to_all(curves, group, gradient_bytes) + added
+    streamed = curves.operation("elementwise", gradient_bytes * (2 * 3 + 1 + 1 / group.size))
+    return communication.all_to_all(curves, group, gradient_bytes) + streamed
+
+
+def _gather(curves: Curves, group: Group, weight_bytes: int) -> Cost:
+    """The weights of all shards on every rank, put back in two copies."""
+    if group.size == 1:
+        return Cost()
+    return communication.all_gather(curves, group, weight_bytes) + curves.operation("elementwise", weight_bytes * 2 * 2)
