@@ -122,6 +122,15 @@ def test_skew_grows_with_the_compute_before_a_meeting_and_is_as_uncertain() -> N
     assert arrival_skew(read(), Group(), sure) == Cost()
 
 
+def test_rows_under_way_hide_how_late_other_ranks_are() -> None:
+    compute = Cost(1e-3, {"gemm": 1e-3})
+    whole = arrival_skew(read(), IN_NODE, compute)
+    half = arrival_skew(read(), IN_NODE, compute, under_way_s=whole.seconds / 2)
+    assert half.seconds == pytest.approx(whole.seconds / 2) and half.half_width == pytest.approx(whole.half_width / 2)
+    assert arrival_skew(read(), IN_NODE, compute, under_way_s=2 * whole.seconds).seconds == 0.0
+    assert arrival_skew(read(), Group(), compute, under_way_s=1.0) == Cost()
+
+
 def test_skew_of_another_group_stands_in_and_is_said_to() -> None:
     curves, compute = read("skew/rack/4"), Cost(1e-3)
     assert arrival_skew(curves, ACROSS_NODES, compute).curves == ["skew/node/2"]

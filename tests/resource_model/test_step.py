@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from operator import attrgetter
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from piper_hpc.resource_model.eager.compute import ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.curves import seconds_at
 from piper_hpc.resource_model.eager.groups import layout_groups
+from piper_hpc.resource_model.eager.layer import Work
 from piper_hpc.resource_model.eager.pipeline import held_chunks, most_alive
 from piper_hpc.resource_model.eager.predict import step_lower_bound_s, step_time_s
 from piper_hpc.resource_model.eager.step import StepCost, step_cost
@@ -27,6 +30,8 @@ from tests.resource_model.clusters import TINY, calibration, cluster, line
 TOKENS = 128
 PEAK = 50e9
 TWO = replace(TINY, layers=2)
+BOTH_WAYS = attrgetter("forward_s"), attrgetter("backward_s")
+BEFORE_DISPATCH = "router_s", "attention_s"
 PARTS_OF_AN_EXPERT = 2 * TOKENS * TINY.top_k * TINY.hidden * TINY.expert_ffn
 """FLOPs of one of the three products of the experts of a layer, one sequence."""
 
@@ -130,7 +135,8 @@ def test_full_recomputation_adds_the_forward_of_every_layer_and_its_exchanges() 
 
 
 def test_zero_1_by_hand() -> None:
-    """Four replicas: shards all-to-all and added, a quarter updated, weights gathered by a ring of three messages."""
+    """Four replicas: gradients copied three times, sent as shards, added; a quarter updated; weights gathered by a ring
+    of three messages, and copied twice."""
     links = (("all_to_all/rack/4", 1e9), ("all_reduce/rack/4", 1e9), ("p2p/rack", 1e9), ("p2p/node", 1e9))
     where, batch = only(*links, ("adamw", 1e9)), workload(1, replicas=4)
     terms = [predict(TINY, where, Layout(dp=4, zero=zero), batch).terms for zero in (0, 1)]
@@ -138,10 +144,28 @@ def test_zero_1_by_hand() -> None:
     streamed = 1 / (7 * 4) / 1e9  # a byte of a streaming operation costs what AdamW's seven values do
     assert terms[0]["grad_reduce_s"] == pytest.approx(4 * held / 1e9, rel=1e-5)
     gathered = 3 * held * 4 / 4 / 1e9
-    assert terms[1]["grad_reduce_s"] == pytest.approx(4 * held / 1e9 + 4 * held * 1.25 * streamed + gathered, rel=1e-5)
+    sent = 4 * held / 1e9 + 4 * held * (6 + 1.25) * streamed
+    assert terms[1]["grad_reduce_s"] == pytest.approx(sent + gathered + 4 * held * 4 * streamed, rel=1e-5)
     update = held / 1e9 + 3 * 4 * held * streamed  # norm reads, clipping reads and writes
     assert terms[0]["optimizer_s"] == pytest.approx(update)
     assert terms[1]["optimizer_s"] == pytest.approx(update / 4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "since"),
+    [
+        (Layout(dp=4), lambda cost: 2 * sum(TINY.layers * way(cost) for way in BOTH_WAYS)),
+        (Layout(pp=2, dp=2), lambda cost: TINY.layers / 2 * cost.backward_s),
+        (Layout(ep=2, dp=2), lambda cost: sum(cost.modules[term].backward.seconds for term in BEFORE_DISPATCH)),
+    ],
+    ids=["the whole step", "since a message between stages", "since the last exchange of rows"],
+)
+def test_who_met_long_ago_waits_longer_for_the_reduction(layout: Layout, since: Callable[[Work], float]) -> None:
+    first, *_ = step_cost(TINY, cluster(), layout, workload(2, replicas=layout.ranks // layout.pp)).ranks
+    ((layer, _),) = first.chunks[0].layers
+    size = layout.ranks // layout.pp
+    curve = f"skew/{'rack' if size == 4 else 'node'}/{size}"
+    assert first.reduce_wait.seconds == pytest.approx(seconds_at(line(curve), since(layer)))
 
 
 def test_bf16_reduces_and_updates_in_fp32() -> None:

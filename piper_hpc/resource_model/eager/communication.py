@@ -92,8 +92,10 @@ def arrival_skew(curves: Curves, group: Group, compute: Cost, under_way_s: float
     From the calibration's curves `skew/tier/size`, measured by `piper_hpc.microbench.arrival_skew`. Its half widths are
     the curve's own, and what those of `compute` change in it. Groups of another size or tier stand in unscaled; but on
     more nodes than were measured a larger group than any waits longer, as the latest of n ranks whose delays are normal
-    is about sqrt(2 ln n) deviations behind the mean (extreme value theory). Ranks that share cores are charged nothing:
-    one that waits lends its core to those it waits for.
+    is about sqrt(2 ln n) deviations behind the mean (extreme value theory). under_way_s: how much longer than in the
+    smallest exchange, which skew is measured with, rows are on their way while a rank computes nothing: those of early
+    ranks are, while a late one computes, so that what it adds is what of its lateness is longer. Ranks that share cores
+    are charged nothing: one that waits lends its core to those it waits for.
     """
     if group.size == 1 or compute.seconds <= 0:
         return Cost()

@@ -131,11 +131,11 @@ def layer_cost(
 
     Between combine and the next dispatch lies attention's and the router's compute, between dispatch and combine the
     experts', both ways; in forward, between the all-to-alls of counts and of rows, what a dispatch computes by itself.
-    At each of them ranks wait for arrival skew, which grows with that compute (communication.arrival_skew), and where
-    experts come before it, for the rank with the most rows. What is recomputed is so in the backward, and whole layers
-    with their all-to-alls and waits. overlap_shared: rows are on their way while shared experts are computed, and what
-    of that time the latter take is no dispatch's. Where ranks have a CPU quota, what follows a wait is shorter
-    (saved_quota).
+    At each of them ranks wait for arrival skew, which grows with that compute and is hidden by rows that are under way
+    (communication.arrival_skew), and where experts come before it, for the rank with the most rows. What is recomputed
+    is so in the backward, and whole layers with their all-to-alls and waits. overlap_shared: rows are on their way
+    while shared experts are computed, and what of that time the latter take is no dispatch's. Where ranks have a CPU
+    quota, what follows a wait is shorter (saved_quota).
     """
     curves = batch.curves
 
@@ -150,37 +150,31 @@ def layer_cost(
         attended = attended.again(attention.scores_forward(batch, kind))
     shared = compute.shared_experts(batch, recompute)
     hidden = _hidden(exchange.wire.cost, shared) if overlap_shared else ModuleCost(Cost(), Cost())
-    dense, before_rows = attended + router, rows.dispatch(batch, Group())
+    dense, planned = attended + router, rows.dispatch(batch, Group())
     imbalance = experts_with(batch.load) + experts * -1
 
     counts = rows.counts_wire(batch, group)
     under_way_s = max(0.0, exchange.wire.idle_s - counts.idle_s)
 
-    def arrival_waits(before_forward: Cost, before_backward: Cost) -> ModuleCost:
-        return ModuleCost(
-            communication.arrival_skew(curves, group, before_forward, under_way_s),
-            communication.arrival_skew(curves, group, before_backward, under_way_s),
-        )
+    def late(before_rows: Cost) -> Cost:
+        return communication.arrival_skew(curves, group, before_rows, under_way_s)
 
     modules = {
         "attention_s": attended,
         "router_s": router,
         "dispatch_s": exchange.dispatch
-        + arrival_waits(dense.forward, experts.backward)
-        + arrival_waits(before_rows.forward, Cost())
-        + ModuleCost(Cost(), imbalance.backward)
+        + ModuleCost(communication.arrival_skew(curves, group, dense.forward), Cost())
+        + ModuleCost(late(planned.forward), late(experts.backward) + imbalance.backward)
         + hidden * -1,
         "expert_s": experts + shared + compute.dense_residual(batch, recompute),
-        "combine_s": exchange.combine
-        + arrival_waits(experts.forward, dense.backward)
-        + ModuleCost(imbalance.forward, Cost()),
+        "combine_s": exchange.combine + ModuleCost(late(experts.forward) + imbalance.forward, late(dense.backward)),
         "other_s": compute.autograd_overhead(batch),
     }
     if curves.quota is not None:
         # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
         wire = exchange.wire
         received_s = wire.computed_s / 2  # the other half is sent before the wait
-        planned_s = (counts.computed_s + before_rows.forward.seconds) / 2 + received_s
+        planned_s = (counts.computed_s + planned.forward.seconds) / 2 + received_s
         modules = after_waits(curves.quota, modules, Waits(wire.idle_s, received_s, hidden, counts.idle_s, planned_s))
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
