@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -228,9 +229,13 @@ def _monotone(seconds: np.ndarray) -> tuple[float, ...]:
 
 
 def _spread(point: list[Row], seconds: float) -> float:
-    """Half the 5-95 % range over the point's time: of the repeats in a row, and of the rows of a point."""
-    low = min(row["p5_s"] for row in point)
-    high = max(row["p95_s"] for row in point)
+    """Half the range of the point's rows, each with the 90 % interval of its mean, over the point's time.
+
+    A step adds many calls up, in which the scatter of single ones goes out: n of them scatter 1/sqrt(n) as much. What
+    stays is how far apart rows are that were measured at other times.
+    """
+    low = min(_seconds(row) - (_seconds(row) - row["p5_s"]) / math.sqrt(row["n"]) for row in point)
+    high = max(_seconds(row) + (row["p95_s"] - _seconds(row)) / math.sqrt(row["n"]) for row in point)
     return float((high - low) / 2 / seconds)
 
 

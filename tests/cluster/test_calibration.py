@@ -33,6 +33,7 @@ def row(operator: str, work: float, seconds: float, **changes: Any) -> dict[str,
         "unit": UNITS[operator][0],
         "shape": {"elements": int(work)},
         "dtype": "float32",
+        "n": 4,
         "median_s": seconds,
         "p5_s": seconds * 0.9,
         "p95_s": seconds * 1.3,
@@ -54,7 +55,7 @@ def test_points_become_curves_and_the_best_gemm_the_peak() -> None:
     assert calibration.source == "runs/a/measurements.jsonl"
     gemm = calibration.curves["gemm"]
     assert (gemm.work, gemm.seconds) == ((1e6, 1e8), (1e-4, 2e-3))
-    assert gemm.spread == pytest.approx((0.2, 0.2))
+    assert gemm.spread == pytest.approx((0.1, 0.1)), "four repeats: what one scatters by, halved"
     assert calibration.provenance == {
         "cluster": "local",
         "dtype": "float32",
@@ -68,8 +69,8 @@ def test_repeats_and_shapes_of_nearly_equal_work_are_one_point() -> None:
     gemm = fit(rows, cluster="local", provenance={}).curves["gemm"]
     assert gemm.work == (1.02e6,)
     assert gemm.seconds == (2e-4,)
-    # The point's spread is that of the shapes, from the quickest 5 % to the slowest 95 %.
-    assert gemm.spread == pytest.approx(((3.9e-4 - 0.9e-4) / 2 / 2e-4,))
+    # The point's spread is that of the shapes, each with the interval of its own mean.
+    assert gemm.spread == pytest.approx(((3.45e-4 - 0.95e-4) / 2 / 2e-4,))
 
 
 def test_grouped_products_are_a_curve_for_each_number_of_rows_an_expert() -> None:
