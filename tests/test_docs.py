@@ -16,6 +16,7 @@ import pytest
 from piper_hpc.cluster.calibration import save
 from piper_hpc.cluster.machine import describe
 from piper_hpc.config import reference
+from tests.full import full
 from tests.presets import experiment
 from tests.resource_model.clusters import calibration
 
@@ -135,6 +136,14 @@ OF_A_RUN = (
 OF_A_FOLDER = ("runs/", "logs/", "checkpoints/", "sync/", "claims/")
 
 EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+WHOLE_ALONE = (
+    "parallelism.micro_batch=1,2",
+    "data.sources=",
+    "data=text",
+    "model=deepseek_v3 model.layers=4",
+    "analysis.validation.fit --check",
+)
+"""Words of commands that train or fit, in a minute, what other tests train and fit as well: for `make test-all`."""
 IN_ORDER = sorted((command for command in EVERY if command not in ELSEWHERE), key=lambda one: one.startswith(OF_A_RUN))
 
 
@@ -240,7 +249,13 @@ def test_the_readmes_plan_is_what_its_command_prints(checkout):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("command", IN_ORDER)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=full if any(words in command for words in WHOLE_ALONE) else [])
+        for command in IN_ORDER
+    ],
+)
 def test_every_other_command_works_after_those_before_it(command, checkout):
     if "RUN_ID" in command:  # the one thing that a reader fills in
         (newest, *_) = sorted((checkout / "runs").glob("2*"), reverse=True)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from piper_hpc.cluster.calibration import save
 from piper_hpc.runs import find
 from tests.live import SECONDS_TO_END, launch, processes_of, until
+from tests.resource_model.clusters import UNITS, calibration
 
 pytestmark = pytest.mark.processes
 
@@ -57,9 +59,8 @@ def test_on_a_machine_where_nothing_was_measured_a_suite_is_rows_alone(tmp_path:
 
 def test_a_calibration_of_one_rank_cannot_predict_four_and_says_so(tmp_path: Path) -> None:
     """It has no curve of a link; nothing is submitted."""
-    alone = launch("task=microbench", "task.budget_s=1", "cluster.ranks_per_node=1", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stdout + alone.stderr
-    (path,) = (tmp_path / "runs" / "calibrations").glob("*.json")
+    path = tmp_path / "one_rank.json"
+    save(calibration(*(name for name in UNITS if "/node" in name)), path)
     refused = launch("dry_run=true", f"cluster.calibration={path}", cwd=tmp_path)
     assert refused.returncode == 2 and "cluster.calibration=off" in refused.stderr and "p2p" in refused.stderr
 

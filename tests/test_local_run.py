@@ -15,6 +15,7 @@ import pytest
 from piper_hpc.runs import RunFolder, find
 from piper_hpc.runtime import quota
 from piper_hpc.spec import TERMS
+from tests.full import full
 from tests.live import launch
 
 pytestmark = pytest.mark.processes
@@ -134,6 +135,7 @@ def test_a_planned_layout_trains(first, folder):
     assert planned["auto"] is False and planned["pp"] * planned["ep"] * planned["dp"] == 4
 
 
+@full  # what it prints and predicts is in tests/resource_model/test_predict.py
 def test_without_quotas_ranks_share_cores_and_the_bubble_does_not_apply(first, folder):
     if len(os.sched_getaffinity(0)) >= 4:
         pytest.skip("four ranks do not share cores on a machine with four cores or more")

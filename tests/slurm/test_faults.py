@@ -13,7 +13,7 @@ from tests.full import full
 
 pytestmark = [pytest.mark.slurm, pytest.mark.processes, pytest.mark.untimed, pytest.mark.timeout(900)]
 
-SHORT = ("rank stopped", "disk full", "memory limit")
+SHORT = ("rank stopped", "rank killed", "memory limit")
 
 
 def hurt(kinds, folder, capsys) -> None:

@@ -52,7 +52,8 @@ WORDS = {
 def test_a_point_is_what_hydra_composes_of_its_words(words):
     found = grid(*words)
     composer = Composer(found, "config")
-    for index, point in enumerate(found.words):
+    every = max(1, len(found.words) // examples(4, len(found.words)))
+    for index, point in list(enumerate(found.words))[::every]:
         try:
             expected = hydra.compose("config", list(point))
         except HydraException as error:
