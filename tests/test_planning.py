@@ -32,6 +32,7 @@ def measured(monkeypatch):
 
 def layouts() -> list[Experiment]:
     splits = ("pp=1 ep=1", "pp=1 ep=2", "pp=1 ep=4", "pp=2 ep=1", "pp=4 ep=1", "pp=1 ep=1 micro_batch=8")
+    splits += ("pp=2 vpp=2 ep=1 schedule=zbv micro_batch=4",)
     return [
         asked("parallelism=single", "parallelism.micro_batch=2", *(f"parallelism.{one}" for one in split.split()))
         for split in splits

@@ -1,4 +1,4 @@
-"""Short forms of `make faults`: kinds that no other test on Slurm has, and in make test-all every kind once."""
+"""Short forms of `make faults`: two kinds at a time, and in make test-all every kind once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.full import full
 
 pytestmark = [pytest.mark.slurm, pytest.mark.processes, pytest.mark.untimed, pytest.mark.timeout(900)]
 
-SHORT = ("rank stopped", "rank killed", "memory limit")
+SHORT = ("rank stopped", "memory limit")
 
 
 def hurt(kinds, folder, capsys) -> None:

@@ -105,7 +105,7 @@ def test_the_table_prints_the_step_time_with_its_error(trained):
     assert sum(rows[-1][term] for term in TERMS) == pytest.approx(rows[-1]["step_time_s"])
 
 
-@full  # tests/slurm/test_faults.py kills a rank too
+@full  # in tests/slurm/test_faults.py the kernel kills one
 @pytest.mark.untimed
 @pytest.mark.parametrize("rank", [2, 0], ids=["middle rank", "rank 0"])
 def test_a_killed_rank_fails_the_job_with_its_class(rank, testbed, tmp_path):
