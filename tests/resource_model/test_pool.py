@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -28,15 +29,19 @@ CELL = AllToAllCell(
 )
 
 
-def kept_bytes(algorithm: str) -> float:
-    """Mean over ranks of what the pools hold after a forward and a backward of uniformly drawn experts."""
+def kept_bytes(algorithm: str, popularity: float = 1.0) -> tuple[list[int], float]:
+    """What the pool of each rank holds after a forward and a backward of experts drawn at random, those of rank 0
+    `popularity` times as often as others; and how many rows those get over the mean."""
     board, hierarchy = Switchboard(PLACES.ranks), Hierarchy(algorithm, PLACES)
     placement = ExpertPlacement.linear(CELL.experts, PLACES.ranks)
+    shares, chosen = torch.ones(CELL.experts), [0] * PLACES.ranks
+    shares[:SLOTS] = popularity
 
     def run(rank: int) -> int:
         generator = torch.Generator().manual_seed(rank)
         mine = dispatcher(board, algorithm, PLACES, rank, hierarchy)
-        ids = torch.stack([torch.randperm(CELL.experts, generator=generator)[:TOP_K] for _ in range(TOKENS)])
+        ids = torch.multinomial(shares.expand(TOKENS, -1), TOP_K, generator=generator)
+        chosen[rank] = int((ids < SLOTS).sum())
         tokens = torch.randn(TOKENS, HIDDEN, generator=generator, requires_grad=True)
         weights = torch.rand(TOKENS, TOP_K, generator=generator, requires_grad=True)
         begun, handle = mine.dispatch(tokens, ids, weights, placement)
@@ -45,12 +50,23 @@ def kept_bytes(algorithm: str) -> float:
         kept = mine._transport._buffers._kept.values()
         return sum(each.numel() * each.element_size() for each in kept)
 
-    return fmean(board.run(run))
+    kept = board.run(run)
+    return kept, sum(chosen) / (TOKENS * TOP_K)
 
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "flat"])
 def test_it_is_what_the_ranks_keep(algorithm: str) -> None:
-    assert pool_bytes(CELL, algorithm) == pytest.approx(kept_bytes(algorithm), rel=0.1)
+    kept, _ = kept_bytes(algorithm)
+    assert pool_bytes(CELL, algorithm) == pytest.approx(fmean(kept), rel=0.1)
+
+
+@pytest.mark.parametrize("popularity", [4.0, 16.0])
+@pytest.mark.parametrize(("algorithm", "within"), [("halo", 0.02), ("halo_dedup", 0.02), ("flat_dedup", 0.02),
+                                                   ("halo3", 0.06), ("halo3_dedup", 0.06)])  # fmt: skip
+def test_the_busiest_rank_relays_what_its_node_is_sent(algorithm: str, within: float, popularity: float) -> None:
+    (busiest, *others), load = kept_bytes(algorithm, popularity)
+    assert load > 2.5 and busiest > max(others)
+    assert pool_bytes(replace(CELL, imbalance=load), algorithm) == pytest.approx(busiest, rel=within)
 
 
 def test_by_hand() -> None:

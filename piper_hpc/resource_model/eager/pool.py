@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from piper_hpc.resource_model.all_to_all import domain_load
 from piper_hpc.spec import Algorithm, AllToAllCell, get_algorithm, reach_probability
 
 
@@ -9,9 +10,10 @@ def pool_bytes(cell: AllToAllCell, algorithm: str) -> int:
     """Bytes of the buffers of one rank after a step; 0 for `flat`, which keeps none.
 
     Rows for the own node are sent once. The others (remote) take one hop a level: what a rank receives at one hop it
-    relays at the next, and combine brings it back the same way. Of balanced routing, but for the rows that arrive at
-    the busiest rank's experts. Without deduplication choices are sent at every hop; with it a token is one row in each
-    domain that it enters, until the last hop, and combine adds up what the others unpack.
+    relays at the next, and combine brings it back the same way. Without deduplication choices are sent at every hop;
+    with it a token is one row in each domain that it enters, until the last hop, and combine adds up what the others
+    unpack. The rank is the busiest one: its experts are sent `imbalance` times the mean, and it relays its share of
+    what its innermost domain is sent; what it sends itself, and relays in wider domains, is that of balanced routing.
     """
     found = get_algorithm(algorithm)
     if not found.domains:
@@ -22,7 +24,11 @@ def pool_bytes(cell: AllToAllCell, algorithm: str) -> int:
     if found.dedup and domains:
         sent[-2] -= _entering(cell, domains[-1]) / domains[-1]  # a token's own node is not sent to
     ends = (choices - remote + sent[0]) + cell.imbalance * choices
-    relayed, packed = sum(sent[:-1]), sum(sent[1:])
+    relayed = packed = 0.0
+    if domains:
+        load = float(domain_load(cell.imbalance, cell.ranks / domains[-1], cell.ranks))
+        inmost = _entering(cell, domains[-1], load) * (1 - 1 / domains[-1]) if found.dedup else remote * load
+        relayed, packed = sum(sent[:-2]) + inmost, sum(sent[1:-1]) + remote * load
     returned, unpacked = packed, 0.0 if found.dedup else relayed
     return round((ends + relayed + packed + returned + unpacked) * cell.row_bytes)
 
@@ -37,7 +43,9 @@ def _levels(algorithm: Algorithm, cell: AllToAllCell) -> list[int]:
     return counts
 
 
-def _entering(cell: AllToAllCell, domains: int) -> float:
-    """Rows of one rank where each of its tokens enters each of `domains` domains once: all that it reaches."""
+def _entering(cell: AllToAllCell, domains: int, load: float = 1.0) -> float:
+    """Rows of one rank where each of its tokens enters each of `domains` domains once: all that it reaches. One with
+    `load` times the mean's choices is reached as if it had so many times the experts."""
     tokens = cell.logical_bytes / cell.row_bytes / cell.top_k
-    return tokens * domains * float(reach_probability(cell.experts / domains, cell.experts, cell.top_k))
+    experts = min(cell.experts, cell.experts / domains * load)
+    return tokens * domains * float(reach_probability(experts, cell.experts, cell.top_k))
