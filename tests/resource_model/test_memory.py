@@ -202,6 +202,7 @@ def test_layers_may_lie_unevenly(vpp: int) -> None:
     assert [after[0] - before[0], before[1] - after[1]] == [moved, moved]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "micro_batch", "sequence"),
     [
