@@ -237,7 +237,6 @@ def test_our_own_runs_are_predicted_and_judged(trained, folder, capsys, monkeypa
     assert len(rows) == 2, "what was measured is not measured again"
 
 
-@full  # what its ranks do the other two studies have as well, and takes them twice as long
 @pytest.mark.untimed
 def test_strategies_are_compared_on_the_testbed_that_is_up(trained, folder, capsys, monkeypatch):
     """The short form of `make compare-strategies`: two strategies, one setting of each, once."""

@@ -14,7 +14,6 @@ from piper_hpc.studies.migration import __main__ as study
 from piper_hpc.studies.migration.__main__ import MISSED, NO_ANSWER, main
 from piper_hpc.studies.migration.show import measured
 from tests.finished_run import make_run, metrics_row
-from tests.full import full
 from tests.resource_model.clusters import cluster
 
 STILL = {"planning_s": 0.001, "bytes": 0, "seconds": 0.0}
@@ -105,7 +104,6 @@ def test_what_cannot_be_replayed_ends_with_2(words: list[str], capsys: pytest.Ca
     assert words[1] in capsys.readouterr().err
 
 
-@full  # experts move in training in tests/train and in the ablation of tests/slurm
 @pytest.mark.alone
 @pytest.mark.processes
 @pytest.mark.timeout(400)
