@@ -136,14 +136,13 @@ OF_A_RUN = (
 OF_A_FOLDER = ("runs/", "logs/", "checkpoints/", "sync/", "claims/")
 
 EVERY = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
-WHOLE_ALONE = (
-    "parallelism.micro_batch=1,2",
-    "data.sources=",
-    "data=text",
-    "model=deepseek_v3 model.layers=4",
-    "analysis.validation.fit --check",
-)
-"""Words of commands that train or fit, in a minute, what other tests train and fit as well: for `make test-all`."""
+LONG = {
+    "parallelism.micro_batch=1,2": "tests/sweep/test_local.py",
+    "data.sources=": "tests/train/test_token_data.py",
+    "model=deepseek_v3 model.layers=4": "tests/model/test_transformers_parity.py",
+    "analysis.validation.fit --check": "tests/analysis/test_published_accuracy.py",
+}
+"""Words of commands that are for `make test-all`, and where `make test` trains or fits the same by other means."""
 IN_ORDER = sorted((command for command in EVERY if command not in ELSEWHERE), key=lambda one: one.startswith(OF_A_RUN))
 
 
@@ -158,6 +157,12 @@ def test_what_is_run_elsewhere_is_in_a_page_and_run_there(command):
     assert command in EVERY
     place, words = ELSEWHERE[command]
     assert words in (ROOT / place).read_text()
+
+
+@pytest.mark.parametrize(("words", "place"), LONG.items(), ids=LONG)
+def test_what_is_left_to_make_test_all_is_a_command_and_tested_elsewhere(words, place):
+    assert sum(words in command for command in IN_ORDER) == 1
+    assert (ROOT / place).exists()
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs" / "tutorial.md"], ids=lambda page: page.name)
@@ -251,10 +256,7 @@ def test_the_readmes_plan_is_what_its_command_prints(checkout):
 @pytest.mark.processes
 @pytest.mark.parametrize(
     "command",
-    [
-        pytest.param(command, marks=full if any(words in command for words in WHOLE_ALONE) else [])
-        for command in IN_ORDER
-    ],
+    [pytest.param(command, marks=full if any(words in command for words in LONG) else []) for command in IN_ORDER],
 )
 def test_every_other_command_works_after_those_before_it(command, checkout):
     if "RUN_ID" in command:  # the one thing that a reader fills in

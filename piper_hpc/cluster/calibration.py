@@ -234,9 +234,12 @@ def _spread(point: list[Row], seconds: float) -> float:
     A step adds many calls up, in which the scatter of single ones goes out: n of them scatter 1/sqrt(n) as much. What
     stays is how far apart rows are that were measured at other times.
     """
-    low = min(_seconds(row) - (_seconds(row) - row["p5_s"]) / math.sqrt(row["n"]) for row in point)
-    high = max(_seconds(row) + (row["p95_s"] - _seconds(row)) / math.sqrt(row["n"]) for row in point)
-    return float((high - low) / 2 / seconds)
+
+    def end_s(row: Row, percentile: str) -> float:
+        return float(_seconds(row) + (row[percentile] - _seconds(row)) / math.sqrt(row["n"]))
+
+    low, high = min(end_s(row, "p5_s") for row in point), max(end_s(row, "p95_s") for row in point)
+    return (high - low) / 2 / seconds
 
 
 def save(calibration: Calibration, path: Path) -> None:

@@ -102,7 +102,8 @@ class Curve:
 
     work: ascending, in the operator's unit (FLOPs, bytes or operations); seconds: time at each point, the median or
     what the rows name as their statistic;
-    spread: half the 5-95 % range over that time at each point, dimensionless; empty where unknown (data sheets).
+    spread: half the 90 % interval of that time's mean, over it, at each point, dimensionless; empty where unknown (data
+    sheets).
     """
 
     operator: str

@@ -86,8 +86,10 @@ def test_a_slower_curve_moves_the_terms_that_rest_on_it_and_no_other(name: str) 
     rests_on = before.calibration["rests_on"]
     for term in TERMS:
         if name.startswith(IDLE):
-            # Rows that are longer under way hide more of how late other ranks are, in what meets and what waits for it.
-            assert after.terms[term] == before.terms[term] or term in {"dispatch_s", "combine_s", *WAITS}
+            # Rows that are longer under way hide more of how late other ranks of their exchange are.
+            meets = term in {"dispatch_s", "combine_s"} and name == "idle/all_to_all/node/2"
+            assert term in WAITS or (after.terms[term] < before.terms[term] if meets else
+                                     after.terms[term] == before.terms[term])  # fmt: skip
         elif name in rests_on.get(term, []):
             assert term in WAITS or after.terms[term] > before.terms[term]
         else:

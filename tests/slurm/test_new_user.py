@@ -35,7 +35,7 @@ LINKS = ("--node-mbit-per-s", "400", "--nic-mbit-per-s", "100", "--rack-mbit-per
 def site(testbed: Testbed, testbed_is_ours: bool) -> Iterator[Testbed]:
     """A Slurm without accounting in place of the session's, which comes back afterwards."""
     if not testbed_is_ours:
-        pytest.skip("the testbed was up before this session, and stays as it is")
+        pytest.skip("a testbed was up, and stays as it is; to run this: python -m piper_hpc.testbed down")
     assert run_testbed("down").returncode == 0
     try:
         up = run_testbed("up", *SITE, *LINKS)

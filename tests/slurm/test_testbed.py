@@ -201,7 +201,7 @@ def test_up_and_down_survive_crashes_and_leave_no_trace(
     testbed: Testbed, testbed_is_ours: bool, machine_before: dict[str, Any], slurm: Command
 ) -> None:
     if not testbed_is_ours:
-        pytest.skip("the testbed was up before this session, and stays as it is")
+        pytest.skip("a testbed was up, and stays as it is; to run this: python -m piper_hpc.testbed down")
     try:
         # The controller dies while a job runs, with processes that left their session.
         job = "srun sh -c 'setsid sleep 600 >/dev/null 2>&1 & sleep 600'"

@@ -149,12 +149,13 @@ def layer_cost(
     if recompute.attention:
         attended = attended.again(attention.scores_forward(batch, kind))
     shared = compute.shared_experts(batch, recompute)
-    hidden = _hidden(exchange.wire.cost, shared) if overlap_shared else ModuleCost(Cost(), Cost())
+    wire, counts = exchange.wire, rows.counts_wire(batch, group)
+    hidden = _hidden(wire.cost, shared) if overlap_shared else ModuleCost(Cost(), Cost())
     dense, planned = attended + router, rows.dispatch(batch, Group())
     imbalance = experts_with(batch.load) + experts * -1
 
-    counts = rows.counts_wire(batch, group)
-    under_way_s = max(0.0, exchange.wire.idle_s - counts.idle_s)
+    under_way_s = max(0.0, wire.idle_s - counts.idle_s)
+    late_for_counts = communication.arrival_skew(curves, group, dense.forward)
 
     def late(before_rows: Cost) -> Cost:
         return communication.arrival_skew(curves, group, before_rows, under_way_s)
@@ -163,8 +164,7 @@ def layer_cost(
         "attention_s": attended,
         "router_s": router,
         "dispatch_s": exchange.dispatch
-        + ModuleCost(communication.arrival_skew(curves, group, dense.forward), Cost())
-        + ModuleCost(late(planned.forward), late(experts.backward) + imbalance.backward)
+        + ModuleCost(late_for_counts + late(planned.forward), late(experts.backward) + imbalance.backward)
         + hidden * -1,
         "expert_s": experts + shared + compute.dense_residual(batch, recompute),
         "combine_s": exchange.combine + ModuleCost(late(experts.forward) + imbalance.forward, late(dense.backward)),
@@ -172,7 +172,6 @@ def layer_cost(
     }
     if curves.quota is not None:
         # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
-        wire = exchange.wire
         received_s = wire.computed_s / 2  # the other half is sent before the wait
         planned_s = (counts.computed_s + planned.forward.seconds) / 2 + received_s
         modules = after_waits(curves.quota, modules, Waits(wire.idle_s, received_s, hidden, counts.idle_s, planned_s))

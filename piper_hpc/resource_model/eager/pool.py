@@ -19,16 +19,16 @@ def pool_bytes(cell: AllToAllCell, algorithm: str) -> int:
     if not found.domains:
         return 0
     choices, domains = cell.logical_bytes / cell.row_bytes, _levels(found, cell)
-    remote = choices * (1 - 1 / domains[-1]) if domains else 0.0
-    sent = [*(_entering(cell, number) if found.dedup else remote for number in domains), remote]
-    if found.dedup and domains:
-        sent[-2] -= _entering(cell, domains[-1]) / domains[-1]  # a token's own node is not sent to
+    if not domains:
+        return round((1 + cell.imbalance) * choices * cell.row_bytes)  # out and in: nothing is relayed
+    inmost, others = domains[-1], 1 - 1 / domains[-1]  # what a rank sends its own domain is not relayed
+    load = float(domain_load(cell.imbalance, cell.ranks / inmost, cell.ranks))
+    remote = choices * others
+    wider = [_entering(cell, number) if found.dedup else remote for number in domains[:-1]]
+    even, hot = (_entering(cell, inmost, each) * others if found.dedup else remote * each for each in (1.0, load))
+    sent = [*wider, even]
     ends = (choices - remote + sent[0]) + cell.imbalance * choices
-    relayed = packed = 0.0
-    if domains:
-        load = float(domain_load(cell.imbalance, cell.ranks / domains[-1], cell.ranks))
-        inmost = _entering(cell, domains[-1], load) * (1 - 1 / domains[-1]) if found.dedup else remote * load
-        relayed, packed = sum(sent[:-2]) + inmost, sum(sent[1:-1]) + remote * load
+    relayed, packed = sum(wider) + hot, sum(sent[1:]) + remote * load
     returned, unpacked = packed, 0.0 if found.dedup else relayed
     return round((ends + relayed + packed + returned + unpacked) * cell.row_bytes)
 
