@@ -16,15 +16,17 @@ from tests.slurm.machine import run_testbed, traces
 
 
 @pytest.fixture(scope="session")
-def machine_before() -> dict[str, Any]:
-    """The machine's traces before any test of this session brought a testbed up."""
-    return traces()
-
-
-@pytest.fixture(scope="session")
 def testbed_is_ours() -> bool:
     """Whether this session brought the testbed up itself, and may therefore take it down."""
     return state.load() is None
+
+
+@pytest.fixture(scope="session")
+def machine_before(testbed_is_ours: bool) -> dict[str, Any]:
+    """The machine's traces before any test of this session brought a testbed up, and without what a killed one left."""
+    if testbed_is_ours and os.geteuid() == 0:
+        assert run_testbed("down").returncode == 0
+    return traces()
 
 
 @pytest.fixture(scope="session")
