@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -13,11 +14,14 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from piper_hpc.microbench import suite
 from piper_hpc.microbench.arrival_skew import time_arrival_skew
+from piper_hpc.microbench.operator import Operator
 from piper_hpc.microbench.overhead import neighbour_exchange, time_overhead
+from piper_hpc.microbench.rows import RowWriter
 from piper_hpc.microbench.shapes import CPU
 from piper_hpc.microbench.suite import run
-from piper_hpc.microbench.timing import Team, time_compute, time_exchange
+from piper_hpc.microbench.timing import Budget, Team, time_compute, time_exchange
 from piper_hpc.spec import Layout, RankMap
 from tests.processes import run_ranks
 
@@ -166,6 +170,25 @@ def _compute_with_pauses(cores_per_rank: float | None) -> float:
         time.sleep(DELAY_S)
 
     return float(np.median(time_compute(call, team, 1.0).samples))
+
+
+def _unit_of_a_rank_that_is_stopped(budget_s: float) -> float:
+    """Mean seconds of the gemm that skew is counted in, where every 24th call waits as under a quota: 0.1 ms, and 8 ms
+    every 2.4 ms."""
+    team, calls = Team(torch.device("cpu")), itertools.count(1)
+
+    def gemm() -> None:
+        time.sleep(8e-3 if next(calls) % 24 == 0 else 4e-5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "build", lambda *_: Operator("flops", 1.0, gemm, True))
+        writer = RowWriter(team, RankMap.block(Layout(), 1, (0,)), torch.float32, lambda row: None)
+        return suite._Suite(writer, team.device, CPU, Budget(budget_s, 100)).time_smallest_gemm()[1]
+
+
+def test_the_unit_of_skew_is_measured_over_whole_periods_of_a_quota_whatever_the_budget() -> None:
+    long = run_ranks(1, _unit_of_a_rank_that_is_stopped, 60.0)[0]
+    assert run_ranks(1, _unit_of_a_rank_that_is_stopped, 0.02)[0] == pytest.approx(long, rel=0.3)
 
 
 def test_where_ranks_share_cores_a_call_is_what_it_computes() -> None:
