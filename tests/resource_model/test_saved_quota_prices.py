@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from piper_hpc.resource_model import predict
 from piper_hpc.resource_model.eager.saved_quota import left_of
 from piper_hpc.spec import CpuQuota, Layout, Workload
-from tests.resource_model.clusters import TINY, calibration, cluster
+from tests.resource_model.clusters import TINY, calibration, cluster, slower
 
 FIFTH = CpuQuota(share=0.2, period_s=0.010)
 
@@ -75,6 +75,11 @@ def test_only_what_follows_a_wait_is_shorter() -> None:
     assert {term for term in free if limited[term] < free[term]} == computed | {"grad_reduce_s"}
     for term in ("attention_s", "router_s", "expert_s"):
         assert 0.2 * free[term] <= limited[term]
+    later = replace(under_quota, calibration=slower(given, "skew/rack/4", 3.0))
+    assert later.calibration.curves["skew/rack/4"] != given.curves["skew/rack/4"]
+    waited = predict(TINY, later, layout, workload).terms
+    assert waited["attention_s"] < limited["attention_s"] and waited["dispatch_s"] > limited["dispatch_s"]
+    assert waited["head_s"] == limited["head_s"]
     longer = replace(given, provenance=given.provenance | {"quota_period_us": "1"})
     barely = predict(TINY, replace(plain, calibration=longer), layout, workload).terms
     assert barely["attention_s"] == pytest.approx(free["attention_s"], rel=1e-2)

@@ -49,8 +49,8 @@ def workload(micro_batches: int, replicas: int = 1) -> Workload:
 
 def test_zb_h1_by_hand() -> None:
     """Two ranks of one layer, two micro-batches. The first has no input gradient: its W is the whole backward."""
-    layout = Layout(pp=2, schedule="zb_h1")
-    cost = step_cost(TWO, cluster(), layout, workload(2))
+    layout, prompt = Layout(pp=2, schedule="zb_h1"), cluster(calibration("skew/node/2", "skew/rack/4"))
+    cost = step_cost(TWO, prompt, layout, workload(2))
     first, last = cost.stages
     (message,) = (each.seconds for each in cost.messages)
     f0, b0, f1, w1 = first.forward_s, first.backward_s, last.forward_s, last.weight_s
@@ -66,10 +66,10 @@ def test_zb_h1_by_hand() -> None:
     ranks = cost.ranks
     arrival = max(end_first + ranks[0].before_norm_s, end_last + ranks[1].before_norm_s)
     expected = arrival + max(rank.update.after_norm_s for rank in ranks)
-    prediction = predict(TWO, cluster(), layout, workload(2))
+    prediction = predict(TWO, prompt, layout, workload(2))
     assert prediction.step_time_s == pytest.approx(expected, rel=1e-12)
     assert sum(prediction.terms.values()) == pytest.approx(expected, rel=1e-12)
-    whole = predict(TWO, cluster(), replace(layout, schedule="1f1b"), workload(2))
+    whole = predict(TWO, prompt, replace(layout, schedule="1f1b"), workload(2))
     assert whole.terms["weight_grad_s"] == 0.0 < prediction.terms["weight_grad_s"]
     assert prediction.step_time_s < whole.step_time_s
 

@@ -10,6 +10,8 @@ from piper_hpc.resource_model.eager import attention, communication, compute, ro
 from piper_hpc.resource_model.eager.activations import MOE
 from piper_hpc.resource_model.eager.compute import MicroBatch, ModuleCost
 from piper_hpc.resource_model.eager.cost import Cost, total
+from piper_hpc.resource_model.eager.curves import Curves
+from piper_hpc.resource_model.eager.delays import variance_alone, variance_of_meetings
 from piper_hpc.resource_model.eager.dispatch import DispatchCombine
 from piper_hpc.resource_model.eager.groups import Group
 from piper_hpc.resource_model.eager.saved_quota import Waits, after_waits
@@ -29,9 +31,13 @@ DENSE_OVERHEAD = 0.4
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds of some modules for one micro-batch, by term."""
+    """Seconds of some modules for one micro-batch, by term.
+
+    variance_s2: of their forward and of their backward from one micro-batch to the next, in a pipeline (delays).
+    """
 
     modules: Mapping[str, ModuleCost]
+    variance_s2: tuple[float, float] = (0.0, 0.0)
 
     @cached_property
     def forward_s(self) -> float:
@@ -73,6 +79,12 @@ class ChunkCost:
         return sum(count * layer.backward_s for layer, count in self.layers) + self.beside.backward_s
 
     @property
+    def variance_s2(self) -> tuple[float, float]:
+        """Of a forward and of a backward."""
+        forward, backward = (sum(count * layer.variance_s2[way] for layer, count in self.layers) for way in (0, 1))
+        return forward, backward
+
+    @property
     def weight_s(self) -> float:
         """Of them, those of the gradients of weights."""
         if self.first:
@@ -105,7 +117,7 @@ def split_cost(batch: MicroBatch, layers: int, *, first: bool) -> ModuleCost:
     return ModuleCost(Cost(), half_input + half_weight, half_weight)
 
 
-def dense_layer_cost(batch: MicroBatch, recompute: Recompute, kind: LayerKind) -> Work:
+def dense_layer_cost(batch: MicroBatch, recompute: Recompute, kind: LayerKind, *, pipelined: bool = False) -> Work:
     """Seconds of one layer without experts by term: nothing waits for another rank."""
     whole = attention.attention(batch, kind)
     if recompute.attention:
@@ -114,7 +126,7 @@ def dense_layer_cost(batch: MicroBatch, recompute: Recompute, kind: LayerKind) -
     modules = {"attention_s": whole, "expert_s": compute.dense(batch, recompute), "other_s": overhead}
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
-    return Work(modules)
+    return Work(modules, _variance_alone(batch.curves, modules) if pipelined else (0.0, 0.0))
 
 
 def layer_cost(
@@ -126,6 +138,7 @@ def layer_cost(
     kind: LayerKind = MOE,
     *,
     overlap_shared: bool = False,
+    pipelined: bool = False,
 ) -> Work:
     """Seconds of one layer by term, on the mean rank. Five all-to-alls synchronise its expert group, each with a wait.
 
@@ -160,24 +173,42 @@ def layer_cost(
     def late(before_rows: Cost) -> Cost:
         return communication.arrival_skew(curves, group, before_rows, under_way_s)
 
+    late_for_rows = ModuleCost(late(planned.forward), late(experts.backward))
+    late_for_results = ModuleCost(late(experts.forward), late(dense.backward))
     modules = {
         "attention_s": attended,
         "router_s": router,
-        "dispatch_s": exchange.dispatch
-        + ModuleCost(late_for_counts + late(planned.forward), late(experts.backward) + imbalance.backward)
-        + hidden * -1,
+        "dispatch_s": exchange.dispatch + late_for_rows + ModuleCost(late_for_counts, imbalance.backward) + hidden * -1,
         "expert_s": experts + shared + compute.dense_residual(batch, recompute),
-        "combine_s": exchange.combine + ModuleCost(late(experts.forward) + imbalance.forward, late(dense.backward)),
+        "combine_s": exchange.combine + late_for_results + ModuleCost(imbalance.forward, Cost()),
         "other_s": compute.autograd_overhead(batch),
     }
     if curves.quota is not None:
-        # Not what they wait for late ranks: the last one to arrive, which all others wait for, has saved nothing.
+        idle = ModuleCost(Cost(wire.idle_s), Cost(wire.idle_s))
         received_s = wire.computed_s / 2  # the other half is sent before the wait
-        planned_s = (counts.computed_s + planned.forward.seconds) / 2 + received_s
-        modules = after_waits(curves.quota, modules, Waits(wire.idle_s, received_s, hidden, counts.idle_s, planned_s))
+        waits = Waits(
+            dispatched=idle + late_for_rows + hidden * -1,
+            combined=idle + late_for_results,
+            received_s=received_s,
+            counts_s=counts.idle_s + late_for_counts.seconds,
+            planned_s=(counts.computed_s + planned.forward.seconds) / 2 + received_s,
+        )
+        modules = after_waits(curves.quota, modules, waits)
+    forward_s2 = backward_s2 = 0.0
+    if pipelined and group.size == 1:
+        forward_s2, backward_s2 = _variance_alone(curves, modules)
+    elif pipelined:
+        forward_s2 = variance_of_meetings((late_for_counts, late_for_rows.forward, late_for_results.forward), group)
+        backward_s2 = variance_of_meetings((late_for_rows.backward, late_for_results.backward), group)
     if recompute.full:
         modules = {term: cost.again(cost.forward) for term, cost in modules.items()}
-    return Work(modules)
+        backward_s2 += forward_s2
+    return Work(modules, (forward_s2, backward_s2))
+
+
+def _variance_alone(curves: Curves, modules: Mapping[str, ModuleCost]) -> tuple[float, float]:
+    forward, backward = (total(getattr(cost, way) for cost in modules.values()) for way in ("forward", "backward"))
+    return variance_alone(curves, forward), variance_alone(curves, backward)
 
 
 def _hidden(wire: Cost, shared: ModuleCost) -> ModuleCost:

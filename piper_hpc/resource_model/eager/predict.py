@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+from statistics import fmean
 from typing import Any
 
 from piper_hpc.resource_model.eager.cost import Cost, total
 from piper_hpc.resource_model.eager.curves import Curves
+from piper_hpc.resource_model.eager.delays import DRAWS, unequal
 from piper_hpc.resource_model.eager.dispatch import facts as exchange_facts
 from piper_hpc.resource_model.eager.dispatch import pools
 from piper_hpc.resource_model.eager.memory import memory_by_rank
@@ -14,8 +17,9 @@ from piper_hpc.resource_model.errors import ResourceModelError
 from piper_hpc.resource_model.extrapolation import notes
 from piper_hpc.resource_model.flops import flops_per_token
 from piper_hpc.resource_model.prediction import assemble
-from piper_hpc.resource_model.schedule import Timeline, simulate
+from piper_hpc.resource_model.schedule import Timeline, Times, simulate
 from piper_hpc.spec import TERMS, ClusterSpec, Layout, ModelSpec, Prediction, Workload
+from piper_hpc.spec.schedules import SPLIT_BACKWARD
 
 CORES_ARE_SHARED = "bubble_fraction: not applicable: ranks share cores, a waiting stage lends its core to the others"
 
@@ -30,8 +34,9 @@ def predict(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Wo
 
 
 def timeline(model: ModelSpec, cluster: ClusterSpec, layout: Layout, workload: Workload) -> Timeline:
-    """The pipeline of one step as `predict` plays it, every rank with a device of its own; ranks are pipeline ranks."""
-    return _play(step_cost(model, cluster, layout, workload))
+    """The pipeline of one step where all passes of a stage take as long, every rank with a device of its own; ranks are
+    pipeline ranks."""
+    return _steady(step_cost(model, cluster, layout, workload))
 
 
 def predict_from_cost(
@@ -86,17 +91,35 @@ def _contention(cluster: ClusterSpec) -> float:
     return max(1.0, cluster.ranks / cluster.cores)
 
 
-def _play(cost: StepCost) -> Timeline:
+def _steady(cost: StepCost) -> Timeline:
+    return _play(cost, [stage.forward_s for stage in cost.stages], cost.backward_s)
+
+
+def _unsteady(cost: StepCost) -> list[Timeline]:
+    """The pipeline of some steps, in which each pass takes another time (delays)."""
+    generator, count, forwards, backwards = Random(0), cost.micro_batches, [], []
+    for stage, whole_s in zip(cost.stages, cost.backward_s, strict=True):
+        forward_s2, backward_s2 = stage.variance_s2
+        # Gradients of weights wait for nobody.
+        weight_s = stage.weight_s if cost.schedule in SPLIT_BACKWARD else 0.0
+        inputs = unequal(whole_s - weight_s, backward_s2, DRAWS * count, generator)
+        forwards.append(unequal(stage.forward_s, forward_s2, DRAWS * count, generator))
+        backwards.append([seconds + weight_s for seconds in inputs])
+    steps = [slice(step * count, (step + 1) * count) for step in range(DRAWS)]
+    return [_play(cost, [each[step] for each in forwards], [each[step] for each in backwards]) for step in steps]
+
+
+def _play(cost: StepCost, forward_s: Times, backward_s: Times) -> Timeline:
     """The pipeline where every rank has a device of its own. Receives are posted ahead, so that a message moves when it
     is sent; torch computes an overlapped pair one part after the other."""
-    stages, messages = cost.stages, [message.seconds for message in cost.messages]
+    messages = [message.seconds for message in cost.messages]
     return simulate(
         cost.schedule,
         len(cost.ranks),
         cost.micro_batches,
-        [stage.forward_s for stage in stages],
-        cost.backward_s,
-        weight_s=[stage.weight_s for stage in stages],
+        forward_s,
+        backward_s,
+        weight_s=[stage.weight_s for stage in cost.stages],
         send_forward_s=messages,
         send_backward_s=messages,
         blocking=False,
@@ -104,19 +127,26 @@ def _play(cost: StepCost) -> Timeline:
     )
 
 
+def _arrival_s(cost: StepCost, pipeline: Timeline) -> float:
+    """When all ranks have reduced their gradients, after their last backward: the latest, as they clip by one norm."""
+    return max(end + rank.before_norm_s for end, rank in zip(pipeline.end_s, cost.ranks, strict=True))
+
+
 def _terms(cost: StepCost, cluster: ClusterSpec) -> dict[str, Cost]:
     """Terms of the critical rank, which add up to the step."""
-    pipeline = _play(cost)
-    # After its last backward a rank reduces its gradients; all ranks then clip by one norm, so they wait for the last.
-    arrival_s = max(end + rank.before_norm_s for end, rank in zip(pipeline.end_s, cost.ranks, strict=True))
+    steady = _steady(cost)
+    arrival_s = _arrival_s(cost, steady)
+    if any(sum(stage.variance_s2) for stage in cost.stages):
+        # Never earlier than with equal passes (Jensen's inequality), whatever few draws say.
+        arrival_s = max(arrival_s, fmean(_arrival_s(cost, each) for each in _unsteady(cost)))
     alone_s = arrival_s + max(rank.update.after_norm_s for rank in cost.ranks)
     critical = cost.critical_rank
     busy = cost.critical_terms
     terms = {term: busy.get(term, Cost()) for term in TERMS}
-    terms["p2p_s"] = _rescaled_to(total(cost.messages), pipeline.p2p_s[critical])
+    terms["p2p_s"] = _rescaled_to(total(cost.messages), steady.p2p_s[critical])
     work = total(terms.values())
     terms["bubble_s"] = _rescaled_to(work, max(0.0, alone_s - work.seconds))
-    return _on_shared_cores(terms, pipeline, cost, cluster) if cluster.devices_share_cores else terms
+    return _on_shared_cores(terms, steady, cost, cluster) if cluster.devices_share_cores else terms
 
 
 def _on_shared_cores(

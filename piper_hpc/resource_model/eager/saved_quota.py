@@ -50,38 +50,39 @@ def _taken(quota: CpuQuota, begun_s: np.ndarray, waited_s: np.ndarray, busy_s: f
 
 @dataclass(frozen=True)
 class Waits:
-    """Where a layer's ranks stand still for rows, in seconds.
+    """Where a layer's mean rank stands still for rows and for late ranks, in seconds.
 
-    rows_s: in each of the four exchanges of rows; received_s: what a rank then computes to receive them; hidden: of a
-    dispatch's wait and of its gradients', what other compute fills. counts_s: in the exchange of counts before a
+    dispatched, combined: before experts and before attention in forward; before attention and before experts in
+    backward. received_s: what a rank then computes to receive rows. counts_s: in the exchange of counts before a
     dispatch; planned_s: what a dispatch computes between that and the wait for its rows.
     """
 
-    rows_s: float
+    dispatched: ModuleCost
+    combined: ModuleCost
     received_s: float
-    hidden: ModuleCost
     counts_s: float
     planned_s: float
 
 
 def after_waits(quota: CpuQuota, modules: Mapping[str, ModuleCost], waits: Waits) -> dict[str, ModuleCost]:
-    """The terms of a layer whose ranks save quota while they wait for rows, before its experts and before attention and
-    router, forward and backward, and for counts. Autograd's overhead is halved between both waits of the backward."""
+    """The terms of a layer whose ranks save quota while they wait, before its experts and before attention and router,
+    forward and backward, and for counts. Autograd's overhead is halved between both waits of the backward.
+
+    The mean rank's waits count, those for late ranks too: who is late at one exchange, as its quota was spent, begins
+    the next stretch with a whole one, and others are late then.
+    """
     half_overhead_s = modules["other_s"].backward.seconds / 2
-    dispatched_s, returned_s = (
-        max(0.0, waits.rows_s - hidden.seconds) for hidden in (waits.hidden.forward, waits.hidden.backward)
-    )
     changed, overheads = dict(modules), []
     # A dispatch comes before experts, a combine before the next attention; in the backward the other way round.
-    for terms, came_by, forward_wait_s, went_by, backward_wait_s in (
-        (("expert_s",), "dispatch_s", dispatched_s, "combine_s", waits.rows_s),
-        (("attention_s", "router_s"), "combine_s", waits.rows_s, "dispatch_s", returned_s),
+    for terms, came_by, came, went_by, went in (
+        (("expert_s",), "dispatch_s", waits.dispatched, "combine_s", waits.combined),
+        (("attention_s", "router_s"), "combine_s", waits.combined, "dispatch_s", waits.dispatched),
     ):
         forward_s, backward_s = (
             sum(getattr(modules[term], way).seconds for term in terms) for way in ("forward", "backward")
         )
-        forward = left_of(quota, forward_wait_s, waits.received_s + forward_s)
-        backward = left_of(quota, backward_wait_s, waits.received_s + backward_s + half_overhead_s)
+        forward = left_of(quota, came.forward.seconds, waits.received_s + forward_s)
+        backward = left_of(quota, went.backward.seconds, waits.received_s + backward_s + half_overhead_s)
         changed |= {term: _times(modules[term], forward, backward) for term in terms}
         changed[came_by] = _less(changed[came_by], forward_s=(1 - forward) * waits.received_s)
         changed[went_by] = _less(changed[went_by], backward_s=(1 - backward) * waits.received_s)

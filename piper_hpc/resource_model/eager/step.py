@@ -259,14 +259,20 @@ class StepPricer:
     def _layer(self, layout: Layout, group: Group, kind: LayerKind) -> Work:
         # Where ranks share cores, another takes the one of a rank that waits: nothing is gained by filling the wait.
         overlap = layout.overlap_shared and not self.cluster.devices_share_cores
-        key = ("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all, kind, overlap)
+        pipelined = layout.stages > 1
+        key = (
+            *("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all, kind),
+            *(overlap, pipelined),
+        )
 
         def make() -> Work:
             batch = self._batch(layout)
             if not kind.moe:
-                return dense_layer_cost(batch, layout.recomputed, kind)
-            exchange = self._exchange(layout, group)
-            return layer_cost(batch, layout.ep, group, exchange, layout.recomputed, kind, overlap_shared=overlap)
+                return dense_layer_cost(batch, layout.recomputed, kind, pipelined=pipelined)
+            exchange, again = self._exchange(layout, group), layout.recomputed
+            return layer_cost(
+                batch, layout.ep, group, exchange, again, kind, overlap_shared=overlap, pipelined=pipelined
+            )
 
         return self._once(key, make)
 

@@ -16,7 +16,7 @@ from piper_hpc.resource_model.schedule.closed_forms import (
     step_s,
 )
 from piper_hpc.resource_model.schedule.simulation import TimedAction
-from piper_hpc.resource_model.schedule.timeline import Timeline, peak_held, simulate
+from piper_hpc.resource_model.schedule.timeline import Timeline, Times, peak_held, simulate
 from piper_hpc.resource_model.schedule.trace import chrome_trace, write_chrome_trace
 from piper_hpc.spec.orders import Action, rank_order
 
@@ -24,6 +24,7 @@ __all__ = [
     "Action",
     "TimedAction",
     "Timeline",
+    "Times",
     "Work",
     "bubble_fraction",
     "bubble_s",
