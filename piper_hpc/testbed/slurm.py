@@ -57,6 +57,7 @@ ReturnToService=2
 PropagateResourceLimits=NONE
 SlurmdTimeout=60
 KillWait={kill_wait_s}
+UnkillableStepTimeout=180
 MinJobAge=300
 FirstJobId={first_job}
 SchedulerParameters=batch_sched_delay=0,bf_interval=5

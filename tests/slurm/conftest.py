@@ -51,6 +51,19 @@ def testbed(machine_before: dict[str, Any], testbed_is_ours: bool) -> Iterator[T
         assert run_testbed("down").returncode == 0
 
 
+@pytest.fixture(autouse=True)
+def nodes_stay_in_service(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A node whose killed ranks ended too late for Slurm is drained, and every later test would wait for it."""
+    yield
+    if "testbed" not in request.fixturenames or (found := state.load()) is None:
+        return
+    environment = {**os.environ, **found.environment}
+    reasons = ["sinfo", "--noheader", "--list-reasons", "--format=%N"]
+    drained = subprocess.run(reasons, env=environment, capture_output=True, text=True, check=False).stdout.split()
+    for nodes in drained:
+        subprocess.run(["scontrol", "update", f"NodeName={nodes}", "State=RESUME"], env=environment, check=False)
+
+
 @pytest.fixture
 def slurm(testbed: Testbed) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run one of Slurm's commands as a user would: with the testbed's environment, and nothing else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import FrameType
 from typing import Any
@@ -260,11 +261,14 @@ def lines_run(function: Any, *arguments: Any, **more: Any) -> int:
         return trace
 
     before = sys.gettrace()
+    gc.collect()
+    gc.disable()  # what it finds would be finalised by lines of Python in the middle of the call
     sys.settrace(trace)
     try:
         function(*arguments, **more)
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 
