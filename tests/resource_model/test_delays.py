@@ -13,6 +13,8 @@ from piper_hpc.resource_model import predict
 from piper_hpc.resource_model.eager.cost import Cost
 from piper_hpc.resource_model.eager.delays import latest_of, unequal, variance_of_meetings
 from piper_hpc.resource_model.eager.groups import Group
+from piper_hpc.resource_model.eager.predict import timeline
+from piper_hpc.resource_model.eager.step import step_cost
 from piper_hpc.spec import Layout, Workload
 from tests.resource_model.clusters import TINY, calibration, cluster, slower
 
@@ -51,13 +53,19 @@ def test_unequal_passes_have_about_the_variance_that_was_asked_for() -> None:
     "layout", [Layout(pp=4, ep=2, micro_batch=1), Layout(pp=4, dp=2, micro_batch=1, schedule="gpipe")]
 )
 def test_a_pipeline_waits_for_its_late_passes(layout: Layout) -> None:
+    """Longer than where all passes take as long, by more the later ranks are."""
     workload = Workload(32, 128)
     never = calibration("skew/node/2", "skew/rack/4")
     late = calibration()
     later = slower(slower(late, "skew/node/2", 3.0), "skew/rack/4", 3.0)
-    found = [predict(TINY, cluster(each), layout, workload).terms for each in (never, late, later)]
-    shares = [terms["bubble_s"] / (sum(terms.values()) - terms["bubble_s"]) for terms in found]
-    assert shares[0] < shares[1] < shares[2]
+    waited = []
+    for measured in (never, late, later):
+        cost = step_cost(TINY, cluster(measured), layout, workload)
+        equal = timeline(TINY, cluster(measured), layout, workload)
+        together_s = max(end + rank.before_norm_s for end, rank in zip(equal.end_s, cost.ranks, strict=True))
+        equal_s = together_s + max(rank.update.after_norm_s for rank in cost.ranks)
+        waited.append(predict(TINY, cluster(measured), layout, workload).step_time_s / equal_s)
+    assert waited[0] == pytest.approx(1.0, rel=1e-9) and waited[0] < waited[1] < waited[2]
 
 
 def test_without_a_pipeline_delays_even_out() -> None:

@@ -260,10 +260,8 @@ class StepPricer:
         # Where ranks share cores, another takes the one of a rank that waits: nothing is gained by filling the wait.
         overlap = layout.overlap_shared and not self.cluster.devices_share_cores
         pipelined = layout.stages > 1
-        key = (
-            *("layer", layout.micro_batch, layout.recompute, layout.ep, group, layout.all_to_all, kind),
-            *(overlap, pipelined),
-        )
+        chosen = layout.micro_batch, layout.recompute, layout.ep, layout.all_to_all
+        key = ("layer", *chosen, group, kind, overlap, pipelined)
 
         def make() -> Work:
             batch = self._batch(layout)
