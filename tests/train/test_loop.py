@@ -208,6 +208,7 @@ def test_spans_of_a_step_nest_in_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.alone  # beside others a rank may need longer than the time-out for a step, and another ends first
 # Of a whole command it is rank 0: tests/test_local_run.py.
 @pytest.mark.parametrize("failing_rank", [pytest.param(0, marks=full), 3])
 def test_error_on_one_rank_ends_all_ranks_within_the_time_out(failing_rank: int) -> None:
