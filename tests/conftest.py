@@ -20,6 +20,7 @@ starts nothing, then `processes`, `alone` last.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -48,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # what importing and collecting make stays: looking through it is a quarter of both
     full.ALL = config.getoption("full")
     # Hundreds of processes import this package; where none may keep what it compiled, each compiles all of it.
     sys.dont_write_bytecode = False
@@ -93,6 +95,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Without groups every test is a unit, and each worker brings a testbed up: rather none runs."""
+    gc.freeze()
+    gc.enable()
     grouped = session.config.option.loadgroup if hasattr(session.config, "workerinput") else False
     if grouped and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("this pytest-xdist does not group tests under this pytest: pip install 'pytest<9.2'")
