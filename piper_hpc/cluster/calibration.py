@@ -126,8 +126,13 @@ def usable(rows: Iterable[Row]) -> list[Row]:
 
 
 def measured_all_to_all(row: Row) -> MeasuredAllToAll:
-    """A row of an all-to-all algorithm as the calibration has it."""
-    group = row["group"]
+    """A row of an all-to-all algorithm as the calibration has it.
+
+    It was timed after a rest. In training a rank's quota is spent when an exchange begins: what it computes is
+    stretched to its share of a core, as in other exchanges (`piper_hpc.microbench.timing.time_exchange`).
+    """
+    group, computed_s = row["group"], row.get("computed_s", 0.0)
+    idle_s = max(0.0, row["median_s"] - computed_s)
     return MeasuredAllToAll(
         algorithm=str(row["algorithm"]),
         ranks=group["ranks"],
@@ -138,16 +143,17 @@ def measured_all_to_all(row: Row) -> MeasuredAllToAll:
         top_k=row["top_k"],
         experts=row["experts"],
         imbalance=float(row["imbalance"]),
-        seconds=float(row["median_s"]),
+        seconds=float(idle_s + computed_s / row["core_share"] if computed_s else row["median_s"]),
         spread=float(row["spread"]),
         chunks=int(row.get("chunks", 0)),
+        idle_s=float(idle_s) if computed_s else 0.0,
     )
 
 
 def _merged(previous: Calibration, new: Calibration) -> Calibration:
     """`previous` with new points, which replace old ones inside their range of work."""
     replaced = {(fit.backend, fit.operator) for fit in new.fits}
-    measured = {replace(each, seconds=1.0, spread=0.0) for each in new.exchanges}
+    measured = set(map(_without_times, new.exchanges))
     return Calibration(
         source=new.source,
         measured_at=previous.measured_at,  # as old as the oldest of it
@@ -160,11 +166,15 @@ def _merged(previous: Calibration, new: Calibration) -> Calibration:
         # Old curves hold for what they were measured on: staleness is judged by that.
         provenance=new.provenance | previous.provenance | {"added_to": previous.source},
         exchanges=(
-            *(each for each in previous.exchanges if replace(each, seconds=1.0, spread=0.0) not in measured),
+            *(each for each in previous.exchanges if _without_times(each) not in measured),
             *new.exchanges,
         ),
         fits=(*(fit for fit in previous.fits if (fit.backend, fit.operator) not in replaced), *new.fits),
     )
+
+
+def _without_times(measured: MeasuredAllToAll) -> MeasuredAllToAll:
+    return replace(measured, seconds=1.0, spread=0.0, idle_s=0.0)
 
 
 def _merged_curve(old: Curve, new: Curve) -> Curve:

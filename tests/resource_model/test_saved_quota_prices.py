@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from piper_hpc.resource_model import predict
 from piper_hpc.resource_model.eager.saved_quota import left_of
-from piper_hpc.spec import CpuQuota, Layout, Workload
+from piper_hpc.resource_model.eager.step import step_cost
+from piper_hpc.spec import CpuQuota, Layout, MeasuredAllToAll, Workload
 from tests.resource_model.clusters import TINY, calibration, cluster, slower
 
 FIFTH = CpuQuota(share=0.2, period_s=0.010)
@@ -86,3 +87,29 @@ def test_only_what_follows_a_wait_is_shorter() -> None:
     assert predict(TINY, shared, layout, workload).terms == pytest.approx(
         predict(TINY, replace(plain, devices_share_cores=True, cores=2.0), layout, workload).terms
     )
+
+
+def test_an_algorithm_saves_by_what_was_measured_of_its_own_waits() -> None:
+    """Twice flat's seconds, and the same or a quarter of flat's standing still."""
+
+    def measured(algorithm: str, slower: float, idle: float) -> list[MeasuredAllToAll]:
+        return [
+            MeasuredAllToAll(
+                algorithm=algorithm, seconds=slower * (2e-3 + size / 1e8), idle_s=idle * (1e-3 + size / 2e8), ranks=4,
+                nodes=2, racks=1, logical_bytes=size, row_bytes=512.0, top_k=2, experts=8, imbalance=1.0,
+            )
+            for size in (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 1e8)
+        ]  # fmt: skip
+
+    def found(of_halo: float) -> tuple[float, float, dict[str, float]]:
+        rows = (*measured("flat", 1, 1), *measured("halo", 2, of_halo))
+        given = replace(calibration(), exchanges=rows, provenance=calibration().provenance | {"cpu_share": "0.2"})
+        where, layout = replace(cluster(), calibration=given), Layout(ep=4, micro_batch=2, all_to_all="halo")
+        ((_, exchange),) = step_cost(TINY, where, layout, Workload(32, 128)).all_to_alls
+        return exchange.wire.cost.seconds, exchange.wire.idle_s, predict(TINY, where, layout, Workload(32, 128)).terms
+
+    (same_s, idle_s, terms), (also_s, quarter_s, fewer) = found(1.0), found(0.25)
+    assert also_s == same_s
+    assert quarter_s / idle_s == pytest.approx(0.25, rel=0.1)
+    computed = ("attention_s", "router_s", "expert_s")
+    assert sum(fewer[term] for term in computed) > sum(terms[term] for term in computed)

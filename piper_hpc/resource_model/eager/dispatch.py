@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from piper_hpc.spec import (
     ALGORITHMS,
     ALL_TO_ALLS_PER_STEP,
     AUTO,
+    CHUNKS,
     DISPATCH_COMBINE,
     FLAT,
     LEVELS,
@@ -122,8 +123,9 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
 
     Flat is priced by its own curves, and so is a padded one, with what padding adds to the load. Another algorithm's
     seconds are flat's times the ratio that the all-to-all model predicts: one for dispatch in forward, which plans, one
-    for combine and all backward, which use the plan; the errors of both are taken as independent in the interval. The
-    model holds for groups of any shape; on larger ones than were measured, on more nodes, it is less sure of itself.
+    for combine and all backward, which use the plan; the errors of both are taken as independent in the interval. What
+    CPU ranks stand still of it has a ratio of its own: an algorithm that sends less may compute more. The model holds
+    for groups of any shape; on larger ones than were measured, on more nodes, it is less sure of itself.
     """
     padded = algorithm != AUTO and get_algorithm(algorithm).padded
     load = batch.load if padded else wire_load(batch.load, group, batch.curves.cluster)
@@ -171,8 +173,19 @@ def dispatch_combine(batch: MicroBatch, group: Group, algorithm: str) -> Dispatc
     def scaled(cost: ModuleCost, forward: float) -> ModuleCost:  # neither has weights
         return ModuleCost(_scaled(cost.forward, forward, spread), _scaled(cost.backward, other, spread))
 
-    scaled_wire = rows.Wire(_scaled(wire.cost, other, spread), other * wire.idle_s)
+    idle_s = wire.idle_s * _idle_ratio(curves, cell, config, otherwise=other)
+    scaled_wire = rows.Wire(_scaled(wire.cost, other, spread), min(idle_s, wire.cost.seconds * other))
     return DispatchCombine(scaled(flat[0], first), scaled(flat[1], other), selection, scaled_wire)
+
+
+def _idle_ratio(curves: Curves, cell: AllToAllCell, config: AllToAllConfig, otherwise: float) -> float:
+    """What a rank stands still in an exchange under `config` over what it does under flat, in the nearest measured
+    cells; `otherwise` where nobody measured it."""
+    idle = [replace(row, seconds=row.idle_s) for row in curves.calibration.exchanges if row.idle_s > 0]
+    near = select_measured(idle, cell, (FLAT.name, config.algorithm))
+    seconds = near.seconds if near else {}
+    of_config = seconds.get(str(replace(config, chunks=config.chunks or CHUNKS)), seconds.get(str(config)))
+    return of_config / seconds[FLAT.name] if of_config and FLAT.name in seconds else otherwise
 
 
 def _scaled(cost: Cost, ratio: float, spread: float) -> Cost:
