@@ -62,9 +62,9 @@ def fit(
     rows = list(rows)
     _check(rows, cluster, needs_gemm=previous is None)
     rows = usable(rows)
-    rows += [_idle(row) for row in rows if row.get("idle_s")]
     all_to_all_rows = [row for row in rows if row["operator"] == DISPATCH_COMBINE and row["algorithm"] != "mpi"]
     rows = [row for row in rows if row["operator"] != DISPATCH_COMBINE and _seconds(row) > 0]
+    rows += [_idle(row) for row in rows if row.get("idle_s")]
     by_operator: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if row.get("backend", "torch") == "torch" and "part" not in row:
@@ -131,8 +131,7 @@ def measured_all_to_all(row: Row) -> MeasuredAllToAll:
     It was timed after a rest. In training a rank's quota is spent when an exchange begins: what it computes is
     stretched to its share of a core, as in other exchanges (`piper_hpc.microbench.timing.time_exchange`).
     """
-    group, computed_s = row["group"], row.get("computed_s", 0.0)
-    idle_s = max(0.0, row["median_s"] - computed_s)
+    group, idle_s = row["group"], float(row.get("idle_s", 0.0))
     return MeasuredAllToAll(
         algorithm=str(row["algorithm"]),
         ranks=group["ranks"],
@@ -143,10 +142,10 @@ def measured_all_to_all(row: Row) -> MeasuredAllToAll:
         top_k=row["top_k"],
         experts=row["experts"],
         imbalance=float(row["imbalance"]),
-        seconds=float(idle_s + computed_s / row["core_share"] if computed_s else row["median_s"]),
+        seconds=idle_s + row["computed_s"] / row["core_share"] if "computed_s" in row else float(row["median_s"]),
         spread=float(row["spread"]),
         chunks=int(row.get("chunks", 0)),
-        idle_s=float(idle_s) if computed_s else 0.0,
+        idle_s=idle_s,
     )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from piper_hpc.runtime.quota import StandStill
+
 SAMPLE_S = 0.03
 """A sample lasts at least this long where the budget allows it: several 10 ms periods of a CPU quota."""
 COMPUTE_SAMPLES = 3
@@ -24,6 +26,16 @@ MAX_SAMPLES = 30
 WARMUP_SAMPLES = 1
 
 Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of a call on one rank; those of a core that its process computed; and in which it waited for others or
+    for the wire: neither computed nor stood still for want of quota."""
+
+    seconds: float
+    computed_s: float
+    idle_s: float
 
 
 class Team:
@@ -40,6 +52,7 @@ class Team:
         self.world = dist.get_world_size()
         measured = self._core_share() if device.type == "cpu" else 1.0
         self.core_share = measured if cores_per_rank is None else cores_per_rank
+        self._stand_still = StandStill.of_this_process()
 
     def _core_share(self, span_s: float = 0.08) -> float:
         """What share of a core a busy rank gets while all are busy, mean over ranks: its quota, where it has one."""
@@ -66,6 +79,15 @@ class Team:
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
+
+    def spent(self, call: Call) -> Spent:
+        """What a call takes of this rank, and its device; the group's barrier before it is the caller's."""
+        throttled_s, computed_s, started = self._stand_still.seconds(), process_time(), perf_counter()
+        call()
+        self.wait_for_device()
+        seconds, computed_s = perf_counter() - started, process_time() - computed_s
+        throttled_s = self._stand_still.seconds() - throttled_s
+        return Spent(seconds, computed_s, max(0.0, seconds - computed_s - throttled_s))
 
     def wait_for_device(self) -> None:
         """Wait until this rank's device has done what it was given."""
@@ -186,7 +208,8 @@ def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
     On CPU ranks each sample is one call after a rest. Called back to back, small exchanges use a rank's quota up, and
     what is timed is its waiting for the next period, 20 to 100 times what they take in a step. In its place a sample
     adds what a busy rank pays: the CPU time that the call used is stretched to the share of a core that the rank has.
-    What it did not use is idle: a rank waits for the others, and for the wire.
+    Where it neither computed nor stood still because its quota was used up after all, it is idle: a rank waits for the
+    others, and for the wire.
     Ranks that do not take part give a call that does nothing; their samples are in the table and mean nothing.
     """
     rest_s = REST_S if team.device.type == "cpu" else 0.0
@@ -203,11 +226,10 @@ def time_exchange(call: Call, team: Team, share_s: float) -> Timing:
     def sample() -> tuple[float, float]:
         sleep(rest_s)
         team.barrier()
-        used_s = process_time()
-        seconds = _seconds(call, sampling.iterations, team)
-        used_s = (process_time() - used_s) / sampling.iterations
-        idle_s = max(0.0, seconds - used_s)
-        return (idle_s + used_s / team.core_share if rest_s else seconds), idle_s
+        if not rest_s:
+            return _seconds(call, sampling.iterations, team), 0.0
+        spent = team.spent(call)
+        return spent.idle_s + spent.computed_s / team.core_share, spent.idle_s
 
     for _ in range(WARMUP_SAMPLES):
         sample()

@@ -23,6 +23,7 @@ PARENT = "piper_hpc"
 MIN_QUOTA_US = 1_000  # the kernel's own lower bound
 MAX_PERIOD_US = 1_000_000
 MOUNTS = Path("/proc/self/mounts")
+OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,35 @@ def create(name: str, cpu_share: float, memory_bytes: int | None = None, *, peri
         else:
             (folder / "memory.max").write_text(str(memory_bytes))
     return Quota(name, tuple(folders))
+
+
+@dataclass(frozen=True)
+class StandStill:
+    """For how long the group of this process has stood still because its quota was used up.
+
+    statistics: the group's `cpu.stat`; None where there is none, so that nothing ever stands still.
+    """
+
+    statistics: Path | None
+
+    @classmethod
+    def of_this_process(cls) -> StandStill:
+        """Of the group that it is in now."""
+        home = controllers().get("cpu")
+        for line in OWN_GROUPS.read_text().splitlines() if home else ():
+            _, names, path = line.split(":", 2)
+            if home is not None and ("cpu" in names.split(",") if home.version == 1 else not names):
+                statistics = home.root / path.lstrip("/") / "cpu.stat"
+                return cls(statistics if statistics.exists() else None)
+        return cls(None)
+
+    def seconds(self) -> float:
+        """Since the group was made."""
+        if self.statistics is None:
+            return 0.0
+        known = dict(line.split() for line in self.statistics.read_text().splitlines())
+        # Nanoseconds in v1, microseconds in v2; a group without a quota may lack both.
+        return int(known.get("throttled_time", 0)) * 1e-9 + int(known.get("throttled_usec", 0)) * 1e-6
 
 
 def processes(prefix: str) -> list[int]:

@@ -226,11 +226,11 @@ def test_wide_rows_add_to_what_was_measured_before(tmp_path: Path) -> None:
 
 
 def test_what_a_rank_computes_in_an_algorithm_is_stretched_to_its_share_of_a_core(tmp_path: Path) -> None:
-    timed = dispatch("halo", 0.010, computed_s=0.004, core_share=0.2)
+    timed = dispatch("halo", 0.010, computed_s=0.004, idle_s=0.003, core_share=0.2)
     known = fit([*measurements(), dispatch("flat", 0.008), timed], cluster="local", provenance={})
     device, rank = known.exchanges
     assert (device.seconds, device.idle_s) == (0.008, 0.0), "of a device nobody knows what it computes"
-    assert (rank.seconds, rank.idle_s) == pytest.approx((0.006 + 0.004 / 0.2, 0.006))
+    assert (rank.seconds, rank.idle_s) == pytest.approx((0.003 + 0.004 / 0.2, 0.003))
     assert not [name for name in known.curves if "dispatch" in name and "idle" in name]
     save(known, tmp_path / "file.json")
     assert load(tmp_path / "file.json") == known

@@ -26,6 +26,21 @@ print((time.process_time() - cpu) / (time.monotonic() - begin))
 """
 
 
+STAND_STILL = """
+import sys, time
+from piper_hpc.runtime.quota import StandStill
+sys.stdin.readline()
+still = StandStill.of_this_process()
+for busy in (False, True):
+    begin, cpu, stood = time.monotonic(), time.process_time(), still.seconds()
+    while time.monotonic() - begin < 0.5:
+        if not busy:
+            time.sleep(0.01)
+    computed = time.process_time() - cpu
+    print(time.monotonic() - begin - computed, still.seconds() - stood)
+"""
+
+
 @pytest.fixture
 def prefix() -> Iterator[str]:
     name = f"test-{os.getpid()}"
@@ -130,6 +145,41 @@ def test_every_rank_gets_its_share_whether_alone_or_with_all_others(prefix: str)
     assert 0.14 < alone < 0.24
     assert sorted(together)[ranks // 2] == pytest.approx(alone, rel=0.2)
     assert max(together) < 0.24
+
+
+@needs_cgroups
+@pytest.mark.processes
+@pytest.mark.alone
+def test_a_rank_stands_still_when_its_quota_is_used_up_and_not_when_it_waits(prefix: str) -> None:
+    process = start(STAND_STILL)
+    quota.create(f"{prefix}/rank", cpu_share=0.2, period_us=10_000).enter(process.pid)
+    waiting, computing = (map(float, line.split()) for line in process.communicate("go\n")[0].splitlines())
+    apart_s, stood_still_s = waiting
+    assert apart_s == pytest.approx(0.5, rel=0.1) and stood_still_s < 0.02
+    apart_s, stood_still_s = computing
+    assert apart_s == pytest.approx(0.4, rel=0.1) and stood_still_s == pytest.approx(apart_s, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "statistics", "expected_s"),
+    [
+        ("cgroup {}/cpu cgroup rw,cpu 0 0", "4:cpuset:/\n1:cpu,cpuacct:/run/rank0", "throttled_time 2500000000", 2.5),
+        ("cgroup2 {}/cpu cgroup2 rw 0 0", "0::/run/rank0", "throttled_usec 2500000", 2.5),
+        ("cgroup2 {}/cpu cgroup2 rw 0 0", "0::/run/rank0", "usage_usec 1", 0.0),
+        ("tmpfs /tmp tmpfs rw 0 0", "0::/", "", 0.0),
+    ],
+)
+def test_both_versions_tell_for_how_long_a_group_stood_still(
+    kind: str, own: str, statistics: str, expected_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = tmp_path / "cpu/run/rank0"
+    group.mkdir(parents=True)
+    (tmp_path / "cpu/cgroup.controllers").write_text("cpu memory")
+    (group / "cpu.stat").write_text(f"nr_periods 7\n{statistics}\n")
+    mount(tmp_path, monkeypatch, f"{kind.format(tmp_path)}\n")
+    (tmp_path / "own").write_text(f"{own}\n")
+    monkeypatch.setattr(quota, "OWN_GROUPS", tmp_path / "own")
+    assert quota.StandStill.of_this_process().seconds() == pytest.approx(expected_s)
 
 
 @needs_cgroups

@@ -89,9 +89,9 @@ def row(
     group: its ranks, nodes and racks; samples_s: of the slowest rank, by iteration. bytes_by_level: payload of a mean
     rank in one dispatch, by the widest link (node: inside one, rack: between nodes of a rack, system: between racks).
     The even samples are for calibration where the odd ones are held out for judging it: statistics are those of all,
-    `calibration_s` and `held_out_s` the medians of each half. Rows of CPU ranks also have `computed_s`, the median of
-    what a mean rank computes in a call, and `core_share`, what of a core a busy rank has. `cell` names the row for a
-    run that resumes this one.
+    `calibration_s` and `held_out_s` the medians of each half. Rows of CPU ranks also have `computed_s` and `idle_s`,
+    the medians of what a mean rank computes in a call and is idle (`piper_hpc.microbench.timing.Spent`), and
+    `core_share`, what of a core a busy rank has. `cell` names the row for a run that resumes this one.
     """
     seconds = np.asarray(samples_s, dtype=np.float64)
     p5, median, p95 = np.percentile(seconds, [5, 50, 95])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
-from time import perf_counter, process_time, sleep
+from functools import cached_property, partial
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -98,18 +98,18 @@ class Bench:
         round_s, share_s = self.team.maximum(perf_counter() - started, share_s)
         # The check and the round before have had their part of the share.
         count = max(MIN_ITERATIONS, min(iterations, int(share_s / round_s) - 2) // 2 * 2)
-        samples = np.empty((count, 2, len(self.variants)))
+        samples = np.empty((count, 3, len(self.variants)))
         for iteration in range(count):
             # Another order each time, the same on all ranks: no variant always follows the same one.
             order = np.random.default_rng(iteration).permutation(len(self.variants))
             samples[iteration] = self._round(load, iteration, order)
         table = self.team.table(samples.reshape(-1).tolist()).reshape(-1, *samples.shape)
-        slowest, computed = table[:, :, 0].max(axis=0), table[self._dispatching, :, 1].mean(axis=0)
+        slowest, spent = table[:, :, 0].max(axis=0), table[self._dispatching, :, 1:].mean(axis=0)
         more = {"concurrent_groups": len(self.factories), **self._extra}
         return [
             row(cell, variant, self.group, slowest[:, index].tolist(), checked[index],
                 formula_bytes=_formula_bytes(cell, variant, self.factories[0].places),
-                **self._computed(computed[:, index]), **more)
+                **self._of_cpu_ranks(spent[:, :, index]), **more)
             for index, variant in enumerate(self.variants)
         ]  # fmt: skip
 
@@ -117,11 +117,12 @@ class Bench:
     def _dispatching(self) -> list[int]:
         return [rank for factory in self.factories for rank in factory.ranks]
 
-    def _computed(self, computed_s: Array) -> dict[str, float]:
-        """What a row of CPU ranks says of what they compute in a call, [iterations]."""
+    def _of_cpu_ranks(self, spent_s: Array) -> dict[str, float]:
+        """What a row of CPU ranks says of where a mean one computes and is idle, [iterations, 2]."""
         if self.team.device.type != "cpu":
             return {}
-        return {"computed_s": float(np.median(computed_s)), "core_share": self.team.core_share}
+        computed_s, idle_s = np.median(spent_s, axis=0).tolist()
+        return {"computed_s": computed_s, "idle_s": idle_s, "core_share": self.team.core_share}
 
     @cached_property
     def group(self) -> dict[str, int]:
@@ -130,8 +131,8 @@ class Bench:
         return {"ranks": places.ranks, "nodes": len(set(_nodes(places))), "racks": len(set(places.rack_of_rank))}
 
     def _round(self, load: _CellInputs | None, iteration: int, order: Iterable[int]) -> Array:
-        """Of one call of each variant its seconds and what of them this rank's process computes, [2, variants]."""
-        seconds = np.zeros((2, len(self.variants)))
+        """What one call of each variant takes of this rank, in the order of `Spent`, [3, variants]."""
+        seconds = np.zeros((3, len(self.variants)))
         routing = load.routing(iteration) if load else None
         for index in order:
             # A CPU rank's quota is whole again after a rest: no variant pays for the one before it.
@@ -139,10 +140,8 @@ class Bench:
             self.team.barrier()
             runner = self._runners[index]
             if runner and load and routing:
-                started, computed = perf_counter(), process_time()
-                runner.run(load.tokens, *routing, load.placement)
-                self.team.wait_for_device()
-                seconds[:, index] = perf_counter() - started, process_time() - computed
+                spent = self.team.spent(partial(runner.run, load.tokens, *routing, load.placement))
+                seconds[:, index] = spent.seconds, spent.computed_s, spent.idle_s
         return seconds
 
     def _check(self, load: _CellInputs | None) -> list[CheckResult]:
