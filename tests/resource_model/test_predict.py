@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piper_hpc.resource_model import FLOP_CONVENTION, ResourceModelError, flops_per_token, predict
-from piper_hpc.resource_model.eager.predict import step_lower_bound_s
+from piper_hpc.resource_model.eager.predict import TERM_ERROR, step_lower_bound_s
 from piper_hpc.resource_model.eager.step import step_cost
 from piper_hpc.spec import (
     DATA_SHEET,
@@ -193,8 +194,13 @@ def test_intervals_hold_the_prediction_and_grow_with_the_spread() -> None:
         exact,
         curves={name: replace(curve, spread=(0.0,) * len(curve.work)) for name, curve in exact.curves.items()},
     )
-    low, high = run(given_cluster=cluster(exact)).intervals["step_time_s"]
-    assert low == pytest.approx(high)
+    sure = run(given_cluster=cluster(exact))
+    for term, seconds in sure.terms.items():
+        assert sure.intervals[term] == pytest.approx((seconds / (1 + TERM_ERROR), seconds * (1 + TERM_ERROR)))
+    # Terms are off one by one.
+    together_s = math.hypot(*(TERM_ERROR * seconds for seconds in sure.terms.values()))
+    assert sure.intervals["step_time_s"][1] == pytest.approx(sure.step_time_s + together_s)
+    assert sure.intervals["step_time_s"][1] < prediction.intervals["step_time_s"][1]
 
 
 def test_ranks_that_share_cores_are_bound_by_all_work() -> None:

@@ -32,7 +32,7 @@ from piper_hpc.studies.testbed import TestbedError, brought_up
 RUN = (
     *("cluster=testbed", "cluster.time_min=60", "parallelism=pp2_ep4", "train.routing.workload=W0"),
     "task.budget_s=120",  # whole curves of the slowest exchanges: short ones of eight ranks say nothing of long ones
-    *("task.suites=[calibration,dispatch]", "task.cell_s=0.25"),  # the family too, which links alone do not price
+    *("task.suites=[calibration,dispatch]", "task.cell_s=0.6"),  # the family too, which links alone do not price
 )
 """Of the configuration of the run: the points have models, layouts and batches of their own."""
 
