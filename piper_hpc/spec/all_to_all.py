@@ -167,10 +167,10 @@ class MeasuredAllToAll(AllToAllCell):
     """Measured seconds of one algorithm in a cell: a dispatch and its combine, forward, from (tokens, expert ids,
     weights) to combined tokens, all-to-all of the counts included.
 
-    seconds: median over the iterations of the slowest rank, what CPU ranks compute at the share of a core that a busy
-    one has; spread: half the 5-95 % range over it, dimensionless; chunks: as in AllToAllConfig, 0 also where nobody
-    recorded them; idle_s: in which CPU ranks compute nothing, 0 where that was not measured. Raises ValueError for
-    seconds that are not above 0.
+    seconds: median over the iterations of the slowest rank, of CPU ranks of a mean one that computes at the share of a
+    core that a busy rank has; spread: half the 5-95 % range over it, dimensionless; chunks: as in AllToAllConfig, 0
+    also where nobody recorded them; idle_s: in which a CPU rank waits for others or the wire, 0 where that was not
+    measured. Raises ValueError for seconds that are not above 0.
     """
 
     algorithm: str

@@ -24,7 +24,7 @@ from piper_hpc.spec.schedules import SPLIT_BACKWARD
 TERM_ERROR = 0.15
 """Half width of the 90 % interval of what a term is off by however well its operators were measured: they are timed by
 themselves, and the model composes them. To the hundredth the least that, with the scatter of measurements, held four
-fifths of the steps and large terms in each of three runs of `make validate-testbed` (2026-11-30), none of which
+fifths of the steps and large terms in each of three runs of `make validate-testbed` (2026-11-30) before the one that
 docs/validation.md reports."""
 CORES_ARE_SHARED = "bubble_fraction: not applicable: ranks share cores, a waiting stage lends its core to the others"
 
