@@ -38,7 +38,7 @@ def testbed(machine_before: dict[str, Any], testbed_is_ours: bool) -> Iterator[T
     if missing:
         pytest.skip(f"the testbed needs Debian packages: {' '.join(missing)} (make testbed-packages)")
     if not quota.writable():
-        pytest.skip("the testbed needs writable control groups")
+        pytest.skip("the testbed needs writable control groups: in a container, mount /sys/fs/cgroup writable")
     present = state.load()
     if present is not None and present.options != options.parse({}).document():
         pytest.skip("a testbed with other options is up: python -m piper_hpc.testbed down")

@@ -22,7 +22,7 @@ from piper_hpc.train.loop import train
 from piper_hpc.train.settings import TrainSettings
 from piper_hpc.train.trainer import Trainer
 from tests.full import full
-from tests.processes import COLLECTIVE_TIMEOUT_S, run_ranks
+from tests.processes import run_ranks
 
 MODEL = ModelSpec(
     "tiny", layers=2, hidden=64, heads=2, kv_heads=1, head_dim=32, experts=4, top_k=2, expert_ffn=64, vocab=256
@@ -213,7 +213,7 @@ def test_spans_of_a_step_nest_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("failing_rank", [pytest.param(0, marks=full), 3])
 def test_error_on_one_rank_ends_all_ranks_within_the_time_out(failing_rank: int) -> None:
     for rank, (error, seconds) in enumerate(run_ranks(4, run_until_failure, failing_rank)):
-        assert seconds < COLLECTIVE_TIMEOUT_S, "the time-out of the process group would have ended it, not the run's"
+        assert seconds < 3 * TIMEOUT_S + 5
         if rank == failing_rank:
             assert error == "OSError: the disk is gone"
         else:
