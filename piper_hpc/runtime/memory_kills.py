@@ -11,6 +11,7 @@ from piper_hpc.runtime import quota
 
 VMSTAT = Path("/proc/vmstat")
 WORDS = "processes were killed for lack of memory"
+CGROUP = Path("/proc/self/cgroup")
 
 
 def counted() -> dict[str, int]:
@@ -35,9 +36,13 @@ def since(before: Mapping[str, int], node: str = "") -> tuple[str, ...]:
 
 def _of_groups() -> list[Path]:
     """Counters of this process's memory group and the one above it."""
-    found = quota.own_group("memory")
-    if found is None:
+    home = quota.controllers().get("memory")
+    if home is None:
         return []
-    home, group = found
-    name = "memory.events" if home.version == 2 else "memory.oom_control"
-    return [folder / name for folder in (group, group.parent) if folder.is_relative_to(home.root)]
+    for line in CGROUP.read_text().splitlines():
+        number, names, path = line.split(":", 2)
+        if (home.version == 2 and number == "0") or (home.version == 1 and "memory" in names.split(",")):
+            group = home.root / path.lstrip("/")
+            name = "memory.events" if home.version == 2 else "memory.oom_control"
+            return [folder / name for folder in (group, group.parent) if folder.is_relative_to(home.root)]
+    return []

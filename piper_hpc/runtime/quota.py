@@ -97,18 +97,6 @@ def controllers() -> dict[str, Controller]:
     return found
 
 
-def own_group(controller: str) -> tuple[Controller, Path] | None:
-    """Where a controller is mounted, and the folder of this process's group there; None where it is not mounted."""
-    home = controllers().get(controller)
-    if home is None:
-        return None
-    for line in OWN_GROUPS.read_text().splitlines():
-        number, names, path = line.split(":", 2)
-        if (home.version == 2 and number == "0") or (home.version == 1 and controller in names.split(",")):
-            return home, home.root / path.lstrip("/")
-    return None
-
-
 def writable() -> bool:
     """Whether this process can create a CPU group with a quota (it tries, and leaves nothing behind)."""
     try:
@@ -170,9 +158,13 @@ class StandStill:
     @classmethod
     def of_this_process(cls) -> StandStill:
         """Of the group that it is in now."""
-        found = own_group("cpu")
-        statistics = found[1] / "cpu.stat" if found else None
-        return cls(statistics if statistics and statistics.exists() else None)
+        home = controllers().get("cpu")
+        for line in OWN_GROUPS.read_text().splitlines() if home else ():
+            _, names, path = line.split(":", 2)
+            if home is not None and ("cpu" in names.split(",") if home.version == 1 else not names):
+                statistics = home.root / path.lstrip("/") / "cpu.stat"
+                return cls(statistics if statistics.exists() else None)
+        return cls(None)
 
     def seconds(self) -> float:
         """Since the group was made."""
